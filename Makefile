@@ -1,0 +1,23 @@
+# make demo    a hub and three spokes on this machine, with traffic, until Ctrl-C
+# make test    all tests, against real servers
+# make check   format, lints, licences
+
+export MONGOD = $(shell ./scripts/get-mongod)
+CARGO ?= cargo
+
+.PHONY: demo test check mongod bench
+
+demo: mongod
+	$(CARGO) build --release --locked --bin spokesync --example demo --example vehicles
+	exec ./target/release/examples/demo
+
+test: mongod
+	$(CARGO) test --workspace --locked
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	./scripts/check-licences
+
+mongod:
+	@test -n "$(MONGOD)"

@@ -1,0 +1,43 @@
+//! Runs one spoke's downlink.
+
+use std::sync::Arc;
+
+use actix::prelude::*;
+use tokio_util::sync::CancellationToken;
+
+use super::run_loop;
+use super::spoke::{Child, ChildExited, StopChild};
+use crate::link;
+
+/// Runs the downlink's loop once. Its parent replaces it when the loop ends.
+pub(super) struct SpokeWriter {
+    pub(super) spoke: Arc<link::Spoke>,
+    pub(super) generation: u64,
+    pub(super) parent: Recipient<ChildExited>,
+    pub(super) stop: CancellationToken,
+}
+
+impl Actor for SpokeWriter {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        let (spoke, stop) = (self.spoke.clone(), self.stop.clone());
+        let work = async move { link::downlink::run(&spoke, &stop).await };
+        run_loop(self, context, work, |writer, outcome| {
+            writer.parent.do_send(ChildExited { child: Child::Writer, generation: writer.generation, outcome });
+        });
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        // Nobody empties the inbox any more.
+        self.spoke.fanout.detach(&self.spoke.zone);
+    }
+}
+
+impl Handler<StopChild> for SpokeWriter {
+    type Result = ();
+
+    fn handle(&mut self, _: StopChild, _: &mut Self::Context) {
+        self.stop.cancel();
+    }
+}

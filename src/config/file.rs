@@ -1,0 +1,313 @@
+//! Reads `spokes.toml`. Every problem of the file is found at once, each with its line.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use secrecy::SecretString;
+use tracing::level_filters::LevelFilter;
+
+use super::environment::Variables;
+use super::table::{At, Reader, Table};
+use super::uri::Uri;
+use super::{Config, Http, Invalid, Log, LogFormat, Source, Spoke, Sync, zone};
+use crate::sync::names::{Namespace, Zone};
+
+/// Reads a file. Paths in it are relative to its folder.
+///
+/// # Errors
+/// Names every problem of the file, each with its line.
+pub fn read(path: &Path, variables: &Variables) -> Result<Config, Invalid> {
+    let shown = path.display().to_string();
+    let bytes = std::fs::read(path).map_err(|error| Invalid::whole(&shown, format!("cannot be read: {error}")))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].split(|&byte| byte == b'\n').count();
+        let message = "this is not UTF-8 text".to_owned();
+        Invalid::new(&shown, vec![super::Problem { line: Some(line), message }])
+    })?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    parse(&text, folder, variables)
+        .map(|config| Config { source: Source::File(path.to_owned()), ..config })
+        .map_err(|problems| Invalid::new(&shown, problems))
+}
+
+fn parse(text: &str, folder: &Path, variables: &Variables) -> Result<Config, Vec<super::Problem>> {
+    let (mut reader, mut root) = Reader::parse(text, variables);
+    if !reader.problems.is_empty() {
+        // What could be made of the rest is no longer what was meant.
+        return Err(reader.problems);
+    }
+    let mut hub = reader.section(&mut root, "hub");
+    let hub_uri = uri(&mut reader, &mut hub, folder);
+    reader.finish(hub);
+    let sync = sync(&mut reader, &mut root);
+    let http = http(&mut reader, &mut root, folder);
+    let log = log(&mut reader, &mut root, folder);
+    let spokes = spokes(&mut reader, &mut root, folder);
+    reader.finish(root);
+    unique(&mut reader, hub_uri.as_ref(), &spokes);
+    match hub_uri {
+        Some(hub) if reader.problems.is_empty() => Ok(Config {
+            hub: hub.value,
+            spokes: spokes.into_iter().filter_map(RawSpoke::finish).collect(),
+            sync,
+            http,
+            log,
+            source: Source::Environment,
+        }),
+        _ => Err(reader.problems),
+    }
+}
+
+/// A spoke as far as it could be read.
+struct RawSpoke {
+    zone: Option<At<Zone>>,
+    uri: Option<At<Uri>>,
+    watch: Vec<Zone>,
+}
+
+impl RawSpoke {
+    fn finish(self) -> Option<Spoke> {
+        Some(Spoke { zone: self.zone?.value, uri: self.uri?.value, watch: self.watch })
+    }
+}
+
+fn spokes<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>, folder: &Path) -> Vec<RawSpoke> {
+    let tables = reader.sections(root, "spoke");
+    if tables.is_empty() {
+        reader.problem(&root.span.clone(), "there is no spoke: add a [[spoke]] with zone and uri".to_owned());
+    }
+    tables.into_iter().map(|table| spoke(reader, table, folder)).collect()
+}
+
+fn spoke<'t>(reader: &mut Reader<'t>, mut table: Table<'t>, folder: &Path) -> RawSpoke {
+    let before = reader.problems.len();
+    let own = match reader.text(&mut table, "zone") {
+        Some(name) => {
+            table.name = format!("spoke {}", name.value);
+            checked(reader, &table.name, name, zone)
+        }
+        None => {
+            if reader.problems.len() == before {
+                let message = format!("{}: zone is missing: the zone that the spoke owns", table.name);
+                reader.problem(&table.span.clone(), message);
+            }
+            None
+        }
+    };
+    let uri = uri(reader, &mut table, folder);
+    let mut watch: Vec<Zone> = Vec::new();
+    for name in reader.texts(&mut table, "watch").into_iter().flat_map(|names| names.value) {
+        let Some(At { value, span }) = checked(reader, &table.name, name, zone) else { continue };
+        if own.as_ref().is_some_and(|own| own.value == value) {
+            reader.problem(&span, format!("{}: it watches its own zone, which it has anyway: remove it", table.name));
+        } else if watch.contains(&value) {
+            reader.problem(&span, format!("{}: it watches {value} twice: remove one", table.name));
+        } else {
+            watch.push(value);
+        }
+    }
+    reader.finish(table);
+    RawSpoke { zone: own, uri, watch }
+}
+
+/// A connection string, given as `uri` or in the file named by `uri_file`.
+fn uri<'t>(reader: &mut Reader<'t>, table: &mut Table<'t>, folder: &Path) -> Option<At<Uri>> {
+    let text = secret(reader, table, ["uri", "uri_file"], folder)?;
+    if text.is_none() {
+        let message =
+            format!("{}: uri is missing: give a connection string as uri, or a file with it as uri_file", table.name);
+        reader.problem(&table.span.clone(), message);
+    }
+    let At { value, span } = text?;
+    match Uri::parse(&value) {
+        Ok(value) => Some(At { value, span }),
+        Err(problems) => {
+            for problem in problems {
+                reader.problem(&span, format!("{}: uri: {problem}", table.name));
+            }
+            None
+        }
+    }
+}
+
+/// A text that stands under one key, or in a file that another key names. `None`: what is there cannot be used.
+#[expect(clippy::option_option, reason = "not usable, not there, there")]
+fn secret<'t>(
+    reader: &mut Reader<'t>,
+    table: &mut Table<'t>,
+    [key, file_key]: [&'static str; 2],
+    folder: &Path,
+) -> Option<Option<At<String>>> {
+    let before = reader.problems.len();
+    let (text, file) = (reader.text(table, key), reader.text(table, file_key));
+    if reader.problems.len() > before {
+        return None;
+    }
+    match (text, file) {
+        (text, None) => Some(text),
+        (Some(_), Some(file)) => {
+            reader.problem(&file.span, format!("{}: give {key} or {file_key}, not both", table.name));
+            None
+        }
+        (None, Some(file)) => {
+            let path = folder.join(&file.value);
+            match std::fs::read_to_string(&path) {
+                Ok(text) => Some(Some(At { value: text.trim().to_owned(), span: file.span })),
+                Err(error) => {
+                    let message = format!("{}: {file_key}: {} cannot be read: {error}", table.name, path.display());
+                    reader.problem(&file.span, message);
+                    None
+                }
+            }
+        }
+    }
+}
+
+fn sync<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>) -> Sync {
+    let mut table = reader.section(root, "sync");
+    let mut sync = Sync::default();
+    if let Some(names) = reader.texts(&mut table, "namespaces") {
+        if names.value.is_empty() {
+            reader.problem(&names.span, "[sync]: namespaces is empty: name at least one collection".to_owned());
+        }
+        sync.namespaces.clear();
+        for name in names.value {
+            let Some(At { value, span }) = checked(reader, "[sync]", name, Namespace::parse) else { continue };
+            if sync.namespaces.contains(&value) {
+                reader.problem(&span, format!("[sync]: namespaces names {value} twice: remove one"));
+            } else {
+                sync.namespaces.push(value);
+            }
+        }
+    }
+    if let Some(key) = reader.text(&mut table, "partition_key")
+        && let Some(key) = checked(reader, "[sync]", key, partition_key)
+    {
+        sync.partition_key = key.value;
+    }
+    if let Some(name) = reader.text(&mut table, "metadata_database")
+        && let Some(name) =
+            checked(reader, "[sync]", name, |name| Namespace::parse(&format!("{name}.a")).map(|ns| ns.database))
+    {
+        if sync.namespaces.iter().any(|ns| ns.database == name.value) {
+            let message = "[sync]: metadata_database must be a database without synced namespaces".to_owned();
+            reader.problem(&name.span, message);
+        }
+        sync.metadata_database = name.value;
+    }
+    reader.finish(table);
+    sync
+}
+
+fn partition_key(name: &str) -> Result<String, String> {
+    if name.is_empty() || name == "_id" || name.starts_with('$') || name.contains(['.', '\0']) {
+        return Err(format!("{name:?} cannot be the partition key: name one top-level field, not _id"));
+    }
+    Ok(name.to_owned())
+}
+
+fn http<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>, folder: &Path) -> Http {
+    let mut table = reader.section(root, "http");
+    let mut http = Http::default();
+    let listen = reader.text(&mut table, "listen").and_then(|listen| {
+        checked(reader, "[http]", listen, |text| {
+            let advice = "is not an address to listen on: write IP:port, such as 127.0.0.1:8080";
+            text.parse::<SocketAddr>().map_err(|_| format!("{text:?} {advice}"))
+        })
+    });
+    let token = secret(reader, &mut table, ["token", "token_file"], folder).flatten();
+    if let Some(token) = token {
+        if token.value.is_empty() {
+            reader.problem(&token.span, "[http]: the token is empty".to_owned());
+        }
+        http.token = Some(SecretString::from(token.value));
+    }
+    if let Some(At { value, span }) = listen {
+        if !value.ip().is_loopback() && http.token.is_none() {
+            let message = format!(
+                "[http]: {value} can be reached from other machines: set token or token_file, or listen on 127.0.0.1"
+            );
+            reader.problem(&span, message);
+        }
+        http.listen = value;
+    }
+    reader.finish(table);
+    http
+}
+
+fn log<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>, folder: &Path) -> Log {
+    let mut table = reader.section(root, "log");
+    let mut log = Log::default();
+    if let Some(level) = reader.text(&mut table, "level")
+        && let Some(level) = checked(reader, "[log]", level, level_filter)
+    {
+        log.level = level.value;
+    }
+    if let Some(format) = reader.text(&mut table, "format")
+        && let Some(format) = checked(reader, "[log]", format, log_format)
+    {
+        log.format = format.value;
+    }
+    if let Some(directory) = reader.text(&mut table, "directory") {
+        log.directory = Some(folder.join(directory.value));
+    }
+    reader.finish(table);
+    log
+}
+
+fn level_filter(name: &str) -> Result<LevelFilter, String> {
+    match name {
+        "error" => Ok(LevelFilter::ERROR),
+        "warn" => Ok(LevelFilter::WARN),
+        "info" => Ok(LevelFilter::INFO),
+        "debug" => Ok(LevelFilter::DEBUG),
+        "trace" => Ok(LevelFilter::TRACE),
+        _ => Err(format!("level {name:?} is none of error, warn, info, debug, trace")),
+    }
+}
+
+fn log_format(name: &str) -> Result<LogFormat, String> {
+    match name {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(format!("format {name:?} is neither text nor json")),
+    }
+}
+
+/// Zones are owned once, and every replica set has one part to play.
+fn unique(reader: &mut Reader<'_>, hub: Option<&At<Uri>>, spokes: &[RawSpoke]) {
+    let mut zones: HashMap<&Zone, ()> = HashMap::new();
+    let mut hosts: HashMap<&str, String> = hub.iter().map(|hub| (hub.value.hosts(), "the hub".to_owned())).collect();
+    for spoke in spokes {
+        let Some(zone) = &spoke.zone else { continue };
+        if zones.insert(&zone.value, ()).is_some() {
+            reader.problem(
+                &zone.span,
+                format!("spoke {}: another spoke owns this zone: each zone has one owner", zone.value),
+            );
+        }
+        let Some(uri) = &spoke.uri else { continue };
+        if let Some(other) = hosts.insert(uri.value.hosts(), format!("spoke {}", zone.value)) {
+            let message =
+                format!("spoke {}: its uri has the hosts of {other}: each has a replica set of its own", zone.value);
+            reader.problem(&uri.span, message);
+        }
+    }
+}
+
+/// The text as what it stands for, or a problem.
+fn checked<T>(
+    reader: &mut Reader<'_>,
+    table: &str,
+    text: At<String>,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> Option<At<T>> {
+    match parse(&text.value) {
+        Ok(value) => Some(At { value, span: text.span }),
+        Err(message) => {
+            reader.problem(&text.span, format!("{table}: {message}"));
+            None
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Connection strings: checked without a network, compared, and never printed with their password.
+
+use std::fmt;
+
+use mongodb::error::ErrorKind;
+use mongodb::options::{ConnectionString, HostInfo};
+use secrecy::{ExposeSecret, SecretString};
+
+/// A connection string that the driver accepts. Printing it shows only its hosts.
+#[derive(Clone)]
+pub struct Uri {
+    text: SecretString,
+    hosts: String,
+}
+
+impl Uri {
+    /// Checks a connection string.
+    ///
+    /// # Errors
+    /// All that is wrong with it, in words that show neither user name nor password.
+    pub fn parse(text: &str) -> Result<Self, Vec<String>> {
+        let Some((scheme @ ("mongodb" | "mongodb+srv"), rest)) = text.split_once("://") else {
+            return Err(vec!["a connection string starts with mongodb:// or mongodb+srv://".to_owned()]);
+        };
+        // A password may hold a raw '?' or '/', which the driver would then read as the start of something else, and name
+        // in its error. So the user's part is taken off by its last '@' before anything is said about the others.
+        let (user, after_user) = rest.rsplit_once('@').map_or((None, rest), |(user, rest)| (Some(user), rest));
+        if user.is_some_and(|user| user.contains(['?', '/', '#', '[', ']', '@'])) {
+            return Err(vec![ENCODE.to_owned()]);
+        }
+        let (hosts, options) = after_user.split_once('?').unwrap_or((after_user, ""));
+        let mut problems = option_problems(scheme, user.is_some(), options);
+        if ConnectionString::parse(format!("{scheme}://{hosts}")).is_err() {
+            problems.push(format!("the hosts cannot be read: write host:port, with commas between them; {ENCODE}"));
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        match ConnectionString::parse(text) {
+            Ok(parsed) => Ok(Self { text: text.into(), hosts: describe_hosts(&parsed.host_info) }),
+            // Hosts and options are fine by themselves, so it is the user's part.
+            Err(_) => Err(vec![ENCODE.to_owned()]),
+        }
+    }
+
+    /// The connection string itself, for the driver alone.
+    pub fn expose(&self) -> &str {
+        self.text.expose_secret()
+    }
+
+    /// The hosts, for people.
+    pub fn hosts(&self) -> &str {
+        &self.hosts
+    }
+}
+
+impl PartialEq for Uri {
+    fn eq(&self, other: &Self) -> bool {
+        self.expose() == other.expose()
+    }
+}
+
+impl fmt::Debug for Uri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Uri({})", self.hosts)
+    }
+}
+
+const ENCODE: &str = "in a user name or password, percent-encode @ : / ? # [ ] and %";
+
+/// Options that other drivers take, or that would break the sync, and what to do about them.
+fn advice(option: &str) -> Option<&'static str> {
+    let (name, value) = option.split_once('=')?;
+    Some(match (name.to_ascii_lowercase().as_str(), value) {
+        ("timeoutms" | "sockettimeoutms", _) => {
+            "is not supported by the MongoDB driver for Rust: remove it, spokesync bounds every call by itself"
+        }
+        ("waitqueuetimeoutms", _) => {
+            "is not supported by the MongoDB driver for Rust: remove it, spokesync sizes its connection pools itself"
+        }
+        ("loadbalanced", "true") => "hides the replica set that change streams need: remove it",
+        _ => return None,
+    })
+}
+
+/// All that is wrong with the options, each by itself.
+fn option_problems(scheme: &str, has_user: bool, options: &str) -> Vec<String> {
+    let name = |option: &str| option.split_once('=').map_or(option, |(name, _)| name).to_owned();
+    let mut problems = Vec::new();
+    let mut kept: Vec<&str> = Vec::new();
+    for option in options.split('&').filter(|option| !option.is_empty()) {
+        match advice(option) {
+            Some(advice) => problems.push(format!("the option {} {advice}", name(option))),
+            None => kept.push(option),
+        }
+    }
+    // The driver stops at its first error: the option without which the error is gone, or another one, is the culprit.
+    let refusal = |kept: &[&str]| {
+        let user = if has_user { "user:password@" } else { "" };
+        ConnectionString::parse(format!("{scheme}://{user}host/?{}", kept.join("&"))).err().map(|error| message(&error))
+    };
+    while let Some(message) = refusal(&kept) {
+        let without = |index: usize| [&kept[..index], &kept[index + 1..]].concat();
+        let Some(index) = (0..kept.len()).find(|&index| refusal(&without(index)).as_ref() != Some(&message)) else {
+            problems.push(message);
+            break;
+        };
+        let name = name(kept.remove(index));
+        let secret = name.to_ascii_lowercase().contains("pass") || name.eq_ignore_ascii_case("authMechanismProperties");
+        let reason = if secret { "its value cannot be read" } else { &message };
+        problems.push(format!("the option {name} cannot be used: {reason}"));
+    }
+    problems
+}
+
+/// The driver's words, without the reply that its `Display` appends.
+fn message(error: &mongodb::error::Error) -> String {
+    match error.kind.as_ref() {
+        ErrorKind::InvalidArgument { message, .. } => message.clone(),
+        _ => "the driver cannot read it".to_owned(),
+    }
+}
+
+fn describe_hosts(hosts: &HostInfo) -> String {
+    match hosts {
+        HostInfo::HostIdentifiers(hosts) => {
+            let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+            hosts.join(",")
+        }
+        HostInfo::DnsRecord(name) => name.clone(),
+        _ => "an address".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> Vec<String> {
+        Uri::parse(text).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn only_the_hosts_are_ever_printed() {
+        let uri = Uri::parse("mongodb://me:s3cret@a.example:27017,b.example/?replicaSet=rs").expect("valid");
+        assert_eq!(format!("{uri:?}"), "Uri(a.example:27017,b.example:27017)");
+        assert!(uri.expose().contains("s3cret"));
+    }
+
+    #[test]
+    fn no_error_shows_a_password() {
+        let wrong = [
+            "mongodb://me:s3cret@host:port",
+            "mongodb://me:s3?cret@host",
+            "mongodb://me:s3/cret@host",
+            "mongodb://me:s3@cret@host",
+            "mongodb://me:s3cret%zz@host",
+            "mongodb://me:s3cret",
+            "mongodb://me:s3cret@host/?replicaSet",
+            "mongodb://me:s3cret@host/?maxPoolSize=s3cret&x=1",
+            "http://me:s3cret@host",
+            "mongodb://me:s3cret@host/a.s3cret b/?authMechanism=NONE",
+        ];
+        for text in wrong {
+            let found = problems(text);
+            assert!(!found.is_empty(), "{text} was accepted");
+            let shown = found.join("; ");
+            assert!(!shown.contains("s3") || text.contains("maxPoolSize"), "{text}: {shown}");
+        }
+    }
+
+    #[test]
+    fn options_of_other_drivers_are_explained_all_at_once() {
+        let found = problems("mongodb://host/?timeoutMS=5&socketTimeoutMS=1&waitQueueTimeoutMS=1&sokcetTimeout=7&w=1");
+        assert_eq!(found.len(), 4, "{found:?}");
+        assert!(found[0].contains("timeoutMS") && found[0].contains("spokesync bounds every call"), "{}", found[0]);
+        assert!(found[3].contains("sokcetTimeout"), "{}", found[3]);
+    }
+
+    #[test]
+    fn options_that_belong_together_are_accepted_together() {
+        let x509 = "mongodb://host/?tls=true&authMechanism=MONGODB-X509&authSource=$external";
+        let tags = "mongodb://host/?readPreference=secondary&readPreferenceTags=dc:ny";
+        for text in [x509, tags, "mongodb+srv://cluster.example/db?retryWrites=true&w=majority"] {
+            assert_eq!(problems(text), Vec::<String>::new(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! Keeps one central MongoDB replica set, the hub, and many edge ones, the spokes, in step: each spoke with the zones it
+//! needs.
+//!
+//! ```text
+//!   uplink     spoke's change stream → sync::uplink   → one transaction at the hub   (+ checkpoint)
+//!   downlink   hub's change stream   → sync::route → queue → sync::downlink → one transaction at the spoke (+ checkpoint)
+//! ```
+//!
+//! - [`config`]: `spokes.toml` and the environment become a valid configuration
+//! - [`sync`]: the rules, as functions on values
+//! - [`mongo`]: everything that talks to a server
+//! - [`link`]: the loops that carry changes, from a change stream to a transaction
+//! - [`actors`]: who runs which loop, and what happens when it ends
+//! - [`observe`]: what the outside may see; [`http`] and [`cli`] show it
+//!
+//! Imports go one way: `sync` uses nothing of ours, `mongo` uses `sync`, `link` uses both, `actors` use all three.
+
+pub mod actors;
+pub mod cli;
+pub mod config;
+pub mod http;
+pub mod link;
+pub mod mongo;
+pub mod observe;
+pub mod sync;

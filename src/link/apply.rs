@@ -1,0 +1,243 @@
+//! A batch into the destination: what the destination refuses climbs the ladder of [`Attempt`](crate::sync::attempt::Attempt)
+//! until it is applied, or parked as a dead letter.
+//!
+//! Promise: the link's mark never passes a change that is neither applied nor parked.
+
+use std::collections::{HashMap, HashSet};
+
+use bson::Timestamp;
+use bson::raw::RawDocumentBuf;
+
+use super::REMEMBERED_DOCUMENTS;
+use super::load::{Commit, Load, Mark, Origin, Side};
+use super::progress::{Later, Progress};
+use super::transact::{Committed, Outcome, Part, RefusedChange, RefusedStep, Written, transact};
+use crate::mongo::checkpoint::Checkpoint;
+use crate::mongo::dead_letters::{self, DeadLetter};
+use crate::mongo::destination::Destination;
+use crate::mongo::error::Error;
+use crate::mongo::server::Server;
+use crate::mongo::tags::Slot;
+use crate::mongo::transaction;
+use crate::sync::ahead::Ahead;
+use crate::sync::attempt::Next;
+use crate::sync::key::Key;
+use crate::sync::names::Link;
+use crate::sync::position::Position;
+use crate::sync::step::Step;
+
+/// Applies a link's batches at its destination.
+pub struct Applier {
+    destination: Destination,
+    ahead: Ahead,
+    parked: HashSet<Key>,
+}
+
+impl Applier {
+    /// Takes the link over.
+    ///
+    /// # Errors
+    /// If the destination does not answer.
+    pub async fn claim(server: &Server, link: &Link, slot: &Slot, holder: &str) -> Result<Self, Error> {
+        let destination = Destination::claim(server, link, slot, holder).await?;
+        let ahead = Ahead::new(destination.checkpoint().ahead.clone(), REMEMBERED_DOCUMENTS);
+        let parked = dead_letters::parked(server, link).await?;
+        Ok(Self { destination, ahead, parked })
+    }
+
+    /// The checkpoint as it is saved.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        self.destination.checkpoint()
+    }
+
+    /// The destination's time when the link was taken over.
+    pub fn claimed_at(&self) -> Timestamp {
+        self.destination.claimed_at()
+    }
+
+    /// What the destination has ahead of the link's position.
+    pub fn ahead(&self) -> &Ahead {
+        &self.ahead
+    }
+
+    /// How many documents have a dead letter.
+    pub fn parked(&self) -> usize {
+        self.parked.len()
+    }
+
+    /// Saves where the link stands, without any change.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub async fn save(&mut self, side: &mut impl Side, end: Mark) -> Result<(), Error> {
+        let load = Load {
+            steps: Vec::new(),
+            origin: &Nowhere,
+            end,
+            last: Timestamp { time: 0, increment: 0 },
+            read_at: HashMap::new(),
+            changes: 0,
+            foreign: 0,
+        };
+        self.apply(side, load).await
+    }
+
+    /// Applies a batch: all of it, or an error, after which the saved checkpoint tells how much.
+    ///
+    /// # Errors
+    /// If a server fails, or another process has taken the link over.
+    pub async fn apply(&mut self, side: &mut impl Side, mut load: Load<'_>) -> Result<(), Error> {
+        let mut progress = Progress::new(std::mem::take(&mut load.read_at));
+        let mut later = Later::default();
+        later.take(&mut load.steps, 0, &self.parked);
+        loop {
+            let range = progress.part(load.steps.len());
+            let is_last = range.end == load.steps.len();
+            let (mark, ours) = if is_last {
+                let later = later.statement(self.destination.link(), self.destination.server().namespaces());
+                (Some(load.end.clone()), later.into_iter().collect())
+            } else {
+                (load.origin.before(load.steps[range.end].event), Vec::new())
+            };
+            let part = Part { steps: &load.steps[range.clone()], last: load.last, mark, ours };
+            match self.transact(side, &part, &mut progress).await? {
+                Outcome::Committed(committed) => {
+                    let mut commit = self.remember(committed, part.mark);
+                    if is_last {
+                        commit.changes = load.changes;
+                        commit.foreign += load.foreign;
+                        side.committed(commit);
+                        return Ok(());
+                    }
+                    side.committed(commit);
+                    progress.go_on_from(range.end);
+                }
+                Outcome::Refused(refused) => {
+                    let is_delta = refused.step.as_ref().is_some_and(|step| step.is_delta);
+                    let next = progress.attempt.after(refused.refusal, is_delta);
+                    tracing::debug!(link = %self.destination.link(), ?refused, ?next, "batch refused");
+                    match (next, &refused.step) {
+                        (Next::Try(attempt), _) => progress.attempt = attempt,
+                        (Next::ReadWhole, Some(step)) => progress.refuse(step.key.clone()),
+                        (Next::Park | Next::ReadWhole, step) => {
+                            let index = range.start + culprit(part.steps, step.as_ref());
+                            if index > range.start {
+                                progress.stop_before(index);
+                                continue;
+                            }
+                            self.park(side, &load, index, &refused).await?;
+                            load.steps.remove(index);
+                            later.take(&mut load.steps, index, &self.parked);
+                            progress.go_on_from(index);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// One transaction, tried again as long as the server says that this is safe.
+    async fn transact(
+        &mut self,
+        side: &mut impl Side,
+        part: &Part<'_, '_>,
+        progress: &mut Progress,
+    ) -> Result<Outcome, Error> {
+        let mut delays = transaction::delays();
+        loop {
+            let error = match transact(&mut self.destination, &self.ahead, side, part, progress).await {
+                Ok(Outcome::Committed(committed)) => return Ok(Outcome::Committed(committed)),
+                Ok(refused) => {
+                    self.destination.abort().await;
+                    return Ok(refused);
+                }
+                Err(error) if error.is_again() => error,
+                Err(error) => return Err(error),
+            };
+            self.destination.abort().await;
+            let Some(delay) = delays.next() else { return Err(error) };
+            tracing::debug!(%error, ?delay, "transaction is tried again");
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    /// Remembers what a committed transaction leaves behind.
+    fn remember(&mut self, committed: Committed, mark: Option<Mark>) -> Commit {
+        let Committed { at, number, written } = committed;
+        for (key, zones, at) in written.read_at {
+            self.ahead.has_read(key, zones.iter().map(String::as_str), at);
+        }
+        let position = self.advance(mark);
+        let hub_edits = Written::hub_edits(written.edits);
+        Commit { at, position, hub_edits, number, changes: 0, foreign: written.foreign, parked: 0 }
+    }
+
+    /// Makes the step a dead letter. The link's mark stays before it; what follows in the batch moves it past.
+    async fn park(
+        &mut self,
+        side: &mut impl Side,
+        load: &Load<'_>,
+        index: usize,
+        refused: &RefusedChange,
+    ) -> Result<(), Error> {
+        let step = &load.steps[index];
+        let (event, cluster_time) = load.origin.event(step.event);
+        let server = self.destination.server();
+        let namespace = &server.namespaces()[usize::from(step.key.namespace())];
+        let code = refused.refusal.code;
+        let letter =
+            DeadLetter { namespace, id: step.id, code, message: &refused.message, event: &event, cluster_time };
+        let statement = dead_letters::park(self.destination.link(), &letter);
+        tracing::error!(
+            link = %self.destination.link(), ns = %namespace, id = ?step.id, error = refused.message,
+            "change refused by the destination, kept as a dead letter"
+        );
+        let mark = load.origin.before(step.event);
+        let part = Part { steps: &[], last: load.last, mark, ours: vec![statement] };
+        let Outcome::Committed(committed) = self.transact(side, &part, &mut Progress::new(HashMap::new())).await?
+        else {
+            let server = self.destination.server();
+            return Err(server.failed("parking a change", code, "the dead letter itself is refused"));
+        };
+        self.parked.insert(step.key.clone());
+        let commit = self.remember(committed, part.mark);
+        side.committed(Commit { parked: 1, ..commit });
+        Ok(())
+    }
+
+    fn advance(&mut self, mark: Option<Mark>) -> Option<Position> {
+        match mark {
+            Some(Mark::Streamed(position)) => {
+                self.ahead.advance(position.cluster_time());
+                Some(position)
+            }
+            Some(Mark::Finished(part, Some(until))) => {
+                self.ahead.has_copied(&part.zone, until);
+                None
+            }
+            Some(Mark::Finished(_, None) | Mark::Copied(_)) | None => None,
+        }
+    }
+}
+
+/// The place of a refused step among those that were tried. Where the server does not tell the step: half of them, so that
+/// in the end it stands alone.
+fn culprit(steps: &[Step<'_>], refused: Option<&RefusedStep>) -> usize {
+    match refused {
+        Some(refused) => steps.iter().take_while(|step| step.event < refused.event).count(),
+        None => steps.len() / 2,
+    }
+}
+
+/// The origin of a batch without steps.
+struct Nowhere;
+
+impl Origin for Nowhere {
+    fn before(&self, _: usize) -> Option<Mark> {
+        None
+    }
+
+    fn event(&self, _: usize) -> (RawDocumentBuf, Option<Timestamp>) {
+        (RawDocumentBuf::new(), None)
+    }
+}

@@ -1,0 +1,386 @@
+//! Carries the hub's changes to a spoke.
+//!
+//! Promise: every change of a zone that the spoke holds reaches it once, in the hub's order, or is a dead letter there.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bson::Timestamp;
+use bson::raw::{RawDocument, RawDocumentBuf};
+use tokio_util::sync::CancellationToken;
+
+use super::apply::Applier;
+use super::copy::{self, Job, Policy};
+use super::feed::Feed;
+use super::inbox::{Delivery, Inbox};
+use super::load::{Commit, Load, Mark, Origin, Side};
+use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, Spoke, Stopped};
+use crate::mongo::checkpoint::Part;
+use crate::mongo::error::Error;
+use crate::mongo::notes;
+use crate::mongo::read::{self, Snapshot, Wanted};
+use crate::mongo::server::Server;
+use crate::mongo::tail;
+use crate::observe::status::{Cell, State};
+use crate::sync::ahead::Ahead;
+use crate::sync::batch::{EventRef, Malformed};
+use crate::sync::conflicts::Conflicts;
+use crate::sync::downlink::{Downlink, Incoming};
+use crate::sync::fields::Fields;
+use crate::sync::key::Key;
+use crate::sync::names::{Direction, Link};
+use crate::sync::position::Position;
+use crate::sync::route::{Action, Content, Routes, SpokeId};
+use crate::sync::step::{Meaning, Step};
+
+/// A spoke whose stream is so close behind the fan-out's attaches, and reads only the rest by itself.
+const CLOSE_SECONDS: u32 = 2;
+
+/// Runs the downlink until it fails or is told to stop.
+///
+/// # Errors
+/// If a server fails.
+pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Error> {
+    let cell = spoke.status.link(Direction::Downlink);
+    cell.set_state(State::Connecting);
+    let link = Link::downlink(&spoke.zone);
+    let (hub, destination) = (spoke.hub.connect().await?, spoke.endpoint.connect().await?);
+    hub.prepare_metadata().await?;
+    let mut applier = Applier::claim(&destination, &link, &spoke.links.downlink_session, &spoke.holder).await?;
+    cell.set_dead_letters(applier.parked());
+    restore_conflicts(spoke, &destination, &link, applier.claimed_at()).await?;
+    let mut side = HubSide { hub, spoke, link, routes: spoke.fanout.routes(), deletable: None, wall_time: None };
+    if applier.checkpoint().position.is_none() {
+        let start = tail::present_position(&side.hub).await?;
+        applier.save(&mut side, Mark::Streamed(start)).await?;
+    }
+    spoke.links.set_anchored();
+    if let Some(stopped) = copy_zones(&mut applier, &mut side, &destination, stop).await? {
+        return Ok(stopped);
+    }
+    loop {
+        let Some(inbox) = reach_fanout(&mut applier, &mut side, stop).await? else { return Ok(Stopped) };
+        cell.set_state(State::Streaming);
+        if let Some(stopped) = empty(&inbox, &mut applier, &mut side, stop).await? {
+            return Ok(stopped);
+        }
+    }
+}
+
+/// What was saved of hub edits that own changes may still have to be held against.
+async fn restore_conflicts(spoke: &Spoke, destination: &Server, link: &Link, now: Timestamp) -> Result<(), Error> {
+    let saved = notes::load(destination, link).await?;
+    let mut conflicts = spoke.links.conflicts();
+    conflicts.restart();
+    for note in saved {
+        for (key, fields) in note.edits {
+            conflicts.record(key, fields, now);
+        }
+        conflicts.record_note(note.number, now);
+    }
+    Ok(())
+}
+
+/// The first copy of every zone that the spoke holds and has not copied yet: watched ones, then what the hub alone has of
+/// its own.
+async fn copy_zones(
+    applier: &mut Applier,
+    side: &mut HubSide<'_>,
+    destination: &Server,
+    stop: &CancellationToken,
+) -> Result<Option<Stopped>, Error> {
+    let (hub, routes, spoke) = (side.hub.clone(), side.routes.clone(), side.spoke);
+    let Some(number) = routes.owner(spoke.zone.as_str()) else { return Ok(None) };
+    let watched = routes.held(number).filter(|zone| **zone != spoke.zone).map(|zone| (zone, Policy::Watch));
+    for (zone, policy) in watched.chain([(&spoke.zone, Policy::OwnerCompletes)]) {
+        for (namespace_number, namespace) in (0u16..).zip(hub.namespaces()) {
+            if applier.checkpoint().copied.contains(&Part::new(namespace, zone)) {
+                continue;
+            }
+            side.cell().set_state(State::InitialSync);
+            if policy == Policy::OwnerCompletes
+                && let Some(stopped) = spoke.links.own_zone_pushed(stop).await
+            {
+                return Ok(Some(stopped));
+            }
+            let job = Job { source: &hub, destination, namespace: namespace_number, zone, policy };
+            if let Some(stopped) = copy::part(applier, side, &job, stop).await? {
+                return Ok(Some(stopped));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Gets to where the fan-out is, by a stream of its own if it is far away, and attaches. `None` if it is told to stop.
+async fn reach_fanout(
+    applier: &mut Applier,
+    side: &mut HubSide<'_>,
+    stop: &CancellationToken,
+) -> Result<Option<Arc<Inbox>>, Error> {
+    let (fanout, zone) = (side.spoke.fanout.clone(), side.spoke.zone.clone());
+    let is_close = |position: &Position| {
+        let ahead = fanout.position().map_or(0, |fanout| fanout.cluster_time().time);
+        ahead.saturating_sub(position.cluster_time().time) <= CLOSE_SECONDS
+    };
+    let mut attachment = None;
+    if is_close(&side.position(applier)) {
+        let position = side.position(applier);
+        let Some(attached) = stop.run_until_cancelled(fanout.attach(&zone, &position)).await else { return Ok(None) };
+        if attached.from <= position {
+            return Ok(Some(attached.inbox));
+        }
+        attachment = Some(attached);
+    }
+    side.cell().set_state(State::CatchingUp);
+    let Some(_lane) = stop.run_until_cancelled(fanout.lane()).await else { return Ok(None) };
+    let mut feed = Feed::open(&side.hub, &side.position(applier)).await?;
+    loop {
+        let routes = fanout.routes();
+        let Some(number) = routes.owner(zone.as_str()) else { return Ok(None) };
+        let Some(routed) = stop.run_until_cancelled(feed.next(&routes, Some(number))).await else { return Ok(None) };
+        let routed = Arc::new(routed?);
+        let mut delivery = Delivery { end: routed.batch.end().clone(), routed: Some((routed.clone(), number)) };
+        // What comes after this place comes through the inbox.
+        if let Some(attachment) = attachment.as_ref().filter(|attachment| attachment.from < delivery.end) {
+            delivery.end = attachment.from.clone();
+        }
+        apply(vec![delivery], applier, side).await?;
+        let position = side.position(applier);
+        if attachment.is_none() && (routed.batch.is_empty() || is_close(&position)) {
+            let Some(attached) = stop.run_until_cancelled(fanout.attach(&zone, &position)).await else {
+                return Ok(None);
+            };
+            attachment = Some(attached);
+        }
+        if let Some(attachment) = attachment.take_if(|attachment| attachment.from <= position) {
+            return Ok(Some(attachment.inbox));
+        }
+    }
+}
+
+/// Applies what comes through the inbox. Ends without `Stopped` when the spoke was detached.
+async fn empty(
+    inbox: &Inbox,
+    applier: &mut Applier,
+    side: &mut HubSide<'_>,
+    stop: &CancellationToken,
+) -> Result<Option<Stopped>, Error> {
+    let mut saved = Instant::now();
+    loop {
+        let Some(first) = stop.run_until_cancelled(inbox.next()).await else { return Ok(Some(Stopped)) };
+        let Some(first) = first else { return Ok(None) };
+        let deliveries = gather(first, inbox);
+        let quiet = deliveries.iter().all(|delivery| delivery.routed.is_none());
+        if quiet {
+            side.cell().quiet(deliveries.last().expect("there is a first").end.cluster_time());
+            if saved.elapsed() < QUIET_CHECKPOINT {
+                continue;
+            }
+        }
+        apply(deliveries, applier, side).await?;
+        saved = Instant::now();
+    }
+}
+
+/// This delivery, and what else is waiting, up to a bound.
+fn gather(first: Delivery, inbox: &Inbox) -> Vec<Delivery> {
+    let weigh = |delivery: &Delivery| {
+        let weight = delivery.routed.as_ref().map(|(routed, spoke)| (routed.picks(*spoke).len(), routed.batch.bytes()));
+        weight.unwrap_or_default()
+    };
+    let (mut events, mut bytes) = weigh(&first);
+    let mut deliveries = vec![first];
+    while events < BATCH_EVENTS && bytes < BATCH_BYTES {
+        let Some(next) = inbox.try_next() else { break };
+        let (more_events, more_bytes) = weigh(&next);
+        events += more_events;
+        bytes += more_bytes;
+        deliveries.push(next);
+    }
+    deliveries
+}
+
+/// Applies deliveries as one batch.
+async fn apply(deliveries: Vec<Delivery>, applier: &mut Applier, side: &mut HubSide<'_>) -> Result<(), Error> {
+    if let Some((routed, _)) = deliveries.iter().rev().find_map(|delivery| delivery.routed.as_ref()) {
+        side.routes = routed.routes.clone();
+    }
+    side.cell().received();
+    let deliveries = Deliveries::new(deliveries, &side.position(applier));
+    side.wall_time = deliveries.events.last().and_then(|picked| picked.event().wall_time());
+    let rules = Rules { partition_key: side.hub.partition_key().to_owned(), precise: side.hub.disambiguates_paths() };
+    let load = {
+        let conflicts = side.spoke.links.conflicts();
+        deliveries.load(&rules, applier.ahead(), &conflicts).map_err(|error| side.hub.malformed(error))?
+    };
+    applier.apply(side, load).await?;
+    side.cell().set_dead_letters(applier.parked());
+    Ok(())
+}
+
+/// What does not change of a downlink's rules.
+struct Rules {
+    partition_key: String,
+    precise: bool,
+}
+
+/// Deliveries that are applied together. Their events for this spoke are numbered through.
+struct Deliveries {
+    events: Vec<Picked>,
+    start: Position,
+    end: Position,
+}
+
+/// An event that concerns this spoke, and what it does about it.
+struct Picked {
+    routed: Arc<super::feed::Routed>,
+    spoke: SpokeId,
+    event: usize,
+    action: Action,
+}
+
+impl Picked {
+    fn event(&self) -> EventRef<'_> {
+        self.routed.batch.event(self.event)
+    }
+}
+
+impl Deliveries {
+    /// Of these deliveries, what lies after `start`.
+    fn new(deliveries: Vec<Delivery>, start: &Position) -> Self {
+        let end = deliveries.last().map_or(start, |delivery| &delivery.end).max(start).clone();
+        let mut events = Vec::new();
+        for Delivery { routed, end } in deliveries {
+            let Some((routed, spoke)) = routed.filter(|_| end > *start) else { continue };
+            for &(event, action) in routed.picks(spoke) {
+                let event = event as usize;
+                let token = routed.batch.event(event).token();
+                if !start.has_seen(token) && end.has_seen(token) {
+                    events.push(Picked { routed: routed.clone(), spoke, event, action });
+                }
+            }
+        }
+        Self { events, start: start.clone(), end }
+    }
+
+    /// What the events mean at the spoke.
+    fn load<'a>(&'a self, rules: &'a Rules, ahead: &Ahead, conflicts: &Conflicts) -> Result<Load<'a>, Malformed> {
+        let mut steps = Vec::new();
+        let mut read_at: HashMap<Key, Timestamp> = HashMap::new();
+        // Hub edits of this batch itself.
+        let mut pending: HashMap<Key, Fields> = HashMap::new();
+        for (number, picked) in self.events.iter().enumerate() {
+            let event = picked.event();
+            let key = event.key()?;
+            let at = event.cluster_time();
+            if read_at.get(&key).is_some_and(|read| at <= *read) {
+                continue;
+            }
+            let downlink = Downlink {
+                routes: &picked.routed.routes,
+                spoke: picked.spoke,
+                partition_key: &rules.partition_key,
+                precise: rules.precise,
+            };
+            let standing = |zones: &crate::sync::step::Zones<'_>| ahead.standing(&key, zones.names(), at);
+            let incoming = Incoming { action: picked.action, event, documents: &picked.routed.documents };
+            let decision = downlink.decide(incoming, &key, standing, conflicts, pending.get(&key));
+            let Some(decision) = decision else { continue };
+            if let Some(fields) = &decision.hub_edit {
+                let earlier = pending.remove(&key);
+                let fields = earlier.map_or_else(|| fields.clone(), |earlier| earlier.union(fields.clone()));
+                pending.insert(key.clone(), fields);
+            }
+            if matches!(picked.action, Action::Apply(Content::Read(_), _)) {
+                read_at.insert(key.clone(), picked.routed.read_at);
+            }
+            let id = event.id()?;
+            steps.push(Step {
+                event: number,
+                key,
+                id,
+                zones: decision.zones,
+                write: decision.write,
+                hub_edit: decision.hub_edit,
+            });
+        }
+        Ok(Load {
+            steps,
+            origin: self,
+            end: Mark::Streamed(self.end.clone()),
+            last: self.events.last().map_or_else(|| self.start.seen_until(), |picked| picked.event().cluster_time()),
+            read_at,
+            changes: self.events.len(),
+            foreign: 0,
+        })
+    }
+}
+
+impl Origin for Deliveries {
+    fn before(&self, event: usize) -> Option<Mark> {
+        let previous = match event.checked_sub(1) {
+            Some(previous) => self.events[previous].event().position()?,
+            None => self.start.clone(),
+        };
+        Some(Mark::Streamed(previous))
+    }
+
+    fn event(&self, event: usize) -> (RawDocumentBuf, Option<Timestamp>) {
+        let event = self.events[event].event();
+        (event.raw(), Some(event.cluster_time()))
+    }
+}
+
+/// The hub, as the downlink's source.
+struct HubSide<'s> {
+    hub: Server,
+    spoke: &'s Spoke,
+    link: Link,
+    routes: Arc<Routes>,
+    /// Saved notes up to this number are no longer needed.
+    deletable: Option<i64>,
+    /// When the newest change of the batch under way was made.
+    wall_time: Option<i64>,
+}
+
+impl HubSide<'_> {
+    fn cell(&self) -> &Cell {
+        self.spoke.status.link(Direction::Downlink)
+    }
+
+    fn position(&self, applier: &Applier) -> Position {
+        applier.checkpoint().position.clone().expect("it is saved before anything is streamed")
+    }
+}
+
+impl Side for HubSide<'_> {
+    async fn read(&mut self, wanted: &Wanted<'_>, _: &HashSet<Key>, time: Timestamp) -> Result<Vec<Snapshot>, Error> {
+        Ok(vec![read::documents_at(&self.hub, wanted, time).await?])
+    }
+
+    fn meaning<'a>(&self, document: Option<&'a RawDocument>, _: bool) -> Meaning<'a> {
+        let Some(spoke) = self.routes.owner(self.spoke.zone.as_str()) else { return Meaning::Foreign };
+        let partition_key = self.hub.partition_key();
+        Downlink { routes: &self.routes, spoke, partition_key, precise: false }.meaning(document)
+    }
+
+    fn statements(&self) -> Vec<RawDocumentBuf> {
+        self.deletable.iter().map(|up_to| notes::delete(&self.link, *up_to)).collect()
+    }
+
+    fn committed(&mut self, commit: Commit) {
+        let mut conflicts = self.spoke.links.conflicts();
+        if !commit.hub_edits.is_empty() {
+            for (key, fields) in commit.hub_edits {
+                conflicts.record(key, fields, commit.at);
+            }
+            conflicts.record_note(commit.number, commit.at);
+        }
+        let cluster_time = commit.position.as_ref().map(Position::cluster_time);
+        self.deletable = cluster_time.and_then(|time| conflicts.downlink_passed(time));
+        drop(conflicts);
+        self.cell().applied(commit.changes, commit.foreign, cluster_time, self.wall_time);
+    }
+}

@@ -1,0 +1,281 @@
+//! One change stream of the hub for all spokes.
+//!
+//! A spoke attaches with the position of its checkpoint and is told from where on its inbox is filled. What lies between
+//! the two it reads by a stream of its own; where its checkpoint is the newer one it leaves out what it has. A spoke that
+//! does not keep up is detached, and comes back when it has caught up. The fan-out waits for nobody.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::Stopped;
+use super::feed::{Feed, Routed};
+use super::inbox::{Delivery, Inbox};
+use crate::mongo::error::{Error, Failure};
+use crate::mongo::server::{Endpoint, Server};
+use crate::mongo::tail;
+use crate::observe::status::{Cell, State};
+use crate::sync::names::Zone;
+use crate::sync::position::Position;
+use crate::sync::route::Routes;
+
+/// How long the stream waits for the other spokes once the first one has come, so that it starts where most of them stand.
+const GATHERING: Duration = Duration::from_secs(1);
+
+/// Checkpoints further apart than this are not worth making everybody read what lies between.
+const TOGETHER: u32 = 60;
+
+/// How many spokes may catch up at once, each on a stream of its own.
+const CATCHING_UP: usize = 4;
+
+/// The one stream, as the spokes see it. It outlives the loop that fills it.
+pub struct Fanout {
+    state: Mutex<Shared>,
+    /// Counts how often the stream got a place to start at.
+    starts: watch::Sender<u64>,
+    /// Counts the spokes that came to wait for that.
+    arrivals: watch::Sender<u64>,
+    lanes: Semaphore,
+}
+
+struct Shared {
+    routes: Arc<Routes>,
+    /// Where the stream stands. `None` before it has started.
+    position: Option<Position>,
+    /// Spokes that wait for it to start, with their checkpoints.
+    waiting: HashMap<Zone, Position>,
+    inboxes: HashMap<Zone, Arc<Inbox>>,
+    /// The stream's place was lost: it can only start at the present.
+    lost: bool,
+}
+
+/// A spoke's place at the fan-out.
+pub struct Attachment {
+    /// What comes for the spoke.
+    pub inbox: Arc<Inbox>,
+    /// Everything after this place comes through the inbox.
+    pub from: Position,
+}
+
+impl Fanout {
+    /// A stream for these routes.
+    pub fn new(routes: Routes) -> Self {
+        let state = Shared {
+            routes: Arc::new(routes),
+            position: None,
+            waiting: HashMap::new(),
+            inboxes: HashMap::new(),
+            lost: false,
+        };
+        Self {
+            state: Mutex::new(state),
+            starts: watch::Sender::new(0),
+            arrivals: watch::Sender::new(0),
+            lanes: Semaphore::new(CATCHING_UP),
+        }
+    }
+
+    /// Who holds what.
+    pub fn routes(&self) -> Arc<Routes> {
+        self.state().routes.clone()
+    }
+
+    /// Where the stream stands, if it has started.
+    pub fn position(&self) -> Option<Position> {
+        self.state().position.clone()
+    }
+
+    /// How many change streams are open at the hub: this one, and those of spokes that catch up.
+    pub fn open_streams(&self) -> usize {
+        let started = usize::from(self.state().position.is_some());
+        started + (CATCHING_UP - self.lanes.available_permits())
+    }
+
+    /// Takes one of the few places for a stream of its own.
+    pub async fn lane(&self) -> SemaphorePermit<'_> {
+        self.lanes.acquire().await.expect("it is never closed")
+    }
+
+    /// Attaches a spoke that stands at `position`. Waits until the stream has started.
+    pub async fn attach(&self, zone: &Zone, position: &Position) -> Attachment {
+        let mut starts = self.starts.subscribe();
+        loop {
+            if let Some(attachment) = self.try_attach(zone, position) {
+                return attachment;
+            }
+            starts.changed().await.expect("the sender is borrowed");
+        }
+    }
+
+    fn try_attach(&self, zone: &Zone, position: &Position) -> Option<Attachment> {
+        let mut state = self.state();
+        let Some(from) = state.position.clone() else {
+            state.waiting.insert(zone.clone(), position.clone());
+            self.arrivals.send_modify(|number| *number += 1);
+            return None;
+        };
+        state.waiting.remove(zone);
+        let inbox = Arc::<Inbox>::default();
+        if let Some(former) = state.inboxes.insert(zone.clone(), inbox.clone()) {
+            former.detach();
+        }
+        Some(Attachment { inbox, from })
+    }
+
+    /// Nothing more is kept for this spoke.
+    pub fn detach(&self, zone: &Zone) {
+        let mut state = self.state();
+        state.waiting.remove(zone);
+        if let Some(inbox) = state.inboxes.remove(zone) {
+            inbox.detach();
+        }
+    }
+
+    /// Gives every spoke its part of a reply.
+    fn distribute(&self, routed: Routed) {
+        let end = routed.batch.end().clone();
+        let routed = Arc::new(routed);
+        let mut state = self.state();
+        state.position = Some(end.clone());
+        let routes = routed.routes.clone();
+        state.inboxes.retain(|zone, inbox| {
+            let own = routes.owner(zone.as_str()).filter(|spoke| !routed.picks(*spoke).is_empty());
+            let part = own.map(|spoke| (routed.excerpt(spoke).map_or_else(|| routed.clone(), Arc::new), spoke));
+            let kept = inbox.push(Delivery { routed: part, end: end.clone() });
+            if !kept {
+                tracing::warn!(%zone, "the spoke does not keep up, it will catch up on a stream of its own");
+            }
+            kept
+        });
+    }
+
+    /// Where the stream goes on, or starts.
+    async fn start(&self, hub: &Server, stop: &CancellationToken) -> Result<Option<Position>, Error> {
+        let (known, lost) = {
+            let state = self.state();
+            (state.position.clone(), state.lost)
+        };
+        if known.is_some() {
+            return Ok(known);
+        }
+        let start = if lost {
+            tail::present_position(hub).await?
+        } else {
+            let Some(start) = stop.run_until_cancelled(self.gather()).await else { return Ok(None) };
+            start
+        };
+        let mut state = self.state();
+        state.position = Some(start.clone());
+        state.lost = false;
+        drop(state);
+        self.starts.send_modify(|number| *number += 1);
+        Ok(Some(start))
+    }
+
+    /// Waits for the spokes, and says where most of them stand.
+    async fn gather(&self) -> Position {
+        let mut arrivals = self.arrivals.subscribe();
+        let mut deadline = None;
+        loop {
+            let (waiting, spokes) = {
+                let state = self.state();
+                (state.waiting.values().cloned().collect::<Vec<_>>(), state.routes.len())
+            };
+            if let Some(start) = common_start(&waiting) {
+                let until = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + GATHERING);
+                if waiting.len() >= spokes || tokio::time::Instant::now() >= until {
+                    return start;
+                }
+                drop(tokio::time::timeout_at(until, arrivals.changed()).await);
+            } else {
+                arrivals.changed().await.expect("the sender is borrowed");
+            }
+        }
+    }
+
+    /// The stream's place is gone: all spokes start anew from their own.
+    fn lose(&self) {
+        let mut state = self.state();
+        state.position = None;
+        state.lost = true;
+        for (_, inbox) in state.inboxes.drain() {
+            inbox.detach();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Shared> {
+        // Plain values, each set in one step.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The earliest of those positions that are close to the latest one.
+fn common_start(positions: &[Position]) -> Option<Position> {
+    let latest = positions.iter().max()?;
+    let close =
+        |position: &&Position| latest.cluster_time().time.saturating_sub(position.cluster_time().time) <= TOGETHER;
+    positions.iter().filter(close).min().cloned()
+}
+
+/// Runs the stream until it fails or is told to stop.
+///
+/// # Errors
+/// If the hub fails.
+pub async fn run(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &CancellationToken) -> Result<Stopped, Error> {
+    cell.set_state(State::Connecting);
+    let server = hub.connect().await?;
+    server.prepare_metadata().await?;
+    let Some(position) = fanout.start(&server, stop).await? else { return Ok(Stopped) };
+    let mut feed = match Feed::open(&server, &position).await {
+        Ok(feed) => feed,
+        Err(error) => return Err(lost(fanout, error)),
+    };
+    cell.set_state(State::Streaming);
+    loop {
+        let routes = fanout.routes();
+        let Some(routed) = stop.run_until_cancelled(feed.next(&routes, None)).await else { return Ok(Stopped) };
+        let routed = routed.map_err(|error| lost(fanout, error))?;
+        let last = routed.batch.len().checked_sub(1).map(|last| routed.batch.event(last).wall_time());
+        match last {
+            Some(wall_time) => {
+                let time = routed.batch.end().cluster_time();
+                cell.received();
+                cell.applied(routed.batch.len(), 0, Some(time), wall_time);
+            }
+            None => cell.quiet(routed.batch.end().cluster_time()),
+        }
+        fanout.distribute(routed);
+    }
+}
+
+fn lost(fanout: &Fanout, error: Error) -> Error {
+    if error.failure() == Failure::HistoryLost {
+        fanout.lose();
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::rawdoc;
+
+    fn at(seconds: u32) -> Position {
+        let data = format!("82{seconds:08X}000000012B0229296E04");
+        Position::from_token(&rawdoc! { "_data": data.as_str() }).expect("a token")
+    }
+
+    #[test]
+    fn the_stream_starts_where_most_spokes_stand() {
+        assert_eq!(common_start(&[at(1_000), at(995), at(990)]), Some(at(990)));
+        assert_eq!(common_start(&[]), None);
+    }
+
+    #[test]
+    fn a_spoke_that_was_away_for_long_does_not_make_the_others_wait() {
+        assert_eq!(common_start(&[at(1_000), at(10), at(990)]), Some(at(990)));
+    }
+}

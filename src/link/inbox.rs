@@ -1,0 +1,102 @@
+//! What the fan-out has for one spoke and its writer has not taken yet.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::feed::Routed;
+use crate::sync::position::Position;
+use crate::sync::queue::{Full, Queue, Weight};
+use crate::sync::route::SpokeId;
+
+/// How much may wait for one spoke. What waits is shared by all spokes that wait for it.
+const CAPACITY: Weight = Weight { events: 50_000, bytes: 32_000_000 };
+
+/// One reply of the hub's change stream, as far as it concerns one spoke.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// The reply, if any of it concerns the spoke.
+    pub routed: Option<(Arc<Routed>, SpokeId)>,
+    /// Where the hub's stream stands after it.
+    pub end: Position,
+}
+
+/// A spoke's queue at the fan-out.
+pub struct Inbox {
+    queue: Mutex<Queue<Delivery>>,
+    changed: Notify,
+    detached: AtomicBool,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self { queue: Mutex::new(Queue::new(CAPACITY)), changed: Notify::new(), detached: AtomicBool::new(false) }
+    }
+}
+
+impl Inbox {
+    /// Adds what the fan-out has. `false` if the spoke is too far behind for it: then nothing more will come.
+    pub(super) fn push(&self, delivery: Delivery) -> bool {
+        let accepted = {
+            let mut queue = self.queue();
+            let weight = delivery.weight();
+            match queue.last_mut().filter(|last| last.routed.is_none() && delivery.routed.is_none()) {
+                // Of positions alone only the last one matters.
+                Some(last) => {
+                    *last = delivery;
+                    true
+                }
+                None => match queue.push(delivery, weight) {
+                    Ok(()) => true,
+                    Err(Full(_)) => false,
+                },
+            }
+        };
+        if !accepted {
+            self.detach();
+        }
+        self.changed.notify_one();
+        accepted
+    }
+
+    /// Nothing more will come.
+    pub(super) fn detach(&self) {
+        self.detached.store(true, Ordering::Release);
+        self.changed.notify_one();
+    }
+
+    /// The next delivery; `None` after the last one of a spoke that was detached.
+    pub async fn next(&self) -> Option<Delivery> {
+        loop {
+            if let Some(delivery) = self.try_next() {
+                return Some(delivery);
+            }
+            if self.detached.load(Ordering::Acquire) {
+                return self.try_next();
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    /// The next delivery, if one is there.
+    pub fn try_next(&self) -> Option<Delivery> {
+        self.queue().pop()
+    }
+
+    /// What waits, and what may wait.
+    pub fn fill(&self) -> (Weight, Weight) {
+        let queue = self.queue();
+        (queue.weight(), queue.capacity())
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue<Delivery>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Delivery {
+    fn weight(&self) -> Weight {
+        self.routed.as_ref().map_or(Weight::default(), |(routed, spoke)| routed.weight(*spoke))
+    }
+}

@@ -1,0 +1,92 @@
+//! What passes between the two halves of a link: a batch on its way into the destination, and what became of it.
+
+use std::collections::{HashMap, HashSet};
+
+use bson::Timestamp;
+use bson::raw::{RawDocument, RawDocumentBuf};
+
+use crate::mongo::checkpoint::{Part, Progress};
+use crate::mongo::error::Error;
+use crate::mongo::read::{Snapshot, Wanted};
+use crate::sync::fields::Fields;
+use crate::sync::key::Key;
+use crate::sync::position::Position;
+use crate::sync::step::{Meaning, Step};
+
+/// A batch that is to be applied.
+pub struct Load<'a> {
+    /// The steps, in the source's order.
+    pub steps: Vec<Step<'a>>,
+    /// Where the steps come from.
+    pub origin: &'a (dyn Origin + Sync),
+    /// Where the link stands after all of it.
+    pub end: Mark,
+    /// The source's time of the last change in it.
+    pub last: Timestamp,
+    /// Documents in the steps that were read at the source, and when.
+    pub read_at: HashMap<Key, Timestamp>,
+    /// How many changes it covers, with or without a step.
+    pub changes: usize,
+    /// How many of them were of another zone's documents.
+    pub foreign: usize,
+}
+
+/// Where the steps of a batch come from, by the number of a step's event.
+pub trait Origin {
+    /// Where the link stands just before the event. `None`: where it stood before the batch.
+    fn before(&self, event: usize) -> Option<Mark>;
+
+    /// The event itself, for a dead letter, and its time at the source if it has one.
+    fn event(&self, event: usize) -> (RawDocumentBuf, Option<Timestamp>);
+}
+
+/// Where a link stands after a batch, or after a part of one.
+#[derive(Clone, Debug)]
+pub enum Mark {
+    /// After this place in the change stream.
+    Streamed(Position),
+    /// After this document of a copy.
+    Copied(Progress),
+    /// This part is copied. Until then any document of its zone may be newer than the link's position says.
+    Finished(Part, Option<Timestamp>),
+}
+
+/// What became durable in one transaction.
+#[derive(Debug)]
+pub struct Commit {
+    /// The destination's time.
+    pub at: Timestamp,
+    /// Where the link stands now, if it moved in a change stream.
+    pub position: Option<Position>,
+    /// The hub edits of the spoke's own documents in it.
+    pub hub_edits: Vec<(Key, Fields)>,
+    /// The number under which they are saved.
+    pub number: i64,
+    /// How many changes it covers, with or without a step.
+    pub changes: usize,
+    /// How many changes of other zones' documents were left out.
+    pub foreign: usize,
+    /// How many changes became dead letters.
+    pub parked: usize,
+}
+
+/// The part of a link that differs by its direction.
+pub trait Side {
+    /// Reads documents at the source as they were at this time, or later. Those in `unstamped` get their partition key
+    /// first.
+    fn read(
+        &mut self,
+        wanted: &Wanted<'_>,
+        unstamped: &HashSet<Key>,
+        time: Timestamp,
+    ) -> impl Future<Output = Result<Vec<Snapshot>, Error>> + Send;
+
+    /// What a document that was read means for the destination, which is known to have none of its zone if `absent`.
+    fn meaning<'a>(&self, document: Option<&'a RawDocument>, absent: bool) -> Meaning<'a>;
+
+    /// Statements of its own for the next transaction.
+    fn statements(&self) -> Vec<RawDocumentBuf>;
+
+    /// A transaction is committed.
+    fn committed(&mut self, commit: Commit);
+}

@@ -1,0 +1,131 @@
+//! The loops that carry changes: from a change stream, by the rules of [`crate::sync`], into transactions.
+//!
+//! - [`uplink`]: a spoke's changes to the hub
+//! - [`feed`]: the hub's change stream, with what routing needs; [`fanout`]: one feed for all spokes
+//! - [`downlink`]: what a feed brings to a spoke
+//! - [`copy`]: the first copy of a zone
+//! - [`load`]: what passes between the two halves of a link; [`apply`]: a batch into a transaction, up the ladder if need be
+//! - [`stamp`]: partition keys for documents that have none
+//!
+//! A loop ends by an error or because it is told to stop. It never retries by itself: whoever runs it starts a new one,
+//! which goes on from the checkpoint.
+
+pub mod apply;
+mod copy;
+pub mod downlink;
+pub mod fanout;
+pub mod feed;
+pub mod inbox;
+pub mod load;
+mod progress;
+pub mod stamp;
+mod transact;
+pub mod uplink;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::mongo::server::Endpoint;
+use crate::mongo::tags::Slot;
+use crate::observe::status::SpokeCell;
+use crate::sync::conflicts::Conflicts;
+use crate::sync::names::Zone;
+
+/// A loop ended because it was told to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped;
+
+/// A batch holds at most so many change events.
+pub const BATCH_EVENTS: usize = 10_000;
+
+/// A batch is closed when it has so many bytes; one reply of a server may still be larger.
+pub const BATCH_BYTES: usize = 6_000_000;
+
+/// How often the checkpoint of a quiet link follows the stream's position, so that it stays in the oplog window.
+pub const QUIET_CHECKPOINT: Duration = Duration::from_secs(10);
+
+/// At most so many documents are remembered by themselves, in each map of each link.
+pub const REMEMBERED_DOCUMENTS: usize = 50_000;
+
+/// What the loops of one spoke need.
+pub struct Spoke {
+    /// The zone that it owns.
+    pub zone: Zone,
+    /// The hub.
+    pub hub: Arc<Endpoint>,
+    /// The spoke itself.
+    pub endpoint: Arc<Endpoint>,
+    /// The hub's change stream, for all spokes.
+    pub fanout: Arc<fanout::Fanout>,
+    /// What both links must know of each other.
+    pub links: Links,
+    /// What is shown of it.
+    pub status: Arc<SpokeCell>,
+    /// Who this process is, in checkpoints.
+    pub holder: String,
+}
+
+/// What both links of a spoke must know of each other, and what they keep. It outlives the loops.
+pub struct Links {
+    /// The uplink's session at the hub.
+    pub uplink_session: Slot,
+    /// The uplink's session at the spoke, for stamps.
+    pub stamp_session: Slot,
+    /// The downlink's session at the spoke.
+    pub downlink_session: Slot,
+    conflicts: Mutex<Conflicts>,
+    anchored: watch::Sender<bool>,
+    own_zone_pushed: watch::Sender<bool>,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self {
+            uplink_session: Slot::default(),
+            stamp_session: Slot::default(),
+            downlink_session: Slot::default(),
+            conflicts: Mutex::new(Conflicts::new(REMEMBERED_DOCUMENTS)),
+            anchored: watch::Sender::new(false),
+            own_zone_pushed: watch::Sender::new(false),
+        }
+    }
+}
+
+impl Links {
+    /// The hub edits that own changes must be held against.
+    pub fn conflicts(&self) -> MutexGuard<'_, Conflicts> {
+        // It holds plain values: one that was left in the middle of a change is no worse than a restart.
+        self.conflicts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The downlink has saved a place in the hub's stream: whatever a hub application does from now on will come down.
+    pub fn set_anchored(&self) {
+        self.anchored.send_replace(true);
+    }
+
+    /// The spoke's own zone is at the hub, as far as it was there when the initial sync began.
+    pub fn set_own_zone_pushed(&self) {
+        self.own_zone_pushed.send_replace(true);
+    }
+
+    /// Waits until the downlink has its place.
+    pub async fn anchored(&self, stop: &CancellationToken) -> Option<Stopped> {
+        until(&self.anchored, stop).await
+    }
+
+    /// Waits until the own zone is pushed.
+    pub async fn own_zone_pushed(&self, stop: &CancellationToken) -> Option<Stopped> {
+        until(&self.own_zone_pushed, stop).await
+    }
+}
+
+async fn until(flag: &watch::Sender<bool>, stop: &CancellationToken) -> Option<Stopped> {
+    let mut flag = flag.subscribe();
+    match stop.run_until_cancelled(flag.wait_for(|set| *set)).await {
+        Some(_) => None,
+        None => Some(Stopped),
+    }
+}

@@ -1,0 +1,57 @@
+//! Gives documents that an application wrote without a partition key the key of its spoke, at the spoke.
+
+use bson::raw::{RawArrayBuf, RawDocumentBuf};
+use bson::{Timestamp, rawdoc};
+use std::collections::HashSet;
+
+use crate::mongo::error::Error;
+use crate::mongo::read::Wanted;
+use crate::mongo::server::Server;
+use crate::mongo::tags::{self, Slot, TaggedSession};
+use crate::mongo::transaction;
+use crate::sync::key::Key;
+use crate::sync::names::Link;
+
+/// Stamps documents in transactions that carry the uplink's tag, so that they are recognised as our own.
+pub struct Stamper {
+    server: Server,
+    link: Link,
+    session: TaggedSession,
+}
+
+impl Stamper {
+    /// A stamper for the spoke of this uplink.
+    ///
+    /// # Errors
+    /// If the spoke does not answer.
+    pub async fn new(server: &Server, link: &Link, slot: &Slot) -> Result<Self, Error> {
+        let session = tags::tagged_session(server, link, slot).await?;
+        Ok(Self { server: server.clone(), link: link.clone(), session })
+    }
+
+    /// Gives these documents the zone's partition key where they still have none. Tells the spoke's time of it.
+    ///
+    /// # Errors
+    /// If the spoke does not answer.
+    pub async fn stamp(&mut self, wanted: &Wanted<'_>, unstamped: &HashSet<Key>) -> Result<Timestamp, Error> {
+        let mut commands = Vec::new();
+        for (number, namespace) in (0u16..).zip(self.server.namespaces()) {
+            let ids = unstamped.iter().filter(|key| key.namespace() == number).filter_map(|key| wanted.get(key));
+            let updates: RawArrayBuf = ids.map(|id| self.update(*id)).collect();
+            if !updates.is_empty() {
+                let command = rawdoc! { "update": namespace.collection.as_str(), "updates": updates };
+                commands.push((namespace.database.as_str(), command));
+            }
+        }
+        transaction::run(&self.server, self.session.get(), &commands).await
+    }
+
+    fn update(&self, id: bson::raw::RawBsonRef<'_>) -> RawDocumentBuf {
+        let key = self.server.partition_field();
+        let mut missing = rawdoc! { "_id": { "$eq": id } };
+        missing.append(key, rawdoc! { "$exists": false });
+        let mut stamp = RawDocumentBuf::new();
+        stamp.append(key, self.link.zone.as_str());
+        rawdoc! { "q": missing, "u": { "$set": stamp } }
+    }
+}

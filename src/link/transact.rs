@@ -1,0 +1,284 @@
+//! One transaction of a link: a part of a batch into the destination, with whatever must be read for it.
+
+use std::collections::{HashMap, HashSet};
+
+use bson::Timestamp;
+use bson::raw::{RawBson, RawDocumentBuf};
+
+use super::load::{Mark, Side};
+use super::progress::Progress;
+use crate::mongo::checkpoint::Checkpoint;
+use crate::mongo::destination::{Destination, Open, Refused, Sent};
+use crate::mongo::error::Error;
+use crate::mongo::notes::{self, Edit};
+use crate::mongo::read::Wanted;
+use crate::mongo::server::Server;
+use crate::mongo::statement;
+use crate::sync::ahead::Ahead;
+use crate::sync::attempt::{Attempt, Refusal};
+use crate::sync::fields::Fields;
+use crate::sync::key::Key;
+use crate::sync::plan::{self, Command};
+use crate::sync::step::{Reads, Step, Write, settle};
+
+/// A part of a batch.
+pub(super) struct Part<'p, 'a> {
+    /// Its steps.
+    pub(super) steps: &'p [Step<'a>],
+    /// The source's time of the batch's last change.
+    pub(super) last: Timestamp,
+    /// Where the link stands after it, if that is somewhere else than before.
+    pub(super) mark: Option<Mark>,
+    /// Statements on our own collections.
+    pub(super) ours: Vec<RawDocumentBuf>,
+}
+
+/// What became of a transaction.
+pub(super) enum Outcome {
+    /// It is committed.
+    Committed(Committed),
+    /// The destination refuses a change. Nothing was applied.
+    Refused(RefusedChange),
+}
+
+/// What a committed transaction leaves to be remembered.
+pub(super) struct Committed {
+    /// The destination's time.
+    pub(super) at: Timestamp,
+    /// The number that it saved its hub edits under.
+    pub(super) number: i64,
+    pub(super) written: Written,
+}
+
+/// What was written, beyond the documents themselves.
+#[derive(Default)]
+pub(super) struct Written {
+    /// Documents that were written as they were at a known time of the source, and the zones they may be in.
+    pub(super) read_at: Vec<(Key, Vec<String>, Timestamp)>,
+    /// Hub edits of the spoke's own documents.
+    pub(super) edits: Vec<Edit>,
+    /// How many documents were another zone's, and left out.
+    pub(super) foreign: usize,
+}
+
+/// A change that the destination refuses.
+#[derive(Debug)]
+pub(super) struct RefusedChange {
+    pub(super) refusal: Refusal,
+    pub(super) message: String,
+    /// Which one, if the server tells.
+    pub(super) step: Option<RefusedStep>,
+}
+
+/// Which change is refused.
+#[derive(Debug)]
+pub(super) struct RefusedStep {
+    pub(super) event: usize,
+    pub(super) key: Key,
+    pub(super) is_delta: bool,
+}
+
+impl RefusedChange {
+    fn new(refused: Refused, steps: &[Step<'_>]) -> Self {
+        let step = refused.step.map(|number| &steps[number]);
+        let step = step.map(|step| RefusedStep {
+            event: step.event,
+            key: step.key.clone(),
+            is_delta: matches!(step.write, Write::Update(_)),
+        });
+        Self { refusal: refused.refusal, message: refused.message, step }
+    }
+}
+
+/// Runs one transaction. Where it is refused or fails, the session's transaction is left open for the caller to abort.
+///
+/// # Errors
+/// If a server fails, or another process has taken the link over.
+pub(super) async fn transact(
+    destination: &mut Destination,
+    ahead: &Ahead,
+    side: &mut impl Side,
+    part: &Part<'_, '_>,
+    progress: &mut Progress,
+) -> Result<Outcome, Error> {
+    let server = destination.server().clone();
+    let field = server.partition_field();
+    let (wanted, unstamped) = progress.wanted(part.steps);
+    if !wanted.is_empty() {
+        for snapshot in side.read(&wanted, &unstamped, ahead.read_from(part.last)).await? {
+            progress.has_read(snapshot, part.steps, field);
+        }
+    }
+    let (settled, mut foreign) =
+        settle(part.steps, &progress.reads, field.as_str(), |_, document| side.meaning(document, false));
+    let (number, link, former) =
+        (destination.next_number(), destination.link().clone(), destination.checkpoint().clone());
+    let mut open = destination.begin().await?;
+    let mut settled = settled;
+    let moved = moved(&mut open, &settled, field.as_str()).await?;
+    if !moved.strangers.is_empty() {
+        settled.to_mut().retain(|step| !moved.strangers.contains(&step.key));
+        foreign += moved.strangers.len();
+    }
+    let commands = match progress.attempt {
+        Attempt::Folded(inserts) => plan::fold(&settled, inserts, statement::insert_would_change),
+        Attempt::InSequence => plan::sequence(&settled),
+    };
+    let missed = match send(&mut open, &server, &commands, &settled).await? {
+        Ok(missed) => missed,
+        Err(refused) => return Ok(Outcome::Refused(refused)),
+    };
+    let mut written = Written { foreign, ..Written::of(&settled, |key| progress.read_at(key)) };
+    if missed > 0 {
+        let missing = missing(&mut open, &settled, &moved.movers).await?;
+        match bring(&mut open, &server, side, &missing, ahead.read_from(part.last)).await? {
+            Ok(brought) => written.add(brought),
+            Err(refused) => return Ok(Outcome::Refused(refused)),
+        }
+    }
+    let mut ours = side.statements();
+    ours.extend(part.ours.iter().cloned());
+    if !written.edits.is_empty() {
+        ours.push(notes::save(&link, number, &written.edits));
+    }
+    let checkpoint = checkpoint_after(former, ahead, part.mark.as_ref(), &written);
+    let at = open.commit(&ours, &checkpoint).await?;
+    destination.committed(checkpoint);
+    Ok(Outcome::Committed(Committed { at, number, written }))
+}
+
+/// Sends commands that are made of these steps. Tells how many statements found no document.
+async fn send(
+    open: &mut Open<'_>,
+    server: &Server,
+    commands: &[Command],
+    steps: &[Step<'_>],
+) -> Result<Result<usize, RefusedChange>, Error> {
+    let mut missed = 0;
+    for ready in statement::render(commands, steps, server.namespaces(), server.partition_field()) {
+        match open.send(&ready).await? {
+            Sent::Done(statements) => missed += statements,
+            Sent::Refused(refused) => return Ok(Err(RefusedChange::new(refused, steps))),
+        }
+    }
+    Ok(Ok(missed))
+}
+
+/// Documents that steps move out of the zones that they name.
+#[derive(Default)]
+struct Moved {
+    /// Those that may be moved.
+    movers: HashSet<Key>,
+    /// Those that are in another zone already, and so are none of this link's.
+    strangers: HashSet<Key>,
+}
+
+/// Sorts the documents that steps move. Only before they are moved can it be seen where they are.
+async fn moved(open: &mut Open<'_>, steps: &[Step<'_>], partition_key: &str) -> Result<Moved, Error> {
+    let mut moved = Moved::default();
+    let movers: Vec<&Step<'_>> = steps.iter().filter(|step| step.write.is_move(partition_key)).collect();
+    if movers.is_empty() {
+        return Ok(moved);
+    }
+    let zones = zones(open, &movers).await?;
+    for step in movers {
+        let is_stranger = zones.get(&step.key).is_some_and(|zone| !is_in_reach(step, zone.as_deref()));
+        let kind = if is_stranger { &mut moved.strangers } else { &mut moved.movers };
+        kind.insert(step.key.clone());
+    }
+    Ok(moved)
+}
+
+async fn zones(open: &mut Open<'_>, steps: &[&Step<'_>]) -> Result<HashMap<Key, Option<String>>, Error> {
+    let wanted: Wanted<'_> = steps.iter().map(|step| (step.key.clone(), step.id)).collect();
+    Ok(open.zones(&wanted).await?.into_iter().collect())
+}
+
+fn is_in_reach(step: &Step<'_>, zone: Option<&str>) -> bool {
+    zone.is_some_and(|zone| step.zones.names().any(|name| name == zone))
+}
+
+/// The steps that need a document which is not there, in the zones that they name. That is seen within the transaction, so
+/// nobody else's write can come between.
+async fn missing<'a>(open: &mut Open<'_>, steps: &[Step<'a>], movers: &HashSet<Key>) -> Result<Vec<Step<'a>>, Error> {
+    let needy: Vec<&Step<'a>> = steps.iter().filter(|step| statement::must_match(step)).collect();
+    let zones = zones(open, &needy).await?;
+    let is_there = |step: &Step<'a>| {
+        zones.get(&step.key).is_some_and(|zone| movers.contains(&step.key) || is_in_reach(step, zone.as_deref()))
+    };
+    Ok(needy.into_iter().filter(|step| !is_there(step)).cloned().collect())
+}
+
+/// Brings missing documents whole, which makes up for every statement that did not find them.
+async fn bring(
+    open: &mut Open<'_>,
+    server: &Server,
+    side: &mut impl Side,
+    missing: &[Step<'_>],
+    read_from: Timestamp,
+) -> Result<Result<Written, RefusedChange>, Error> {
+    let wanted: Wanted<'_> = missing.iter().map(|step| (step.key.clone(), step.id)).collect();
+    let mut reads = Reads::default();
+    let mut read_at = HashMap::new();
+    for snapshot in side.read(&wanted, &HashSet::new(), read_from).await? {
+        for key in snapshot.documents.keys() {
+            read_at.insert(key.clone(), snapshot.at);
+            reads.whole.insert(key.clone());
+        }
+        reads.documents.extend(snapshot.documents);
+    }
+    let (whole, foreign) = settle(missing, &reads, server.partition_key(), |_, document| side.meaning(document, true));
+    if let Err(refused) = send(open, server, &plan::sequence(&whole), &whole).await? {
+        return Ok(Err(refused));
+    }
+    Ok(Ok(Written { foreign, ..Written::of(&whole, |key| read_at.get(key).copied()) }))
+}
+
+impl Written {
+    /// What is to be remembered of these steps, whose documents were read when `read_at` says.
+    fn of(steps: &[Step<'_>], read_at: impl Fn(&Key) -> Option<Timestamp>) -> Self {
+        let mut written = Self::default();
+        for step in steps {
+            if let Some(at) = read_at(&step.key) {
+                written.read_at.push((step.key.clone(), step.zones.names().map(str::to_owned).collect(), at));
+            }
+            if let Some(fields) = &step.hub_edit {
+                written.edits.push(Edit { key: step.key.clone(), id: RawBson::from(step.id), fields: fields.clone() });
+            }
+        }
+        written
+    }
+
+    fn add(&mut self, more: Self) {
+        self.read_at.extend(more.read_at);
+        self.edits.extend(more.edits);
+        self.foreign += more.foreign;
+    }
+
+    /// The hub edits without what is only saved.
+    pub(super) fn hub_edits(edits: Vec<Edit>) -> Vec<(Key, Fields)> {
+        edits.into_iter().map(|edit| (edit.key, edit.fields)).collect()
+    }
+}
+
+/// The checkpoint that goes with a transaction.
+fn checkpoint_after(former: Checkpoint, ahead: &Ahead, mark: Option<&Mark>, written: &Written) -> Checkpoint {
+    let mut checkpoint = former;
+    let reads = written.read_at.iter().flat_map(|(_, zones, at)| zones.iter().map(|zone| (zone.as_str(), *at)));
+    checkpoint.ahead = ahead.bounds(reads);
+    match mark {
+        Some(Mark::Streamed(position)) => checkpoint.position = Some(position.clone()),
+        Some(Mark::Copied(progress)) => checkpoint.copying = Some(progress.clone()),
+        Some(Mark::Finished(part, until)) => {
+            checkpoint.copying = None;
+            checkpoint.copied.retain(|copied| copied != part);
+            checkpoint.copied.push(part.clone());
+            if let Some(until) = *until {
+                let bound = checkpoint.ahead.entry(part.zone.clone()).or_insert(until);
+                *bound = until.max(*bound);
+            }
+        }
+        None => {}
+    }
+    checkpoint
+}

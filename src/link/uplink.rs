@@ -1,0 +1,345 @@
+//! Carries a spoke's own changes to the hub.
+//!
+//! Promise: every change of a document of the spoke's zone reaches the hub once, in order, or is a dead letter there.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Instant;
+
+use bson::Timestamp;
+use bson::raw::{RawDocument, RawDocumentBuf};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
+
+use super::apply::Applier;
+use super::copy::{self, Job, Policy};
+use super::load::{Commit, Load, Mark, Origin, Side};
+use super::stamp::Stamper;
+use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, Spoke, Stopped};
+use crate::mongo::checkpoint::Part;
+use crate::mongo::error::Error;
+use crate::mongo::read::{self, Snapshot, Wanted};
+use crate::mongo::server::Server;
+use crate::mongo::tags::Tags;
+use crate::mongo::tail::{self, Selection, Tail};
+use crate::observe::status::State;
+use crate::sync::ahead::Ahead;
+use crate::sync::batch::{Batch, EventRef, Kind, Malformed};
+use crate::sync::key::Key;
+use crate::sync::names::{Direction, Link};
+use crate::sync::position::Position;
+use crate::sync::step::{Meaning, Step, Zones};
+use crate::sync::uplink::{Decision, Owner, Uplink};
+
+/// So many echoes may come through before the stream is opened anew without them. They come through where our own writer
+/// at the spoke got a new session after the stream was opened.
+const ECHOES: usize = 1_000;
+
+/// How often documents that are stamped may lose their stamp again before they are left for the next attempt.
+const STAMPS: u32 = 5;
+
+/// Runs the uplink until it fails or is told to stop.
+///
+/// # Errors
+/// If a server fails.
+pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Error> {
+    let cell = spoke.status.link(Direction::Uplink);
+    cell.set_state(State::Connecting);
+    let link = Link::uplink(&spoke.zone);
+    let (hub, source) = (spoke.hub.connect().await?, spoke.endpoint.connect().await?);
+    source.prepare_metadata().await?;
+    let mut applier = Applier::claim(&hub, &link, &spoke.links.uplink_session, &spoke.holder).await?;
+    cell.set_dead_letters(applier.parked());
+    let rules = Uplink {
+        zone: spoke.zone.clone(),
+        partition_key: hub.partition_key().to_owned(),
+        precise: source.disambiguates_paths(),
+    };
+    let mut side = SpokeSide {
+        rules: &rules,
+        stamper: Stamper::new(&source, &link, &spoke.links.stamp_session).await?,
+        last_push: applier.claimed_at(),
+        source,
+        spoke,
+        wall_time: None,
+    };
+    if applier.checkpoint().position.is_none() {
+        let start = tail::present_position(&side.source).await?;
+        applier.save(&mut side, Mark::Streamed(start)).await?;
+    }
+    if let Some(stopped) = copy_own_zone(&mut applier, &mut side, &hub, stop).await? {
+        return Ok(stopped);
+    }
+    spoke.links.set_own_zone_pushed();
+    stream(&mut applier, &mut side, stop).await
+}
+
+/// The first copy: what the spoke has of its own zone goes up, and wins over what the hub has.
+async fn copy_own_zone(
+    applier: &mut Applier,
+    side: &mut SpokeSide<'_>,
+    hub: &Server,
+    stop: &CancellationToken,
+) -> Result<Option<Stopped>, Error> {
+    let (source, spoke) = (side.source.clone(), side.spoke);
+    for (number, namespace) in (0u16..).zip(source.namespaces()) {
+        if applier.checkpoint().copied.contains(&Part::new(namespace, &spoke.zone)) {
+            continue;
+        }
+        spoke.status.link(Direction::Uplink).set_state(State::InitialSync);
+        // What a hub application does to the zone from now on must come down, or it would be lost under the copy.
+        if let Some(stopped) = spoke.links.anchored(stop).await {
+            return Ok(Some(stopped));
+        }
+        let job = Job {
+            source: &source,
+            destination: hub,
+            namespace: number,
+            zone: &spoke.zone,
+            policy: Policy::OwnerPushes,
+        };
+        if let Some(stopped) = copy::part(applier, side, &job, stop).await? {
+            return Ok(Some(stopped));
+        }
+    }
+    Ok(None)
+}
+
+/// Follows the change stream.
+async fn stream(applier: &mut Applier, side: &mut SpokeSide<'_>, stop: &CancellationToken) -> Result<Stopped, Error> {
+    let (rules, cell) = (side.rules, side.spoke.status.link(Direction::Uplink));
+    let position = applier.checkpoint().position.clone();
+    let source = Echoless::open(&side.source, position.as_ref()).await?;
+    cell.set_state(State::Streaming);
+    // One reply is read ahead while another is applied.
+    let (sender, mut replies) = mpsc::channel(1);
+    let reader = AbortOnDropHandle::new(tokio::spawn(source.read_into(sender).in_current_span()));
+    let mut saved = Instant::now();
+    loop {
+        let Some(first) = stop.run_until_cancelled(replies.recv()).await else { return Ok(Stopped) };
+        let Some(first) = first else {
+            return match reader.await {
+                Ok(error) => Err(error),
+                Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+            };
+        };
+        let batches = gather(first, &mut replies);
+        let end = batches.last().expect("there is a first").end().clone();
+        if batches.iter().all(|batch| batch.is_empty()) {
+            side.pushed_up_to(&end);
+            cell.quiet(end.cluster_time());
+            if saved.elapsed() >= QUIET_CHECKPOINT {
+                applier.save(side, Mark::Streamed(end)).await?;
+                saved = Instant::now();
+            }
+            continue;
+        }
+        cell.received();
+        let batches = Batches(batches);
+        side.wall_time = batches.events().filter_map(|event| event.wall_time()).last();
+        let load = batches.load(rules, applier.ahead()).map_err(|error| side.source.malformed(error))?;
+        applier.apply(side, load).await?;
+        cell.set_dead_letters(applier.parked());
+        saved = Instant::now();
+    }
+}
+
+/// This reply, and what else is waiting, up to a bound.
+fn gather(first: Batch, replies: &mut mpsc::Receiver<Batch>) -> Vec<Batch> {
+    let (mut events, mut bytes) = (first.len(), first.bytes());
+    let mut batches = vec![first];
+    while events < BATCH_EVENTS && bytes < BATCH_BYTES {
+        let Ok(next) = replies.try_recv() else { break };
+        events += next.len();
+        bytes += next.bytes();
+        batches.push(next);
+    }
+    batches
+}
+
+/// Replies that are applied together. Their events are numbered through.
+struct Batches(Vec<Batch>);
+
+impl Batches {
+    fn events(&self) -> impl Iterator<Item = EventRef<'_>> {
+        self.0.iter().flat_map(Batch::events)
+    }
+
+    /// What the events mean at the hub.
+    fn load<'a>(&'a self, rules: &'a Uplink, ahead: &Ahead) -> Result<Load<'a>, Malformed> {
+        let zone = rules.zone.as_str();
+        let mut steps = Vec::new();
+        let mut foreign = 0;
+        let mut last = Timestamp { time: 0, increment: 0 };
+        for (number, event) in self.events().enumerate() {
+            last = event.cluster_time();
+            if matches!(event.kind(), Kind::CollectionLost) {
+                tracing::warn!(zone, cluster_time = %last, "a synced collection was dropped or renamed at the spoke; the hub keeps its documents");
+            }
+            if matches!(event.kind(), Kind::CollectionLost | Kind::Other) {
+                continue;
+            }
+            let key = event.key()?;
+            let standing = ahead.standing(&key, [zone].into_iter(), last);
+            match rules.decide(event, standing)? {
+                Decision::Write(write) => {
+                    let id = event.id()?;
+                    steps.push(Step { event: number, key, id, zones: Zones::One(zone), write, hub_edit: None });
+                }
+                Decision::Foreign => foreign += 1,
+                Decision::Nothing => {}
+            }
+        }
+        let end = Mark::Streamed(self.0.last().expect("there is one").end().clone());
+        let changes = self.events().count();
+        Ok(Load { steps, origin: self, end, last, read_at: HashMap::new(), changes, foreign })
+    }
+
+    /// The batch that holds the event with this number, and its number there.
+    fn find(&self, event: usize) -> (usize, usize) {
+        let mut index = event;
+        for (number, batch) in self.0.iter().enumerate() {
+            if index < batch.len() {
+                return (number, index);
+            }
+            index -= batch.len();
+        }
+        unreachable!("steps are made of these events")
+    }
+}
+
+impl Origin for Batches {
+    fn before(&self, event: usize) -> Option<Mark> {
+        let (number, index) = self.find(event);
+        let in_batch = self.0[number].before(index);
+        let position = in_batch.or_else(|| Some(self.0[number.checked_sub(1)?].end().clone()));
+        position.map(Mark::Streamed)
+    }
+
+    fn event(&self, event: usize) -> (RawDocumentBuf, Option<Timestamp>) {
+        let (number, index) = self.find(event);
+        let event = self.0[number].event(index);
+        (event.raw(), Some(event.cluster_time()))
+    }
+}
+
+/// The spoke, as the uplink's source.
+struct SpokeSide<'s> {
+    rules: &'s Uplink,
+    source: Server,
+    spoke: &'s Spoke,
+    stamper: Stamper,
+    /// The hub's time of the last push.
+    last_push: Timestamp,
+    /// When the newest change of the batch under way was made.
+    wall_time: Option<i64>,
+}
+
+impl SpokeSide<'_> {
+    /// Takes the documents that lack their partition key out of what was read.
+    fn take_unstamped(&self, snapshot: &mut Snapshot) -> HashSet<Key> {
+        let lacks = |document: &RawDocumentBuf| self.rules.owner(document) == Owner::Unstamped;
+        let taken = snapshot.documents.extract_if(|_, document| document.as_ref().is_some_and(lacks));
+        taken.map(|(key, _)| key).collect()
+    }
+
+    /// All that the spoke had up to here is at the hub.
+    fn pushed_up_to(&self, position: &Position) {
+        self.spoke.links.conflicts().uplink_pushed(position.cluster_time(), self.last_push);
+    }
+}
+
+impl Side for SpokeSide<'_> {
+    async fn read(
+        &mut self,
+        wanted: &Wanted<'_>,
+        unstamped: &HashSet<Key>,
+        time: Timestamp,
+    ) -> Result<Vec<Snapshot>, Error> {
+        let mut snapshots = Vec::new();
+        let mut unstamped = unstamped.clone();
+        let mut others: Wanted<'_> = wanted.clone();
+        others.retain(|key, _| !unstamped.contains(key));
+        if !others.is_empty() {
+            let mut snapshot = read::documents_at(&self.source, &others, time).await?;
+            unstamped.extend(self.take_unstamped(&mut snapshot));
+            snapshots.push(snapshot);
+        }
+        for _ in 0..STAMPS {
+            if unstamped.is_empty() {
+                return Ok(snapshots);
+            }
+            let stamped_at = self.stamper.stamp(wanted, &unstamped).await?;
+            let mut stamped: Wanted<'_> = wanted.clone();
+            stamped.retain(|key, _| unstamped.contains(key));
+            let mut snapshot = read::documents_at(&self.source, &stamped, stamped_at.max(time)).await?;
+            unstamped = self.take_unstamped(&mut snapshot);
+            snapshots.push(snapshot);
+        }
+        Err(self.source.failed("stamping documents", 0, "an application takes the partition key away again and again"))
+    }
+
+    fn meaning<'a>(&self, document: Option<&'a RawDocument>, absent: bool) -> Meaning<'a> {
+        self.rules.meaning(document, absent)
+    }
+
+    fn statements(&self) -> Vec<RawDocumentBuf> {
+        Vec::new()
+    }
+
+    fn committed(&mut self, commit: Commit) {
+        self.last_push = commit.at;
+        let cluster_time = commit.position.as_ref().map(Position::cluster_time);
+        if let Some(position) = &commit.position {
+            self.pushed_up_to(position);
+        }
+        let cell = self.spoke.status.link(Direction::Uplink);
+        cell.applied(commit.changes, commit.foreign, cluster_time, self.wall_time);
+    }
+}
+
+/// The spoke's change stream without our own changes.
+struct Echoless {
+    server: Server,
+    tail: Tail,
+    tags: Tags,
+    echoes: usize,
+}
+
+impl Echoless {
+    async fn open(server: &Server, position: Option<&Position>) -> Result<Self, Error> {
+        let tags = Tags::load(server).await?;
+        let selection = Selection { without: tags.ours(), zone_before: false };
+        let tail = Tail::open(server, position, selection).await?;
+        Ok(Self { server: server.clone(), tail, tags, echoes: 0 })
+    }
+
+    /// Sends every reply, until the stream fails.
+    async fn read_into(mut self, sender: mpsc::Sender<Batch>) -> Error {
+        loop {
+            match self.next().await {
+                // Nobody waits for replies any more: this task is about to be aborted.
+                Ok(batch) => drop(sender.send(batch).await),
+                Err(error) => return error,
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<Batch, Error> {
+        let batch = self.tail.next().await?;
+        self.tags.look_up(batch.events().filter_map(|event| event.session())).await?;
+        let is_echo = |event: EventRef<'_>| event.session().is_some_and(|session| self.tags.get(&session).is_some());
+        let echoes = batch.events().filter(|event| is_echo(*event)).count();
+        if echoes == 0 {
+            return Ok(batch);
+        }
+        let others = (0..batch.len()).filter(|&index| !is_echo(batch.event(index)));
+        let batch = batch.excerpt(others, batch.end().clone());
+        self.echoes += echoes;
+        if self.echoes > ECHOES {
+            *self = Self::open(&self.server, Some(batch.end())).await?;
+        }
+        Ok(batch)
+    }
+}

@@ -1,0 +1,188 @@
+//! How far a link is: saved at its destination, in the transaction that applies what it covers.
+
+use std::collections::HashMap;
+
+use bson::raw::{RawBson, RawDocumentBuf};
+use bson::{Bson, Document, Timestamp, doc, rawdoc};
+
+use super::error::Error;
+use super::server::{Server, majority};
+use crate::sync::names::{Link, Namespace, Zone};
+use crate::sync::position::Position;
+
+/// A link's state, as it is saved.
+#[derive(Clone, Debug, Default)]
+pub struct Checkpoint {
+    /// Until here the source's changes are applied.
+    pub position: Option<Position>,
+    /// By zone, until when documents may be newer than the position.
+    pub ahead: HashMap<Zone, Timestamp>,
+    /// What the initial sync has covered.
+    pub copied: Vec<Part>,
+    /// How far it is in the part that it is copying.
+    pub copying: Option<Progress>,
+}
+
+/// A zone of a collection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The collection, as `database.collection`.
+    pub namespace: String,
+    /// The zone.
+    pub zone: Zone,
+}
+
+/// How far a copy is.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// What is being copied.
+    pub part: Part,
+    /// The last `_id` that is done.
+    pub after: RawBson,
+}
+
+impl Part {
+    /// The zone of the collection.
+    pub fn new(namespace: &Namespace, zone: &Zone) -> Self {
+        Self { namespace: namespace.to_string(), zone: zone.clone() }
+    }
+}
+
+/// A checkpoint that this process has taken over.
+#[derive(Debug)]
+pub struct Claim {
+    /// What was saved.
+    pub checkpoint: Checkpoint,
+    /// The number that the next save must find.
+    pub sequence: i64,
+    /// The destination's time of the claim: whatever an earlier owner of the link committed is not after it.
+    pub at: Timestamp,
+}
+
+/// Takes the link over. Whatever an earlier owner has under way at the destination can no longer commit.
+///
+/// # Errors
+/// If the server does not answer, or holds what cannot be read.
+pub async fn claim(server: &Server, link: &Link, holder: &str) -> Result<Claim, Error> {
+    let command = doc! {
+        "findAndModify": "checkpoints",
+        "query": { "_id": link.to_string() },
+        "update": {
+            "$inc": { "seq": 1_i64 },
+            "$set": { "holder": holder, "claimed_at": bson::DateTime::now(), "zone": link.zone.as_str() },
+        },
+        "new": true,
+        "upsert": true,
+        "writeConcern": majority(),
+    };
+    let reply = server.run("claiming its checkpoint", &server.metadata(), command).await?;
+    let at = server.operation_time(&reply)?;
+    let saved = reply.get_document("value").map_err(|_| server.unsuitable("it gave no checkpoint"))?;
+    let sequence = saved.get_i64("seq").map_err(|_| damaged(server, link, "seq"))?;
+    Ok(Claim { checkpoint: read(server, link, saved)?, sequence, at })
+}
+
+/// Who holds a link, for the message to the one who lost it.
+///
+/// # Errors
+/// If the server does not answer.
+pub async fn holder(server: &Server, link: &Link) -> Result<String, Error> {
+    let saved = find(server, link).await?;
+    Ok(saved.and_then(|saved| saved.get_str("holder").map(str::to_owned).ok()).unwrap_or("nobody knows who".to_owned()))
+}
+
+/// Reads a link's checkpoint without taking the link over.
+///
+/// # Errors
+/// As [`claim`].
+pub async fn peek(server: &Server, link: &Link) -> Result<Option<Checkpoint>, Error> {
+    find(server, link).await?.map(|saved| read(server, link, &saved)).transpose()
+}
+
+async fn find(server: &Server, link: &Link) -> Result<Option<Document>, Error> {
+    let find = doc! {
+        "find": "checkpoints", "filter": { "_id": link.to_string() }, "limit": 1, "readConcern": { "level": "majority" },
+    };
+    let reply = server.run("reading a checkpoint", &server.metadata(), find).await?;
+    let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch")).ok();
+    Ok(batch.and_then(|batch| batch.first()?.as_document()).cloned())
+}
+
+/// The statement that saves a checkpoint, if the saved one still has the number `sequence`.
+pub fn save(link: &Link, sequence: i64, checkpoint: &Checkpoint) -> RawDocumentBuf {
+    let mut set = doc! {
+        "seq": sequence + 1,
+        "ahead": checkpoint.ahead.iter().map(|(zone, until)| doc! { "zone": zone.as_str(), "until": until }).collect::<Vec<_>>(),
+        "copied": checkpoint.copied.iter().map(part).collect::<Vec<_>>(),
+        "saved_at": bson::DateTime::now(),
+    };
+    let mut unset = Document::new();
+    match &checkpoint.copying {
+        Some(progress) => {
+            let after = Bson::try_from(progress.after.clone()).unwrap_or(Bson::Null);
+            let mut copying = part(&progress.part);
+            copying.insert("after", after);
+            set.insert("copying", copying);
+        }
+        None => drop(unset.insert("copying", "")),
+    }
+    if let Some(position) = &checkpoint.position {
+        set.insert("token", Document::try_from(position.token()).unwrap_or_default());
+        set.insert("cluster_time", position.cluster_time());
+    }
+    let mut update = doc! { "$set": set };
+    if !unset.is_empty() {
+        update.insert("$unset", unset);
+    }
+    rawdoc! {
+        "update": "checkpoints",
+        "updates": [{ "q": { "_id": link.to_string(), "seq": sequence }, "u": super::server::raw(&update) }],
+    }
+}
+
+fn part(part: &Part) -> Document {
+    doc! { "ns": &part.namespace, "zone": part.zone.as_str() }
+}
+
+fn read(server: &Server, link: &Link, saved: &Document) -> Result<Checkpoint, Error> {
+    let position = match saved.get_document("token") {
+        Ok(token) => {
+            let token = super::server::raw(token);
+            Some(Position::from_token(&token).ok_or_else(|| damaged(server, link, "token"))?)
+        }
+        Err(_) => None,
+    };
+    let ahead =
+        documents(saved, "ahead").map(|bound| Ok((Zone::new(bound.get_str("zone")?), bound.get_timestamp("until")?)));
+    let ahead: Result<_, bson::error::Error> = ahead.collect();
+    let copied: Result<_, bson::error::Error> = documents(saved, "copied").map(read_part).collect();
+    let copying = match saved.get_document("copying") {
+        Ok(copying) => {
+            let part = read_part(copying).map_err(|_| damaged(server, link, "copying"))?;
+            let after = super::server::raw(copying);
+            let after = after.get("after").ok().flatten().map(RawBson::from);
+            Some(Progress { part, after: after.ok_or_else(|| damaged(server, link, "copying"))? })
+        }
+        Err(_) => None,
+    };
+    Ok(Checkpoint {
+        position,
+        ahead: ahead.map_err(|_| damaged(server, link, "ahead"))?,
+        copied: copied.map_err(|_| damaged(server, link, "copied"))?,
+        copying,
+    })
+}
+
+fn documents<'a>(saved: &'a Document, key: &str) -> impl Iterator<Item = &'a Document> {
+    saved.get_array(key).into_iter().flatten().filter_map(Bson::as_document)
+}
+
+fn read_part(saved: &Document) -> Result<Part, bson::error::Error> {
+    Ok(Part { namespace: saved.get_str("ns")?.to_owned(), zone: Zone::new(saved.get_str("zone")?) })
+}
+
+fn damaged(server: &Server, link: &Link, field: &str) -> Error {
+    server.unsuitable(&format!(
+        "the checkpoint {link} is damaged ({field}): delete it from checkpoints, and the link starts with an initial sync"
+    ))
+}

@@ -1,0 +1,97 @@
+//! Dead letters: changes that the destination refuses, kept with their reason, out of the way of the others.
+//!
+//! There is at most one for a document and a link, in `_syncmetadata.dead_letters` of the destination. It is written in a
+//! transaction with the checkpoint that goes past the change; later changes of the document are counted in it.
+
+use std::collections::HashSet;
+
+use bson::raw::{RawBsonRef, RawDocumentBuf, cstr};
+use bson::{Bson, RawArrayBuf, Timestamp, doc, rawdoc};
+
+use super::error::Error;
+use super::server::Server;
+use crate::sync::key::Key;
+use crate::sync::names::{Link, Namespace};
+
+/// A change event larger than this is kept without its document, which the source still has.
+const LARGEST_EVENT: usize = 8_000_000;
+
+/// A refused change.
+#[derive(Debug)]
+pub struct DeadLetter<'a> {
+    /// The document's collection.
+    pub namespace: &'a Namespace,
+    /// The document's `_id`.
+    pub id: RawBsonRef<'a>,
+    /// The server's error code.
+    pub code: i32,
+    /// The server's words.
+    pub message: &'a str,
+    /// The change event, or the document of a copy.
+    pub event: &'a RawDocumentBuf,
+    /// The source's time of the change, if it was one.
+    pub cluster_time: Option<Timestamp>,
+}
+
+/// The statement that parks a change.
+pub fn park(link: &Link, letter: &DeadLetter<'_>) -> RawDocumentBuf {
+    let mut set = rawdoc! {
+        "zone": link.zone.as_str(),
+        "reason": { "code": letter.code, "message": letter.message },
+        "parked_at": bson::DateTime::now(),
+    };
+    if letter.event.as_bytes().len() <= LARGEST_EVENT {
+        set.append(cstr!("event"), letter.event);
+    } else {
+        set.append(cstr!("event_omitted_bytes"), i64::try_from(letter.event.as_bytes().len()).unwrap_or(i64::MAX));
+    }
+    if let Some(time) = letter.cluster_time {
+        set.append(cstr!("cluster_time"), time);
+    }
+    rawdoc! {
+        "update": "dead_letters",
+        "updates": [{
+            "q": id(link, letter.namespace, letter.id),
+            "u": { "$set": set, "$setOnInsert": { "later_changes": 0_i64 } },
+            "upsert": true,
+        }],
+    }
+}
+
+/// The statement that counts later changes of parked documents, as pairs of a namespace and an `_id` with their number.
+pub fn count_later(link: &Link, later: &[(&Namespace, RawBsonRef<'_>, i64)]) -> RawDocumentBuf {
+    let mut updates = RawArrayBuf::new();
+    for (namespace, document, changes) in later {
+        updates.push(rawdoc! {
+            "q": id(link, namespace, *document),
+            "u": { "$inc": { "later_changes": *changes }, "$currentDate": { "last_change_at": true } },
+        });
+    }
+    rawdoc! { "update": "dead_letters", "updates": updates }
+}
+
+/// The documents of a link that are parked.
+///
+/// # Errors
+/// If the server does not answer.
+pub async fn parked(server: &Server, link: &Link) -> Result<HashSet<Key>, Error> {
+    let mut parked = HashSet::new();
+    for (number, namespace) in (0u16..).zip(server.namespaces()) {
+        let find = doc! {
+            "find": "dead_letters", "filter": { "_id.link": link.to_string(), "_id.ns": namespace.to_string() },
+            "projection": { "_id": 1 }, "batchSize": 100_000, "singleBatch": true, "readConcern": { "level": "majority" },
+        };
+        let reply = server.run("reading its dead letters", &server.metadata(), find).await?;
+        let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
+        for letter in batch.into_iter().flatten().filter_map(Bson::as_document) {
+            let letter = super::server::raw(letter);
+            let id = letter.get_document("_id").ok().and_then(|id| id.get("document").ok().flatten());
+            parked.extend(id.map(|id| Key::new(number, id)));
+        }
+    }
+    Ok(parked)
+}
+
+fn id(link: &Link, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
+    rawdoc! { "_id": { "link": link.to_string(), "ns": namespace.to_string(), "document": document } }
+}

@@ -1,0 +1,201 @@
+//! The one transaction that everything rests on: a batch and the checkpoint that covers it, together or not at all.
+//!
+//! ```text
+//! start transaction (the link's tagged session)
+//!   the batch's deletes, updates, inserts
+//!   documents that turned out to be missing, whole
+//!   dead letters and notes, if any
+//!   checkpoints { _id: "uplink:DFW", seq: N } → { seq: N+1, token, … }     must match
+//! commit, write concern majority
+//! ```
+//!
+//! Promise: once [`Destination::committed`] was told, the batch is majority-committed with its checkpoint; after any error,
+//! or a crash, the saved checkpoint tells whether it is. Whoever has lost the link can commit nothing any more.
+
+use bson::{RawDocumentBuf, Timestamp};
+
+use super::checkpoint::{self, Checkpoint};
+use super::error::Error;
+use super::read::Wanted;
+use super::server::Server;
+use super::statement::Ready;
+use super::tags::{self, Slot, TaggedSession};
+use super::transaction::{self, Transaction, count, write_error};
+use crate::sync::attempt::Refusal;
+use crate::sync::key::Key;
+use crate::sync::names::Link;
+use crate::sync::plan::CommandKind;
+
+/// Where a link's changes are applied.
+pub struct Destination {
+    server: Server,
+    link: Link,
+    session: TaggedSession,
+    checkpoint: Checkpoint,
+    sequence: i64,
+    claimed_at: Timestamp,
+}
+
+/// A change that the destination refuses.
+#[derive(Debug)]
+pub struct Refused {
+    /// The number of the step, if the server tells.
+    pub step: Option<usize>,
+    /// Why.
+    pub refusal: Refusal,
+    /// Why, in the server's words.
+    pub message: String,
+}
+
+/// What became of a command in the transaction.
+#[derive(Debug)]
+pub enum Sent {
+    /// It is done; so many of its statements found no document.
+    Done(usize),
+    /// The transaction is void.
+    Refused(Refused),
+}
+
+/// Command errors that mean: the server does not take these documents, whatever one does. In the order of the server's
+/// `error_codes.yml`: bad value, failed to parse, type mismatch, the three of field names and `_id`, an `_id` that would
+/// change, a validator, a document or a command or an index key that is too large.
+const REFUSALS: [i32; 10] = [2, 9, 14, 52, 53, 57, 66, 121, 10334, 17280];
+
+impl Destination {
+    /// Takes the link over at this server, with a session of its tag.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub async fn claim(server: &Server, link: &Link, slot: &Slot, holder: &str) -> Result<Self, Error> {
+        server.prepare_metadata().await?;
+        // The session first: so whatever an earlier one wrote was written before this link's next claim.
+        let session = tags::tagged_session(server, link, slot).await?;
+        let claim = checkpoint::claim(server, link, holder).await?;
+        Ok(Self {
+            server: server.clone(),
+            link: link.clone(),
+            session,
+            checkpoint: claim.checkpoint,
+            sequence: claim.sequence,
+            claimed_at: claim.at,
+        })
+    }
+
+    /// The server.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// The link.
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// The checkpoint as it is saved.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// A number that no other transaction of this link has.
+    pub fn next_number(&self) -> i64 {
+        self.sequence + 1
+    }
+
+    /// The server's time when the link was taken over.
+    pub fn claimed_at(&self) -> Timestamp {
+        self.claimed_at
+    }
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// If the driver does not.
+    pub async fn begin(&mut self) -> Result<Open<'_>, Error> {
+        let transaction = Transaction::start(&self.server, self.session.get()).await?;
+        Ok(Open { server: &self.server, link: &self.link, sequence: self.sequence, transaction })
+    }
+
+    /// Gives the transaction up.
+    pub async fn abort(&mut self) {
+        transaction::abort(&self.server, self.session.get()).await;
+    }
+
+    /// The transaction that saves this checkpoint is committed.
+    pub fn committed(&mut self, checkpoint: Checkpoint) {
+        self.checkpoint = checkpoint;
+        self.sequence += 1;
+    }
+}
+
+/// A transaction of a link, under way.
+pub struct Open<'d> {
+    server: &'d Server,
+    link: &'d Link,
+    sequence: i64,
+    transaction: Transaction<'d>,
+}
+
+impl Open<'_> {
+    /// Sends a command of the batch.
+    ///
+    /// # Errors
+    /// If the server fails.
+    pub async fn send(&mut self, ready: &Ready) -> Result<Sent, Error> {
+        let reply = match self.transaction.send("applying a batch", &ready.database, ready.command.clone()).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                let Some(code) = error.code().filter(|code| REFUSALS.contains(code)) else { return Err(error) };
+                let message = error.to_string();
+                return Ok(Sent::Refused(Refused { step: None, refusal: Refusal { code }, message }));
+            }
+        };
+        if let Some((index, code, message)) = write_error(&reply) {
+            let step = ready.steps.get(index).copied();
+            return Ok(Sent::Refused(Refused { step, refusal: Refusal { code }, message }));
+        }
+        // Every statement of an update matches one document, or inserts it.
+        let missed = match ready.kind {
+            CommandKind::Update => ready.steps.len().saturating_sub(count(&reply)),
+            CommandKind::Delete | CommandKind::Insert => 0,
+        };
+        Ok(Sent::Done(missed))
+    }
+
+    /// The partition keys that these documents have now, within the transaction; those that are not there are left out.
+    ///
+    /// # Errors
+    /// If the server fails.
+    pub async fn zones(&mut self, wanted: &Wanted<'_>) -> Result<Vec<(Key, Option<String>)>, Error> {
+        let mut found = Vec::new();
+        for (number, namespace) in (0u16..).zip(self.server.namespaces()) {
+            let ids: Vec<_> = wanted.iter().filter(|(key, _)| key.namespace() == number).map(|(_, id)| *id).collect();
+            if !ids.is_empty() {
+                found.extend(self.transaction.zones(number, namespace, &ids).await?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Sends commands on our own collections, saves the checkpoint, and commits. Tells the server's time of it.
+    ///
+    /// # Errors
+    /// If the server fails, or the link was taken over by another process.
+    pub async fn commit(mut self, ours: &[RawDocumentBuf], checkpoint: &Checkpoint) -> Result<Timestamp, Error> {
+        let metadata = self.server.metadata().name().to_owned();
+        let save = checkpoint::save(self.link, self.sequence, checkpoint);
+        let doing = "saving its checkpoint";
+        let mut saved = 0;
+        for command in ours.iter().chain([&save]) {
+            let reply = self.transaction.send(doing, &metadata, command.clone()).await?;
+            if let Some((_, code, message)) = write_error(&reply) {
+                return Err(self.server.failed(doing, code, &message));
+            }
+            saved = count(&reply);
+        }
+        if saved != 1 {
+            let by = checkpoint::holder(self.server, self.link).await?;
+            return Err(Error::Fenced { link: self.link.to_string(), by });
+        }
+        self.transaction.commit().await
+    }
+}

@@ -1,0 +1,23 @@
+//! Everything that talks to a server. Nothing here decides what is to be synced.
+//!
+//! - [`error`]: what can go wrong, and what is done about it, decided once
+//! - [`server`]: one replica set: connecting, checking, running a command within a time
+//! - [`tail`]: a change stream, one reply at a time
+//! - [`read`]: documents as they are at one cluster time; [`scan`]: a zone's documents in the order of their `_id`
+//! - [`tags`]: which sessions are ours; [`checkpoint`]: how far a link is
+//! - [`statement`]: steps as the server's write commands; [`transaction`]: several commands, all or none;
+//!   [`destination`]: the one transaction that applies a batch with its checkpoint
+//! - [`dead_letters`], [`notes`]: what else is saved in that transaction
+
+pub mod checkpoint;
+pub mod dead_letters;
+pub mod destination;
+pub mod error;
+pub mod notes;
+pub mod read;
+pub mod scan;
+pub mod server;
+pub mod statement;
+pub mod tags;
+pub mod tail;
+pub mod transaction;

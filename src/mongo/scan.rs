@@ -1,0 +1,107 @@
+//! The documents of one zone of one collection, in the order of their `_id` over all BSON types, a page at a time.
+//!
+//! `{_id: {$gt: …}}` would stay within the type of the value; `$expr` compares across types, and uses the index
+//! (MongoDB 5.0 and later).
+
+use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
+use bson::{Timestamp, rawdoc};
+
+use super::error::Error;
+use super::server::Server;
+use crate::sync::names::Zone;
+
+/// What to read of a collection.
+#[derive(Clone, Copy, Debug)]
+pub struct Area<'a> {
+    /// The collection's number.
+    pub namespace: u16,
+    /// The zone.
+    pub zone: &'a Zone,
+    /// Whether documents without a partition key belong to it as well.
+    pub unstamped: bool,
+}
+
+/// One page of documents.
+#[derive(Debug)]
+pub struct Page {
+    documents: Vec<RawDocumentBuf>,
+    /// The server's time at which they were like this.
+    pub at: Timestamp,
+}
+
+impl Page {
+    /// The documents in order.
+    pub fn documents(&self) -> impl DoubleEndedIterator<Item = &RawDocument> {
+        self.documents.iter().map(AsRef::as_ref)
+    }
+}
+
+/// At most so many documents in one page; the server also stops at 16 MB.
+pub const PAGE_DOCUMENTS: i32 = 5_000;
+
+/// Reads the first documents whose `_id` is after `after` and, if given, not after `up_to`; all as they are at one time, not
+/// before `not_before`. A page is empty only at the end of the area.
+///
+/// # Errors
+/// If the server does not answer.
+pub async fn page(
+    server: &Server,
+    area: Area<'_>,
+    after: Option<RawBsonRef<'_>>,
+    up_to: Option<RawBsonRef<'_>>,
+    not_before: Timestamp,
+) -> Result<Page, Error> {
+    let namespace = &server.namespaces()[usize::from(area.namespace)];
+    let key = server.partition_field();
+    let mut filter = RawDocumentBuf::new();
+    if area.unstamped {
+        let mut own = RawDocumentBuf::new();
+        own.append(key, area.zone.as_str());
+        let mut none = RawDocumentBuf::new();
+        none.append(key, rawdoc! { "$exists": false });
+        filter.append(cstr!("$or"), RawArrayBuf::from_iter([own, none]));
+    } else {
+        filter.append(key, area.zone.as_str());
+    }
+    let bounds = [(cstr!("$gt"), after), (cstr!("$lte"), up_to)];
+    let bounds: RawArrayBuf = bounds
+        .into_iter()
+        .filter_map(|(operator, id)| Some(rawdoc! { operator: ["$_id", { "$literal": id? }] }))
+        .collect();
+    if !bounds.is_empty() {
+        filter.append(cstr!("$expr"), rawdoc! { "$and": bounds });
+    }
+    let find = rawdoc! {
+        "find": namespace.collection.as_str(), "filter": filter, "sort": { "_id": 1 },
+        "batchSize": PAGE_DOCUMENTS, "singleBatch": true,
+        "readConcern": { "level": "snapshot", "afterClusterTime": not_before },
+    };
+    let database = server.client().database(&namespace.database);
+    let mut cursor = server.bounded("reading a zone", database.run_raw_cursor_command(find).batch()).await?;
+    let reply = futures_util::StreamExt::next(&mut cursor);
+    let reply = server.bounded("reading a zone", async { reply.await.transpose() }).await?;
+    let reply = reply.ok_or_else(|| server.unsuitable("it answered a find with nothing"))?;
+    let at = reply.as_raw_document().get_document("cursor").and_then(|cursor| cursor.get_timestamp("atClusterTime"));
+    let mut documents = Vec::new();
+    let slices = reply.doc_slices().map_err(|error| Error::of_driver(server.name(), "reading a zone", &error))?;
+    for document in slices {
+        if let RawBsonRef::Document(document) = document.map_err(|error| server.malformed(error))? {
+            documents.push(document.to_owned());
+        }
+    }
+    // Where there is no such collection there is no time of the read either.
+    match at {
+        Ok(at) => Ok(Page { documents, at }),
+        Err(_) if documents.is_empty() => Ok(Page { documents, at: not_before }),
+        Err(_) => Err(super::read::no_read_time(server)),
+    }
+}
+
+/// A document's `_id`, kept.
+///
+/// # Errors
+/// If the document is damaged, or has none.
+pub fn id_of(server: &Server, document: &RawDocument) -> Result<RawBson, Error> {
+    let id = document.get("_id").map_err(|error| server.malformed(error))?;
+    id.map(RawBson::from).ok_or_else(|| server.unsuitable("it gave a document without _id"))
+}

@@ -1,0 +1,231 @@
+//! Steps as the statements of the server's write commands, such that the stored document has exactly the intended bytes.
+
+use bson::raw::{CStr, RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
+use bson::{Timestamp, rawdoc};
+
+use crate::sync::delta::RawUpdate;
+use crate::sync::names::Namespace;
+use crate::sync::plan::{Command, CommandKind};
+use crate::sync::step::{Step, Write, Zones};
+
+/// A command with more bytes is split. The server takes 16,793,600; one statement with the largest document fits that.
+const COMMAND_BYTES: usize = 15_000_000;
+
+/// The server's limit of statements in one command (`maxWriteBatchSize`).
+const COMMAND_STATEMENTS: usize = 100_000;
+
+/// One write command, ready to be sent.
+#[derive(Debug)]
+pub struct Ready {
+    /// The database that it is for.
+    pub database: String,
+    /// The command.
+    pub command: RawDocumentBuf,
+    /// The numbers of the steps that are its statements.
+    pub steps: Vec<usize>,
+    /// Which kind it is.
+    pub kind: CommandKind,
+}
+
+/// The commands as the server takes them.
+pub fn render(commands: &[Command], steps: &[Step<'_>], namespaces: &[Namespace], partition_key: &CStr) -> Vec<Ready> {
+    let mut ready = Vec::with_capacity(commands.len());
+    for command in commands {
+        let namespace = &namespaces[usize::from(command.namespace)];
+        let (name, list) = match command.kind {
+            CommandKind::Delete => (cstr!("delete"), cstr!("deletes")),
+            CommandKind::Update => (cstr!("update"), cstr!("updates")),
+            CommandKind::Insert => (cstr!("insert"), cstr!("documents")),
+        };
+        let mut finish = |statements: RawArrayBuf, steps: Vec<usize>| {
+            let mut whole = RawDocumentBuf::new();
+            whole.append(name, namespace.collection.as_str());
+            whole.append(list, statements);
+            ready.push(Ready { database: namespace.database.clone(), command: whole, steps, kind: command.kind });
+        };
+        let mut statements = RawArrayBuf::new();
+        let mut numbers = Vec::new();
+        for &number in &command.steps {
+            let statement = Statement::of(&steps[number], command.kind, partition_key);
+            let bytes = statements.as_bytes().len() + statement.as_raw().as_bytes().len();
+            if !numbers.is_empty() && (bytes > COMMAND_BYTES || numbers.len() == COMMAND_STATEMENTS) {
+                finish(std::mem::take(&mut statements), std::mem::take(&mut numbers));
+            }
+            statements.push(statement.as_raw());
+            numbers.push(number);
+        }
+        finish(statements, numbers);
+    }
+    ready
+}
+
+/// True if the server would not store the document as it is by `insert`: it puts its own time in the place of an empty
+/// timestamp at the top level (the manual's "Timestamps").
+pub fn insert_would_change(step: &Step<'_>) -> bool {
+    matches!(step.write, Write::Insert(document) if has_empty_timestamp(document))
+}
+
+/// True if the destination must have a document for the step to do what it should.
+pub fn must_match(step: &Step<'_>) -> bool {
+    matches!(step.write, Write::Update(_) | Write::Reorder(_) | Write::Replace { upsert: false, .. })
+}
+
+enum Statement<'a> {
+    Built(RawDocumentBuf),
+    Document(&'a RawDocument),
+}
+
+impl<'a> Statement<'a> {
+    fn of(step: &Step<'a>, kind: CommandKind, partition_key: &CStr) -> Self {
+        match (kind, &step.write) {
+            (CommandKind::Insert, Write::Insert(document)) => Self::Document(document),
+            (CommandKind::Delete, _) => {
+                let mut delete = rawdoc! { "q": filter(step, partition_key) };
+                delete.append(cstr!("limit"), 1_i32);
+                Self::Built(delete)
+            }
+            (_, write) => Self::Built(update(step, write, partition_key)),
+        }
+    }
+
+    fn as_raw(&self) -> &RawDocument {
+        match self {
+            Self::Built(document) => document,
+            Self::Document(document) => document,
+        }
+    }
+}
+
+fn update(step: &Step<'_>, write: &Write<'_>, partition_key: &CStr) -> RawDocumentBuf {
+    let mut statement = rawdoc! { "q": filter(step, partition_key) };
+    match write {
+        Write::Insert(document) | Write::Replace { document, .. } => {
+            if has_empty_timestamp(document) || has_operator_names(document) {
+                let literal = rawdoc! { "$replaceWith": { "$literal": RawBsonRef::Document(document) } };
+                statement.append(cstr!("u"), RawArrayBuf::from_iter([literal]));
+            } else {
+                statement.append(cstr!("u"), *document);
+            }
+        }
+        Write::Update(delta) => match delta.to_update() {
+            RawUpdate::Modifiers(modifiers) => statement.append(cstr!("u"), modifiers),
+            RawUpdate::Pipeline(stages) => statement.append(cstr!("u"), stages),
+        },
+        Write::Reorder(order) => statement.append(cstr!("u"), RawArrayBuf::from_iter([reorder(order)])),
+        Write::Delete | Write::Read(_) => unreachable!("deletes are no updates, and documents to be read were read"),
+    }
+    if matches!(write, Write::Insert(_) | Write::Replace { upsert: true, .. }) {
+        statement.append(cstr!("upsert"), true);
+    }
+    statement
+}
+
+/// `$eq`, or the server would read an `_id` that is a document with `$` names as an operator.
+fn filter(step: &Step<'_>, partition_key: &CStr) -> RawDocumentBuf {
+    let mut filter = rawdoc! { "_id": { "$eq": step.id } };
+    match &step.zones {
+        Zones::One(zone) => filter.append(partition_key, *zone),
+        Zones::Any(zones) => {
+            let zones: RawArrayBuf = zones.iter().copied().collect();
+            filter.append(partition_key, rawdoc! { "$in": zones });
+        }
+        Zones::Value(value) => filter.append(partition_key, rawdoc! { "$eq": *value }),
+    }
+    filter
+}
+
+/// Puts the fields of a document into the order that they have in another; those that the other does not have come last.
+fn reorder(order: &RawDocument) -> RawDocumentBuf {
+    let names: RawArrayBuf = order.iter_elements().flatten().map(|field| field.key().as_str().to_owned()).collect();
+    let known = rawdoc! { "$reduce": { "input": "$$order", "initialValue": [], "in": { "$concatArrays": [
+        "$$value",
+        { "$filter": { "input": "$$fields", "as": "field", "cond": { "$eq": ["$$field.k", "$$this"] } } },
+    ] } } };
+    let others = rawdoc! { "$filter": {
+        "input": "$$fields", "as": "field", "cond": { "$not": [{ "$in": ["$$field.k", "$$order"] }] },
+    } };
+    rawdoc! { "$replaceWith": { "$let": {
+        "vars": { "fields": { "$objectToArray": "$$ROOT" }, "order": { "$literal": names } },
+        "in": { "$arrayToObject": { "$concatArrays": [known, others] } },
+    } } }
+}
+
+fn has_empty_timestamp(document: &RawDocument) -> bool {
+    const EMPTY: RawBsonRef<'_> = RawBsonRef::Timestamp(Timestamp { time: 0, increment: 0 });
+    let is_empty = |field: bson::raw::RawElement<'_>| {
+        field.element_type() == bson::spec::ElementType::Timestamp && field.value().is_ok_and(|value| value == EMPTY)
+    };
+    document.iter_elements().flatten().any(is_empty)
+}
+
+/// True if a top-level name starts with `$`, which a replacement may not have.
+fn has_operator_names(document: &RawDocument) -> bool {
+    document.iter_elements().flatten().any(|field| field.key().as_str().starts_with('$'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::key::Key;
+    use bson::Document;
+
+    fn rendered(write: Write<'_>, zones: Zones<'_>, kind: CommandKind) -> Document {
+        let id = rawdoc! { "_id": { "a": 1 } };
+        let id = id.get("_id").expect("valid").expect("there");
+        let steps = [Step { event: 0, key: Key::new(0, id), id, zones, write, hub_edit: None }];
+        let commands = [Command { namespace: 0, kind, steps: vec![0] }];
+        let namespaces = [Namespace::parse("a.b").expect("valid")];
+        let ready = render(&commands, &steps, &namespaces, cstr!("_pk")).remove(0);
+        Document::try_from(ready.command).expect("valid")
+    }
+
+    #[test]
+    fn every_write_names_the_id_and_the_zone() {
+        let delete = rendered(Write::Delete, Zones::One("DFW"), CommandKind::Delete);
+        let expected = bson::doc! { "delete": "b", "deletes": [{ "q": { "_id": { "$eq": { "a": 1 } }, "_pk": "DFW" }, "limit": 1 }] };
+        assert_eq!(delete, expected);
+        let document = rawdoc! { "_id": { "a": 1 }, "_pk": "DFW" };
+        let replace = Write::Replace { document: &document, upsert: true };
+        let update = rendered(replace, Zones::Any(vec!["DFW", "HOU"]), CommandKind::Update);
+        let statement = bson::doc! {
+            "q": { "_id": { "$eq": { "a": 1 } }, "_pk": { "$in": ["DFW", "HOU"] } },
+            "u": { "_id": { "a": 1 }, "_pk": "DFW" },
+            "upsert": true,
+        };
+        assert_eq!(update, bson::doc! { "update": "b", "updates": [statement] });
+    }
+
+    #[test]
+    fn a_document_that_the_server_would_change_goes_as_a_literal() {
+        let empty = Timestamp { time: 0, increment: 0 };
+        let documents = [rawdoc! { "_id": 1, "at": RawBsonRef::Timestamp(empty) }, rawdoc! { "_id": 1, "$a": 1 }];
+        for document in &documents {
+            let update = rendered(Write::Replace { document, upsert: false }, Zones::One("DFW"), CommandKind::Update);
+            let statement = update.get_array("updates").expect("there")[0].as_document().expect("a document");
+            let stage = statement.get_array("u").expect("a pipeline")[0].as_document().expect("a document");
+            assert!(stage.get_document("$replaceWith").expect("there").contains_key("$literal"));
+            assert!(!statement.contains_key("upsert"));
+        }
+        let nested = rawdoc! { "_id": 1, "a": { "at": RawBsonRef::Timestamp(empty), "$b": 1 } };
+        assert!(!has_empty_timestamp(&nested) && !has_operator_names(&nested));
+    }
+
+    #[test]
+    fn a_command_stays_below_the_servers_limits() {
+        let big = rawdoc! { "_id": 1, "x": "x".repeat(6_000_000) };
+        let id = big.get("_id").expect("valid").expect("there");
+        let step = Step {
+            event: 0,
+            key: Key::new(0, id),
+            id,
+            zones: Zones::One("DFW"),
+            write: Write::Insert(&big),
+            hub_edit: None,
+        };
+        let steps = vec![step; 5];
+        let commands = [Command { namespace: 0, kind: CommandKind::Insert, steps: vec![0, 1, 2, 3, 4] }];
+        let ready = render(&commands, &steps, &[Namespace::parse("a.b").expect("valid")], cstr!("_pk"));
+        let steps: Vec<&[usize]> = ready.iter().map(|command| command.steps.as_slice()).collect();
+        assert_eq!(steps, [[0, 1].as_slice(), &[2, 3], &[4]]);
+    }
+}

@@ -1,0 +1,198 @@
+//! Tags: the sessions that our own transactions run in, registered at the server they write to.
+//!
+//! A change event of a transaction carries its session's `lsid.id`. If that is registered in `_syncmetadata.sessions`, the
+//! change is ours. A session is registered, majority-committed, before it is first used, so whoever sees the event of a
+//! transaction can look its tag up.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bson::{Binary, Bson, Document, doc, spec::BinarySubtype};
+use mongodb::ClientSession;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use super::error::{Error, codes};
+use super::server::{Server, majority};
+use crate::sync::batch::SessionId;
+use crate::sync::names::{Link, Zone};
+
+/// Whose transactions a session carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tag {
+    /// The link, such as `uplink:DFW`.
+    pub link: String,
+    /// The zone of the link's spoke.
+    pub zone: Zone,
+}
+
+/// How many sessions of applications are remembered as such before they are asked for again.
+const REMEMBERED: usize = 20_000;
+
+/// What is known of the sessions that write to one server.
+pub struct Tags {
+    server: Server,
+    known: HashMap<SessionId, Option<Tag>>,
+}
+
+impl Tags {
+    /// Reads all that is registered.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub async fn load(server: &Server) -> Result<Self, Error> {
+        let mut tags = Self { server: server.clone(), known: HashMap::new() };
+        tags.find(doc! {}).await?;
+        Ok(tags)
+    }
+
+    /// The sessions that are ours.
+    pub fn ours(&self) -> Vec<SessionId> {
+        self.known.iter().filter(|(_, tag)| tag.is_some()).map(|(id, _)| *id).collect()
+    }
+
+    /// The tag of a session that was looked up.
+    pub fn get(&self, session: &SessionId) -> Option<&Tag> {
+        self.known.get(session)?.as_ref()
+    }
+
+    /// Looks up the sessions among these that are not known, all at once.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub async fn look_up(&mut self, sessions: impl Iterator<Item = SessionId>) -> Result<(), Error> {
+        let mut unknown: Vec<SessionId> = sessions.filter(|session| !self.known.contains_key(session)).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        unknown.sort_unstable();
+        unknown.dedup();
+        if self.known.len() > REMEMBERED {
+            self.known.retain(|_, tag| tag.is_some());
+        }
+        let ids: Vec<Binary> = unknown.iter().map(binary).collect();
+        self.find(doc! { "_id": { "$in": ids } }).await?;
+        for session in unknown {
+            self.known.entry(session).or_insert(None);
+        }
+        Ok(())
+    }
+
+    async fn find(&mut self, filter: Document) -> Result<(), Error> {
+        // A registration is older than every event of its session, and what is read here was committed before the question
+        // was asked; so no tag of an event that was seen is missed.
+        let now = self.server.now().await?;
+        let find = doc! {
+            "find": "sessions", "filter": filter, "batchSize": 100_000, "singleBatch": true,
+            "readConcern": { "level": "majority", "afterClusterTime": now },
+        };
+        let reply = self.server.run("reading its sessions", &self.server.metadata(), find).await?;
+        let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
+        for session in batch.into_iter().flatten().filter_map(Bson::as_document) {
+            // A registration that cannot be read would let our own changes pass for an application's.
+            let (id, tag) =
+                read(session).ok_or_else(|| self.server.unsuitable("a registration in sessions is damaged"))?;
+            self.known.insert(id, Some(tag));
+        }
+        Ok(())
+    }
+}
+
+/// Where a link's session at one server is kept between one generation of its loop and the next. It must not go back to the
+/// driver's pool, from which anything else would get it.
+#[derive(Clone, Default)]
+pub struct Slot(Arc<Mutex<Option<ClientSession>>>);
+
+/// A link's session, for as long as one generation of its loop uses it.
+pub struct TaggedSession(OwnedMutexGuard<Option<ClientSession>>);
+
+impl TaggedSession {
+    /// The driver's session.
+    pub fn get(&mut self) -> &mut ClientSession {
+        self.0.as_mut().expect("it was filled before it was given out")
+    }
+}
+
+/// A session at this server whose transactions carry the link's tag. What earlier sessions of the link left open is
+/// aborted: the server would keep the transaction of a process that was killed, and every document in it, locked for a
+/// minute (`transactionLifetimeLimitSeconds`).
+///
+/// # Errors
+/// If the server does not answer.
+pub async fn tagged_session(server: &Server, link: &Link, slot: &Slot) -> Result<TaggedSession, Error> {
+    // Whoever had it before is on its way out.
+    let wait = async { Ok(slot.0.clone().lock_owned().await) };
+    let mut slot = server.bounded("waiting for the session of its former self", wait).await?;
+    match slot.as_mut() {
+        Some(session) => super::transaction::abort(server, session).await,
+        None => *slot = Some(new_session(server, link).await?),
+    }
+    let mut session = TaggedSession(slot);
+    kill_former(server, link, session.get()).await?;
+    Ok(session)
+}
+
+async fn new_session(server: &Server, link: &Link) -> Result<ClientSession, Error> {
+    // Sessions that are registered for other links stay in hand until one is found, or the pool would give them again.
+    let mut others = Vec::new();
+    loop {
+        let session = server.bounded("starting a session", server.client().start_session().into_future()).await?;
+        if register(server, &session, link).await? {
+            return Ok(session);
+        }
+        others.push(session);
+    }
+}
+
+/// Ends the sessions that other processes had for the link.
+async fn kill_former(server: &Server, link: &Link, present: &ClientSession) -> Result<(), Error> {
+    const AT_MOST: i32 = 1_000;
+    let present = present.id().get("id").cloned().unwrap_or(Bson::Null);
+    let find = doc! {
+        "find": "sessions", "filter": { "link": link.to_string(), "_id": { "$ne": present } },
+        "sort": { "opened_at": -1 }, "limit": AT_MOST, "batchSize": AT_MOST, "singleBatch": true,
+    };
+    let reply = server.run("reading its sessions", &server.metadata(), find).await?;
+    let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
+    let former: Vec<Document> = batch
+        .into_iter()
+        .flatten()
+        .filter_map(|session| Some(doc! { "id": session.as_document()?.get("_id")?.clone() }))
+        .collect();
+    if !former.is_empty() {
+        let admin = server.client().database("admin");
+        server.run("ending the sessions of its former self", &admin, doc! { "killSessions": former }).await?;
+    }
+    Ok(())
+}
+
+/// Registers a session. `false` if it is registered for another link.
+async fn register(server: &Server, session: &ClientSession, link: &Link) -> Result<bool, Error> {
+    let id = session.id().get("id").cloned().unwrap_or(Bson::Null);
+    let insert = doc! {
+        "insert": "sessions",
+        "documents": [{
+            "_id": &id, "link": link.to_string(), "zone": link.zone.as_str(), "opened_at": bson::DateTime::now(),
+        }],
+        "writeConcern": majority(),
+    };
+    match server.run("registering a session", &server.metadata(), insert).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.code() == Some(codes::DUPLICATE_KEY) => {
+            let find = doc! { "find": "sessions", "filter": { "_id": id, "link": link.to_string() }, "limit": 1 };
+            let reply = server.run("reading its sessions", &server.metadata(), find).await?;
+            let found = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
+            Ok(found.is_ok_and(|batch| !batch.is_empty()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn read(session: &Document) -> Option<(SessionId, Tag)> {
+    let Bson::Binary(id) = session.get("_id")? else { return None };
+    let tag = Tag { link: session.get_str("link").ok()?.to_owned(), zone: Zone::new(session.get_str("zone").ok()?) };
+    Some((id.bytes.as_slice().try_into().ok()?, tag))
+}
+
+fn binary(id: &SessionId) -> Binary {
+    Binary { subtype: BinarySubtype::Uuid, bytes: id.to_vec() }
+}

@@ -1,0 +1,202 @@
+//! A change stream, one server reply at a time.
+//!
+//! Not the driver's `watch()`: when a resume fails once more with a retryable error, it opens the stream again without its
+//! token, and what lies between is lost without an error. Here a stream is an `aggregate` whose every error ends it; its
+//! owner opens a new one from the checkpoint, which is exact.
+//!
+//! Promise: every event after the start, once, in order; or an error.
+
+use std::time::Duration;
+
+use bson::{Bson, Document, Timestamp, doc};
+use futures_util::StreamExt;
+use mongodb::raw_batch_cursor::RawBatchCursor;
+
+use super::error::{Error, codes};
+use super::server::{CALL_LIMIT, Server};
+use crate::sync::batch::{Batch, SessionId};
+use crate::sync::position::Position;
+
+/// How long the server waits for an event before it answers with a position alone.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// At most so many events in one reply; the server also stops at 16 MB.
+const REPLY_EVENTS: u32 = 5_000;
+
+/// What a stream brings.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Transactions of these sessions are left out at the server.
+    pub without: Vec<SessionId>,
+    /// Whether to bring the partition key from before the change, where the collection keeps pre-images.
+    pub zone_before: bool,
+}
+
+/// An open change stream on the synced collections of one server.
+pub struct Tail {
+    server: Server,
+    selection: Selection,
+    cursor: RawBatchCursor,
+    /// Events up to here have been seen although the server sends them again.
+    seen: Option<Position>,
+    last: Timestamp,
+}
+
+impl Tail {
+    /// Opens a stream that goes on after `position`, or starts now.
+    ///
+    /// # Errors
+    /// If the server does not open it; [`super::error::Failure::HistoryLost`] if the position is no longer in its oplog.
+    pub async fn open(server: &Server, position: Option<&Position>, selection: Selection) -> Result<Self, Error> {
+        let start = position.map_or_else(Document::new, |position| doc! { "startAfter": token(position) });
+        let (cursor, seen) = match open(server, start, &selection).await {
+            Ok(cursor) => (cursor, None),
+            // The token is of an event that this stream leaves out, or of another kind of stream. Its time still holds.
+            Err(error) if matches!(error.code(), Some(codes::CHANGE_STREAM_FATAL | codes::INVALID_RESUME_TOKEN)) => {
+                let Some(position) = position else { return Err(error) };
+                tracing::debug!(server = %server.name(), %error, "resume token not usable, going by its cluster time");
+                let start = doc! { "startAtOperationTime": position.cluster_time() };
+                (open(server, start, &selection).await?, Some(position.clone()))
+            }
+            Err(error) => return Err(error),
+        };
+        let last = position.map_or(Timestamp { time: 0, increment: 0 }, Position::cluster_time);
+        Ok(Self { server: server.clone(), selection, cursor, seen, last })
+    }
+
+    /// What the stream brings.
+    pub fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// The server's next reply, which may hold no event.
+    ///
+    /// # Errors
+    /// If the stream fails. It cannot be used any more then.
+    pub async fn next(&mut self) -> Result<Batch, Error> {
+        let doing = "reading the change stream";
+        let limit = PATIENCE + CALL_LIMIT;
+        let Ok(reply) = tokio::time::timeout(limit, self.cursor.next()).await else {
+            return Err(Error::Timeout { server: self.server.name().clone(), doing, after: limit });
+        };
+        let reply = match reply {
+            Some(Ok(reply)) => reply,
+            Some(Err(error)) => return Err(Error::of_driver(self.server.name(), doing, &error)),
+            None => return Err(self.server.unsuitable("the change stream ended without saying so")),
+        };
+        let batch = Batch::decode(reply.as_raw_document(), self.server.namespaces());
+        let batch = self.without_seen(batch.map_err(|error| self.server.malformed(error))?);
+        self.check_time(&batch)?;
+        if batch.is_closed() {
+            // The collection was dropped or renamed. The stream that starts after that sees what comes next.
+            let start = doc! { "startAfter": token(batch.end()) };
+            self.cursor = open(&self.server, start, &self.selection).await?;
+        }
+        Ok(batch)
+    }
+
+    /// Leaves out what was seen before the stream had to start at a time instead of after a token.
+    fn without_seen(&mut self, batch: Batch) -> Batch {
+        let Some(seen) = &self.seen else { return batch };
+        let new: Vec<usize> = (0..batch.len()).filter(|&index| !seen.has_seen(batch.event(index).token())).collect();
+        if new.len() == batch.len() && batch.end() >= seen {
+            if !batch.is_empty() {
+                self.seen = None;
+            }
+            return batch;
+        }
+        batch.excerpt(new.into_iter(), seen.clone().max(batch.end().clone()))
+    }
+
+    fn check_time(&mut self, batch: &Batch) -> Result<(), Error> {
+        for time in batch.events().map(|event| event.cluster_time()).chain([batch.end().cluster_time()]) {
+            if time < self.last {
+                let reason = format!("the change stream went back in time, from {} to {time}", self.last);
+                return Err(self.server.malformed(crate::sync::batch::Malformed::new(reason)));
+            }
+            self.last = time;
+        }
+        Ok(())
+    }
+}
+
+/// The place where a stream that is opened now starts.
+///
+/// # Errors
+/// If the server does not open a stream.
+pub async fn present_position(server: &Server) -> Result<Position, Error> {
+    let mut tail = Tail::open(server, None, Selection::default()).await?;
+    Ok(tail.next().await?.end().clone())
+}
+
+fn token(position: &Position) -> Bson {
+    Document::try_from(position.token()).map_or(Bson::Null, Bson::Document)
+}
+
+async fn open(server: &Server, start: Document, selection: &Selection) -> Result<RawBatchCursor, Error> {
+    let mut stage = start;
+    if selection.zone_before && server.has_pre_images() {
+        stage.insert("fullDocumentBeforeChange", "whenAvailable");
+    }
+    if server.disambiguates_paths() {
+        stage.insert("showExpandedEvents", true);
+    }
+    let namespaces = server.namespaces();
+    let one_database = namespaces.iter().all(|namespace| namespace.database == namespaces[0].database);
+    if !one_database {
+        stage.insert("allChangesForCluster", true);
+    }
+    let mut pipeline = vec![doc! { "$changeStream": stage }];
+    pipeline.extend(filter(server, selection));
+    pipeline.push(projection(server, selection));
+    let client = server.client();
+    let database = client.database(if one_database { &namespaces[0].database } else { "admin" });
+    let call = async {
+        if let [only] = namespaces {
+            let collection = database.collection::<Document>(&only.collection);
+            collection.aggregate(pipeline).batch_size(REPLY_EVENTS).max_await_time(PATIENCE).batch().await
+        } else {
+            database.aggregate(pipeline).batch_size(REPLY_EVENTS).max_await_time(PATIENCE).batch().await
+        }
+    };
+    server.bounded("opening the change stream", call).await
+}
+
+/// Conditions on what never changes of an event, so that every event that was sent once would be sent again.
+fn filter(server: &Server, selection: &Selection) -> Option<Document> {
+    let mut conditions = Vec::new();
+    if server.namespaces().len() > 1 {
+        let names = |key: &str| -> Vec<Document> {
+            let name = |ns: &crate::sync::names::Namespace| {
+                doc! { format!("{key}.db"): &ns.database, format!("{key}.coll"): &ns.collection }
+            };
+            server.namespaces().iter().map(name).collect()
+        };
+        let either = [names("ns"), names("to")].concat();
+        conditions.push(doc! { "$or": either });
+    }
+    if !selection.without.is_empty() {
+        let ids = selection
+            .without
+            .iter()
+            .map(|id| bson::Binary { subtype: bson::spec::BinarySubtype::Uuid, bytes: id.to_vec() });
+        conditions.push(doc! { "lsid.id": { "$nin": ids.collect::<Vec<_>>() } });
+    }
+    match conditions.as_slice() {
+        [] => None,
+        [only] => Some(doc! { "$match": only.clone() }),
+        _ => Some(doc! { "$match": { "$and": conditions } }),
+    }
+}
+
+/// Only what is read. Without the pre-image's other fields an event of a 16 MB document stays below the limit.
+fn projection(server: &Server, selection: &Selection) -> Document {
+    let mut fields = doc! {
+        "operationType": 1, "clusterTime": 1, "wallTime": 1, "ns": 1, "to": 1, "documentKey._id": 1, "fullDocument": 1,
+        "updateDescription": 1, "lsid.id": 1,
+    };
+    if selection.zone_before {
+        fields.insert(format!("fullDocumentBeforeChange.{}", server.partition_key()), 1);
+    }
+    doc! { "$project": fields }
+}

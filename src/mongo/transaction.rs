@@ -1,0 +1,156 @@
+//! Transactions: majority-committed, each step within a time, tried again where the server says that this is safe.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use bson::raw::{RawArrayBuf, RawBsonRef};
+use bson::{Bson, Document, RawDocumentBuf, Timestamp, rawdoc};
+use futures_util::StreamExt;
+use mongodb::ClientSession;
+use mongodb::options::{Acknowledgment, TransactionOptions, WriteConcern};
+
+use super::error::{Error, shorten};
+use super::server::Server;
+use crate::sync::key::Key;
+use crate::sync::names::Namespace;
+
+/// How long a commit waits for the majority.
+const COMMIT_LIMIT: Duration = Duration::from_secs(20);
+
+/// A transaction under way. One that is dropped is aborted by the driver, or by the server's time limit.
+pub(super) struct Transaction<'s> {
+    server: &'s Server,
+    session: &'s mut ClientSession,
+}
+
+impl<'s> Transaction<'s> {
+    pub(super) async fn start(server: &'s Server, session: &'s mut ClientSession) -> Result<Self, Error> {
+        let mut options = TransactionOptions::default();
+        options.write_concern =
+            Some(WriteConcern::builder().w(Acknowledgment::Majority).w_timeout(COMMIT_LIMIT).build());
+        let start = session.start_transaction().with_options(options).into_future();
+        server.bounded("starting a transaction", start).await?;
+        Ok(Self { server, session })
+    }
+
+    /// Runs a command in it. A reply may hold a [`write_error`], which has ended the transaction.
+    pub(super) async fn send(
+        &mut self,
+        doing: &'static str,
+        database: &str,
+        command: RawDocumentBuf,
+    ) -> Result<Document, Error> {
+        let database = self.server.client().database(database);
+        let run = database.run_raw_command(command).session(&mut *self.session).into_future();
+        self.server.bounded(doing, run).await
+    }
+
+    /// Of the documents with these `_id`s those that are there, and the zones that they are in.
+    pub(super) async fn zones(
+        &mut self,
+        number: u16,
+        namespace: &Namespace,
+        ids: &[RawBsonRef<'_>],
+    ) -> Result<Vec<(Key, Option<String>)>, Error> {
+        let doing = "looking for missing documents";
+        let field = self.server.partition_field();
+        let ids: RawArrayBuf = ids.iter().copied().collect();
+        let mut projection = rawdoc! { "_id": 1 };
+        projection.append(field, 1);
+        let find = rawdoc! {
+            "find": namespace.collection.as_str(), "filter": { "_id": { "$in": ids } }, "projection": projection,
+        };
+        let database = self.server.client().database(&namespace.database);
+        let open = database.run_raw_cursor_command(find).session(&mut *self.session).batch();
+        let mut cursor = self.server.bounded(doing, open).await?;
+        let mut found = Vec::new();
+        loop {
+            let next = async { cursor.stream(&mut *self.session).next().await.transpose() };
+            let Some(reply) = self.server.bounded(doing, next).await? else { return Ok(found) };
+            let documents = reply.doc_slices().map_err(|error| Error::of_driver(self.server.name(), doing, &error))?;
+            for document in documents {
+                let document = document.map_err(|error| self.server.malformed(error))?;
+                let Some(document) = document.as_document() else { continue };
+                if let Ok(Some(id)) = document.get("_id") {
+                    found.push((Key::new(number, id), document.get_str(field).ok().map(str::to_owned)));
+                }
+            }
+        }
+    }
+
+    /// Commits it, and tells the server's time of the commit, which is that of its change events.
+    pub(super) async fn commit(self) -> Result<Timestamp, Error> {
+        let commit = self.session.commit_transaction().into_future();
+        self.server.bounded("committing a transaction", commit).await?;
+        let time = self.session.operation_time();
+        time.ok_or_else(|| self.server.unsuitable("its answers have no operationTime"))
+    }
+}
+
+/// Ends a session's transaction. Where that fails the server ends it by itself.
+pub(super) async fn abort(server: &Server, session: &mut ClientSession) {
+    if let Err(error) = server.bounded("giving a transaction up", session.abort_transaction().into_future()).await {
+        tracing::debug!(%error, "a transaction was left to its time limit");
+    }
+}
+
+/// How long to wait before a transaction is tried again, as long as that makes sense.
+pub(crate) fn delays() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(2))
+        .with_max_delay(Duration::from_millis(500))
+        .with_max_times(20)
+        .with_jitter()
+        .build()
+}
+
+/// Runs these commands, each for the database before it, in one transaction, and tells the server's time of the commit.
+///
+/// # Errors
+/// If the server fails, or refuses one of them.
+pub async fn run(
+    server: &Server,
+    session: &mut ClientSession,
+    commands: &[(&str, RawDocumentBuf)],
+) -> Result<Timestamp, Error> {
+    let mut delays = delays();
+    loop {
+        match attempt(server, session, commands).await {
+            Err(error) if error.is_again() => {
+                abort(server, session).await;
+                let Some(delay) = delays.next() else { return Err(error) };
+                tokio::time::sleep(delay).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn attempt(
+    server: &Server,
+    session: &mut ClientSession,
+    commands: &[(&str, RawDocumentBuf)],
+) -> Result<Timestamp, Error> {
+    let mut transaction = Transaction::start(server, session).await?;
+    for (database, command) in commands {
+        let doing = "writing in a transaction";
+        let reply = transaction.send(doing, database, command.clone()).await?;
+        if let Some((_, code, message)) = write_error(&reply) {
+            return Err(server.failed(doing, code, &message));
+        }
+    }
+    transaction.commit().await
+}
+
+/// The first write error of a reply that says `ok: 1` all the same: which statement, and why.
+pub(super) fn write_error(reply: &Document) -> Option<(usize, i32, String)> {
+    let error = reply.get_array("writeErrors").ok()?.first().and_then(Bson::as_document)?;
+    let index = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok()).unwrap_or(usize::MAX);
+    let message = error.get_str("errmsg").unwrap_or("no reason given");
+    Some((index, error.get_i32("code").unwrap_or(0), shorten(message)))
+}
+
+/// How many documents a reply says it was about.
+pub(super) fn count(reply: &Document) -> usize {
+    reply.get_i32("n").ok().and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
+}

@@ -1,0 +1,330 @@
+//! The status board: one cell per link, written by the loops, read by whoever asks. Reading never waits for a server.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bson::Timestamp;
+use dashmap::DashMap;
+use serde::Serialize;
+
+use crate::sync::names::{Direction, Zone};
+
+/// What a link, or the hub's stream, is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It looks for its servers.
+    #[default]
+    Connecting,
+    /// It copies what was there before it began.
+    InitialSync,
+    /// It follows the change stream.
+    Streaming,
+    /// It follows a change stream of its own, to where the others are.
+    CatchingUp,
+    /// It compares both sides, because its place in the change stream is gone.
+    Reconciling,
+    /// It waits before it starts again.
+    Backoff,
+    /// Somebody paused it.
+    Paused,
+    /// It cannot work before somebody changes something.
+    Halted,
+}
+
+/// A quiet source answers at least this often; after that it counts as not read.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(4);
+
+/// What is known of one link, or of the hub's stream.
+#[derive(Debug, Default)]
+struct Facts {
+    state: State,
+    applied: u64,
+    foreign: u64,
+    /// The source's time up to which everything is applied and saved.
+    checkpoint: Option<Timestamp>,
+    saved_at: Option<Instant>,
+    /// The source's time up to which everything is applied.
+    position: Option<Timestamp>,
+    /// Everything that happened at the source before this moment, in milliseconds since 1970, is applied.
+    current_until: Option<i64>,
+    /// When the source last answered.
+    answered_at: Option<Instant>,
+    /// Changes were received and are not applied yet.
+    waiting: bool,
+    restarts: u64,
+    last_error: Option<String>,
+    dead_letters: u64,
+}
+
+/// One link's cell, or that of the hub's stream.
+#[derive(Debug, Default)]
+pub struct Cell(Mutex<Facts>);
+
+impl Cell {
+    /// It is doing this now.
+    pub fn set_state(&self, state: State) {
+        self.facts().state = state;
+    }
+
+    /// What it is doing.
+    pub fn state(&self) -> State {
+        self.facts().state
+    }
+
+    /// Changes were received from the source.
+    pub fn received(&self) {
+        let mut facts = self.facts();
+        facts.waiting = true;
+        facts.answered_at = Some(Instant::now());
+    }
+
+    /// Changes were applied, with a checkpoint at this time of the source; the newest of them was made at `wall_time`, in
+    /// milliseconds since 1970.
+    pub fn applied(&self, changes: usize, foreign: usize, checkpoint: Option<Timestamp>, wall_time: Option<i64>) {
+        let mut facts = self.facts();
+        facts.applied += changes as u64;
+        facts.foreign += foreign as u64;
+        facts.waiting = false;
+        facts.current_until = wall_time.or(facts.current_until);
+        if checkpoint.is_some() {
+            facts.saved_at = Some(Instant::now());
+            facts.checkpoint = checkpoint;
+            facts.position = checkpoint;
+        }
+    }
+
+    /// The source answered that there is nothing new up to this time of it.
+    pub fn quiet(&self, position: Timestamp) {
+        let mut facts = self.facts();
+        facts.waiting = false;
+        facts.answered_at = Some(Instant::now());
+        facts.current_until = Some(now_millis());
+        facts.position = Some(position);
+    }
+
+    /// It failed, for this reason, and will start again.
+    pub fn failed(&self, error: &str) {
+        let mut facts = self.facts();
+        facts.restarts += 1;
+        facts.last_error = Some(error.to_owned());
+    }
+
+    /// So many documents have a dead letter.
+    pub fn set_dead_letters(&self, letters: usize) {
+        self.facts().dead_letters = letters as u64;
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lag_seconds(facts: &Facts) -> Option<f64> {
+        let answers = facts.answered_at.is_some_and(|at| at.elapsed() < ANSWERS_WITHIN);
+        if answers && !facts.waiting {
+            return Some(0.0);
+        }
+        let behind = now_millis().saturating_sub(facts.current_until?).max(0);
+        Some(Duration::from_millis(behind.unsigned_abs()).as_secs_f64())
+    }
+
+    fn link_view(&self) -> LinkView {
+        let facts = self.facts();
+        let checkpoint = facts.checkpoint.map(|time| CheckpointView {
+            cluster_time: show(time),
+            age_seconds: facts.saved_at.map(|at| at.elapsed().as_secs_f64()),
+        });
+        LinkView {
+            state: facts.state,
+            applied_total: facts.applied,
+            foreign_total: facts.foreign,
+            lag_seconds: Self::lag_seconds(&facts),
+            position: facts.position.map(show),
+            checkpoint,
+            restarts: facts.restarts,
+            last_error: facts.last_error.clone(),
+        }
+    }
+
+    fn hub_view(&self) -> HubView {
+        let facts = self.facts();
+        HubView {
+            state: facts.state,
+            lag_seconds: Self::lag_seconds(&facts),
+            events_total: facts.applied,
+            open_streams: 0,
+            restarts: facts.restarts,
+            last_error: facts.last_error.clone(),
+        }
+    }
+}
+
+/// What is shown of one spoke.
+#[derive(Debug)]
+pub struct SpokeCell {
+    zone: Zone,
+    watch: Vec<Zone>,
+    uplink: Cell,
+    downlink: Cell,
+}
+
+impl SpokeCell {
+    /// The cell of one of its links.
+    pub fn link(&self, direction: Direction) -> &Cell {
+        match direction {
+            Direction::Uplink => &self.uplink,
+            Direction::Downlink => &self.downlink,
+        }
+    }
+
+    fn view(&self) -> SpokeView {
+        let letters = self.uplink.facts().dead_letters + self.downlink.facts().dead_letters;
+        let (uplink, downlink) = (self.uplink.link_view(), self.downlink.link_view());
+        SpokeView {
+            zone: self.zone.to_string(),
+            watch: self.watch.iter().map(Zone::to_string).collect(),
+            state: worse(uplink.state, downlink.state),
+            uplink,
+            downlink,
+            dead_letters: letters,
+        }
+    }
+}
+
+/// Of two links' states, the one that says more about the spoke.
+fn worse(one: State, other: State) -> State {
+    let rank = |state: State| match state {
+        State::Streaming => 0,
+        State::CatchingUp => 1,
+        State::InitialSync => 2,
+        State::Reconciling => 3,
+        State::Connecting => 4,
+        State::Backoff => 5,
+        State::Paused => 6,
+        State::Halted => 7,
+    };
+    if rank(one) >= rank(other) { one } else { other }
+}
+
+/// All cells of the process.
+#[derive(Debug)]
+pub struct Board {
+    started: Instant,
+    hub: Arc<Cell>,
+    spokes: DashMap<Zone, Arc<SpokeCell>>,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self { started: Instant::now(), hub: Arc::default(), spokes: DashMap::new() }
+    }
+}
+
+impl Board {
+    /// The cell of the hub's change stream.
+    pub fn hub(&self) -> &Arc<Cell> {
+        &self.hub
+    }
+
+    /// A cell for a spoke.
+    pub fn add(&self, zone: &Zone, watch: &[Zone]) -> Arc<SpokeCell> {
+        let cell =
+            SpokeCell { zone: zone.clone(), watch: watch.to_vec(), uplink: Cell::default(), downlink: Cell::default() };
+        let cell = Arc::new(cell);
+        self.spokes.insert(zone.clone(), cell.clone());
+        cell
+    }
+
+    /// Everything, as `/api/v1/status` answers it. `open_streams` is how many change streams are open at the hub.
+    pub fn view(&self, open_streams: usize) -> StatusView {
+        let spokes: BTreeMap<String, SpokeView> =
+            self.spokes.iter().map(|cell| (cell.zone.to_string(), cell.view())).collect();
+        StatusView {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            hub: HubView { open_streams, ..self.hub.hub_view() },
+            spokes: spokes.into_values().collect(),
+        }
+    }
+}
+
+/// `/api/v1/status`
+#[derive(Clone, Debug, Serialize)]
+pub struct StatusView {
+    version: &'static str,
+    uptime_seconds: f64,
+    hub: HubView,
+    spokes: Vec<SpokeView>,
+}
+
+impl StatusView {
+    /// What is not streaming both ways, as `DFW downlink: initial_sync`.
+    pub fn not_ready(&self) -> Vec<String> {
+        let name = |state: State| {
+            serde_json::to_value(state).map_or_else(|_| String::new(), |value| value.as_str().unwrap_or("").to_owned())
+        };
+        let mut waiting = Vec::new();
+        if self.hub.state != State::Streaming {
+            waiting.push(format!("hub: {}", name(self.hub.state)));
+        }
+        for spoke in &self.spokes {
+            for (link, state) in [("uplink", spoke.uplink.state), ("downlink", spoke.downlink.state)] {
+                // A paused spoke is not missed: somebody wants it so.
+                if state != State::Streaming && state != State::Paused {
+                    waiting.push(format!("{} {link}: {}", spoke.zone, name(state)));
+                }
+            }
+        }
+        waiting
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct HubView {
+    state: State,
+    lag_seconds: Option<f64>,
+    events_total: u64,
+    open_streams: usize,
+    restarts: u64,
+    last_error: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct SpokeView {
+    zone: String,
+    watch: Vec<String>,
+    state: State,
+    uplink: LinkView,
+    downlink: LinkView,
+    dead_letters: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct LinkView {
+    state: State,
+    applied_total: u64,
+    foreign_total: u64,
+    lag_seconds: Option<f64>,
+    /// The source's time up to which everything is applied; the checkpoint of a quiet link is a little older.
+    position: Option<String>,
+    checkpoint: Option<CheckpointView>,
+    restarts: u64,
+    last_error: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct CheckpointView {
+    cluster_time: String,
+    age_seconds: Option<f64>,
+}
+
+/// A cluster time as `seconds.increment`.
+fn show(time: Timestamp) -> String {
+    format!("{}.{}", time.time, time.increment)
+}
+
+fn now_millis() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,77 @@
+//! Which top-level fields of a document a change touches.
+
+use std::collections::BTreeSet;
+
+/// The fields that a change touches, for the rule about concurrent edits ([`super::conflicts`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fields {
+    /// Everything: the document came whole, or went.
+    All,
+    /// These, by a delta.
+    Some {
+        /// The names of the fields, at the top level of the document.
+        names: BTreeSet<Box<str>>,
+        /// True if a field may have been added, and so the order of the fields changed.
+        may_add: bool,
+    },
+}
+
+impl Fields {
+    /// No field; only their order.
+    pub fn order() -> Self {
+        Self::Some { names: BTreeSet::new(), may_add: true }
+    }
+
+    /// True if both touch a field.
+    pub fn meet(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Some { names: ours, .. }, Self::Some { names: theirs, .. }) => !ours.is_disjoint(theirs),
+            _ => true,
+        }
+    }
+
+    /// True if the order of the document's fields depends on which of the two came first.
+    pub fn may_reorder(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Some { may_add: true, .. }, Self::Some { may_add: true, .. }))
+    }
+
+    /// What both touch together.
+    pub fn union(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Some { mut names, may_add }, Self::Some { names: more, may_add: also }) => {
+                names.extend(more);
+                Self::Some { names, may_add: may_add || also }
+            }
+            _ => Self::All,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn some(names: &[&str], may_add: bool) -> Fields {
+        Fields::Some { names: names.iter().map(|&name| name.into()).collect(), may_add }
+    }
+
+    #[test]
+    fn edits_of_different_fields_do_not_meet() {
+        assert!(!some(&["a"], true).meet(&some(&["b"], true)));
+        assert!(some(&["a", "b"], true).meet(&some(&["b"], true)));
+        assert!(Fields::All.meet(&some(&[], false)));
+    }
+
+    #[test]
+    fn two_additions_may_end_in_another_order() {
+        assert!(some(&["a"], true).may_reorder(&some(&["b"], true)));
+        assert!(!some(&["a"], false).may_reorder(&some(&["b"], true)));
+        assert!(Fields::order().may_reorder(&some(&["b"], true)));
+    }
+
+    #[test]
+    fn a_union_touches_what_either_touches() {
+        assert_eq!(some(&["a"], false).union(some(&["b"], true)), some(&["a", "b"], true));
+        assert_eq!(some(&["a"], false).union(Fields::All), Fields::All);
+    }
+}

@@ -1,0 +1,515 @@
+//! A model of one document that is edited at the hub and at the spoke that owns it, driven through random interleavings.
+//!
+//! The model performs what the links do (reads at the source, transactions, restarts) with nothing but values, and asks the
+//! real [`Conflicts`] and [`Ahead`] what to do. When the applications stop, both sides must hold the same bytes, which here
+//! means the same fields with the same values in the same order. Weakened rules must fail, or the model proves nothing.
+
+use std::collections::HashMap;
+
+use bson::Timestamp;
+use bson::raw::RawBsonRef;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::ahead::{Ahead, Standing};
+use super::conflicts::{Conflicts, OwnChange};
+use super::fields::Fields;
+use super::key::Key;
+
+const INTERLEAVINGS: u64 = 60_000;
+
+/// Fields in their order. `None`: there is no such document.
+type Document = Option<Vec<(u8, u32)>>;
+
+/// What a change event says.
+#[derive(Clone, Debug)]
+enum Change {
+    /// These fields have these values now, and those are gone.
+    Delta {
+        set: Vec<(u8, u32)>,
+        unset: Vec<u8>,
+    },
+    /// The same, but in words that cannot be repeated elsewhere.
+    Unclear {
+        set: Vec<(u8, u32)>,
+        unset: Vec<u8>,
+    },
+    /// The document is this now.
+    Whole(Vec<(u8, u32)>),
+    Delete,
+}
+
+impl Change {
+    fn fields(&self) -> Fields {
+        match self {
+            Self::Delta { set, unset } => {
+                let names = set.iter().map(|(name, _)| name).chain(unset);
+                let names = names.map(|name| name.to_string().into()).collect();
+                Fields::Some { names, may_add: !set.is_empty() }
+            }
+            _ => Fields::All,
+        }
+    }
+
+    fn apply(&self, document: &mut Document) {
+        match self {
+            Self::Delta { set, unset } | Self::Unclear { set, unset } => {
+                let Some(fields) = document else { return };
+                fields.retain(|(name, _)| !unset.contains(name));
+                for &(name, value) in set {
+                    match fields.iter_mut().find(|(known, _)| *known == name) {
+                        Some((_, old)) => *old = value,
+                        None => fields.push((name, value)),
+                    }
+                }
+            }
+            Self::Whole(fields) => *document = Some(fields.clone()),
+            Self::Delete => *document = None,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Event {
+    time: u32,
+    change: Change,
+    /// Written by a link, not by an application.
+    tagged: bool,
+}
+
+/// One server.
+struct Side {
+    document: Document,
+    log: Vec<Event>,
+    /// The document after each event.
+    versions: Vec<Document>,
+    /// The document before the first event.
+    initial: Document,
+    time: u32,
+}
+
+impl Side {
+    /// The document as it was at this time.
+    fn at(&self, time: u32) -> Document {
+        let events = self.log.iter().take_while(|event| event.time <= time).count();
+        events.checked_sub(1).map_or(&self.initial, |last| &self.versions[last]).clone()
+    }
+
+    /// One transaction. A change without effect leaves no event, as at a real server.
+    fn commit(&mut self, changes: &[Change], tagged: bool) -> u32 {
+        self.time += 1;
+        for change in changes {
+            let before = self.document.clone();
+            change.apply(&mut self.document);
+            if self.document != before {
+                self.log.push(Event { time: self.time, change: change.clone(), tagged });
+                self.versions.push(self.document.clone());
+            }
+        }
+        self.time
+    }
+}
+
+/// How a link stands, and what it is about to commit.
+struct Link {
+    ahead: Ahead,
+    /// The next event of the source's log.
+    next: usize,
+    position: u32,
+    saved_bounds: HashMap<super::names::Zone, Timestamp>,
+    prepared: Option<Prepared>,
+}
+
+#[derive(Debug)]
+struct Prepared {
+    events: usize,
+    changes: Vec<Change>,
+    edits: Option<Fields>,
+    read: Option<u32>,
+}
+
+/// The rule under test, or a weaker one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Rule {
+    Real,
+    NeverRefresh,
+    RefreshUntilPushed,
+    NeverReorder,
+    ForgetOnRestart,
+    ReplayOverReads,
+    BatchesForgetThemselves,
+}
+
+struct Model {
+    rng: StdRng,
+    rule: Rule,
+    hub: Side,
+    spoke: Side,
+    up: Link,
+    down: Link,
+    conflicts: Conflicts,
+    /// Saved notes: number, fields.
+    notes: Vec<(i64, Fields)>,
+    last_push: u32,
+    next_value: u32,
+    next_note: i64,
+    /// Whether hub applications edit the document at all.
+    hub_edits: bool,
+}
+
+fn at(time: u32) -> Timestamp {
+    Timestamp { time, increment: 0 }
+}
+
+fn key() -> Key {
+    Key::new(0, RawBsonRef::Int32(1))
+}
+
+fn link() -> Link {
+    Link { ahead: Ahead::new(HashMap::new(), 9), next: 0, position: 0, saved_bounds: HashMap::new(), prepared: None }
+}
+
+impl Link {
+    /// Of when a document is read for the next events: as the last of them left it, but for what is ahead.
+    fn read_from(&self, source: &Side, events: usize) -> u32 {
+        let end = source.log[self.next + events - 1].time;
+        self.ahead.read_from(at(end)).time
+    }
+}
+
+impl Model {
+    fn new(seed: u64, rule: Rule, hub_edits: bool) -> Self {
+        let document = if seed.is_multiple_of(2) { Some(vec![(b'a', 0)]) } else { None };
+        let side = || Side {
+            document: document.clone(),
+            log: Vec::new(),
+            versions: Vec::new(),
+            initial: document.clone(),
+            time: 0,
+        };
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            rule,
+            hub: side(),
+            spoke: side(),
+            up: link(),
+            down: link(),
+            conflicts: Conflicts::new(9),
+            notes: Vec::new(),
+            last_push: 0,
+            next_value: 1,
+            next_note: 0,
+            hub_edits,
+        }
+    }
+
+    /// Runs to the end, and says whether both sides are equal then.
+    fn converges(mut self) -> bool {
+        for _ in 0..self.rng.random_range(5..60) {
+            match self.rng.random_range(0..12) {
+                0..3 => self.application(true),
+                3..5 if self.hub_edits => self.application(false),
+                5..8 => self.uplink(),
+                8..11 => self.downlink(),
+                11 if self.rng.random_ratio(1, 3) => self.restart(),
+                _ => {}
+            }
+        }
+        for _ in 0..400 {
+            self.uplink();
+            self.downlink();
+        }
+        assert_eq!(self.up.next, self.spoke.log.len());
+        assert_eq!(self.down.next, self.hub.log.len(), "the streams do not fall quiet");
+        self.hub.document == self.spoke.document
+    }
+
+    fn application(&mut self, at_spoke: bool) {
+        let side = if at_spoke { &mut self.spoke } else { &mut self.hub };
+        self.next_value += 1;
+        let (field, value) = (self.rng.random_range(b'a'..b'e'), self.next_value);
+        let change = match (&side.document, self.rng.random_range(0..7)) {
+            (None, _) | (Some(_), 1) => Change::Whole(vec![(field, value)]),
+            (Some(_), 0) => Change::Delete,
+            (Some(_), 2) => Change::Delta { set: vec![], unset: vec![field] },
+            (Some(_), 3) => Change::Unclear { set: vec![(field, value)], unset: vec![] },
+            (Some(_), _) => Change::Delta { set: vec![(field, value)], unset: vec![] },
+        };
+        side.commit(&[change], false);
+    }
+
+    /// Half of an uplink's work: it prepares a batch, or commits the one that is prepared.
+    fn uplink(&mut self) {
+        if let Some(prepared) = self.up.prepared.take() {
+            self.push(prepared);
+            return;
+        }
+        let waiting = self.spoke.log.len() - self.up.next;
+        if waiting == 0 {
+            self.up.position = self.spoke.time;
+            self.conflicts.uplink_pushed(at(self.spoke.time), at(self.last_push));
+            return;
+        }
+        let events = self.rng.random_range(1..=waiting.min(4));
+        let mut changes = Vec::new();
+        let mut must_read = false;
+        for event in &self.spoke.log[self.up.next..self.up.next + events] {
+            let standing = self.up.ahead.standing(&key(), ["DFW"].into_iter(), at(event.time));
+            match (&event.change, standing) {
+                _ if event.tagged => {}
+                (_, Standing::Ahead) if self.rule != Rule::ReplayOverReads => {}
+                (Change::Unclear { .. }, _) | (_, Standing::Unknown) => must_read = true,
+                (change, _) => changes.push(change.clone()),
+            }
+        }
+        let mut read = None;
+        if must_read {
+            let time = self.read_time(self.up.read_from(&self.spoke, events), self.spoke.time);
+            read = Some(time);
+            changes = vec![self.spoke.at(time).map_or(Change::Delete, Change::Whole)];
+        }
+        self.up.prepared = Some(Prepared { events, changes, edits: None, read });
+    }
+
+    /// A document is read as it was at the end of the batch, or as it is now where the server has forgotten that.
+    fn read_time(&mut self, end_of_batch: u32, now: u32) -> u32 {
+        if self.rng.random() { end_of_batch } else { now }
+    }
+
+    fn push(&mut self, mut prepared: Prepared) {
+        let mut document = self.hub.document.clone();
+        let misses = prepared.changes.iter().any(|change| {
+            let misses = matches!(change, Change::Delta { .. }) && document.is_none();
+            change.apply(&mut document);
+            misses
+        });
+        if misses {
+            let time = self.read_time(self.up.read_from(&self.spoke, prepared.events), self.spoke.time);
+            prepared.read = Some(time);
+            prepared.changes = vec![self.spoke.at(time).map_or(Change::Delete, Change::Whole)];
+        }
+        let time = self.hub.commit(&prepared.changes, true);
+        self.last_push = time;
+        self.up.next += prepared.events;
+        self.up.position = self.spoke.log[self.up.next - 1].time;
+        let reads = prepared.read.map(|read| ("DFW", at(read)));
+        self.up.saved_bounds = self.up.ahead.bounds(reads.into_iter());
+        if let Some(read) = prepared.read {
+            self.up.ahead.has_read(key(), ["DFW"].into_iter(), at(read));
+        }
+        self.up.ahead.advance(at(self.up.position));
+        self.conflicts.uplink_pushed(at(self.up.position), at(time));
+    }
+
+    /// Half of a downlink's work.
+    fn downlink(&mut self) {
+        if let Some(prepared) = self.down.prepared.take() {
+            self.pull(prepared);
+            return;
+        }
+        let waiting = self.hub.log.len() - self.down.next;
+        if waiting == 0 {
+            return;
+        }
+        let events = self.rng.random_range(1..=waiting.min(4));
+        let mut prepared = Prepared { events, changes: Vec::new(), edits: None, read: None };
+        let (mut whole, mut order) = (false, false);
+        let mut edits: Option<Fields> = None;
+        for event in &self.hub.log[self.down.next..self.down.next + events] {
+            let standing = self.down.ahead.standing(&key(), ["DFW"].into_iter(), at(event.time));
+            if event.tagged {
+                if self.rule == Rule::RefreshUntilPushed {
+                    self.conflicts.downlink_passed(at(u32::MAX));
+                }
+                if standing == Standing::Ahead && self.rule != Rule::ReplayOverReads {
+                    continue;
+                }
+                let pending = edits.as_ref().filter(|_| self.rule != Rule::BatchesForgetThemselves);
+                match self.conflicts.own_change(&key(), &event.change.fields(), at(event.time), pending) {
+                    OwnChange::Refresh if self.rule != Rule::NeverRefresh => {
+                        whole = true;
+                        edits = united(edits, Fields::All);
+                    }
+                    OwnChange::Reorder if self.rule != Rule::NeverReorder => {
+                        order = true;
+                        edits = united(edits, Fields::order());
+                    }
+                    _ => {}
+                }
+                continue;
+            }
+            match (&event.change, standing) {
+                (_, Standing::Ahead) if self.rule != Rule::ReplayOverReads => {}
+                (Change::Unclear { .. }, _) | (_, Standing::Unknown) => {
+                    whole = true;
+                    edits = united(edits, Fields::All);
+                }
+                (change, _) => {
+                    edits = united(edits, change.fields());
+                    prepared.changes.push(change.clone());
+                }
+            }
+        }
+        prepared.edits = edits;
+        if whole {
+            self.read_at_hub(&mut prepared);
+        } else if order && self.hub.document.is_some() {
+            // The order is taken from this document when the batch is committed.
+            prepared
+                .changes
+                .push(Change::Unclear { set: self.hub.document.clone().unwrap_or_default(), unset: vec![] });
+        }
+        self.down.prepared = Some(prepared);
+    }
+
+    fn read_at_hub(&mut self, prepared: &mut Prepared) {
+        let time = self.read_time(self.down.read_from(&self.hub, prepared.events), self.hub.time);
+        prepared.read = Some(time);
+        prepared.edits = Some(Fields::All);
+        prepared.changes = vec![self.hub.at(time).map_or(Change::Delete, Change::Whole)];
+    }
+
+    fn pull(&mut self, mut prepared: Prepared) {
+        let mut document = self.spoke.document.clone();
+        let misses = prepared.changes.iter().any(|change| {
+            let misses = matches!(change, Change::Delta { .. }) && document.is_none();
+            change.apply(&mut document);
+            misses
+        });
+        if misses {
+            self.read_at_hub(&mut prepared);
+        }
+        if let Some(Change::Unclear { set: order, .. }) =
+            prepared.changes.pop_if(|c| matches!(c, Change::Unclear { .. }))
+        {
+            let mut document = self.spoke.document.clone();
+            prepared.changes.iter().for_each(|change| change.apply(&mut document));
+            prepared.changes.extend(document.map(|document| Change::Whole(reordered(document, &order))));
+        }
+        let time = self.spoke.commit(&prepared.changes, true);
+        self.down.next += prepared.events;
+        self.down.position = self.hub.log[self.down.next - 1].time;
+        let reads = prepared.read.map(|read| ("DFW", at(read)));
+        self.down.saved_bounds = self.down.ahead.bounds(reads.into_iter());
+        if let Some(read) = prepared.read {
+            self.down.ahead.has_read(key(), ["DFW"].into_iter(), at(read));
+        }
+        if let Some(fields) = prepared.edits {
+            self.next_note += 1;
+            self.notes.push((self.next_note, fields.clone()));
+            self.conflicts.record(key(), fields, at(time));
+            self.conflicts.record_note(self.next_note, at(time));
+        }
+        self.down.ahead.advance(at(self.down.position));
+        if let Some(deletable) = self.conflicts.downlink_passed(at(self.down.position)) {
+            self.notes.retain(|(number, _)| *number > deletable);
+        }
+    }
+
+    /// The reader, the writer, or both start again from what was saved.
+    fn restart(&mut self) {
+        let which = self.rng.random_range(0..3);
+        if which != 0 {
+            self.up.prepared = None;
+            self.up.ahead = Ahead::new(self.up.saved_bounds.clone(), 9);
+            self.last_push = self.hub.time;
+        }
+        if which == 2 {
+            self.conflicts = Conflicts::new(9);
+        }
+        if which != 1 {
+            self.down.prepared = None;
+            self.down.ahead = Ahead::new(self.down.saved_bounds.clone(), 9);
+            self.conflicts.restart();
+            if self.rule == Rule::ForgetOnRestart {
+                self.notes.clear();
+            }
+            for (number, fields) in &self.notes {
+                self.conflicts.record(key(), fields.clone(), at(self.spoke.time));
+                self.conflicts.record_note(*number, at(self.spoke.time));
+            }
+        }
+    }
+}
+
+fn united(edits: Option<Fields>, more: Fields) -> Option<Fields> {
+    Some(match edits {
+        Some(edits) => edits.union(more),
+        None => more,
+    })
+}
+
+/// The document with its fields in this order; those that the order does not know stay behind.
+fn reordered(document: Vec<(u8, u32)>, order: &[(u8, u32)]) -> Vec<(u8, u32)> {
+    let place = |name: u8| order.iter().position(|(known, _)| *known == name).unwrap_or(usize::MAX);
+    let mut document = document;
+    document.sort_by_key(|(name, _)| place(*name));
+    document
+}
+
+fn diverging(rule: Rule, interleavings: u64) -> Vec<u64> {
+    (0..interleavings).filter(|&seed| !Model::new(seed, rule, true).converges()).collect()
+}
+
+#[test]
+fn every_interleaving_of_concurrent_edits_converges() {
+    let diverging = diverging(Rule::Real, INTERLEAVINGS);
+    assert!(
+        diverging.is_empty(),
+        "{} of {INTERLEAVINGS} diverge, the first with seed {}",
+        diverging.len(),
+        diverging[0]
+    );
+}
+
+#[test]
+fn a_weaker_rule_diverges() {
+    let weaker = [
+        Rule::NeverRefresh,
+        Rule::RefreshUntilPushed,
+        Rule::NeverReorder,
+        Rule::ForgetOnRestart,
+        Rule::BatchesForgetThemselves,
+    ];
+    for rule in weaker {
+        assert!(!diverging(rule, INTERLEAVINGS).is_empty(), "{rule:?} converges as well");
+    }
+}
+
+/// Runs with an application at the spoke alone, and gives what both sides saw.
+fn run_without_hub_edits(seed: u64, rule: Rule) -> Model {
+    let mut model = Model::new(seed, rule, false);
+    for _ in 0..60 {
+        match model.rng.random_range(0..8) {
+            0..3 => model.application(true),
+            3..5 => model.uplink(),
+            5..7 => model.downlink(),
+            _ => model.restart(),
+        }
+    }
+    model
+}
+
+/// True if the hub saw some of the spoke's versions of the document, in the spoke's order, and nothing else.
+fn hub_follows_the_spoke(model: &Model) -> bool {
+    let mut spoke = model.spoke.versions.iter();
+    model.hub.versions.iter().all(|version| spoke.any(|known| known == version))
+}
+
+#[test]
+fn without_hub_edits_a_spokes_documents_are_never_touched() {
+    for seed in 0..INTERLEAVINGS {
+        let model = run_without_hub_edits(seed, Rule::Real);
+        assert!(model.spoke.log.iter().all(|event| !event.tagged), "seed {seed}");
+    }
+}
+
+#[test]
+fn nothing_goes_back_in_time() {
+    for seed in 0..INTERLEAVINGS {
+        assert!(hub_follows_the_spoke(&run_without_hub_edits(seed, Rule::Real)), "seed {seed}");
+    }
+    let weaker =
+        (0..INTERLEAVINGS).filter(|&seed| !hub_follows_the_spoke(&run_without_hub_edits(seed, Rule::ReplayOverReads)));
+    assert!(weaker.count() > 0, "the model cannot tell");
+}

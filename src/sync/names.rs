@@ -1,0 +1,135 @@
+//! The names that everything else is said with: zones, namespaces, links.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// A zone: one value of the partition key. Each spoke owns exactly one and watches any number.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Zone(Arc<str>);
+
+impl Zone {
+    /// The zone with this name.
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    /// The value of the partition key.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Zone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::borrow::Borrow<str> for Zone {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A collection that is kept in step, as `database.collection`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Namespace {
+    /// The database's name; it holds no dot.
+    pub database: String,
+    /// The collection's name; it may hold dots.
+    pub collection: String,
+}
+
+impl Namespace {
+    /// Reads `database.collection`, by MongoDB's naming restrictions.
+    ///
+    /// # Errors
+    /// Says in words what is wrong with the name.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let Some((database, collection)) = text.split_once('.') else {
+            return Err(format!("{text:?} is not a namespace: write database.collection"));
+        };
+        let forbidden = |c: char| "/\\. \"$*<>:|?\0".contains(c);
+        if database.is_empty() || database.len() > 63 || database.contains(forbidden) {
+            return Err(format!("{database:?} is not a database name"));
+        }
+        if collection.is_empty() || collection.contains(['$', '\0']) || text.len() > 255 {
+            return Err(format!("{collection:?} is not a collection name"));
+        }
+        if collection.starts_with("system.") || ["admin", "config", "local"].contains(&database) {
+            return Err(format!("{text:?} belongs to the server itself and has no change stream"));
+        }
+        Ok(Self { database: database.to_owned(), collection: collection.to_owned() })
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.database, self.collection)
+    }
+}
+
+/// Which way a link goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Spoke to hub.
+    Uplink,
+    /// Hub to spoke.
+    Downlink,
+}
+
+impl Direction {
+    /// `uplink` or `downlink`, as in checkpoints, logs and the status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Uplink => "uplink",
+            Self::Downlink => "downlink",
+        }
+    }
+}
+
+/// One of a spoke's two links, named as in its checkpoint: `uplink:DFW`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Link {
+    /// Which way it goes.
+    pub direction: Direction,
+    /// The zone that the spoke owns.
+    pub zone: Zone,
+}
+
+impl Link {
+    /// The link that carries the zone's own changes to the hub.
+    pub fn uplink(zone: &Zone) -> Self {
+        Self { direction: Direction::Uplink, zone: zone.clone() }
+    }
+
+    /// The link that carries the hub's changes to the zone's spoke.
+    pub fn downlink(zone: &Zone) -> Self {
+        Self { direction: Direction::Downlink, zone: zone.clone() }
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.direction.as_str(), self.zone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collection_may_hold_dots_and_a_database_may_not() {
+        let parsed = Namespace::parse("messages.vehicle.raw").expect("valid");
+        assert_eq!((parsed.database.as_str(), parsed.collection.as_str()), ("messages", "vehicle.raw"));
+        assert_eq!(parsed.to_string(), "messages.vehicle.raw");
+    }
+
+    #[test]
+    fn a_namespace_without_a_change_stream_is_refused() {
+        for bad in ["messages", "", ".a", "a.", "a b.c", "a.$b", "local.oplog.rs", "config.x", "a.system.views"] {
+            assert!(Namespace::parse(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The bounded queue between the fan-out and one writer.
+//!
+//! It never waits and never grows beyond its capacity: who does not fit is told so, and decides. One item is always
+//! accepted, however large, or nothing could ever pass.
+
+use std::collections::VecDeque;
+
+/// What a queue's items weigh together, or may weigh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Weight {
+    /// How many change events.
+    pub events: usize,
+    /// How many bytes of memory.
+    pub bytes: usize,
+}
+
+/// The queue is full; here is the item back.
+#[derive(Debug)]
+pub struct Full<T>(pub T);
+
+/// First in, first out, bounded by weight.
+#[derive(Debug)]
+pub struct Queue<T> {
+    items: VecDeque<(T, Weight)>,
+    weight: Weight,
+    capacity: Weight,
+}
+
+impl<T> Queue<T> {
+    /// An empty queue of this capacity.
+    pub fn new(capacity: Weight) -> Self {
+        Self { items: VecDeque::new(), weight: Weight::default(), capacity }
+    }
+
+    /// Adds an item at the end.
+    ///
+    /// # Errors
+    /// Gives the item back if it does not fit.
+    pub fn push(&mut self, item: T, weight: Weight) -> Result<(), Full<T>> {
+        let events = self.weight.events + weight.events;
+        let bytes = self.weight.bytes + weight.bytes;
+        if !self.items.is_empty() && (events > self.capacity.events || bytes > self.capacity.bytes) {
+            return Err(Full(item));
+        }
+        self.weight = Weight { events, bytes };
+        self.items.push_back((item, weight));
+        Ok(())
+    }
+
+    /// Takes the first item.
+    pub fn pop(&mut self) -> Option<T> {
+        let (item, weight) = self.items.pop_front()?;
+        self.weight.events -= weight.events;
+        self.weight.bytes -= weight.bytes;
+        Some(item)
+    }
+
+    /// The last item, to be replaced by one of the same weight.
+    pub fn last_mut(&mut self) -> Option<&mut T> {
+        self.items.back_mut().map(|(item, _)| item)
+    }
+
+    /// What is in it.
+    pub fn weight(&self) -> Weight {
+        self.weight
+    }
+
+    /// What may be in it.
+    pub fn capacity(&self) -> Weight {
+        self.capacity
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const CAPACITY: Weight = Weight { events: 10, bytes: 100 };
+
+    #[test]
+    fn an_item_larger_than_the_queue_passes_alone() {
+        let mut queue = Queue::new(CAPACITY);
+        queue.push('a', Weight { events: 11, bytes: 5 }).expect("an empty queue takes anything");
+        queue.push('b', Weight { events: 1, bytes: 1 }).expect_err("it is full now");
+        assert_eq!(queue.pop(), Some('a'));
+        assert_eq!(queue.weight(), Weight::default());
+    }
+
+    proptest! {
+        #[test]
+        fn order_is_kept_and_capacity_respected(steps in prop::collection::vec(prop::option::of((0usize..8, 0usize..80)), 0..200)) {
+            let mut queue = Queue::new(CAPACITY);
+            let mut model = VecDeque::new();
+            for (number, step) in steps.into_iter().enumerate() {
+                match step {
+                    Some((events, bytes)) => {
+                        if queue.push(number, Weight { events, bytes }).is_ok() {
+                            model.push_back(number);
+                        }
+                    }
+                    None => prop_assert_eq!(queue.pop(), model.pop_front()),
+                }
+                prop_assert!(queue.weight().events <= CAPACITY.events && queue.weight().bytes <= CAPACITY.bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! A step: one change to one document of the destination.
+//!
+//! A link turns each change event into at most one step. Some steps first need the document as it now is at the source;
+//! [`settle`] puts it in, once it has been read.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+
+use bson::raw::{CStr, RawBsonRef, RawDocument, RawDocumentBuf};
+
+use super::delta::Delta;
+use super::fields::Fields;
+use super::key::Key;
+
+/// One change to one document of the destination.
+#[derive(Clone, Debug)]
+pub struct Step<'a> {
+    /// The number of its event among those applied together. Steps come in ascending order.
+    pub event: usize,
+    /// Which document.
+    pub key: Key,
+    /// Its `_id`.
+    pub id: RawBsonRef<'a>,
+    /// The zones in which the destination's document may be for the step to touch it.
+    pub zones: Zones<'a>,
+    /// What is done to it.
+    pub write: Write<'a>,
+    /// At a spoke: the fields that a hub edit of the spoke's own document touches.
+    pub hub_edit: Option<Fields>,
+}
+
+impl Step<'_> {
+    /// True if the document that was read for the step is the one of its event, with nothing but the partition key added.
+    pub fn expects(&self, read: Option<&RawDocument>, partition_key: &CStr) -> bool {
+        let (Write::Read(Read::Stamp { document: Some(expected), .. }), Some(read)) = (&self.write, read) else {
+            return false;
+        };
+        let Ok(Some(zone)) = read.get(partition_key) else { return false };
+        let mut stamped = (*expected).to_owned();
+        stamped.append(partition_key, zone);
+        stamped.as_bytes() == read.as_bytes()
+    }
+}
+
+/// What a step does.
+#[derive(Clone, Debug)]
+pub enum Write<'a> {
+    /// Inserts a document that the destination should not have.
+    Insert(&'a RawDocument),
+    /// Replaces the document, or also inserts it where it is missing.
+    Replace {
+        /// The new document.
+        document: &'a RawDocument,
+        /// Whether a missing document is inserted.
+        upsert: bool,
+    },
+    /// Changes fields of the document.
+    Update(Delta<'a>),
+    /// Deletes the document.
+    Delete,
+    /// Brings the fields of the document into the order that they have in this one.
+    Reorder(&'a RawDocument),
+    /// Not known before the document is read at the source.
+    Read(Read<'a>),
+}
+
+impl Write<'_> {
+    /// True if this moves the document out of the zones in which it may be.
+    pub fn is_move(&self, partition_key: &str) -> bool {
+        match self {
+            Self::Update(delta) => delta.sets(partition_key),
+            Self::Replace { upsert, .. } => !upsert,
+            _ => false,
+        }
+    }
+}
+
+/// Why a document must be read at the source.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Read<'a> {
+    /// The destination needs it whole.
+    Whole,
+    /// As `Whole`, and it needs its partition key first.
+    Stamp {
+        /// Whether the event was an insert, so that the destination should not have the document yet.
+        fresh: bool,
+        /// The document as the event brought it, without partition key.
+        document: Option<&'a RawDocument>,
+    },
+    /// The destination needs the order of its fields.
+    Order,
+}
+
+/// Zones in which a document may be for a step to touch it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Zones<'a> {
+    /// This one.
+    One(&'a str),
+    /// Any of these.
+    Any(Vec<&'a str>),
+    /// Whatever this value of the partition key means.
+    Value(RawBsonRef<'a>),
+}
+
+impl<'a> Zones<'a> {
+    /// The names of the zones.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> + '_ {
+        let (one, any) = match self {
+            Self::One(zone) => (Some(*zone), [].as_slice()),
+            Self::Any(zones) => (None, zones.as_slice()),
+            Self::Value(value) => (value.as_str(), [].as_slice()),
+        };
+        one.into_iter().chain(any.iter().copied())
+    }
+
+    /// These zones and those.
+    fn union(&mut self, more: impl Iterator<Item = &'a str>) {
+        let mut names: Vec<&str> = self.names().chain(more).collect();
+        names.sort_unstable();
+        names.dedup();
+        *self = match names.as_slice() {
+            [one] => Self::One(one),
+            _ => Self::Any(names),
+        };
+    }
+}
+
+/// Documents read at the source, all at one cluster time.
+#[derive(Debug, Default)]
+pub struct Reads {
+    /// What was read; `None` for those that are not there.
+    pub documents: HashMap<Key, Option<RawDocumentBuf>>,
+    /// Those that the destination needs whole. Of the others only the order of the fields is wanted.
+    pub whole: HashSet<Key>,
+}
+
+/// What a document that was read means for the destination.
+#[derive(Clone, Debug)]
+pub enum Meaning<'a> {
+    /// This is to be written.
+    Write(Write<'a>),
+    /// It is another zone's document; nothing is to be written.
+    Foreign,
+}
+
+/// The steps with the documents that were read put in, and how many of the documents were foreign.
+///
+/// A document that is needed whole has all its events in it: it stands where its last step stood, and the others go.
+pub fn settle<'a, 's: 'a>(
+    steps: &'s [Step<'a>],
+    reads: &'a Reads,
+    partition_key: &str,
+    meaning: impl Fn(&Key, Option<&'a RawDocument>) -> Meaning<'a>,
+) -> (Cow<'s, [Step<'a>]>, usize) {
+    if reads.documents.is_empty() {
+        return (Cow::Borrowed(steps), 0);
+    }
+    let mut settled = Vec::with_capacity(steps.len());
+    let mut foreign = 0;
+    let mut last: HashMap<&Key, usize> = HashMap::new();
+    for (index, step) in steps.iter().enumerate() {
+        last.insert(&step.key, index);
+    }
+    let mut chains: HashMap<&Key, Chain<'a>> = HashMap::new();
+    for (index, step) in steps.iter().enumerate() {
+        let read = reads.documents.get(&step.key);
+        match (read, &step.write) {
+            (Some(document), _) if reads.whole.contains(&step.key) => {
+                let chain = chains.entry(&step.key).or_insert_with(|| Chain::starting_with(step));
+                chain.zones.union(step.zones.names());
+                if last[&step.key] != index {
+                    continue;
+                }
+                let document = document.as_deref();
+                chain.zones.union(document.and_then(|document| document.get_str(partition_key).ok()).into_iter());
+                match meaning(&step.key, document) {
+                    Meaning::Write(write) => settled.push(chain.end(step, write)),
+                    Meaning::Foreign => foreign += 1,
+                }
+            }
+            (Some(Some(document)), Write::Read(_)) => {
+                settled.push(Step { write: Write::Reorder(document), ..step.clone() });
+            }
+            (Some(None), Write::Read(_)) => {}
+            _ => settled.push(step.clone()),
+        }
+    }
+    (Cow::Owned(settled), foreign)
+}
+
+/// The steps of one document, to become one.
+struct Chain<'a> {
+    zones: Zones<'a>,
+    fresh: bool,
+}
+
+impl<'a> Chain<'a> {
+    fn starting_with(step: &Step<'a>) -> Self {
+        let fresh = matches!(step.write, Write::Insert(_) | Write::Read(Read::Stamp { fresh: true, .. }));
+        Self { zones: step.zones.clone(), fresh }
+    }
+
+    fn end(&self, last: &Step<'a>, write: Write<'a>) -> Step<'a> {
+        let write = match write {
+            Write::Replace { document, upsert: true } if self.fresh => Write::Insert(document),
+            write => write,
+        };
+        let hub_edit = last.hub_edit.as_ref().map(|_| Fields::All);
+        Step { zones: self.zones.clone(), write, hub_edit, ..last.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::rawdoc;
+
+    fn step<'a>(event: usize, id: &'a RawDocumentBuf, write: Write<'a>) -> Step<'a> {
+        let id = id.get("_id").expect("valid").expect("has _id");
+        Step { event, key: Key::new(0, id), id, zones: Zones::One("DFW"), write, hub_edit: None }
+    }
+
+    fn describe(steps: &[Step<'_>]) -> Vec<(usize, &'static str)> {
+        let name = |write: &Write<'_>| match write {
+            Write::Insert(_) => "insert",
+            Write::Replace { .. } => "replace",
+            Write::Update(_) => "update",
+            Write::Delete => "delete",
+            Write::Reorder(_) => "reorder",
+            Write::Read(_) => "read",
+        };
+        steps.iter().map(|step| (step.event, name(&step.write))).collect()
+    }
+
+    fn replace<'a>(_: &Key, document: Option<&'a RawDocument>) -> Meaning<'a> {
+        Meaning::Write(document.map_or(Write::Delete, |document| Write::Replace { document, upsert: true }))
+    }
+
+    #[test]
+    fn a_document_that_was_read_stands_for_all_its_steps() {
+        let (one, two) = (rawdoc! { "_id": 1, "_pk": "HOU" }, rawdoc! { "_id": 2 });
+        let steps = [
+            step(0, &one, Write::Update(Delta::default())),
+            step(1, &two, Write::Delete),
+            step(2, &one, Write::Read(Read::Whole)),
+            step(3, &two, Write::Insert(&two)),
+        ];
+        let key = steps[0].key.clone();
+        let reads = Reads { documents: [(key.clone(), Some(one.clone()))].into(), whole: [key].into() };
+        let (settled, foreign) = settle(&steps, &reads, "_pk", replace);
+        assert_eq!(describe(&settled), [(1, "delete"), (2, "replace"), (3, "insert")]);
+        assert_eq!(settled[1].zones, Zones::Any(vec!["DFW", "HOU"]));
+        assert_eq!(foreign, 0);
+    }
+
+    #[test]
+    fn a_fresh_document_stays_an_insert() {
+        let one = rawdoc! { "_id": 1, "_pk": "DFW" };
+        let steps = [
+            step(0, &one, Write::Read(Read::Stamp { fresh: true, document: None })),
+            step(1, &one, Write::Read(Read::Whole)),
+        ];
+        let key = steps[0].key.clone();
+        let reads = Reads { documents: [(key.clone(), Some(one.clone()))].into(), whole: [key.clone()].into() };
+        assert_eq!(describe(&settle(&steps, &reads, "_pk", replace).0), [(1, "insert")]);
+        let gone = Reads { documents: [(key.clone(), None)].into(), whole: [key].into() };
+        assert_eq!(describe(&settle(&steps, &gone, "_pk", replace).0), [(1, "delete")]);
+    }
+
+    #[test]
+    fn a_document_that_was_only_stamped_is_as_expected() {
+        let one = rawdoc! { "_id": 1, "a": 1 };
+        let step = step(0, &one, Write::Read(Read::Stamp { fresh: true, document: Some(&one) }));
+        let key = bson::raw::cstr!("_pk");
+        assert!(step.expects(Some(&rawdoc! { "_id": 1, "a": 1, "_pk": "DFW" }), key));
+        assert!(!step.expects(Some(&rawdoc! { "_id": 1, "a": 2, "_pk": "DFW" }), key));
+        assert!(!step.expects(Some(&rawdoc! { "_id": 1, "_pk": "DFW", "a": 1 }), key));
+        assert!(!step.expects(Some(&one), key) && !step.expects(None, key));
+    }
+
+    #[test]
+    fn where_only_the_order_is_wanted_the_other_steps_stay() {
+        let one = rawdoc! { "_id": 1 };
+        let steps = [step(0, &one, Write::Update(Delta::default())), step(1, &one, Write::Read(Read::Order))];
+        let key = steps[0].key.clone();
+        let reads = Reads { documents: [(key.clone(), Some(one.clone()))].into(), ..Reads::default() };
+        assert_eq!(describe(&settle(&steps, &reads, "_pk", replace).0), [(0, "update"), (1, "reorder")]);
+        let gone = Reads { documents: [(key, None)].into(), ..Reads::default() };
+        assert_eq!(describe(&settle(&steps, &gone, "_pk", replace).0), [(0, "update")]);
+    }
+
+    #[test]
+    fn a_foreign_document_is_counted_and_not_written() {
+        let one = rawdoc! { "_id": 1, "_pk": "HOU" };
+        let steps = [step(0, &one, Write::Update(Delta::default()))];
+        let key = steps[0].key.clone();
+        let reads = Reads { documents: [(key.clone(), Some(one.clone()))].into(), whole: [key].into() };
+        let (settled, foreign) = settle(&steps, &reads, "_pk", |_, _| Meaning::Foreign);
+        assert_eq!((settled.len(), foreign), (0, 1));
+    }
+}

@@ -1,0 +1,241 @@
+//! One `mongod` that is a replica set of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use bson::{Document, doc};
+use mongodb::Client;
+use mongodb::options::ClientOptions;
+use nix::sys::signal::Signal;
+
+use crate::mongod;
+use crate::process::Process;
+
+/// How long a server may take to become primary.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// What a node is started with.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The port; any free one if not given.
+    pub port: Option<u16>,
+    /// The size of the oplog in megabytes; the server's least is 990, unless tests are enabled, which they are here.
+    pub oplog_megabytes: Option<u32>,
+    /// The name of the replica set.
+    pub replica_set: Option<String>,
+    /// More arguments.
+    pub arguments: Vec<String>,
+}
+
+/// A running one-node replica set, in a folder of its own that is removed when the node is dropped.
+#[derive(Debug)]
+pub struct Node {
+    port: u16,
+    folder: PathBuf,
+    options: Options,
+    process: Option<Process>,
+}
+
+impl Node {
+    /// Starts a node, and waits until it is primary.
+    ///
+    /// # Errors
+    /// If there is no `mongod`, or it does not start.
+    pub async fn start(name: &str, options: Options) -> Result<Self> {
+        let port = match options.port {
+            Some(port) => port,
+            None => free_port()?,
+        };
+        let mut node = Self { port, folder: new_folder(name)?, options, process: None };
+        node.run()?;
+        let client = node.direct_client().await?;
+        let set = node.replica_set().to_owned();
+        let members = doc! { "_id": set, "members": [{ "_id": 0, "host": format!("127.0.0.1:{port}") }] };
+        let admin = client.database("admin");
+        node.until("it can be initiated", async || {
+            let done = admin.run_command(doc! { "replSetInitiate": members.clone() }).await;
+            // It may have been initiated by the call before this one.
+            const ALREADY_INITIALIZED: i32 = 23;
+            Ok(done.map_or_else(|error| code(&error) == Some(ALREADY_INITIALIZED), |_| true))
+        })
+        .await?;
+        node.wait_for_primary().await?;
+        Ok(node)
+    }
+
+    /// The connection string.
+    pub fn uri(&self) -> String {
+        format!("mongodb://127.0.0.1:{}/?replicaSet={}", self.port, self.replica_set())
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The process id of the server.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    /// A client of its own.
+    ///
+    /// # Errors
+    /// If the connection string is wrong.
+    pub async fn client(&self) -> Result<Client> {
+        let mut options = ClientOptions::parse(self.uri()).await?;
+        options.server_selection_timeout = Some(START_LIMIT);
+        Ok(Client::with_options(options)?)
+    }
+
+    /// Runs an admin command, such as one that sets a failpoint.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub async fn admin(&self, command: Document) -> Result<Document> {
+        Ok(self.client().await?.database("admin").run_command(command).await?)
+    }
+
+    /// Kills the server as a power cut does.
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.take().context("it is not running")?.kill()
+    }
+
+    /// Starts the server again on its data, and waits until it is primary.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.run()?;
+        self.wait_for_primary().await
+    }
+
+    /// Freezes the server: it keeps its connections and answers nothing.
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn freeze(&self) -> Result<()> {
+        self.process.as_ref().context("it is not running")?.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets a frozen server go on.
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn thaw(&self) -> Result<()> {
+        self.process.as_ref().context("it is not running")?.signal(Signal::SIGCONT)
+    }
+
+    fn replica_set(&self) -> &str {
+        self.options.replica_set.as_deref().unwrap_or("rs")
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let mut command = Command::new(mongod::path()?);
+        command
+            .args(["--port", &self.port.to_string(), "--bind_ip", "127.0.0.1", "--replSet", self.replica_set()])
+            .arg("--dbpath")
+            .arg(self.folder.join("data"))
+            .arg("--logpath")
+            .arg(self.folder.join("mongod.log"))
+            .args(["--logappend", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.5"])
+            .args(["--setParameter", "enableTestCommands=1"])
+            .args(["--setParameter", "diagnosticDataCollectionEnabled=false"])
+            .args(&self.options.arguments);
+        if let Some(megabytes) = self.options.oplog_megabytes {
+            command.args(["--oplogSize", &megabytes.to_string()]);
+        }
+        self.process = Some(Process::start(&command, &self.folder.join("mongod.out"))?);
+        Ok(())
+    }
+
+    async fn wait_for_primary(&self) -> Result<()> {
+        let admin = self.direct_client().await?.database("admin");
+        self.until("it is primary", async || {
+            let hello = admin.run_command(doc! { "hello": 1 }).await;
+            Ok(hello.is_ok_and(|hello| hello.get_bool("isWritablePrimary").unwrap_or(false)))
+        })
+        .await
+    }
+
+    async fn direct_client(&self) -> Result<Client> {
+        let mut options =
+            ClientOptions::parse(format!("mongodb://127.0.0.1:{}/?directConnection=true", self.port)).await?;
+        options.server_selection_timeout = Some(Duration::from_secs(1));
+        Ok(Client::with_options(options)?)
+    }
+
+    async fn until(&self, what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        while !is_so().await? {
+            if Instant::now() > deadline {
+                let log = std::fs::read_to_string(self.folder.join("mongod.log")).unwrap_or_default();
+                let last: Vec<&str> = log.lines().rev().take(5).collect();
+                bail!(
+                    "mongod on port {} does not come so far that {what}; its log ends with\n{}",
+                    self.port,
+                    last.join("\n")
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // First the server, then its files.
+        drop(self.process.take());
+        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
+            eprintln!("cannot remove {}: {error}", self.folder.display());
+        }
+    }
+}
+
+fn code(error: &mongodb::error::Error) -> Option<i32> {
+    match error.kind.as_ref() {
+        mongodb::error::ErrorKind::Command(command) => Some(command.code),
+        _ => None,
+    }
+}
+
+/// A port that nothing listens on now.
+///
+/// # Errors
+/// If the operating system gives none.
+pub fn free_port() -> Result<u16> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("no free port")?;
+    Ok(listener.local_addr()?.port())
+}
+
+/// A new folder for a server, below the system's folder for temporary files. Those of processes that are gone are removed.
+fn new_folder(name: &str) -> Result<PathBuf> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let base = std::env::temp_dir().join("spokesync-testbed");
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    if number == 0 {
+        remove_leftovers(&base);
+    }
+    let folder = base.join(format!("{}-{number}-{name}", std::process::id()));
+    std::fs::create_dir_all(folder.join("data")).with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(folder)
+}
+
+fn remove_leftovers(base: &Path) {
+    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.split('-').next()).unwrap_or_default();
+        if !Path::new("/proc").join(owner).exists()
+            && let Err(error) = std::fs::remove_dir_all(entry.path())
+        {
+            eprintln!("cannot remove {}: {error}", entry.path().display());
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The program against real replica sets. One file a behaviour; `support` starts what they need.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod concurrent;
+mod config;
+mod crash;
+mod fidelity;
+mod initial;
+mod process;
+mod quiet;
+mod refusals;
+mod rows;
+mod support;

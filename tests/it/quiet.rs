@@ -1,0 +1,64 @@
+//! When applications stop, nothing happens any more anywhere, although the streams stay open.
+
+use std::time::Duration;
+
+use bson::doc;
+
+use super::support::Site;
+use super::support::events::Events;
+use super::support::site::{HUB, TRIANGLE};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quiet_applications_mean_quiet_streams() {
+    let mut site = Site::shared(TRIANGLE).await;
+    site.start().await;
+    for zone in ["DFW", "HOU", "BOS"] {
+        let documents = (0..50).map(|id| doc! { "_id": format!("{zone} {id}"), "_pk": zone, "n": 0 });
+        site.at(zone).insert_many(documents).await.unwrap();
+        site.at(zone).insert_one(doc! { "_id": format!("{zone} unstamped") }).await.unwrap();
+        site.at(zone)
+            .update_many(doc! { "_pk": zone }, doc! { "$inc": { "n": 1 }, "$set": { "a.b": 1 } })
+            .await
+            .unwrap();
+        site.at(HUB).update_many(doc! { "_pk": zone }, doc! { "$set": { "hub": 1 } }).await.unwrap();
+    }
+    site.assert_converged().await;
+    let mut streams = Vec::new();
+    for name in [HUB, "DFW", "HOU", "BOS"] {
+        streams.push((name, Events::watch(site.at(name)).await));
+    }
+    let applied = |site: &Site| -> Vec<u64> {
+        let links = ["DFW", "HOU", "BOS"].map(|zone| site.spoke_status(zone));
+        links
+            .iter()
+            .flat_map(|spoke| ["uplink", "downlink"].map(|link| spoke[link]["applied_total"].as_u64().unwrap()))
+            .collect()
+    };
+    let before = applied(&site);
+    // Nothing can be waited for where nothing is to happen; three answers of every quiet stream come in this time.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(applied(&site), before);
+    for (name, mut stream) in streams {
+        let events = stream.so_far().await;
+        assert!(events.is_empty(), "{name}: {events:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_change_is_one_event_on_every_side() {
+    let mut site = Site::shared(TRIANGLE).await;
+    site.start().await;
+    let mut streams = Vec::new();
+    for name in [HUB, "DFW", "HOU", "BOS"] {
+        streams.push((name, Events::watch(site.at(name)).await));
+    }
+    for n in 0..20 {
+        site.at("DFW").insert_one(doc! { "_id": n, "_pk": "DFW" }).await.unwrap();
+        site.at("DFW").update_one(doc! { "_id": n }, doc! { "$set": { "n": n } }).await.unwrap();
+    }
+    site.settle().await;
+    for (name, mut stream) in streams {
+        let expected = if name == "BOS" { 0 } else { 40 };
+        assert_eq!(stream.so_far().await.len(), expected, "{name}");
+    }
+}

@@ -1,0 +1,136 @@
+//! What a destination refuses: the batch climbs the ladder, and only what is refused for good becomes a dead letter.
+
+use bson::{Document, doc};
+use mongodb::IndexModel;
+use mongodb::options::IndexOptions;
+
+use super::support::site::{HUB, TRIANGLE};
+use super::support::{Site, eventually};
+
+async fn unique_index(site: &Site, name: &str) {
+    let options =
+        IndexOptions::builder().unique(true).partial_filter_expression(doc! { "key": { "$exists": true } }).build();
+    let index = IndexModel::builder().keys(doc! { "key": 1 }).options(options).build();
+    site.at(name).create_index(index).await.unwrap();
+}
+
+async fn letters(site: &Site, name: &str) -> Vec<Document> {
+    use futures_util::TryStreamExt;
+    let letters = site.own_collection(name, "dead_letters").find(doc! {}).await.unwrap();
+    letters.try_collect().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_of_a_unique_index_can_be_swapped_under_live_indexes() {
+    let mut site = Site::shared(TRIANGLE).await;
+    for name in [HUB, "DFW", "HOU"] {
+        unique_index(&site, name).await;
+    }
+    let documents = (0..10).map(|id| doc! { "_id": id, "_pk": "DFW", "key": id });
+    site.at("DFW").insert_many(documents).await.unwrap();
+    site.start().await;
+    site.assert_converged().await;
+    site.stop().await;
+    // All in one batch: 1 gives its value to 2 and takes that of 3, and a new document takes what an old one leaves.
+    let set = async |id: i32, key: Option<i32>| {
+        let update = key.map_or(doc! { "$unset": { "key": 1 } }, |key| doc! { "$set": { "key": key } });
+        site.at("DFW").update_one(doc! { "_id": id }, update).await.unwrap();
+    };
+    set(1, None).await;
+    set(2, Some(1)).await;
+    set(3, Some(2)).await;
+    set(1, Some(3)).await;
+    site.at("DFW").delete_one(doc! { "_id": 4 }).await.unwrap();
+    site.at("DFW").insert_one(doc! { "_id": 40, "_pk": "DFW", "key": 4 }).await.unwrap();
+    set(5, Some(50)).await;
+    site.at("DFW").insert_one(doc! { "_id": 41, "_pk": "DFW", "key": 5 }).await.unwrap();
+    site.start().await;
+    site.assert_converged().await;
+    for name in [HUB, "HOU"] {
+        assert_eq!(letters(&site, name).await, Vec::<Document>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_breaks_the_hubs_unique_index_is_parked_and_the_rest_flows() {
+    let mut site = Site::shared(TRIANGLE).await;
+    unique_index(&site, HUB).await;
+    site.start().await;
+    site.at("HOU").insert_one(doc! { "_id": "first", "_pk": "HOU", "key": 500 }).await.unwrap();
+    site.settle().await;
+    let documents = (0..1_000).map(|id| doc! { "_id": id, "_pk": "DFW", "key": id });
+    site.at("DFW").insert_many(documents).await.unwrap();
+    site.at("DFW").update_one(doc! { "_id": 500 }, doc! { "$set": { "later": 1 } }).await.unwrap();
+    site.settle().await;
+    assert_eq!(site.at(HUB).count_documents(doc! { "_pk": "DFW" }).await.unwrap(), 999);
+    assert_eq!(site.at("HOU").count_documents(doc! { "_pk": "DFW" }).await.unwrap(), 999);
+    let parked = letters(&site, HUB).await;
+    assert_eq!(parked.len(), 1);
+    assert_eq!(parked[0].get_document("_id").unwrap().get_str("link").unwrap(), "uplink:DFW");
+    assert_eq!(parked[0].get_document("_id").unwrap().get_i32("document").unwrap(), 500);
+    let reason = parked[0].get_document("reason").unwrap();
+    assert!(reason.get_str("message").unwrap().contains("key"), "{reason}");
+    assert_eq!(parked[0].get_i64("later_changes").unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_spokes_validator_refuses_is_parked_there() {
+    let mut site = Site::shared(TRIANGLE).await;
+    let collection = site.at("HOU");
+    let validator = doc! { "create": collection.name(), "validator": { "speed": { "$lt": 100 } } };
+    site.client("HOU").database(&collection.namespace().db).run_command(validator).await.unwrap();
+    site.start().await;
+    for id in 0..50 {
+        let speed = if id % 10 == 7 { 200 } else { 50 };
+        site.at("DFW").insert_one(doc! { "_id": id, "_pk": "DFW", "speed": speed }).await.unwrap();
+    }
+    site.at("DFW").update_one(doc! { "_id": 1 }, doc! { "$set": { "speed": 300 } }).await.unwrap();
+    site.settle().await;
+    assert_eq!(site.at(HUB).count_documents(doc! {}).await.unwrap(), 50);
+    assert_eq!(site.at("HOU").count_documents(doc! {}).await.unwrap(), 45);
+    let parked = letters(&site, "HOU").await;
+    assert_eq!(parked.len(), 6, "{parked:?}");
+    assert!(parked.iter().all(|letter| letter.get_document("reason").unwrap().get_i32("code").unwrap() == 121));
+    assert_eq!(site.spoke_status("HOU")["dead_letters"], 6);
+    // They are known after a restart, and their documents still wait.
+    site.stop().await;
+    site.start().await;
+    site.at("DFW").update_one(doc! { "_id": 7 }, doc! { "$set": { "speed": 1 } }).await.unwrap();
+    site.settle().await;
+    assert_eq!(site.at("HOU").count_documents(doc! { "_id": 7 }).await.unwrap(), 0);
+    assert_eq!(site.spoke_status("HOU")["dead_letters"], 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delta_that_does_not_fit_the_destinations_document_brings_it_whole() {
+    let mut site = Site::shared(TRIANGLE).await;
+    site.start().await;
+    site.at("DFW").insert_one(doc! { "_id": 1, "_pk": "DFW", "list": [1, 2, 3], "n": 1 }).await.unwrap();
+    site.settle().await;
+    // Somebody tampers with HOU's copy, so that the array that is to be cut is none.
+    site.at("HOU").update_one(doc! { "_id": 1 }, doc! { "$set": { "list": "tampered" } }).await.unwrap();
+    site.settle().await;
+    site.at("DFW")
+        .update_one(doc! { "_id": 1 }, doc! { "$push": { "list": { "$each": [], "$slice": 1 } } })
+        .await
+        .unwrap();
+    site.assert_converged().await;
+    assert!(letters(&site, "HOU").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spokes_own_document_is_not_overwritten_by_another_zones_of_the_same_id() {
+    let mut site = Site::shared(TRIANGLE).await;
+    site.start().await;
+    site.at("HOU").insert_one(doc! { "_id": 1, "_pk": "HOU" }).await.unwrap();
+    site.settle().await;
+    // DFW's document of the same _id cannot go up, and must not be lost under HOU's either.
+    site.at("DFW").delete_one(doc! { "_id": 1 }).await.unwrap();
+    site.at("DFW").insert_one(doc! { "_id": 1, "_pk": "DFW", "precious": true }).await.unwrap();
+    eventually("the collision is found", async || !letters(&site, HUB).await.is_empty()).await;
+    site.at("HOU").replace_one(doc! { "_id": 1 }, doc! { "_pk": "HOU", "n": 1 }).await.unwrap();
+    site.settle().await;
+    let kept = site.at("DFW").find_one(doc! { "_id": 1 }).await.unwrap().unwrap();
+    assert_eq!(kept, doc! { "_id": 1, "_pk": "DFW", "precious": true });
+    assert_eq!(letters(&site, "DFW").await.len(), 1);
+}

@@ -1,0 +1,268 @@
+//! A hub and its spokes, with a spokesync between them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bson::{Document, RawDocumentBuf, Timestamp, doc};
+use futures_util::TryStreamExt;
+use mongodb::{Client, Collection};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use testbed::node::{Node, Options, free_port};
+use testbed::program::Program;
+use tokio::sync::OnceCell;
+
+use super::{LIMIT, eventually};
+
+/// The name of the hub among the servers.
+pub const HUB: &str = "hub";
+
+/// Which zones a spoke watches, by the zone that it owns.
+pub type Topology<'a> = &'a [(&'a str, &'a [&'a str])];
+
+/// The seed scenario: two spokes that watch each other, and one that watches nothing.
+pub const TRIANGLE: Topology<'static> = &[("DFW", &["HOU"]), ("HOU", &["DFW"]), ("BOS", &[])];
+
+/// A hub and its spokes. Each site has a database of its own, so that sites can share servers.
+pub struct Site {
+    pub program: Option<Program>,
+    /// The servers, if they are this site's alone.
+    pub nodes: BTreeMap<String, Node>,
+    clients: BTreeMap<String, Client>,
+    uris: BTreeMap<String, String>,
+    topology: Vec<(String, Vec<String>)>,
+    /// The synced collections.
+    pub namespaces: Vec<String>,
+    /// More lines for `spokes.toml`.
+    pub more_config: String,
+    /// More lines for its `[http]`.
+    pub http_config: String,
+    database: String,
+    folder: TempDir,
+    port: u16,
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the program's log:\n{}", self.log());
+        }
+    }
+}
+
+impl Site {
+    /// A site on servers that other tests use as well.
+    pub async fn shared(topology: Topology<'_>) -> Self {
+        static SERVERS: OnceCell<Vec<Node>> = OnceCell::const_new();
+        const SHARED: usize = 5;
+        let servers = SERVERS.get_or_init(async || start_all(SHARED, &Options::default()).await).await;
+        let names = std::iter::once(HUB).chain(topology.iter().map(|(zone, _)| *zone));
+        let uris = names.zip(servers).map(|(name, node)| (name.to_owned(), node.uri())).collect();
+        Self::new(topology, uris, BTreeMap::new()).await
+    }
+
+    /// A site on servers of its own, which may be broken.
+    pub async fn own(topology: Topology<'_>, options: Options) -> Self {
+        let nodes = start_all(topology.len() + 1, &options).await;
+        let names = std::iter::once(HUB).chain(topology.iter().map(|(zone, _)| *zone));
+        let nodes: BTreeMap<String, Node> = names.map(str::to_owned).zip(nodes).collect();
+        let uris = nodes.iter().map(|(name, node)| (name.clone(), node.uri())).collect();
+        Self::new(topology, uris, nodes).await
+    }
+
+    async fn new(topology: Topology<'_>, uris: BTreeMap<String, String>, nodes: BTreeMap<String, Node>) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let database = format!("t{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut clients = BTreeMap::new();
+        for (name, uri) in &uris {
+            clients.insert(name.clone(), Client::with_uri_str(uri).await.unwrap());
+        }
+        let owned = |(zone, watch): &(&str, &[&str])| {
+            ((*zone).to_owned(), watch.iter().map(|zone| (*zone).to_owned()).collect())
+        };
+        Self {
+            program: None,
+            nodes,
+            clients,
+            uris,
+            topology: topology.iter().map(owned).collect(),
+            namespaces: vec![format!("{database}.messages")],
+            more_config: String::new(),
+            http_config: String::new(),
+            database,
+            folder: TempDir::new().unwrap(),
+            port: free_port().unwrap(),
+        }
+    }
+
+    /// Starts the program, and waits until every spoke streams both ways.
+    pub async fn start(&mut self) {
+        self.launch();
+        self.ready().await;
+    }
+
+    /// Starts the program.
+    pub fn launch(&mut self) {
+        let config = self.write_config();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spokesync"));
+        command.arg("run").arg("--config").arg(config);
+        let address = format!("127.0.0.1:{}", self.port);
+        self.program = Some(Program::start(&command, &address, &self.log_file()).unwrap());
+    }
+
+    /// Waits until every spoke streams both ways.
+    pub async fn ready(&mut self) {
+        self.program.as_mut().expect("it runs").ready(LIMIT).await.unwrap();
+    }
+
+    /// Ends the program as an operator does, and expects that all was finished.
+    pub async fn stop(&mut self) {
+        let mut program = self.program.take().expect("it runs");
+        let exit = program.stop(Signal::SIGTERM, LIMIT).await.unwrap();
+        assert_eq!(exit, Some(0), "{}", self.log());
+    }
+
+    /// Ends the program as a power cut does.
+    pub fn kill(&mut self) {
+        self.program.take().expect("it runs").kill().unwrap();
+    }
+
+    /// Changes what a spoke watches, from the next start on.
+    pub fn watch(&mut self, zone: &str, watch: &[&str]) {
+        let spoke = self.topology.iter_mut().find(|(own, _)| own == zone).unwrap();
+        spoke.1 = watch.iter().map(|zone| (*zone).to_owned()).collect();
+    }
+
+    /// Where the program's configuration is.
+    pub fn write_config(&self) -> PathBuf {
+        let mut text = String::new();
+        writeln!(text, "[hub]\nuri = {:?}", self.uris[HUB]).unwrap();
+        writeln!(text, "[sync]\nnamespaces = {:?}\nmetadata_database = {:?}", self.namespaces, self.metadata())
+            .unwrap();
+        writeln!(text, "[http]\nlisten = \"127.0.0.1:{}\"\n{}", self.port, self.http_config).unwrap();
+        writeln!(text, "{}", self.more_config).unwrap();
+        for (zone, watch) in &self.topology {
+            writeln!(text, "[[spoke]]\nzone = {zone:?}\nuri = {:?}\nwatch = {watch:?}", self.uris[zone]).unwrap();
+        }
+        let path = self.folder.path().join("spokes.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// What the program wrote.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// The database of the program's own collections.
+    pub fn metadata(&self) -> String {
+        format!("{}_metadata", self.database)
+    }
+
+    /// The first synced collection at the hub or at a spoke.
+    pub fn at(&self, name: &str) -> Collection<Document> {
+        self.collection(name, 0)
+    }
+
+    /// A synced collection at the hub or at a spoke.
+    pub fn collection(&self, name: &str, number: usize) -> Collection<Document> {
+        let (database, collection) = self.namespaces[number].split_once('.').unwrap();
+        self.clients[name].database(database).collection(collection)
+    }
+
+    /// One of the program's own collections.
+    pub fn own_collection(&self, name: &str, collection: &str) -> Collection<Document> {
+        self.clients[name].database(&self.metadata()).collection(collection)
+    }
+
+    /// The connection string of the hub or of a spoke.
+    pub fn uri(&self, name: &str) -> &str {
+        &self.uris[name]
+    }
+
+    /// The client of the hub or of a spoke.
+    pub fn client(&self, name: &str) -> &Client {
+        &self.clients[name]
+    }
+
+    /// The program's status.
+    pub fn status(&self) -> serde_json::Value {
+        self.program.as_ref().expect("it runs").status().unwrap()
+    }
+
+    /// What the status says of one spoke.
+    pub fn spoke_status(&self, zone: &str) -> serde_json::Value {
+        let status = self.status();
+        let spokes = status["spokes"].as_array().unwrap();
+        spokes.iter().find(|spoke| spoke["zone"] == zone).unwrap().clone()
+    }
+
+    /// Waits until all that was written so far is where it belongs.
+    pub async fn settle(&self) {
+        for (zone, _) in &self.topology {
+            self.wait_for(zone, "uplink", zone).await;
+        }
+        for (zone, _) in &self.topology {
+            self.wait_for(zone, "downlink", HUB).await;
+        }
+    }
+
+    /// Waits until a link has applied what its source has now.
+    async fn wait_for(&self, zone: &str, link: &str, source: &str) {
+        let now = self.clients[source].database("admin").run_command(doc! { "ping": 1 }).await.unwrap();
+        let now = now.get_timestamp("operationTime").unwrap();
+        eventually(&format!("{zone}'s {link} has applied {now}; {}", self.log()), async || {
+            let status = self.spoke_status(zone);
+            let position = status[link]["position"].as_str().and_then(parse_time);
+            position >= Some(now)
+        })
+        .await;
+    }
+
+    /// The documents of a zone at the hub or at a spoke, by their `_id`.
+    pub async fn zone(&self, name: &str, number: usize, zone: &str) -> Vec<RawDocumentBuf> {
+        let (database, collection) = self.namespaces[number].split_once('.').unwrap();
+        let collection = self.clients[name].database(database).collection::<RawDocumentBuf>(collection);
+        let found = collection.find(doc! { "_pk": zone }).sort(doc! { "_id": 1 }).await.unwrap();
+        found.try_collect().await.unwrap()
+    }
+
+    /// Waits until all is where it belongs, and compares every zone at the hub with the spokes that hold it, byte by byte.
+    pub async fn assert_converged(&self) {
+        self.settle().await;
+        for number in 0..self.namespaces.len() {
+            for (owner, watch) in &self.topology {
+                for zone in std::iter::once(owner).chain(watch) {
+                    let (hub, spoke) = (self.zone(HUB, number, zone).await, self.zone(owner, number, zone).await);
+                    assert_same(&hub, &spoke, &format!("zone {zone} at the hub and at {owner}"), self);
+                }
+            }
+        }
+    }
+}
+
+fn assert_same(one: &[RawDocumentBuf], other: &[RawDocumentBuf], what: &str, site: &Site) {
+    let first = one.iter().zip(other).find(|(one, other)| one.as_bytes() != other.as_bytes());
+    if let Some((one, other)) = first {
+        let read = |raw: &RawDocumentBuf| Document::try_from(raw.clone());
+        panic!("{what} differ:\n{:?}\n{:?}\n{}", read(one), read(other), site.log());
+    }
+    assert_eq!(one.len(), other.len(), "{what} differ in number\n{}", site.log());
+}
+
+fn parse_time(text: &str) -> Option<Timestamp> {
+    let (time, increment) = text.split_once('.')?;
+    Some(Timestamp { time: time.parse().ok()?, increment: increment.parse().ok()? })
+}
+
+async fn start_all(number: usize, options: &Options) -> Vec<Node> {
+    let starting = (0..number).map(async |number| Node::start(&number.to_string(), options.clone()).await);
+    futures_util::future::try_join_all(starting).await.unwrap()
+}
