@@ -15,8 +15,9 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock rustfmt.toml ./
 COPY src src
 COPY testbed testbed
-# The test and the examples are named in Cargo.toml, and so must be there; they are not built.
+# These are named in Cargo.toml, and so must be there; they are not built.
 COPY tests/it/main.rs tests/it/main.rs
+COPY benches benches
 COPY examples examples
 RUN cargo build --release --locked --bin spokesync && strip target/release/spokesync
 

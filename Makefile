@@ -1,6 +1,7 @@
 # make demo    a hub and three spokes on this machine, with traffic, until Ctrl-C
 # make test    all tests, against real servers
 # make check   format, lints, licences
+# make bench   speed and cost against what the same servers do by themselves
 
 export MONGOD = $(shell ./scripts/get-mongod)
 CARGO ?= cargo
@@ -18,6 +19,9 @@ check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	./scripts/check-licences
+
+bench: mongod
+	$(CARGO) bench --locked --bench end_to_end
 
 mongod:
 	@test -n "$(MONGOD)"

@@ -1,7 +1,7 @@
 //! `make demo`: starts the servers that `spokes.toml` names, spokesync between them, and an application in every zone; and
 //! shows every few seconds what each side holds. Ctrl-C ends all of it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ fn places(config: &Config) -> Result<Vec<Place>> {
     .collect()
 }
 
-fn application(programs: &PathBuf, place: &Place, log: &Path) -> Result<Process> {
+fn application(programs: &Path, place: &Place, log: &Path) -> Result<Process> {
     let mut command = Command::new(programs.join("examples/vehicles"));
     command.args(["--uri", &place.uri, "--zone", &place.name, "--rate", RATE]);
     Process::start(&command, log)
