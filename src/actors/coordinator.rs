@@ -85,7 +85,8 @@ impl Handles {
     pub fn new(config: &Config) -> Self {
         let sync = Arc::new(config.sync.clone());
         let routes = Routes::new(config.spokes.iter().map(|spoke| (&spoke.zone, spoke.watch.as_slice())));
-        let (board, fanout) = (Arc::new(Board::default()), Arc::new(Fanout::new(routes)));
+        let board = Arc::new(Board::default());
+        let fanout = Arc::new(Fanout::new(routes, board.hub_streams().clone()));
         let links = u32::try_from(config.spokes.len()).unwrap_or(u32::MAX).saturating_mul(2);
         let hub_connections = links.saturating_add(2).saturating_mul(CONNECTIONS_PER_LINK);
         let hub = Arc::new(Endpoint::new("hub", config.hub.clone(), sync.clone(), hub_connections));

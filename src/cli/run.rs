@@ -36,7 +36,7 @@ pub(super) fn run(config: &Config) -> Exit {
 async fn serve(config: &Config) -> anyhow::Result<Exit> {
     let mut signals = Signals::listen()?;
     let handles = Handles::new(config);
-    let server = http::start(&config.http, handles.board.clone(), handles.fanout.clone())
+    let server = http::start(&config.http, handles.board.clone())
         .with_context(|| format!("http.listen: cannot listen on {}", config.http.listen))?;
     let http = server.handle();
     let serving = actix::spawn(server);
@@ -92,7 +92,7 @@ async fn say_ready(handles: Handles) {
     for spoke in &handles.spokes {
         reached(spoke.endpoint.clone(), "Ready Edge").await;
     }
-    while !handles.board.view(0).not_ready().is_empty() {
+    while !handles.board.view().not_ready().is_empty() {
         tokio::time::sleep(READY_INTERVAL).await;
     }
     println!("Ready...");

@@ -7,14 +7,12 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::config::Http;
-use crate::link::fanout::Fanout;
 use crate::observe::status::Board;
 
 /// What the answers are made of.
 #[derive(Clone)]
 struct Sources {
     board: Arc<Board>,
-    fanout: Arc<Fanout>,
     token: Option<SecretString>,
 }
 
@@ -22,8 +20,8 @@ struct Sources {
 ///
 /// # Errors
 /// If the address cannot be listened on.
-pub fn start(http: &Http, board: Arc<Board>, fanout: Arc<Fanout>) -> std::io::Result<Server> {
-    let sources = Sources { board, fanout, token: http.token.clone() };
+pub fn start(http: &Http, board: Arc<Board>) -> std::io::Result<Server> {
+    let sources = Sources { board, token: http.token.clone() };
     let app = move || {
         App::new()
             .app_data(web::Data::new(sources.clone()))
@@ -41,7 +39,7 @@ async fn healthz() -> HttpResponse {
 }
 
 async fn readyz(sources: web::Data<Sources>) -> HttpResponse {
-    let missing = sources.board.view(sources.fanout.open_streams()).not_ready();
+    let missing = sources.board.view().not_ready();
     if missing.is_empty() {
         HttpResponse::Ok().json(serde_json::json!({ "status": "ready" }))
     } else {
@@ -53,7 +51,7 @@ async fn status(request: HttpRequest, sources: web::Data<Sources>) -> HttpRespon
     if !is_allowed(&request, sources.token.as_ref()) {
         return forbidden();
     }
-    HttpResponse::Ok().json(sources.board.view(sources.fanout.open_streams()))
+    HttpResponse::Ok().json(sources.board.view())
 }
 
 async fn unknown(request: HttpRequest) -> HttpResponse {

@@ -17,7 +17,7 @@ use super::inbox::{Delivery, Inbox};
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::server::{Endpoint, Server};
 use crate::mongo::tail;
-use crate::observe::status::{Cell, State};
+use crate::observe::status::{Cell, Counted, Gauge, State};
 use crate::sync::names::Zone;
 use crate::sync::position::Position;
 use crate::sync::route::Routes;
@@ -39,6 +39,7 @@ pub struct Fanout {
     /// Counts the spokes that came to wait for that.
     arrivals: watch::Sender<u64>,
     lanes: Semaphore,
+    streams: Gauge,
 }
 
 struct Shared {
@@ -52,6 +53,12 @@ struct Shared {
     lost: bool,
 }
 
+/// One of the few places for a spoke's own stream.
+pub struct Lane<'f> {
+    _permit: SemaphorePermit<'f>,
+    _stream: Counted,
+}
+
 /// A spoke's place at the fan-out.
 pub struct Attachment {
     /// What comes for the spoke.
@@ -61,8 +68,8 @@ pub struct Attachment {
 }
 
 impl Fanout {
-    /// A stream for these routes.
-    pub fn new(routes: Routes) -> Self {
+    /// A stream for these routes. Streams that are open at the hub are counted in `streams`.
+    pub fn new(routes: Routes, streams: Gauge) -> Self {
         let state = Shared {
             routes: Arc::new(routes),
             position: None,
@@ -75,6 +82,7 @@ impl Fanout {
             starts: watch::Sender::new(0),
             arrivals: watch::Sender::new(0),
             lanes: Semaphore::new(CATCHING_UP),
+            streams,
         }
     }
 
@@ -88,15 +96,10 @@ impl Fanout {
         self.state().position.clone()
     }
 
-    /// How many change streams are open at the hub: this one, and those of spokes that catch up.
-    pub fn open_streams(&self) -> usize {
-        let started = usize::from(self.state().position.is_some());
-        started + (CATCHING_UP - self.lanes.available_permits())
-    }
-
     /// Takes one of the few places for a stream of its own.
-    pub async fn lane(&self) -> SemaphorePermit<'_> {
-        self.lanes.acquire().await.expect("it is never closed")
+    pub async fn lane(&self) -> Lane<'_> {
+        let permit = self.lanes.acquire().await.expect("it is never closed");
+        Lane { _permit: permit, _stream: self.streams.counted() }
     }
 
     /// Attaches a spoke that stands at `position`. Waits until the stream has started.
@@ -233,6 +236,7 @@ pub async fn run(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &Cancellati
         Ok(feed) => feed,
         Err(error) => return Err(lost(fanout, error)),
     };
+    let _stream = fanout.streams.counted();
     cell.set_state(State::Streaming);
     loop {
         let routes = fanout.routes();

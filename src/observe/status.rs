@@ -1,6 +1,7 @@
 //! The status board: one cell per link, written by the loops, read by whoever asks. Reading never waits for a server.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -207,17 +208,45 @@ fn worse(one: State, other: State) -> State {
     if rank(one) >= rank(other) { one } else { other }
 }
 
+/// Counts things that are there for a while.
+#[derive(Clone, Debug, Default)]
+pub struct Gauge(Arc<AtomicUsize>);
+
+/// One of the things that a [`Gauge`] counts, until it is dropped.
+#[derive(Debug)]
+pub struct Counted(Arc<AtomicUsize>);
+
+impl Gauge {
+    /// One more.
+    pub fn counted(&self) -> Counted {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Counted(self.0.clone())
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// All cells of the process.
 #[derive(Debug)]
 pub struct Board {
     started: Instant,
     hub: Arc<Cell>,
+    hub_streams: Gauge,
     spokes: DashMap<Zone, Arc<SpokeCell>>,
 }
 
 impl Default for Board {
     fn default() -> Self {
-        Self { started: Instant::now(), hub: Arc::default(), spokes: DashMap::new() }
+        Self { started: Instant::now(), hub: Arc::default(), hub_streams: Gauge::default(), spokes: DashMap::new() }
     }
 }
 
@@ -225,6 +254,11 @@ impl Board {
     /// The cell of the hub's change stream.
     pub fn hub(&self) -> &Arc<Cell> {
         &self.hub
+    }
+
+    /// Counts the change streams that are open at the hub.
+    pub fn hub_streams(&self) -> &Gauge {
+        &self.hub_streams
     }
 
     /// A cell for a spoke.
@@ -236,14 +270,14 @@ impl Board {
         cell
     }
 
-    /// Everything, as `/api/v1/status` answers it. `open_streams` is how many change streams are open at the hub.
-    pub fn view(&self, open_streams: usize) -> StatusView {
+    /// Everything, as `/api/v1/status` answers it.
+    pub fn view(&self) -> StatusView {
         let spokes: BTreeMap<String, SpokeView> =
             self.spokes.iter().map(|cell| (cell.zone.to_string(), cell.view())).collect();
         StatusView {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
-            hub: HubView { open_streams, ..self.hub.hub_view() },
+            hub: HubView { open_streams: self.hub_streams.count(), ..self.hub.hub_view() },
             spokes: spokes.into_values().collect(),
         }
     }
