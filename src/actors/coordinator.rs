@@ -100,6 +100,7 @@ impl Handles {
                 fanout: fanout.clone(),
                 links: link::Links::default(),
                 status: board.add(&spoke.zone, &spoke.watch),
+                on_unwatch: spoke.on_unwatch,
                 holder: holder(),
             })
         };

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::uri::Uri;
-use super::{Config, Http, Invalid, Log, Problem, Source, Spoke, Sync, zone};
+use super::{Config, Http, Invalid, Log, OnUnwatch, Problem, Source, Spoke, Sync, zone};
 
 /// Environment variables, taken once at the start.
 #[derive(Clone, Default)]
@@ -87,7 +87,7 @@ pub fn read(variables: &Variables) -> Result<Config, Invalid> {
     match (own, hub, edge) {
         (Some(zone), Some(hub), Some(uri)) if problems.is_empty() => Ok(Config {
             hub,
-            spokes: vec![Spoke { zone, uri, watch }],
+            spokes: vec![Spoke { zone, uri, watch, on_unwatch: OnUnwatch::default() }],
             sync: Sync::default(),
             http: Http::default(),
             log: Log::default(),

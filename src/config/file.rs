@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 use super::environment::Variables;
 use super::table::{At, Reader, Table};
 use super::uri::Uri;
-use super::{Config, Http, Invalid, Log, LogFormat, Source, Spoke, Sync, zone};
+use super::{Config, Http, Invalid, Log, LogFormat, OnUnwatch, Source, Spoke, Sync, zone};
 use crate::sync::names::{Namespace, Zone};
 
 /// Reads a file. Paths in it are relative to its folder.
@@ -64,11 +64,12 @@ struct RawSpoke {
     zone: Option<At<Zone>>,
     uri: Option<At<Uri>>,
     watch: Vec<Zone>,
+    on_unwatch: OnUnwatch,
 }
 
 impl RawSpoke {
     fn finish(self) -> Option<Spoke> {
-        Some(Spoke { zone: self.zone?.value, uri: self.uri?.value, watch: self.watch })
+        Some(Spoke { zone: self.zone?.value, uri: self.uri?.value, watch: self.watch, on_unwatch: self.on_unwatch })
     }
 }
 
@@ -107,8 +108,11 @@ fn spoke<'t>(reader: &mut Reader<'t>, mut table: Table<'t>, folder: &Path) -> Ra
             watch.push(value);
         }
     }
+    let on_unwatch = reader.text(&mut table, "on_unwatch");
+    let on_unwatch = on_unwatch.and_then(|text| checked(reader, &table.name, text, on_unwatch_policy));
     reader.finish(table);
-    RawSpoke { zone: own, uri, watch }
+    let on_unwatch = on_unwatch.map(|policy| policy.value).unwrap_or_default();
+    RawSpoke { zone: own, uri, watch, on_unwatch }
 }
 
 /// A connection string, given as `uri` or in the file named by `uri_file`.
@@ -264,6 +268,14 @@ fn level_filter(name: &str) -> Result<LevelFilter, String> {
         "debug" => Ok(LevelFilter::DEBUG),
         "trace" => Ok(LevelFilter::TRACE),
         _ => Err(format!("level {name:?} is none of error, warn, info, debug, trace")),
+    }
+}
+
+fn on_unwatch_policy(name: &str) -> Result<OnUnwatch, String> {
+    match name {
+        "keep" => Ok(OnUnwatch::Keep),
+        "purge" => Ok(OnUnwatch::Purge),
+        _ => Err(format!("on_unwatch {name:?} is neither keep nor purge")),
     }
 }
 

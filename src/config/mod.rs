@@ -59,6 +59,18 @@ pub struct Spoke {
     pub uri: Uri,
     /// The zones that it watches: other spokes', or the hub's own.
     pub watch: Vec<Zone>,
+    /// What becomes of the documents of a zone that it watches no longer.
+    pub on_unwatch: OnUnwatch,
+}
+
+/// What becomes of a zone's documents at a spoke that watches it no longer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnUnwatch {
+    /// They stay as they are.
+    #[default]
+    Keep,
+    /// They are deleted at the spoke.
+    Purge,
 }
 
 /// What is kept in step.

@@ -12,7 +12,7 @@ use super::REMEMBERED_DOCUMENTS;
 use super::load::{Commit, Load, Mark, Origin, Side};
 use super::progress::{Later, Progress};
 use super::transact::{Committed, Outcome, Part, RefusedChange, RefusedStep, Written, transact};
-use crate::mongo::checkpoint::Checkpoint;
+use crate::mongo::checkpoint::{Checkpoint, Identity};
 use crate::mongo::dead_letters::{self, DeadLetter};
 use crate::mongo::destination::Destination;
 use crate::mongo::error::Error;
@@ -22,7 +22,7 @@ use crate::mongo::transaction;
 use crate::sync::ahead::Ahead;
 use crate::sync::attempt::Next;
 use crate::sync::key::Key;
-use crate::sync::names::Link;
+use crate::sync::names::{Link, Namespace};
 use crate::sync::position::Position;
 use crate::sync::step::Step;
 
@@ -50,6 +50,30 @@ impl Applier {
         self.destination.checkpoint()
     }
 
+    /// Remembers, with the next checkpoint, which collections the source has, so that one which is dropped and made again is
+    /// noticed.
+    ///
+    /// # Errors
+    /// If the source does not answer.
+    pub async fn learn_collections(&mut self, source: &Server) -> Result<(), Error> {
+        let unknown = |namespace: &Namespace, known: &[Identity]| {
+            let name = namespace.to_string();
+            known.iter().all(|known| known.namespace != name).then_some(name)
+        };
+        let known = &self.checkpoint().collections;
+        if known.len() >= source.namespaces().len() {
+            return Ok(());
+        }
+        let mut learnt = known.clone();
+        for (namespace, uuid) in source.namespaces().iter().zip(source.collections().await?) {
+            if let (Some(namespace), Some(uuid)) = (unknown(namespace, known), uuid) {
+                learnt.push(Identity { namespace, uuid });
+            }
+        }
+        self.destination.set_collections(learnt);
+        Ok(())
+    }
+
     /// The destination's time when the link was taken over.
     pub fn claimed_at(&self) -> Timestamp {
         self.destination.claimed_at()
@@ -73,41 +97,47 @@ impl Applier {
         let load = Load {
             steps: Vec::new(),
             origin: &Nowhere,
-            end,
+            end: Some(end),
             last: Timestamp { time: 0, increment: 0 },
             read_at: HashMap::new(),
             changes: 0,
             foreign: 0,
+            expected: None,
+            ours: Vec::new(),
         };
-        self.apply(side, load).await
+        self.apply(side, load).await.map(drop)
     }
 
-    /// Applies a batch: all of it, or an error, after which the saved checkpoint tells how much.
+    /// Applies a batch: all of it, or an error, after which the saved checkpoint tells how much. Tells the documents that the
+    /// destination did not have as it was expected, and whose steps were left out.
     ///
     /// # Errors
     /// If a server fails, or another process has taken the link over.
-    pub async fn apply(&mut self, side: &mut impl Side, mut load: Load<'_>) -> Result<(), Error> {
+    pub async fn apply(&mut self, side: &mut impl Side, mut load: Load<'_>) -> Result<Vec<Key>, Error> {
         let mut progress = Progress::new(std::mem::take(&mut load.read_at));
         let mut later = Later::default();
         later.take(&mut load.steps, 0, &self.parked);
+        let mut skipped = Vec::new();
         loop {
             let range = progress.part(load.steps.len());
             let is_last = range.end == load.steps.len();
             let (mark, ours) = if is_last {
                 let later = later.statement(self.destination.link(), self.destination.server().namespaces());
-                (Some(load.end.clone()), later.into_iter().collect())
+                (load.end.clone(), later.into_iter().chain(load.ours.iter().cloned()).collect())
             } else {
                 (load.origin.before(load.steps[range.end].event), Vec::new())
             };
-            let part = Part { steps: &load.steps[range.clone()], last: load.last, mark, ours };
+            let steps = &load.steps[range.clone()];
+            let part = Part { steps, last: load.last, mark, ours, expected: load.expected.as_ref() };
             match self.transact(side, &part, &mut progress).await? {
-                Outcome::Committed(committed) => {
+                Outcome::Committed(mut committed) => {
+                    skipped.append(&mut committed.written.skipped);
                     let mut commit = self.remember(committed, part.mark);
                     if is_last {
                         commit.changes = load.changes;
                         commit.foreign += load.foreign;
                         side.committed(commit);
-                        return Ok(());
+                        return Ok(skipped);
                     }
                     side.committed(commit);
                     progress.go_on_from(range.end);
@@ -193,7 +223,7 @@ impl Applier {
             "change refused by the destination, kept as a dead letter"
         );
         let mark = load.origin.before(step.event);
-        let part = Part { steps: &[], last: load.last, mark, ours: vec![statement] };
+        let part = Part { steps: &[], last: load.last, mark, ours: vec![statement], expected: None };
         let Outcome::Committed(committed) = self.transact(side, &part, &mut Progress::new(HashMap::new())).await?
         else {
             let server = self.destination.server();
@@ -211,11 +241,15 @@ impl Applier {
                 self.ahead.advance(position.cluster_time());
                 Some(position)
             }
-            Some(Mark::Finished(part, Some(until))) => {
+            Some(Mark::Restarted(position)) => {
+                self.ahead.advance(position.cluster_time());
+                None
+            }
+            Some(Mark::Finished { part, until: Some(until), .. }) => {
                 self.ahead.has_copied(&part.zone, until);
                 None
             }
-            Some(Mark::Finished(_, None) | Mark::Copied(_)) | None => None,
+            _ => None,
         }
     }
 }

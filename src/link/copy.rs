@@ -1,186 +1,382 @@
-//! The first copy of a zone of one collection, a page at a time, in the order of `_id`.
+//! Brings one zone of one collection from a source to a destination: the first copy, and the reconcile after a link has lost
+//! its place in the change stream. Only what differs is written.
 //!
-//! The stream's start was saved before the first page is read, and pages are read causally after it: what changes before a
-//! page is read is in the page, and what changes later is in the stream. The checkpoint holds the last `_id` that is done,
-//! so an interrupted copy goes on there. Only what differs is written.
+//! The stream's new start was saved before anything is read, and the source is read causally after it: what changes before a
+//! document is read is in the document, and what changes later is in the stream. The checkpoint holds the last `_id` that is
+//! done, so whatever interrupts this, it goes on there.
+//!
+//! In a spoke's own zone both sides write, and changes are under way in both directions. There a difference is looked at
+//! again: first the destination's document is read, then the opposite link must have carried everything up to that moment,
+//! then the source's document is read. What still differs, the source has changed; and it is written only if the destination's
+//! document is still the one that was read, which the transaction itself sees.
 
 use std::collections::HashMap;
 
-use bson::raw::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
+use bson::raw::{RawBson, RawDocument, RawDocumentBuf, cstr};
 use bson::{Timestamp, rawdoc};
 use tokio_util::sync::CancellationToken;
 
-use super::Stopped;
 use super::apply::Applier;
-use super::load::{Load, Mark, Origin, Side};
+use super::carried::Waited;
+use super::load::{Expected, Load, Mark, Origin, Side};
+use super::walk::{self, Difference, End, Walk};
+use super::{Spoke, Stopped};
 use crate::mongo::checkpoint::{Part, Progress};
 use crate::mongo::error::Error;
-use crate::mongo::scan::{self, Area, Page};
+use crate::mongo::scan::{self, Area};
 use crate::mongo::server::Server;
+use crate::mongo::{dead_letters, foreign};
 use crate::sync::fields::Fields;
 use crate::sync::key::Key;
-use crate::sync::names::Zone;
+use crate::sync::names::{Direction, Link, Zone};
 use crate::sync::step::{Read, Step, Write, Zones};
 
-/// What is copied, and from where to where.
+/// How often a document that changes all the time at the destination is looked at again before it is written all the same.
+const ROUNDS: u32 = 10;
+
+/// What is brought, and from where to where.
 pub(super) struct Job<'a> {
+    pub(super) spoke: &'a Spoke,
     pub(super) source: &'a Server,
     pub(super) destination: &'a Server,
     /// The collection's number.
     pub(super) namespace: u16,
     pub(super) zone: &'a Zone,
+    /// Where the destination may have a document that the source has in this zone.
+    pub(super) within: Zones<'a>,
     pub(super) policy: Policy,
 }
 
-/// What a copy does with what it finds.
+/// What is done about differences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Policy {
-    /// A spoke's own zone, up: the owner's documents win, and those without a partition key get one.
+    /// A spoke's own zone, up, while the hub's changes of it are not known to have come down: the owner's documents win, and
+    /// nothing is deleted.
     OwnerPushes,
-    /// A spoke's own zone, down: only what the owner does not have. These are hub edits.
-    OwnerCompletes,
-    /// A watched zone, down: the hub's documents win.
+    /// A spoke's own zone, up, while the downlink works: what the spoke changed or deleted.
+    OwnerReconciles,
+    /// A spoke's own zone, down, while the uplink works: what hub applications changed or deleted.
+    HubReconciles,
+    /// A watched zone, down, for the first time: the hub's documents win. What the spoke alone has is not ours.
     Watch,
+    /// A watched zone, down, once more: what the hub does not have is deleted, unless it is known not to be ours.
+    WatchAgain,
 }
 
-/// Copies one part, from where the checkpoint says. What is at the destination alone stays there.
+impl Policy {
+    /// Both sides write, and each document is settled by itself.
+    fn is_two_way(self) -> bool {
+        matches!(self, Self::OwnerReconciles | Self::HubReconciles)
+    }
+
+    fn is_up(self) -> bool {
+        matches!(self, Self::OwnerPushes | Self::OwnerReconciles)
+    }
+}
+
+/// Brings one part, from where the checkpoint says.
 ///
 /// # Errors
-/// If a server fails; the copy can then go on from its checkpoint.
+/// If a server fails; it can then go on from its checkpoint.
 pub(super) async fn part(
     applier: &mut Applier,
     side: &mut impl Side,
     job: &Job<'_>,
     stop: &CancellationToken,
 ) -> Result<Option<Stopped>, Error> {
-    let what = Part::new(&job.source.namespaces()[usize::from(job.namespace)], job.zone);
-    let resumed = applier.checkpoint().copying.clone().filter(|progress| progress.part == what);
+    let part = Part::new(&job.source.namespaces()[usize::from(job.namespace)], job.zone);
+    let resumed = applier.checkpoint().copying.clone().filter(|progress| progress.part == part);
     let start = applier.checkpoint().position.as_ref().expect("it is saved before anything is copied").seen_until();
-    tracing::info!(ns = what.namespace, zone = %job.zone, policy = ?job.policy, resumed = resumed.is_some(), "copying");
-    let mut after = resumed.map(|progress| progress.after);
-    let mut latest = start;
-    let mut documents = 0;
-    loop {
+    tracing::info!(ns = part.namespace, zone = %job.zone, policy = ?job.policy, resumed = resumed.is_some(), "copying");
+    applier.learn_collections(job.source).await?;
+    let may_delete = job.is_the_same_collection(applier, &part).await?;
+    let mut walk = Walk::new(job.source_end(), job.destination_end(), resumed.map(|progress| progress.after));
+    let (mut latest, mut documents, mut written) = (start, 0, 0);
+    while !walk.is_finished() {
+        let source_at = walk.lead(start.max(job.source.now().await?)).await?;
+        latest = latest.max(source_at);
+        let destination_from = job.destination.now().await?;
+        while let Some((chunk, _)) = walk.follow(destination_from).await? {
+            if stop.is_cancelled() {
+                return Ok(Some(Stopped));
+            }
+            documents += chunk.documents;
+            written += chunk.differences.len();
+            let mark = chunk.done_up_to.map(|after| Mark::Copied(Progress { part: part.clone(), after }));
+            if job.policy.is_two_way() {
+                let ids = chunk.differences.into_iter().map(|difference| (difference.key, difference.id)).collect();
+                match settle(applier, side, job, ids, may_delete, stop).await? {
+                    Settled::Until(at) => latest = latest.max(at),
+                    Settled::Stopped => return Ok(Some(Stopped)),
+                }
+                if let Some(mark) = mark {
+                    applier.save(side, mark).await?;
+                }
+            } else {
+                let found = Found { differences: chunk.differences, source_at };
+                found
+                    .apply(applier, side, job, Mode { may_delete, policy: job.policy, is_guarded: false }, mark)
+                    .await?;
+            }
+        }
+    }
+    // Of a spoke's own zone only the documents that came down are newer at the spoke, and those are known.
+    let until = (job.policy != Policy::HubReconciles).then_some(latest);
+    tracing::info!(ns = part.namespace, zone = %job.zone, documents, differed = written, "copied");
+    applier.save(side, Mark::Finished { part, until }).await?;
+    Ok(None)
+}
+
+enum Settled {
+    /// All of it, as the source had it at this time at the latest.
+    Until(Timestamp),
+    Stopped,
+}
+
+/// Settles documents that both sides may be changing.
+async fn settle(
+    applier: &mut Applier,
+    side: &mut impl Side,
+    job: &Job<'_>,
+    mut ids: HashMap<Key, RawBson>,
+    may_delete: bool,
+    stop: &CancellationToken,
+) -> Result<Settled, Error> {
+    let mut latest = Timestamp { time: 0, increment: 0 };
+    for round in 1.. {
+        if ids.is_empty() {
+            break;
+        }
+        let (there, at) = walk::these(job.destination_end(), &ids, job.destination.now().await?).await?;
+        let mut mode = Mode { may_delete, policy: job.policy, is_guarded: round <= ROUNDS };
+        match job.opposite_link_has_carried(at, stop).await? {
+            Waited::Done => {}
+            Waited::Incomplete => mode.policy = Policy::OwnerPushes,
+            Waited::Stopped => return Ok(Settled::Stopped),
+        }
+        let (here, source_at) = walk::these(job.source_end(), &ids, job.source.now().await?).await?;
+        latest = latest.max(source_at);
+        let differences = walk::compare(ids.clone(), here, there);
+        let changed = Found { differences, source_at }.apply(applier, side, job, mode, None).await?;
+        ids.retain(|key, _| changed.contains(key));
+    }
+    Ok(Settled::Until(latest))
+}
+
+/// Deletes what the spoke holds of a zone that it does not watch any more, but for what is known not to be ours.
+///
+/// # Errors
+/// If a server fails; the next attempt goes on with what is left.
+pub(super) async fn purge(
+    applier: &mut Applier,
+    side: &mut impl Side,
+    spoke: &Server,
+    part: &Part,
+    stop: &CancellationToken,
+) -> Result<Option<Stopped>, Error> {
+    let number = spoke.namespaces().iter().position(|namespace| namespace.to_string() == part.namespace);
+    let foreign = foreign::registered(spoke).await?;
+    let mut after = None;
+    while let Some(namespace) = number.and_then(|number| u16::try_from(number).ok()) {
         if stop.is_cancelled() {
             return Ok(Some(Stopped));
         }
-        let area = Area { namespace: job.namespace, zone: job.zone, unstamped: job.policy == Policy::OwnerPushes };
-        let page = scan::page(job.source, area, after.as_ref().map(RawBson::as_raw_bson_ref), None, start).await?;
-        latest = latest.max(page.at);
-        let Some(last) = page.documents().next_back() else {
-            // Of a spoke's own zone only the documents that came down are newer at the spoke, and those are known.
-            let until = (job.policy != Policy::OwnerCompletes).then_some(latest);
-            applier.save(side, Mark::Finished(what.clone(), until)).await?;
-            tracing::info!(ns = what.namespace, zone = %job.zone, documents, "copied");
-            return Ok(None);
-        };
-        let last = scan::id_of(job.source, last)?;
-        let there = destination_has(job, &page, after.as_ref(), &last).await?;
-        let chunk = Chunk { part: &what, documents: page.documents().collect(), after: after.as_ref(), at: page.at };
-        documents += chunk.documents.len();
-        let load = chunk.load(job, &there, last.clone())?;
-        applier.apply(side, load).await?;
-        after = Some(last);
-    }
-}
-
-/// Of the page's documents that the destination has in this zone: whether they are the same there.
-async fn destination_has(
-    job: &Job<'_>,
-    page: &Page,
-    after: Option<&RawBson>,
-    last: &RawBson,
-) -> Result<HashMap<Key, bool>, Error> {
-    let mut source: HashMap<Key, &RawDocument> = HashMap::new();
-    for document in page.documents() {
-        source.insert(key(job.source, job.namespace, document)?, document);
-    }
-    let mut there = HashMap::new();
-    let area = Area { namespace: job.namespace, zone: job.zone, unstamped: false };
-    let now = job.destination.now().await?;
-    let mut after = after.cloned();
-    loop {
+        let area = Area { namespace, zone: &part.zone, unstamped: false };
         let from = after.as_ref().map(RawBson::as_raw_bson_ref);
-        let page = scan::page(job.destination, area, from, Some(last.as_raw_bson_ref()), now).await?;
-        let Some(end) = page.documents().next_back() else { return Ok(there) };
-        for document in page.documents() {
-            let key = key(job.destination, job.namespace, document)?;
-            if let Some(ours) = source.get(&key) {
-                there.insert(key, ours.as_bytes() == document.as_bytes());
+        let page = scan::page(spoke, area, from, None, spoke.now().await?).await?;
+        let Some(last) = page.documents().next_back() else { break };
+        after = Some(scan::id_of(spoke, last)?);
+        let mut differences = Vec::new();
+        for document in page.into_documents() {
+            let id = scan::id_of(spoke, &document)?;
+            let key = Key::new(namespace, id.as_raw_bson_ref());
+            if !foreign.contains_key(&key) {
+                differences.push(Difference { key, id, lead: None, follow: Some(document) });
             }
         }
-        after = Some(scan::id_of(job.destination, end)?);
+        let found = Found { differences, source_at: Timestamp { time: 0, increment: 0 } };
+        let steps = found.differences.iter().enumerate().map(|(event, difference)| Step {
+            event,
+            key: difference.key.clone(),
+            id: difference.id.as_raw_bson_ref(),
+            zones: Zones::One(part.zone.as_str()),
+            write: Write::Delete,
+            hub_edit: None,
+        });
+        let load = Load {
+            steps: steps.collect(),
+            origin: &found,
+            end: None,
+            last: found.source_at,
+            read_at: HashMap::new(),
+            changes: found.differences.len(),
+            foreign: 0,
+            expected: None,
+            ours: Vec::new(),
+        };
+        applier.apply(side, load).await?;
+    }
+    tracing::info!(ns = part.namespace, zone = %part.zone, "no longer watched, and purged");
+    applier.save(side, Mark::Left { kept: Vec::new(), purged: vec![part.clone()] }).await?;
+    Ok(None)
+}
+
+impl<'a> Job<'a> {
+    fn source_end(&self) -> End<'a> {
+        End { server: self.source, area: self.area(self.policy.is_up()) }
+    }
+
+    fn destination_end(&self) -> End<'a> {
+        End { server: self.destination, area: self.area(false) }
+    }
+
+    fn area(&self, unstamped: bool) -> Area<'a> {
+        Area { namespace: self.namespace, zone: self.zone, unstamped }
+    }
+
+    /// What is missing in a collection that was dropped and made again was not deleted, as drops are never carried over.
+    async fn is_the_same_collection(&self, applier: &Applier, part: &Part) -> Result<bool, Error> {
+        let present = self.source.collections().await?[usize::from(self.namespace)];
+        let known = applier.checkpoint().collections.iter().find(|known| known.namespace == part.namespace);
+        let is_same = known.is_some_and(|known| Some(known.uuid) == present);
+        if !is_same && known.is_some() {
+            tracing::warn!(
+                ns = part.namespace,
+                "the collection is another one than before: nothing that it lacks is deleted at the other side"
+            );
+        }
+        Ok(is_same)
+    }
+
+    /// Waits until the opposite link has brought to the source whatever the destination had at this time.
+    async fn opposite_link_has_carried(&self, at: Timestamp, stop: &CancellationToken) -> Result<Waited, Error> {
+        self.destination.tick().await?;
+        let links = &self.spoke.links;
+        if self.policy.is_up() {
+            return Ok(links.carried(Direction::Downlink).at_least(at, stop).await);
+        }
+        loop {
+            match links.carried(Direction::Uplink).at_least(at, stop).await {
+                Waited::Incomplete => {}
+                waited => return Ok(waited),
+            }
+            // The owner's documents must be at the hub first.
+            if links.carried(Direction::Uplink).complete(stop).await == Waited::Stopped {
+                return Ok(Waited::Stopped);
+            }
+        }
+    }
+
+    /// Documents that the destination alone has, and that must stay there all the same.
+    async fn protected(&self, policy: Policy) -> Result<HashMap<Key, RawBson>, Error> {
+        let parked = async |server: &Server, link: Link| -> Result<HashMap<Key, RawBson>, Error> {
+            let parked = dead_letters::parked(server, &link).await?;
+            Ok(parked.into_iter().map(|key| (key, RawBson::Null)).collect())
+        };
+        match policy {
+            // The source refused them.
+            Policy::OwnerReconciles => parked(self.source, Link::downlink(self.zone)).await,
+            Policy::HubReconciles => parked(self.source, Link::uplink(self.zone)).await,
+            Policy::WatchAgain => foreign::registered(self.destination).await,
+            Policy::OwnerPushes | Policy::Watch => Ok(HashMap::new()),
+        }
     }
 }
 
-/// Documents that are copied together.
-struct Chunk<'a> {
-    part: &'a Part,
-    documents: Vec<&'a RawDocument>,
-    after: Option<&'a RawBson>,
-    at: Timestamp,
+/// How differences are written.
+#[derive(Clone, Copy)]
+struct Mode {
+    policy: Policy,
+    may_delete: bool,
+    /// Only where the destination still has what was read.
+    is_guarded: bool,
 }
 
-impl<'a> Chunk<'a> {
-    fn load(&'a self, job: &'a Job<'_>, there: &HashMap<Key, bool>, last: RawBson) -> Result<Load<'a>, Error> {
-        let mut steps = Vec::new();
-        for (number, document) in self.documents.iter().copied().enumerate() {
-            let key = key(job.source, job.namespace, document)?;
-            let Some(write) = write(job, document, there.get(&key).copied()) else { continue };
-            let id = id(job.source, document)?;
-            let hub_edit = (job.policy == Policy::OwnerCompletes).then_some(Fields::All);
-            steps.push(Step { event: number, key, id, zones: Zones::One(job.zone.as_str()), write, hub_edit });
+/// Differences, the source leading, as the source was at one time.
+struct Found {
+    differences: Vec<Difference>,
+    source_at: Timestamp,
+}
+
+impl Found {
+    /// Writes what they mean. Tells the documents that have changed at the destination and were left alone.
+    async fn apply(
+        &self,
+        applier: &mut Applier,
+        side: &mut impl Side,
+        job: &Job<'_>,
+        mode: Mode,
+        end: Option<Mark>,
+    ) -> Result<Vec<Key>, Error> {
+        if self.differences.is_empty() && end.is_none() {
+            return Ok(Vec::new());
         }
-        let read_at = match job.policy {
-            Policy::OwnerCompletes => steps.iter().map(|step| (step.key.clone(), self.at)).collect(),
-            Policy::OwnerPushes | Policy::Watch => HashMap::new(),
+        let has_extras = self.differences.iter().any(|difference| difference.lead.is_none());
+        let protected = if has_extras { job.protected(mode.policy).await? } else { HashMap::new() };
+        let mut steps = Vec::new();
+        let mut not_ours = Vec::new();
+        for (event, difference) in self.differences.iter().enumerate() {
+            let is_protected = !mode.may_delete || protected.contains_key(&difference.key);
+            let write = match (difference.lead.as_deref(), difference.follow.as_deref()) {
+                (Some(document), there) => Some(put(job, mode.policy, document, there)),
+                (None, _) if mode.policy == Policy::OwnerPushes => None,
+                (None, _) if mode.policy == Policy::Watch || is_protected => {
+                    not_ours
+                        .push((&job.source.namespaces()[usize::from(job.namespace)], difference.id.as_raw_bson_ref()));
+                    None
+                }
+                // It may have been moved to another zone: the document itself tells.
+                (None, _) => Some(Write::Read(Read::Whole)),
+            };
+            let Some(write) = write else { continue };
+            let hub_edit = (mode.policy == Policy::HubReconciles).then_some(Fields::All);
+            let (key, id) = (difference.key.clone(), difference.id.as_raw_bson_ref());
+            steps.push(Step { event, key, id, zones: job.within.clone(), write, hub_edit });
+        }
+        let registers = matches!(mode.policy, Policy::Watch | Policy::WatchAgain) && !not_ours.is_empty();
+        let read_at = match mode.policy {
+            Policy::HubReconciles => steps.iter().map(|step| (step.key.clone(), self.source_at)).collect(),
+            _ => HashMap::new(),
         };
-        Ok(Load {
+        let there = self.differences.iter().map(|difference| (difference.key.clone(), difference.follow.clone()));
+        let load = Load {
             steps,
             origin: self,
-            end: Mark::Copied(Progress { part: self.part.clone(), after: last }),
-            last: self.at,
+            end,
+            last: self.source_at,
             read_at,
-            changes: self.documents.len(),
+            changes: self.differences.len(),
             foreign: 0,
-        })
+            expected: mode.is_guarded.then(|| Expected { zone: job.zone.clone(), documents: there.collect() }),
+            ours: registers.then(|| foreign::register(&not_ours)).into_iter().collect(),
+        };
+        applier.apply(side, load).await
     }
 }
 
-impl Origin for Chunk<'_> {
-    fn before(&self, event: usize) -> Option<Mark> {
-        let previous = match event.checked_sub(1) {
-            Some(previous) => self.documents[previous].get("_id").ok().flatten().map(RawBson::from),
-            None => self.after.cloned(),
-        };
-        Some(Mark::Copied(Progress { part: self.part.clone(), after: previous? }))
+impl Origin for Found {
+    fn before(&self, _: usize) -> Option<Mark> {
+        // The mark moves with the last of them only.
+        None
     }
 
     fn event(&self, event: usize) -> (RawDocumentBuf, Option<Timestamp>) {
-        let mut copied = rawdoc! { "operationType": "initial_sync" };
-        copied.append(cstr!("fullDocument"), self.documents[event]);
+        let mut copied = rawdoc! { "operationType": "copy" };
+        if let Some(document) = &self.differences[event].lead {
+            copied.append(cstr!("fullDocument"), document);
+        }
         (copied, None)
     }
 }
 
-/// What is written for a document, if the destination has the same one, has another one, or has none.
-fn write<'a>(job: &Job<'_>, document: &'a RawDocument, same: Option<bool>) -> Option<Write<'a>> {
+/// What is written for a document that the source has, and the destination has otherwise or not at all.
+fn put<'a>(job: &Job<'_>, policy: Policy, document: &'a RawDocument, there: Option<&RawDocument>) -> Write<'a> {
     let stamped = document.get(job.source.partition_key()).is_ok_and(|value| value.is_some());
-    match (same, job.policy) {
-        (_, Policy::OwnerPushes) if !stamped => {
-            Some(Write::Read(Read::Stamp { fresh: same.is_none(), document: Some(document) }))
+    match there {
+        _ if policy.is_up() && !stamped => {
+            Write::Read(Read::Stamp { fresh: there.is_none(), document: Some(document) })
         }
-        (None, _) => Some(Write::Insert(document)),
-        (Some(false), Policy::OwnerPushes | Policy::Watch) => Some(Write::Replace { document, upsert: true }),
-        (Some(_), _) => None,
+        None => Write::Insert(document),
+        Some(_) => Write::Replace { document, upsert: true },
     }
-}
-
-fn id<'a>(server: &Server, document: &'a RawDocument) -> Result<RawBsonRef<'a>, Error> {
-    let id = document.get("_id").map_err(|error| server.malformed(error))?;
-    id.ok_or_else(|| server.unsuitable("it gave a document without _id"))
-}
-
-fn key(server: &Server, namespace: u16, document: &RawDocument) -> Result<Key, Error> {
-    Ok(Key::new(namespace, id(server, document)?))
 }

@@ -11,17 +11,19 @@ use bson::raw::{RawDocument, RawDocumentBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::apply::Applier;
+use super::carried::{Reached, Waited};
 use super::copy::{self, Job, Policy};
 use super::feed::Feed;
 use super::inbox::{Delivery, Inbox};
 use super::load::{Commit, Load, Mark, Origin, Side};
 use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, Spoke, Stopped};
+use crate::config::OnUnwatch;
 use crate::mongo::checkpoint::Part;
-use crate::mongo::error::Error;
-use crate::mongo::notes;
+use crate::mongo::error::{Error, Failure};
 use crate::mongo::read::{self, Snapshot, Wanted};
 use crate::mongo::server::Server;
 use crate::mongo::tail;
+use crate::mongo::{foreign, notes};
 use crate::observe::status::{Cell, State};
 use crate::sync::ahead::Ahead;
 use crate::sync::batch::{EventRef, Malformed};
@@ -29,10 +31,10 @@ use crate::sync::conflicts::Conflicts;
 use crate::sync::downlink::{Downlink, Incoming};
 use crate::sync::fields::Fields;
 use crate::sync::key::Key;
-use crate::sync::names::{Direction, Link};
+use crate::sync::names::{Direction, Link, Zone};
 use crate::sync::position::Position;
 use crate::sync::route::{Action, Content, Routes, SpokeId};
-use crate::sync::step::{Meaning, Step};
+use crate::sync::step::{Meaning, Step, Zones};
 
 /// A spoke whose stream is so close behind the fan-out's attaches, and reads only the rest by itself.
 const CLOSE_SECONDS: u32 = 2;
@@ -50,22 +52,50 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     let mut applier = Applier::claim(&destination, &link, &spoke.links.downlink_session, &spoke.holder).await?;
     cell.set_dead_letters(applier.parked());
     restore_conflicts(spoke, &destination, &link, applier.claimed_at()).await?;
-    let mut side = HubSide { hub, spoke, link, routes: spoke.fanout.routes(), deletable: None, wall_time: None };
+    let mut side = HubSide {
+        hub,
+        spoke,
+        link,
+        routes: spoke.fanout.routes(),
+        is_complete: false,
+        deletable: None,
+        wall_time: None,
+    };
     if applier.checkpoint().position.is_none() {
         let start = tail::present_position(&side.hub).await?;
         applier.save(&mut side, Mark::Streamed(start)).await?;
     }
-    spoke.links.set_anchored();
-    if let Some(stopped) = copy_zones(&mut applier, &mut side, &destination, stop).await? {
-        return Ok(stopped);
-    }
     loop {
-        let Some(inbox) = reach_fanout(&mut applier, &mut side, stop).await? else { return Ok(Stopped) };
-        cell.set_state(State::Streaming);
-        if let Some(stopped) = empty(&inbox, &mut applier, &mut side, stop).await? {
+        if let Some(stopped) = copy_zones(&mut applier, &mut side, &destination, stop).await? {
+            return Ok(stopped);
+        }
+        side.set_complete(&applier);
+        match stream(&mut applier, &mut side, stop).await {
+            Err(error) if error.failure() == Failure::HistoryLost => restart(&mut applier, &mut side, &error).await?,
+            result => return result,
+        }
+    }
+}
+
+/// Follows the hub's change stream, by the fan-out where that is possible.
+async fn stream(applier: &mut Applier, side: &mut HubSide<'_>, stop: &CancellationToken) -> Result<Stopped, Error> {
+    loop {
+        let Some(inbox) = reach_fanout(applier, side, stop).await? else { return Ok(Stopped) };
+        side.cell().set_state(State::Streaming);
+        if let Some(stopped) = empty(&inbox, applier, side, stop).await? {
             return Ok(stopped);
         }
     }
+}
+
+/// The place in the hub's change stream is gone: begins at the present, once all that differs is brought.
+async fn restart(applier: &mut Applier, side: &mut HubSide<'_>, error: &Error) -> Result<(), Error> {
+    tracing::warn!(%error, "history lost, reconciling");
+    side.cell().set_error(&error.to_string());
+    side.set_incomplete();
+    side.spoke.fanout.detach(&side.spoke.zone);
+    let start = tail::present_position(&side.hub).await?;
+    applier.save(side, Mark::Restarted(start)).await
 }
 
 /// What was saved of hub edits that own changes may still have to be held against.
@@ -83,7 +113,7 @@ async fn restore_conflicts(spoke: &Spoke, destination: &Server, link: &Link, now
 }
 
 /// The first copy of every zone that the spoke holds and has not copied yet: watched ones, then what the hub alone has of
-/// its own.
+/// its own. Or, once the link has lost its place, what it missed.
 async fn copy_zones(
     applier: &mut Applier,
     side: &mut HubSide<'_>,
@@ -92,25 +122,96 @@ async fn copy_zones(
 ) -> Result<Option<Stopped>, Error> {
     let (hub, routes, spoke) = (side.hub.clone(), side.routes.clone(), side.spoke);
     let Some(number) = routes.owner(spoke.zone.as_str()) else { return Ok(None) };
-    let watched = routes.held(number).filter(|zone| **zone != spoke.zone).map(|zone| (zone, Policy::Watch));
-    for (zone, policy) in watched.chain([(&spoke.zone, Policy::OwnerCompletes)]) {
+    let held: Vec<&str> = routes.held(number).map(Zone::as_str).collect();
+    let watched = routes.held(number).filter(|zone| **zone != spoke.zone);
+    let reconciling = applier.checkpoint().reconciling;
+    if let Some(stopped) = leave_zones(applier, side, destination, stop).await? {
+        return Ok(Some(stopped));
+    }
+    if reconciling {
+        forget_foreign(&hub, destination).await?;
+    }
+    for zone in watched.chain([&spoke.zone]) {
         for (namespace_number, namespace) in (0u16..).zip(hub.namespaces()) {
-            if applier.checkpoint().copied.contains(&Part::new(namespace, zone)) {
+            let part = Part::new(namespace, zone);
+            if applier.checkpoint().copied.contains(&part) {
                 continue;
             }
-            side.cell().set_state(State::InitialSync);
-            if policy == Policy::OwnerCompletes
-                && let Some(stopped) = spoke.links.own_zone_pushed(stop).await
+            side.set_incomplete();
+            side.cell().set_state(if reconciling { State::Reconciling } else { State::InitialSync });
+            let policy = match *zone == spoke.zone {
+                true => Policy::HubReconciles,
+                false if reconciling || applier.checkpoint().left.contains(&part) => Policy::WatchAgain,
+                false => Policy::Watch,
+            };
+            // The owner's documents go up first.
+            if policy == Policy::HubReconciles
+                && spoke.links.carried(Direction::Uplink).complete(stop).await == Waited::Stopped
             {
-                return Ok(Some(stopped));
+                return Ok(Some(Stopped));
             }
-            let job = Job { source: &hub, destination, namespace: namespace_number, zone, policy };
+            let within = Zones::Any(held.clone());
+            let job = Job { spoke, source: &hub, destination, namespace: namespace_number, zone, within, policy };
             if let Some(stopped) = copy::part(applier, side, &job, stop).await? {
                 return Ok(Some(stopped));
             }
         }
     }
+    if reconciling {
+        applier.save(side, Mark::Reconciled).await?;
+    }
     Ok(None)
+}
+
+/// Zones that the spoke does not watch any more: their documents stay, or go, as the configuration says.
+async fn leave_zones(
+    applier: &mut Applier,
+    side: &mut HubSide<'_>,
+    destination: &Server,
+    stop: &CancellationToken,
+) -> Result<Option<Stopped>, Error> {
+    let routes = side.routes.clone();
+    let Some(number) = routes.owner(side.spoke.zone.as_str()) else { return Ok(None) };
+    let is_held = |part: &Part| routes.held(number).any(|zone| *zone == part.zone);
+    let mut parts = applier.checkpoint().copied.clone();
+    parts.extend(applier.checkpoint().copying.iter().map(|progress| progress.part.clone()));
+    parts.retain(|part| !is_held(part));
+    if parts.is_empty() {
+        return Ok(None);
+    }
+    match side.spoke.on_unwatch {
+        OnUnwatch::Keep => {
+            applier.save(side, Mark::Left { kept: parts, purged: Vec::new() }).await?;
+        }
+        OnUnwatch::Purge => {
+            for part in parts {
+                if let Some(stopped) = copy::purge(applier, side, destination, &part, stop).await? {
+                    return Ok(Some(stopped));
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Takes documents out of the register of foreign ones that the hub has by now.
+async fn forget_foreign(hub: &Server, destination: &Server) -> Result<(), Error> {
+    let registered = foreign::registered(destination).await?;
+    if registered.is_empty() {
+        return Ok(());
+    }
+    let wanted: Wanted<'_> = registered.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
+    let now = hub.now().await?;
+    let found = read::documents(hub, &wanted, Some(hub.partition_field()), read::When::NotBefore(now)).await?;
+    let known: Vec<_> = wanted
+        .iter()
+        .filter(|(key, _)| found.documents.get(key).is_some_and(Option::is_some))
+        .map(|(key, id)| (&hub.namespaces()[usize::from(key.namespace())], *id))
+        .collect();
+    if known.is_empty() {
+        return Ok(());
+    }
+    foreign::run(destination, &foreign::forget(&known)).await
 }
 
 /// Gets to where the fan-out is, by a stream of its own if it is far away, and attaches. `None` if it is told to stop.
@@ -174,7 +275,7 @@ async fn empty(
         let deliveries = gather(first, inbox);
         let quiet = deliveries.iter().all(|delivery| delivery.routed.is_none());
         if quiet {
-            side.cell().quiet(deliveries.last().expect("there is a first").end.cluster_time());
+            side.quiet(&deliveries.last().expect("there is a first").end);
             if saved.elapsed() < QUIET_CHECKPOINT {
                 continue;
             }
@@ -208,6 +309,7 @@ async fn apply(deliveries: Vec<Delivery>, applier: &mut Applier, side: &mut HubS
         side.routes = routed.routes.clone();
     }
     side.cell().received();
+    applier.learn_collections(&side.hub).await?;
     let deliveries = Deliveries::new(deliveries, &side.position(applier));
     side.wall_time = deliveries.events.last().and_then(|picked| picked.event().wall_time());
     let rules = Rules { partition_key: side.hub.partition_key().to_owned(), precise: side.hub.disambiguates_paths() };
@@ -309,11 +411,13 @@ impl Deliveries {
         Ok(Load {
             steps,
             origin: self,
-            end: Mark::Streamed(self.end.clone()),
+            end: Some(Mark::Streamed(self.end.clone())),
             last: self.events.last().map_or_else(|| self.start.seen_until(), |picked| picked.event().cluster_time()),
             read_at,
             changes: self.events.len(),
             foreign: 0,
+            expected: None,
+            ours: Vec::new(),
         })
     }
 }
@@ -339,6 +443,8 @@ struct HubSide<'s> {
     spoke: &'s Spoke,
     link: Link,
     routes: Arc<Routes>,
+    /// The spoke has all that the hub had before the link's place in the change stream.
+    is_complete: bool,
     /// Saved notes up to this number are no longer needed.
     deletable: Option<i64>,
     /// When the newest change of the batch under way was made.
@@ -348,6 +454,29 @@ struct HubSide<'s> {
 impl HubSide<'_> {
     fn cell(&self) -> &Cell {
         self.spoke.status.link(Direction::Downlink)
+    }
+
+    fn set_complete(&mut self, applier: &Applier) {
+        self.is_complete = true;
+        self.carried_up_to(&self.position(applier));
+    }
+
+    fn set_incomplete(&mut self) {
+        self.is_complete = false;
+        self.spoke.links.carried(Direction::Downlink).set(Reached::Incomplete);
+    }
+
+    /// The spoke has all that the hub had up to here.
+    fn carried_up_to(&self, position: &Position) {
+        if self.is_complete {
+            self.spoke.links.carried(Direction::Downlink).set(Reached::Until(position.seen_until()));
+        }
+    }
+
+    /// The hub has nothing for this spoke up to here.
+    fn quiet(&self, position: &Position) {
+        self.cell().quiet(position.cluster_time());
+        self.carried_up_to(position);
     }
 
     fn position(&self, applier: &Applier) -> Position {
@@ -379,6 +508,9 @@ impl Side for HubSide<'_> {
             conflicts.record_note(commit.number, commit.at);
         }
         let cluster_time = commit.position.as_ref().map(Position::cluster_time);
+        if let Some(position) = &commit.position {
+            self.carried_up_to(position);
+        }
         self.deletable = cluster_time.and_then(|time| conflicts.downlink_passed(time));
         drop(conflicts);
         self.cell().applied(commit.changes, commit.foreign, cluster_time, self.wall_time);

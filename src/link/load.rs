@@ -10,6 +10,7 @@ use crate::mongo::error::Error;
 use crate::mongo::read::{Snapshot, Wanted};
 use crate::sync::fields::Fields;
 use crate::sync::key::Key;
+use crate::sync::names::Zone;
 use crate::sync::position::Position;
 use crate::sync::step::{Meaning, Step};
 
@@ -19,8 +20,8 @@ pub struct Load<'a> {
     pub steps: Vec<Step<'a>>,
     /// Where the steps come from.
     pub origin: &'a (dyn Origin + Sync),
-    /// Where the link stands after all of it.
-    pub end: Mark,
+    /// Where the link stands after all of it, if that is somewhere else than before.
+    pub end: Option<Mark>,
     /// The source's time of the last change in it.
     pub last: Timestamp,
     /// Documents in the steps that were read at the source, and when.
@@ -29,6 +30,19 @@ pub struct Load<'a> {
     pub changes: usize,
     /// How many of them were of another zone's documents.
     pub foreign: usize,
+    /// What the destination must have for a step to be done, where that matters.
+    pub expected: Option<Expected>,
+    /// Statements on our own collections that go with it.
+    pub ours: Vec<RawDocumentBuf>,
+}
+
+/// What the destination must have of some documents, in one zone, for their steps to be done.
+#[derive(Debug)]
+pub struct Expected {
+    /// The zone.
+    pub zone: Zone,
+    /// What it has there; `None`: no such document.
+    pub documents: HashMap<Key, Option<RawDocumentBuf>>,
 }
 
 /// Where the steps of a batch come from, by the number of a step's event.
@@ -47,8 +61,24 @@ pub enum Mark {
     Streamed(Position),
     /// After this document of a copy.
     Copied(Progress),
-    /// This part is copied. Until then any document of its zone may be newer than the link's position says.
-    Finished(Part, Option<Timestamp>),
+    /// This part is copied.
+    Finished {
+        /// Which one.
+        part: Part,
+        /// Until then any document of its zone may be newer than the link's position says.
+        until: Option<Timestamp>,
+    },
+    /// Its place in the change stream was lost: it begins here, and everything must be copied again.
+    Restarted(Position),
+    /// All of that is done.
+    Reconciled,
+    /// These parts are no longer held, and their documents stay or are gone.
+    Left {
+        /// Whose documents stay.
+        kept: Vec<Part>,
+        /// Whose documents are gone.
+        purged: Vec<Part>,
+    },
 }
 
 /// What became durable in one transaction.

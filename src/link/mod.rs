@@ -3,7 +3,8 @@
 //! - [`uplink`]: a spoke's changes to the hub
 //! - [`feed`]: the hub's change stream, with what routing needs; [`fanout`]: one feed for all spokes
 //! - [`downlink`]: what a feed brings to a spoke
-//! - [`copy`]: the first copy of a zone
+//! - [`copy`]: the first copy of a zone, and the reconcile; [`walk`]: where two sides differ
+//! - [`carried`]: how far each link of a spoke has come, for the other one
 //! - [`load`]: what passes between the two halves of a link; [`apply`]: a batch into a transaction, up the ladder if need be
 //! - [`stamp`]: partition keys for documents that have none
 //!
@@ -11,6 +12,7 @@
 //! which goes on from the checkpoint.
 
 pub mod apply;
+pub mod carried;
 mod copy;
 pub mod downlink;
 pub mod fanout;
@@ -21,18 +23,18 @@ mod progress;
 pub mod stamp;
 mod transact;
 pub mod uplink;
+pub mod walk;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use carried::Carried;
 
 use crate::mongo::server::Endpoint;
 use crate::mongo::tags::Slot;
 use crate::observe::status::SpokeCell;
 use crate::sync::conflicts::Conflicts;
-use crate::sync::names::Zone;
+use crate::sync::names::{Direction, Zone};
 
 /// A loop ended because it was told to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +66,8 @@ pub struct Spoke {
     pub links: Links,
     /// What is shown of it.
     pub status: Arc<SpokeCell>,
+    /// What becomes of a zone's documents that it watches no longer.
+    pub on_unwatch: crate::config::OnUnwatch,
     /// Who this process is, in checkpoints.
     pub holder: String,
 }
@@ -77,8 +81,8 @@ pub struct Links {
     /// The downlink's session at the spoke.
     pub downlink_session: Slot,
     conflicts: Mutex<Conflicts>,
-    anchored: watch::Sender<bool>,
-    own_zone_pushed: watch::Sender<bool>,
+    uplink: Carried,
+    downlink: Carried,
 }
 
 impl Default for Links {
@@ -88,8 +92,8 @@ impl Default for Links {
             stamp_session: Slot::default(),
             downlink_session: Slot::default(),
             conflicts: Mutex::new(Conflicts::new(REMEMBERED_DOCUMENTS)),
-            anchored: watch::Sender::new(false),
-            own_zone_pushed: watch::Sender::new(false),
+            uplink: Carried::default(),
+            downlink: Carried::default(),
         }
     }
 }
@@ -101,31 +105,11 @@ impl Links {
         self.conflicts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The downlink has saved a place in the hub's stream: whatever a hub application does from now on will come down.
-    pub fn set_anchored(&self) {
-        self.anchored.send_replace(true);
-    }
-
-    /// The spoke's own zone is at the hub, as far as it was there when the initial sync began.
-    pub fn set_own_zone_pushed(&self) {
-        self.own_zone_pushed.send_replace(true);
-    }
-
-    /// Waits until the downlink has its place.
-    pub async fn anchored(&self, stop: &CancellationToken) -> Option<Stopped> {
-        until(&self.anchored, stop).await
-    }
-
-    /// Waits until the own zone is pushed.
-    pub async fn own_zone_pushed(&self, stop: &CancellationToken) -> Option<Stopped> {
-        until(&self.own_zone_pushed, stop).await
-    }
-}
-
-async fn until(flag: &watch::Sender<bool>, stop: &CancellationToken) -> Option<Stopped> {
-    let mut flag = flag.subscribe();
-    match stop.run_until_cancelled(flag.wait_for(|set| *set)).await {
-        Some(_) => None,
-        None => Some(Stopped),
+    /// How far one of the links has come.
+    pub fn carried(&self, direction: Direction) -> &Carried {
+        match direction {
+            Direction::Uplink => &self.uplink,
+            Direction::Downlink => &self.downlink,
+        }
     }
 }

@@ -5,8 +5,9 @@ use std::collections::{HashMap, HashSet};
 use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
 
-use super::load::{Mark, Side};
+use super::load::{Expected, Mark, Side};
 use super::progress::Progress;
+use super::walk;
 use crate::mongo::checkpoint::Checkpoint;
 use crate::mongo::destination::{Destination, Open, Refused, Sent};
 use crate::mongo::error::Error;
@@ -31,6 +32,8 @@ pub(super) struct Part<'p, 'a> {
     pub(super) mark: Option<Mark>,
     /// Statements on our own collections.
     pub(super) ours: Vec<RawDocumentBuf>,
+    /// What the destination must have for a step to be done, where that matters.
+    pub(super) expected: Option<&'p Expected>,
 }
 
 /// What became of a transaction.
@@ -59,6 +62,8 @@ pub(super) struct Written {
     pub(super) edits: Vec<Edit>,
     /// How many documents were another zone's, and left out.
     pub(super) foreign: usize,
+    /// Documents that the destination does not have as it was expected: their steps were left out.
+    pub(super) skipped: Vec<Key>,
 }
 
 /// A change that the destination refuses.
@@ -120,6 +125,13 @@ pub(super) async fn transact(
         settled.to_mut().retain(|step| !moved.strangers.contains(&step.key));
         foreign += moved.strangers.len();
     }
+    let skipped = match part.expected {
+        Some(expected) => unexpected(&mut open, &settled, expected, field.as_str()).await?,
+        None => Vec::new(),
+    };
+    if !skipped.is_empty() {
+        settled.to_mut().retain(|step| !skipped.contains(&step.key));
+    }
     let commands = match progress.attempt {
         Attempt::Folded(inserts) => plan::fold(&settled, inserts, statement::insert_would_change),
         Attempt::InSequence => plan::sequence(&settled),
@@ -128,7 +140,7 @@ pub(super) async fn transact(
         Ok(missed) => missed,
         Err(refused) => return Ok(Outcome::Refused(refused)),
     };
-    let mut written = Written { foreign, ..Written::of(&settled, |key| progress.read_at(key)) };
+    let mut written = Written { foreign, skipped, ..Written::of(&settled, |key| progress.read_at(key)) };
     if missed > 0 {
         let missing = missing(&mut open, &settled, &moved.movers).await?;
         match bring(&mut open, &server, side, &missing, ahead.read_from(part.last)).await? {
@@ -162,6 +174,25 @@ async fn send(
         }
     }
     Ok(Ok(missed))
+}
+
+/// The documents that are no longer as they were when their steps were made. As this is read within the transaction, none can
+/// change before it is written.
+async fn unexpected(
+    open: &mut Open<'_>,
+    steps: &[Step<'_>],
+    expected: &Expected,
+    partition_key: &str,
+) -> Result<Vec<Key>, Error> {
+    let wanted: Wanted<'_> = steps.iter().map(|step| (step.key.clone(), step.id)).collect();
+    let mut present = open.documents(&wanted).await?;
+    present.retain(|_, document| walk::is_in_zone(document, partition_key, &expected.zone));
+    let bytes = |document: Option<&RawDocumentBuf>| document.map(|document| document.as_bytes().to_vec());
+    let is_so = |key: &Key| {
+        let expected = expected.documents.get(key).and_then(Option::as_ref);
+        bytes(present.get(key)) == bytes(expected)
+    };
+    Ok(wanted.into_keys().filter(|key| !is_so(key)).collect())
 }
 
 /// Documents that steps move out of the zones that they name.
@@ -269,9 +300,24 @@ fn checkpoint_after(former: Checkpoint, ahead: &Ahead, mark: Option<&Mark>, writ
     match mark {
         Some(Mark::Streamed(position)) => checkpoint.position = Some(position.clone()),
         Some(Mark::Copied(progress)) => checkpoint.copying = Some(progress.clone()),
-        Some(Mark::Finished(part, until)) => {
+        Some(Mark::Restarted(position)) => {
+            checkpoint.position = Some(position.clone());
+            checkpoint.copied.clear();
             checkpoint.copying = None;
-            checkpoint.copied.retain(|copied| copied != part);
+            checkpoint.reconciling = true;
+        }
+        Some(Mark::Reconciled) => checkpoint.reconciling = false,
+        Some(Mark::Left { kept, purged }) => {
+            checkpoint.copied.retain(|part| !kept.contains(part) && !purged.contains(part));
+            checkpoint.left.retain(|part| !kept.contains(part) && !purged.contains(part));
+            checkpoint.left.extend(kept.iter().cloned());
+            checkpoint.copying = None;
+        }
+        Some(Mark::Finished { part, until }) => {
+            checkpoint.copying = None;
+            for parts in [&mut checkpoint.copied, &mut checkpoint.left] {
+                parts.retain(|copied| copied != part);
+            }
             checkpoint.copied.push(part.clone());
             if let Some(until) = *until {
                 let bound = checkpoint.ahead.entry(part.zone.clone()).or_insert(until);

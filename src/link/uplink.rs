@@ -6,24 +6,26 @@ use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use bson::Timestamp;
-use bson::raw::{RawDocument, RawDocumentBuf};
+use bson::raw::{RawBson, RawDocument, RawDocumentBuf};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use super::apply::Applier;
+use super::carried::{Reached, Waited};
 use super::copy::{self, Job, Policy};
 use super::load::{Commit, Load, Mark, Origin, Side};
 use super::stamp::Stamper;
-use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, Spoke, Stopped};
+use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, REMEMBERED_DOCUMENTS, Spoke, Stopped};
 use crate::mongo::checkpoint::Part;
-use crate::mongo::error::Error;
+use crate::mongo::error::{Error, Failure};
+use crate::mongo::foreign;
 use crate::mongo::read::{self, Snapshot, Wanted};
 use crate::mongo::server::Server;
 use crate::mongo::tags::Tags;
 use crate::mongo::tail::{self, Selection, Tail};
-use crate::observe::status::State;
+use crate::observe::status::{Cell, State};
 use crate::sync::ahead::Ahead;
 use crate::sync::batch::{Batch, EventRef, Kind, Malformed};
 use crate::sync::key::Key;
@@ -62,20 +64,38 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
         last_push: applier.claimed_at(),
         source,
         spoke,
+        is_complete: false,
+        foreign: HashMap::new(),
         wall_time: None,
     };
+    side.foreign = foreign::registered(&side.source).await?;
     if applier.checkpoint().position.is_none() {
         let start = tail::present_position(&side.source).await?;
         applier.save(&mut side, Mark::Streamed(start)).await?;
     }
-    if let Some(stopped) = copy_own_zone(&mut applier, &mut side, &hub, stop).await? {
-        return Ok(stopped);
+    loop {
+        if let Some(stopped) = copy_own_zone(&mut applier, &mut side, &hub, stop).await? {
+            return Ok(stopped);
+        }
+        side.set_complete(applier.checkpoint().position.as_ref());
+        match stream(&mut applier, &mut side, stop).await {
+            Err(error) if error.failure() == Failure::HistoryLost => restart(&mut applier, &mut side, &error).await?,
+            result => return result,
+        }
     }
-    spoke.links.set_own_zone_pushed();
-    stream(&mut applier, &mut side, stop).await
 }
 
-/// The first copy: what the spoke has of its own zone goes up, and wins over what the hub has.
+/// The place in the spoke's change stream is gone: begins at the present, once all that differs is brought.
+async fn restart(applier: &mut Applier, side: &mut SpokeSide<'_>, error: &Error) -> Result<(), Error> {
+    tracing::warn!(%error, "history lost, reconciling");
+    side.cell().set_error(&error.to_string());
+    side.set_incomplete();
+    let start = tail::present_position(&side.source).await?;
+    applier.save(side, Mark::Restarted(start)).await
+}
+
+/// The first copy: what the spoke has of its own zone goes up, and wins over what the hub has. Or, once the link has lost its
+/// place, what it missed.
 async fn copy_own_zone(
     applier: &mut Applier,
     side: &mut SpokeSide<'_>,
@@ -83,25 +103,32 @@ async fn copy_own_zone(
     stop: &CancellationToken,
 ) -> Result<Option<Stopped>, Error> {
     let (source, spoke) = (side.source.clone(), side.spoke);
+    let reconciling = applier.checkpoint().reconciling;
     for (number, namespace) in (0u16..).zip(source.namespaces()) {
         if applier.checkpoint().copied.contains(&Part::new(namespace, &spoke.zone)) {
             continue;
         }
-        spoke.status.link(Direction::Uplink).set_state(State::InitialSync);
+        side.set_incomplete();
+        side.cell().set_state(if reconciling { State::Reconciling } else { State::InitialSync });
         // What a hub application does to the zone from now on must come down, or it would be lost under the copy.
-        if let Some(stopped) = spoke.links.anchored(stop).await {
-            return Ok(Some(stopped));
+        if spoke.links.carried(Direction::Downlink).anchored(stop).await == Waited::Stopped {
+            return Ok(Some(Stopped));
         }
         let job = Job {
+            spoke,
             source: &source,
             destination: hub,
             namespace: number,
             zone: &spoke.zone,
-            policy: Policy::OwnerPushes,
+            within: Zones::One(spoke.zone.as_str()),
+            policy: if reconciling { Policy::OwnerReconciles } else { Policy::OwnerPushes },
         };
         if let Some(stopped) = copy::part(applier, side, &job, stop).await? {
             return Ok(Some(stopped));
         }
+    }
+    if reconciling {
+        applier.save(side, Mark::Reconciled).await?;
     }
     Ok(None)
 }
@@ -137,6 +164,8 @@ async fn stream(applier: &mut Applier, side: &mut SpokeSide<'_>, stop: &Cancella
         }
         cell.received();
         let batches = Batches(batches);
+        applier.learn_collections(&side.source).await?;
+        side.register_foreign(&batches).await?;
         side.wall_time = batches.events().filter_map(|event| event.wall_time()).last();
         let load = batches.load(rules, applier.ahead()).map_err(|error| side.source.malformed(error))?;
         applier.apply(side, load).await?;
@@ -193,7 +222,8 @@ impl Batches {
         }
         let end = Mark::Streamed(self.0.last().expect("there is one").end().clone());
         let changes = self.events().count();
-        Ok(Load { steps, origin: self, end, last, read_at: HashMap::new(), changes, foreign })
+        let (end, read_at) = (Some(end), HashMap::new());
+        Ok(Load { steps, origin: self, end, last, read_at, changes, foreign, expected: None, ours: Vec::new() })
     }
 
     /// The batch that holds the event with this number, and its number there.
@@ -232,6 +262,10 @@ struct SpokeSide<'s> {
     stamper: Stamper,
     /// The hub's time of the last push.
     last_push: Timestamp,
+    /// The hub has all that the spoke had before the link's place in the change stream.
+    is_complete: bool,
+    /// Other zones' documents that applications inserted at this spoke.
+    foreign: HashMap<Key, RawBson>,
     /// When the newest change of the batch under way was made.
     wall_time: Option<i64>,
 }
@@ -247,6 +281,57 @@ impl SpokeSide<'_> {
     /// All that the spoke had up to here is at the hub.
     fn pushed_up_to(&self, position: &Position) {
         self.spoke.links.conflicts().uplink_pushed(position.cluster_time(), self.last_push);
+        if self.is_complete {
+            self.spoke.links.carried(Direction::Uplink).set(Reached::Until(position.seen_until()));
+        }
+    }
+
+    fn set_complete(&mut self, position: Option<&Position>) {
+        self.is_complete = true;
+        if let Some(position) = position {
+            self.spoke.links.carried(Direction::Uplink).set(Reached::Until(position.seen_until()));
+        }
+    }
+
+    fn set_incomplete(&mut self) {
+        self.is_complete = false;
+        self.spoke.links.carried(Direction::Uplink).set(Reached::Incomplete);
+    }
+
+    fn cell(&self) -> &Cell {
+        self.spoke.status.link(Direction::Uplink)
+    }
+
+    /// Registers other zones' documents that were inserted at this spoke, so that a reconcile leaves them alone, before the
+    /// link goes past them.
+    async fn register_foreign(&mut self, batches: &Batches) -> Result<(), Error> {
+        let (mut new, mut gone) = (HashMap::new(), Vec::new());
+        for event in batches.events() {
+            let is_foreign = event.kind() == Kind::Insert
+                && event.full_document().is_some_and(|document| self.rules.owner(document) == Owner::Other);
+            if is_foreign {
+                let key = event.key().map_err(|error| self.source.malformed(error))?;
+                new.insert(key, RawBson::from(event.id().map_err(|error| self.source.malformed(error))?));
+            } else if event.kind() == Kind::Delete && !(self.foreign.is_empty() && new.is_empty()) {
+                let key = event.key().map_err(|error| self.source.malformed(error))?;
+                new.remove(&key);
+                gone.extend(self.foreign.remove(&key).map(|id| (key, id)));
+            }
+        }
+        let namespaces = self.source.namespaces();
+        let named = |key: &Key| &namespaces[usize::from(key.namespace())];
+        if !new.is_empty() {
+            let documents: Vec<_> = new.iter().map(|(key, id)| (named(key), id.as_raw_bson_ref())).collect();
+            foreign::run(&self.source, &foreign::register(&documents)).await?;
+        }
+        if !gone.is_empty() {
+            let documents: Vec<_> = gone.iter().map(|(key, id)| (named(key), id.as_raw_bson_ref())).collect();
+            foreign::run(&self.source, &foreign::forget(&documents)).await?;
+        }
+        if self.foreign.len() < REMEMBERED_DOCUMENTS {
+            self.foreign.extend(new);
+        }
+        Ok(())
     }
 }
 

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use bson::raw::{RawBson, RawDocumentBuf};
-use bson::{Bson, Document, Timestamp, doc, rawdoc};
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, Document, Timestamp, doc, rawdoc};
 
 use super::error::Error;
 use super::server::{Server, majority};
@@ -21,6 +22,22 @@ pub struct Checkpoint {
     pub copied: Vec<Part>,
     /// How far it is in the part that it is copying.
     pub copying: Option<Progress>,
+    /// Its place in the change stream was lost, so that what it copies now it had copied before: what is missing at the source
+    /// may have been deleted there.
+    pub reconciling: bool,
+    /// Zones that it held once and left where they were: they are reconciled, too, if it holds them again.
+    pub left: Vec<Part>,
+    /// Which collections it copied. A collection that was dropped and made again has another identity.
+    pub collections: Vec<Identity>,
+}
+
+/// A collection and its UUID at the source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The collection, as `database.collection`.
+    pub namespace: String,
+    /// What `listCollections` calls `info.uuid`.
+    pub uuid: [u8; 16],
 }
 
 /// A zone of a collection.
@@ -114,6 +131,9 @@ pub fn save(link: &Link, sequence: i64, checkpoint: &Checkpoint) -> RawDocumentB
         "seq": sequence + 1,
         "ahead": checkpoint.ahead.iter().map(|(zone, until)| doc! { "zone": zone.as_str(), "until": until }).collect::<Vec<_>>(),
         "copied": checkpoint.copied.iter().map(part).collect::<Vec<_>>(),
+        "left": checkpoint.left.iter().map(part).collect::<Vec<_>>(),
+        "collections": checkpoint.collections.iter().map(identity).collect::<Vec<_>>(),
+        "reconciling": checkpoint.reconciling,
         "saved_at": bson::DateTime::now(),
     };
     let mut unset = Document::new();
@@ -144,6 +164,17 @@ fn part(part: &Part) -> Document {
     doc! { "ns": &part.namespace, "zone": part.zone.as_str() }
 }
 
+fn identity(identity: &Identity) -> Document {
+    let uuid = Binary { subtype: BinarySubtype::Uuid, bytes: identity.uuid.to_vec() };
+    doc! { "ns": &identity.namespace, "uuid": uuid }
+}
+
+fn read_identity(saved: &Document) -> Option<Identity> {
+    let Bson::Binary(uuid) = saved.get("uuid")? else { return None };
+    let uuid = uuid.bytes.as_slice().try_into().ok()?;
+    Some(Identity { namespace: saved.get_str("ns").ok()?.to_owned(), uuid })
+}
+
 fn read(server: &Server, link: &Link, saved: &Document) -> Result<Checkpoint, Error> {
     let position = match saved.get_document("token") {
         Ok(token) => {
@@ -156,6 +187,7 @@ fn read(server: &Server, link: &Link, saved: &Document) -> Result<Checkpoint, Er
         documents(saved, "ahead").map(|bound| Ok((Zone::new(bound.get_str("zone")?), bound.get_timestamp("until")?)));
     let ahead: Result<_, bson::error::Error> = ahead.collect();
     let copied: Result<_, bson::error::Error> = documents(saved, "copied").map(read_part).collect();
+    let left: Result<_, bson::error::Error> = documents(saved, "left").map(read_part).collect();
     let copying = match saved.get_document("copying") {
         Ok(copying) => {
             let part = read_part(copying).map_err(|_| damaged(server, link, "copying"))?;
@@ -170,6 +202,9 @@ fn read(server: &Server, link: &Link, saved: &Document) -> Result<Checkpoint, Er
         ahead: ahead.map_err(|_| damaged(server, link, "ahead"))?,
         copied: copied.map_err(|_| damaged(server, link, "copied"))?,
         copying,
+        reconciling: saved.get_bool("reconciling").unwrap_or(false),
+        left: left.map_err(|_| damaged(server, link, "left"))?,
+        collections: documents(saved, "collections").filter_map(read_identity).collect(),
     })
 }
 

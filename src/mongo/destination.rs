@@ -12,9 +12,11 @@
 //! Promise: once [`Destination::committed`] was told, the batch is majority-committed with its checkpoint; after any error,
 //! or a crash, the saved checkpoint tells whether it is. Whoever has lost the link can commit nothing any more.
 
+use std::collections::HashMap;
+
 use bson::{RawDocumentBuf, Timestamp};
 
-use super::checkpoint::{self, Checkpoint};
+use super::checkpoint::{self, Checkpoint, Identity};
 use super::error::Error;
 use super::read::Wanted;
 use super::server::Server;
@@ -96,6 +98,11 @@ impl Destination {
         &self.checkpoint
     }
 
+    /// Which collections the source has, as is to be saved with the next checkpoint.
+    pub fn set_collections(&mut self, collections: Vec<Identity>) {
+        self.checkpoint.collections = collections;
+    }
+
     /// A number that no other transaction of this link has.
     pub fn next_number(&self) -> i64 {
         self.sequence + 1
@@ -171,6 +178,21 @@ impl Open<'_> {
             let ids: Vec<_> = wanted.iter().filter(|(key, _)| key.namespace() == number).map(|(_, id)| *id).collect();
             if !ids.is_empty() {
                 found.extend(self.transaction.zones(number, namespace, &ids).await?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// These documents as they are now, within the transaction; those that are not there are left out.
+    ///
+    /// # Errors
+    /// If the server fails.
+    pub async fn documents(&mut self, wanted: &Wanted<'_>) -> Result<HashMap<Key, RawDocumentBuf>, Error> {
+        let mut found = HashMap::new();
+        for (number, namespace) in (0u16..).zip(self.server.namespaces()) {
+            let ids: Vec<_> = wanted.iter().filter(|(key, _)| key.namespace() == number).map(|(_, id)| *id).collect();
+            if !ids.is_empty() {
+                found.extend(self.transaction.documents(number, namespace, &ids).await?);
             }
         }
         Ok(found)

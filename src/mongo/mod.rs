@@ -7,12 +7,13 @@
 //! - [`tags`]: which sessions are ours; [`checkpoint`]: how far a link is
 //! - [`statement`]: steps as the server's write commands; [`transaction`]: several commands, all or none;
 //!   [`destination`]: the one transaction that applies a batch with its checkpoint
-//! - [`dead_letters`], [`notes`]: what else is saved in that transaction
+//! - [`dead_letters`], [`notes`]: what else is saved in that transaction; [`foreign`]: documents that no link may delete
 
 pub mod checkpoint;
 pub mod dead_letters;
 pub mod destination;
 pub mod error;
+pub mod foreign;
 pub mod notes;
 pub mod read;
 pub mod scan;

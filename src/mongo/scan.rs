@@ -34,6 +34,11 @@ impl Page {
     pub fn documents(&self) -> impl DoubleEndedIterator<Item = &RawDocument> {
         self.documents.iter().map(AsRef::as_ref)
     }
+
+    /// The documents in order, to be kept.
+    pub fn into_documents(self) -> Vec<RawDocumentBuf> {
+        self.documents
+    }
 }
 
 /// At most so many documents in one page; the server also stops at 16 MB.

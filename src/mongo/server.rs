@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bson::{Document, RawDocumentBuf, Timestamp, doc};
+use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc};
 use mongodb::options::{ClientOptions, ServerMonitoringMode};
 use mongodb::{Client, Database};
 use tokio::sync::OnceCell;
@@ -175,6 +175,20 @@ impl Server {
         self.operation_time(&reply)
     }
 
+    /// Makes the server's time go on, by a write that nobody looks at. Tells the new time: a change stream of this server that
+    /// has come to it has brought everything before it.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub async fn tick(&self) -> Result<Timestamp, Error> {
+        let tick = doc! {
+            "update": "ticks", "updates": [{ "q": { "_id": "tick" }, "u": { "$inc": { "n": 1_i64 } }, "upsert": true }],
+            "writeConcern": majority(),
+        };
+        let reply = self.run("making its time go on", &self.metadata(), tick).await?;
+        self.operation_time(&reply)
+    }
+
     pub(crate) fn operation_time(&self, reply: &Document) -> Result<Timestamp, Error> {
         reply.get_timestamp("operationTime").map_err(|_| self.unsuitable("its answers have no operationTime"))
     }
@@ -216,19 +230,26 @@ impl Server {
         let version = info.get_array("versionArray").ok();
         let part = |index: usize| version.and_then(|parts| parts.get(index)?.as_i32()).unwrap_or(0);
         self.version = (part(0), part(1));
-        self.check_collations().await?;
+        self.collections().await?;
         Ok(self)
     }
 
-    /// A collation of its own makes a collection call different `_id`s equal, or zones, which change streams do not.
-    async fn check_collations(&self) -> Result<(), Error> {
+    /// The UUID of every synced collection, where there is one and it can be seen.
+    ///
+    /// # Errors
+    /// If one cannot be kept in step: a collation of its own makes a collection call different `_id`s equal, or zones, which
+    /// change streams do not.
+    pub async fn collections(&self) -> Result<Vec<Option<[u8; 16]>>, Error> {
+        let mut identities = Vec::new();
         for namespace in self.namespaces() {
             let database = self.client.database(&namespace.database);
             let command = doc! { "listCollections": 1, "filter": { "name": &namespace.collection } };
             let reply = match self.run("listing collections", &database, command).await {
                 Ok(reply) => reply,
                 // Not worth a privilege of its own.
-                Err(error) if error.code() == Some(codes::UNAUTHORIZED) => return Ok(()),
+                Err(error) if error.code() == Some(codes::UNAUTHORIZED) => {
+                    return Ok(vec![None; self.namespaces().len()]);
+                }
                 Err(error) => return Err(error),
             };
             let found = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
@@ -245,8 +266,13 @@ impl Server {
                         .unsuitable(&format!("the collection {namespace} has {what}, which cannot be kept in step")));
                 }
             }
+            let info = found.and_then(|collection| collection.get_document("info").ok());
+            identities.push(match info.and_then(|info| info.get("uuid")) {
+                Some(Bson::Binary(uuid)) => uuid.bytes.as_slice().try_into().ok(),
+                _ => None,
+            });
         }
-        Ok(())
+        Ok(identities)
     }
 
     /// Makes our own collections, which a transaction should not have to.
@@ -254,7 +280,7 @@ impl Server {
     /// # Errors
     /// If one is missing and cannot be made.
     pub async fn prepare_metadata(&self) -> Result<(), Error> {
-        for collection in ["checkpoints", "sessions", "dead_letters", "hub_edits"] {
+        for collection in ["checkpoints", "sessions", "dead_letters", "hub_edits", "foreign", "ticks"] {
             match self.run("making its metadata collections", &self.metadata(), doc! { "create": collection }).await {
                 Err(error) if error.code() != Some(codes::NAMESPACE_EXISTS) => return Err(error),
                 _ => {}

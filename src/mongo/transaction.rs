@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use bson::raw::{RawArrayBuf, RawBsonRef};
+use bson::raw::{RawArrayBuf, RawBsonRef, RawDocument};
 use bson::{Bson, Document, RawDocumentBuf, Timestamp, rawdoc};
 use futures_util::StreamExt;
 use mongodb::ClientSession;
@@ -52,27 +52,57 @@ impl<'s> Transaction<'s> {
         namespace: &Namespace,
         ids: &[RawBsonRef<'_>],
     ) -> Result<Vec<(Key, Option<String>)>, Error> {
-        let doing = "looking for missing documents";
         let field = self.server.partition_field();
-        let ids: RawArrayBuf = ids.iter().copied().collect();
         let mut projection = rawdoc! { "_id": 1 };
         projection.append(field, 1);
+        let mut found = Vec::new();
+        self.find(number, namespace, ids, projection, |key, document| {
+            found.push((key, document.get_str(field).ok().map(str::to_owned)));
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// The documents with these `_id`s that are there.
+    pub(super) async fn documents(
+        &mut self,
+        number: u16,
+        namespace: &Namespace,
+        ids: &[RawBsonRef<'_>],
+    ) -> Result<Vec<(Key, RawDocumentBuf)>, Error> {
+        let mut found = Vec::new();
+        self.find(number, namespace, ids, RawDocumentBuf::new(), |key, document| {
+            found.push((key, document.to_owned()))
+        })
+        .await?;
+        Ok(found)
+    }
+
+    async fn find(
+        &mut self,
+        number: u16,
+        namespace: &Namespace,
+        ids: &[RawBsonRef<'_>],
+        projection: RawDocumentBuf,
+        mut take: impl FnMut(Key, &RawDocument),
+    ) -> Result<(), Error> {
+        let doing = "reading within the transaction";
+        let ids: RawArrayBuf = ids.iter().copied().collect();
         let find = rawdoc! {
             "find": namespace.collection.as_str(), "filter": { "_id": { "$in": ids } }, "projection": projection,
         };
         let database = self.server.client().database(&namespace.database);
         let open = database.run_raw_cursor_command(find).session(&mut *self.session).batch();
         let mut cursor = self.server.bounded(doing, open).await?;
-        let mut found = Vec::new();
         loop {
             let next = async { cursor.stream(&mut *self.session).next().await.transpose() };
-            let Some(reply) = self.server.bounded(doing, next).await? else { return Ok(found) };
+            let Some(reply) = self.server.bounded(doing, next).await? else { return Ok(()) };
             let documents = reply.doc_slices().map_err(|error| Error::of_driver(self.server.name(), doing, &error))?;
             for document in documents {
                 let document = document.map_err(|error| self.server.malformed(error))?;
                 let Some(document) = document.as_document() else { continue };
                 if let Ok(Some(id)) = document.get("_id") {
-                    found.push((Key::new(number, id), document.get_str(field).ok().map(str::to_owned)));
+                    take(Key::new(number, id), document);
                 }
             }
         }

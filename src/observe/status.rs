@@ -112,6 +112,11 @@ impl Cell {
         facts.last_error = Some(error.to_owned());
     }
 
+    /// Something happened that whoever watches it should know.
+    pub fn set_error(&self, error: &str) {
+        self.facts().last_error = Some(error.to_owned());
+    }
+
     /// So many documents have a dead letter.
     pub fn set_dead_letters(&self, letters: usize) {
         self.facts().dead_letters = letters as u64;

@@ -6,6 +6,7 @@ mod concurrent;
 mod config;
 mod crash;
 mod fidelity;
+mod history;
 mod imports;
 mod initial;
 mod process;

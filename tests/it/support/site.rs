@@ -64,6 +64,23 @@ impl Site {
         Self::new(topology, uris, BTreeMap::new()).await
     }
 
+    /// A site on servers whose oplogs no longer hold their beginning; used by other tests as well.
+    pub async fn with_short_history(topology: Topology<'_>) -> Self {
+        static SERVERS: OnceCell<Vec<Node>> = OnceCell::const_new();
+        const SHARED: usize = 4;
+        let servers = SERVERS.get_or_init(async || {
+            // The server truncates only what its last checkpoint on disk no longer needs.
+            let arguments = vec!["--syncdelay".to_owned(), "1".to_owned()];
+            let options = Options { oplog_megabytes: Some(16), arguments, ..Options::default() };
+            let servers = start_all(SHARED, &options).await;
+            futures_util::future::join_all(servers.iter().map(forget_the_beginning)).await;
+            servers
+        });
+        let names = std::iter::once(HUB).chain(topology.iter().map(|(zone, _)| *zone));
+        let uris = names.zip(servers.await).map(|(name, node)| (name.to_owned(), node.uri())).collect();
+        Self::new(topology, uris, BTreeMap::new()).await
+    }
+
     /// A site on servers of its own, which may be broken.
     pub async fn own(topology: Topology<'_>, options: Options) -> Self {
         let nodes = start_all(topology.len() + 1, &options).await;
@@ -246,6 +263,23 @@ impl Site {
             }
         }
     }
+}
+
+/// Writes until the server has truncated its oplog, and then lets it grow again.
+async fn forget_the_beginning(node: &Node) {
+    let client = node.client().await.unwrap();
+    let (scratch, admin) = (client.database("scratch").collection::<Document>("scratch"), client.database("admin"));
+    let earliest = async || {
+        let status = admin.run_command(doc! { "serverStatus": 1, "oplog": 1 }).await.unwrap();
+        status.get_document("oplog").unwrap().get_timestamp("earliestOptime").unwrap()
+    };
+    let (first, large) = (earliest().await, "x".repeat(8_000_000));
+    eventually("the oplog is truncated", async || {
+        scratch.replace_one(doc! {}, doc! { "x": &large, "n": bson::oid::ObjectId::new() }).upsert(true).await.unwrap();
+        earliest().await > first
+    })
+    .await;
+    admin.run_command(doc! { "replSetResizeOplog": 1, "size": 990.0 }).await.unwrap();
 }
 
 fn assert_same(one: &[RawDocumentBuf], other: &[RawDocumentBuf], what: &str, site: &Site) {
