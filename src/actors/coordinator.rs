@@ -1,22 +1,24 @@
-//! The root of the actors: starts the fan-out and the spokes, and stops them.
+//! The root of the actors: starts the fan-out and the spokes, changes them when the configuration changes, and stops them.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::hub_fanout::HubFanout;
 use super::restarts::{Next, Restarts};
-use super::spoke::{self, Spoke, StopChild};
+use super::spoke::{self, Action, Spoke, StopChild};
 use super::{Outcome, spawn};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::link;
 use crate::link::fanout::Fanout;
+use crate::mongo::error::Failure;
 use crate::mongo::server::Endpoint;
 use crate::observe::status::{Board, State};
+use crate::sync::names::Zone;
 use crate::sync::route::Routes;
 
 /// How long the spokes may take to finish what they have under way.
@@ -54,6 +56,30 @@ pub struct Shutdown {
     pub done: oneshot::Sender<Vec<String>>,
 }
 
+/// Sent when the configuration was read again: changes what changed, and nothing else.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Reload(pub Box<Config>);
+
+/// Sent for an operator who wants something done about one spoke.
+#[derive(Message)]
+#[rtype(result = "Result<(), Refused>")]
+pub struct ActOn {
+    /// The spoke's zone.
+    pub zone: String,
+    /// What is to be done.
+    pub action: Action,
+}
+
+/// Why nothing was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// There is no spoke with this zone.
+    Unknown,
+    /// It makes no sense now.
+    Senseless(String),
+}
+
 /// Everything that is shared with the outside of the actors.
 #[derive(Clone)]
 pub struct Handles {
@@ -64,49 +90,85 @@ pub struct Handles {
     /// The hub.
     pub hub: Arc<Endpoint>,
     /// The spokes, by zone.
-    pub spokes: Vec<Arc<link::Spoke>>,
+    spokes: Arc<Mutex<HashMap<Zone, Arc<link::Spoke>>>>,
+    starting: Arc<Semaphore>,
 }
 
 /// The root of the actors.
 pub struct Coordinator {
     handles: Handles,
+    config: Config,
     fanout: Option<Addr<HubFanout>>,
     generation: u64,
     restarts: Restarts,
     spokes: HashMap<String, Addr<Spoke>>,
+    /// Spokes that begin anew, as they are configured now, once they are gone.
+    replaced: HashSet<String>,
     shutdown: Option<oneshot::Sender<Vec<String>>>,
 }
 
 /// Commands that one link may have under way at once at either server: its transaction, its stream, reads beside them.
 const CONNECTIONS_PER_LINK: u32 = 4;
 
+/// So many spokes may be added while the process runs before connections to the hub become scarce.
+const MORE_SPOKES: u32 = 64;
+
+/// So many links may begin at the hub at once: each reads tags and checkpoints there.
+const STARTING_LINKS: usize = 8;
+
 impl Handles {
     /// What runs this configuration.
     pub fn new(config: &Config) -> Self {
         let sync = Arc::new(config.sync.clone());
-        let routes = Routes::new(config.spokes.iter().map(|spoke| (&spoke.zone, spoke.watch.as_slice())));
         let board = Arc::new(Board::default());
-        let fanout = Arc::new(Fanout::new(routes, board.hub_streams().clone()));
-        let links = u32::try_from(config.spokes.len()).unwrap_or(u32::MAX).saturating_mul(2);
+        let fanout = Arc::new(Fanout::new(routes(config), config.sync.catch_up_streams, board.hub_streams().clone()));
+        let links =
+            u32::try_from(config.spokes.len()).unwrap_or(u32::MAX).saturating_add(MORE_SPOKES).saturating_mul(2);
         let hub_connections = links.saturating_add(2).saturating_mul(CONNECTIONS_PER_LINK);
-        let hub = Arc::new(Endpoint::new("hub", config.hub.clone(), sync.clone(), hub_connections));
-        let spoke = |spoke: &crate::config::Spoke| {
-            let name = format!("spoke {}", spoke.zone);
-            let endpoint = Endpoint::new(&name, spoke.uri.clone(), sync.clone(), 3 * CONNECTIONS_PER_LINK);
-            Arc::new(link::Spoke {
-                zone: spoke.zone.clone(),
-                hub: hub.clone(),
-                endpoint: Arc::new(endpoint),
-                fanout: fanout.clone(),
-                links: link::Links::default(),
-                status: board.add(&spoke.zone, &spoke.watch),
-                on_unwatch: spoke.on_unwatch,
-                holder: holder(),
-            })
-        };
-        let spokes = config.spokes.iter().map(spoke).collect();
-        Self { board, fanout, hub, spokes }
+        let hub = Arc::new(Endpoint::new("hub", config.hub.clone(), sync, hub_connections));
+        let starting = Arc::new(Semaphore::new(STARTING_LINKS));
+        let handles = Self { board, fanout, hub, spokes: Arc::default(), starting };
+        for spoke in &config.spokes {
+            handles.add(spoke);
+        }
+        handles
     }
+
+    /// The spokes.
+    pub fn spokes(&self) -> Vec<Arc<link::Spoke>> {
+        self.map().values().cloned().collect()
+    }
+
+    fn add(&self, spoke: &config::Spoke) -> Arc<link::Spoke> {
+        let name = format!("spoke {}", spoke.zone);
+        let sync = self.hub.sync().clone();
+        let endpoint = Endpoint::new(&name, spoke.uri.clone(), sync, 3 * CONNECTIONS_PER_LINK);
+        let spoke = Arc::new(link::Spoke {
+            zone: spoke.zone.clone(),
+            hub: self.hub.clone(),
+            endpoint: Arc::new(endpoint),
+            fanout: self.fanout.clone(),
+            links: link::Links::default(),
+            status: self.board.add(&spoke.zone, &spoke.watch),
+            on_unwatch: spoke.on_unwatch,
+            starting: self.starting.clone(),
+            holder: holder(),
+        });
+        self.map().insert(spoke.zone.clone(), spoke.clone());
+        spoke
+    }
+
+    fn remove(&self, zone: &str) -> Option<Arc<link::Spoke>> {
+        self.map().remove(zone)
+    }
+
+    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<Zone, Arc<link::Spoke>>> {
+        self.spokes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn routes(config: &Config) -> Routes {
+    Routes::new(config.spokes.iter().map(|spoke| (&spoke.zone, spoke.watch.as_slice())))
 }
 
 /// Who this process is, in checkpoints.
@@ -117,13 +179,15 @@ fn holder() -> String {
 
 impl Coordinator {
     /// Starts the actors.
-    pub fn start(handles: Handles) -> Addr<Self> {
+    pub fn start(handles: Handles, config: Config) -> Addr<Self> {
         let coordinator = Self {
             handles,
+            config,
             fanout: None,
             generation: 0,
             restarts: Restarts::default(),
             spokes: HashMap::new(),
+            replaced: HashSet::new(),
             shutdown: None,
         };
         let span = tracing::info_span!(parent: None, "coordinator", actor = "coordinator");
@@ -152,6 +216,34 @@ impl Coordinator {
         }));
     }
 
+    fn start_spoke(&mut self, spoke: Arc<link::Spoke>, context: &mut Context<Self>) {
+        let zone = spoke.zone.to_string();
+        let span = tracing::info_span!(parent: None, "spoke", actor = %format!("{zone}/spoke"));
+        let actor = Spoke::new(spoke, context.address().recipient());
+        let (parent, name) = (context.address(), zone.clone());
+        let address = spawn(span, actor, move |error| {
+            tracing::error!(zone = name, error, "the spoke's supervisor is gone, starting it again");
+            parent.do_send(SupervisorGone { name });
+        });
+        self.spokes.insert(zone, address);
+    }
+
+    /// A spoke as it is configured now, if it still is.
+    fn renew_spoke(&mut self, zone: &str, context: &mut Context<Self>) {
+        let Some(spoke) = self.config.spokes.iter().find(|spoke| spoke.zone.as_str() == zone).cloned() else { return };
+        let spoke = self.handles.add(&spoke);
+        self.start_spoke(spoke, context);
+    }
+
+    /// Forgets a spoke that is no longer configured.
+    fn remove_spoke(&mut self, zone: &str, context: &mut Context<Self>) {
+        self.handles.board.remove(zone);
+        let Some(spoke) = self.handles.remove(zone) else { return };
+        tracing::info!(zone, "spoke removed");
+        let closing = async move { spoke.endpoint.shutdown(CLOSE_LIMIT).await };
+        context.spawn(closing.into_actor(self));
+    }
+
     /// Stops the fan-out once the spokes are gone, and ends when it is gone, too.
     fn go_on_stopping(&mut self, context: &mut Context<Self>) {
         if self.shutdown.is_none() || !self.spokes.is_empty() {
@@ -169,7 +261,7 @@ impl Coordinator {
         let mut left: Vec<String> = self.spokes.keys().cloned().collect();
         left.extend(self.fanout.as_ref().map(|_| FANOUT.to_owned()));
         left.sort();
-        let (hub, spokes) = (self.handles.hub.clone(), self.handles.spokes.clone());
+        let (hub, spokes) = (self.handles.hub.clone(), self.handles.spokes());
         let closing = async move {
             let spokes = spokes.iter().map(|spoke| spoke.endpoint.shutdown(CLOSE_LIMIT));
             futures_util::future::join(hub.shutdown(CLOSE_LIMIT), futures_util::future::join_all(spokes)).await;
@@ -185,18 +277,11 @@ impl Actor for Coordinator {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Self::Context) {
-        tracing::info!(hub = %self.handles.hub.hosts(), spokes = self.handles.spokes.len(), "starting");
+        let spokes = self.handles.spokes();
+        tracing::info!(hub = %self.handles.hub.hosts(), spokes = spokes.len(), "starting");
         self.start_fanout(context);
-        for spoke in &self.handles.spokes {
-            let zone = spoke.zone.to_string();
-            let span = tracing::info_span!(parent: None, "spoke", actor = %format!("{zone}/spoke"));
-            let actor = Spoke::new(spoke.clone(), context.address().recipient());
-            let (parent, name) = (context.address(), zone.clone());
-            let address = spawn(span, actor, move |error| {
-                tracing::error!(zone = name, error, "the spoke's supervisor is gone");
-                parent.do_send(Gone { name });
-            });
-            self.spokes.insert(zone, address);
+        for spoke in spokes {
+            self.start_spoke(spoke, context);
         }
     }
 }
@@ -214,26 +299,105 @@ impl Handler<FanoutExited> for Coordinator {
         let (state, delay) = match self.restarts.end(&outcome, Instant::now()) {
             Next::Nothing => return self.go_on_stopping(context),
             // A lost place is no reason to wait: the stream starts at the present, and every spoke sees to its own.
-            Next::Halt(_) if matches!(outcome, Outcome::Failed(crate::mongo::error::Failure::HistoryLost, _)) => {
-                (State::Backoff, Duration::ZERO)
-            }
+            _ if matches!(outcome, Outcome::Failed(Failure::HistoryLost, _)) => (State::Backoff, Duration::ZERO),
             Next::After(delay) => (State::Backoff, delay),
-            Next::Halt(delay) => (State::Halted, delay),
+            Next::Halt(_, delay) => (State::Halted, delay),
         };
-        tracing::warn!(generation, error, ?delay, "the hub's change stream ended, starting again");
-        cell.failed(error);
+        tracing::warn!(generation, %error, ?delay, "the hub's change stream ended, starting again");
+        cell.failed(&error);
         cell.set_state(state);
         context.run_later(delay, |coordinator, context| coordinator.start_fanout(context));
         self.go_on_stopping(context);
     }
 }
 
+/// Sent when a spoke's supervisor itself panicked.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct SupervisorGone {
+    name: String,
+}
+
+impl Handler<SupervisorGone> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, SupervisorGone { name }: SupervisorGone, context: &mut Self::Context) {
+        self.replaced.insert(name.clone());
+        context.notify(Gone { name });
+    }
+}
+
 impl Handler<Gone> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, gone: Gone, context: &mut Self::Context) {
-        self.spokes.remove(&gone.name);
+    fn handle(&mut self, Gone { name }: Gone, context: &mut Self::Context) {
+        self.spokes.remove(&name);
+        if self.shutdown.is_none() {
+            if self.replaced.remove(&name) {
+                self.renew_spoke(&name, context);
+            } else {
+                self.remove_spoke(&name, context);
+            }
+        }
         self.go_on_stopping(context);
+    }
+}
+
+impl Handler<Reload> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, Reload(config): Reload, context: &mut Self::Context) {
+        let former = std::mem::replace(&mut self.config, *config);
+        for section in self.config.fixed_sections_that_differ(&former) {
+            tracing::warn!(section, "changed in the configuration, which takes effect at the next start only");
+        }
+        let by_zone = |config: &Config| -> HashMap<Zone, config::Spoke> {
+            config.spokes.iter().map(|spoke| (spoke.zone.clone(), spoke.clone())).collect()
+        };
+        let (before, after) = (by_zone(&former), by_zone(&self.config));
+        self.handles.fanout.set_routes(routes(&self.config));
+        for (zone, spoke) in &before {
+            let changed = match after.get(zone) {
+                None => "removed",
+                Some(present) if present != spoke => "changed",
+                Some(_) => continue,
+            };
+            tracing::info!(%zone, changed, "configuration of a spoke");
+            if changed == "changed" {
+                self.replaced.insert(zone.to_string());
+            } else {
+                self.replaced.remove(zone.as_str());
+            }
+            if let Some(running) = self.spokes.get(zone.as_str()) {
+                running.do_send(spoke::Stop);
+            }
+        }
+        for zone in after.keys().filter(|zone| !before.contains_key(*zone)) {
+            tracing::info!(%zone, changed = "added", "configuration of a spoke");
+            // One of this zone may still be on its way out.
+            if self.spokes.contains_key(zone.as_str()) {
+                self.replaced.insert(zone.to_string());
+            } else {
+                self.renew_spoke(zone.as_str(), context);
+            }
+        }
+        tracing::info!(spokes = self.config.spokes.len(), "configuration read again");
+    }
+}
+
+impl Handler<ActOn> for Coordinator {
+    type Result = ResponseFuture<Result<(), Refused>>;
+
+    fn handle(&mut self, ActOn { zone, action }: ActOn, _: &mut Self::Context) -> Self::Result {
+        let spoke = self.spokes.get(&zone).cloned();
+        // Only the two addresses are used: nothing of the coordinator can change meanwhile.
+        Box::pin(async move {
+            let Some(spoke) = spoke else { return Err(Refused::Unknown) };
+            match spoke.send(spoke::Act(action)).await {
+                Ok(done) => done.map_err(Refused::Senseless),
+                Err(_) => Err(Refused::Unknown),
+            }
+        })
     }
 }
 

@@ -29,7 +29,7 @@ impl Actor for HubFanout {
         let (fanout, hub) = (self.fanout.clone(), self.hub.clone());
         let (cell, stop) = (self.cell.clone(), self.stop.clone());
         let work = async move { fanout::run(&fanout, &hub, &cell, &stop).await };
-        run_loop(self, context, work, |actor, outcome| {
+        run_loop(self, context, self.cell.pulse().clone(), work, |actor, outcome| {
             actor.parent.do_send(FanoutExited { generation: actor.generation, outcome });
         });
     }

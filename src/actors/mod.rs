@@ -17,7 +17,10 @@ pub mod spoke;
 mod spoke_reader;
 mod spoke_writer;
 
+use std::borrow::Cow;
 use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
 
 use actix::prelude::*;
 use tokio_util::task::AbortOnDropHandle;
@@ -25,6 +28,10 @@ use tracing::{Instrument, Span};
 
 use crate::link::Stopped;
 use crate::mongo::error::{Error, Failure};
+use crate::observe::pulse::Pulse;
+
+/// A loop that is silent for so long is given up. Longer than any one call may take.
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// How a child's loop ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,14 +42,17 @@ pub enum Outcome {
     Failed(Failure, String),
     /// It panicked, with this message.
     Panicked(String),
+    /// Nothing was heard of it for so long.
+    NoProgress(Duration),
 }
 
 impl Outcome {
     /// Why it ended, for the log and the status.
-    pub fn reason(&self) -> &str {
+    pub fn reason(&self) -> Cow<'_, str> {
         match self {
-            Self::Stopped => "stopped",
-            Self::Failed(_, reason) | Self::Panicked(reason) => reason,
+            Self::Stopped => "stopped".into(),
+            Self::Failed(_, reason) | Self::Panicked(reason) => reason.into(),
+            Self::NoProgress(time) => format!("no progress for {} s", time.as_secs()).into(),
         }
     }
 }
@@ -63,17 +73,31 @@ fn spawn<A: Actor<Context = Context<A>>>(span: Span, actor: A, on_panic: impl Fn
     address
 }
 
-/// Runs a loop on the thread pool for as long as its actor lives, and says how it ended. A panic ends the loop alone.
-fn run_loop<A, F>(actor: &A, context: &mut Context<A>, work: F, report: impl FnOnce(&mut A, Outcome) + 'static)
-where
+/// Runs a loop on the thread pool for as long as its actor lives, and says how it ended. A panic ends the loop alone; and so
+/// does silence: every await of a loop has a limit, and where that fails all the same, the loop is given up.
+fn run_loop<A, F>(
+    actor: &A,
+    context: &mut Context<A>,
+    pulse: Arc<Pulse>,
+    work: F,
+    report: impl FnOnce(&mut A, Outcome) + 'static,
+) where
     A: Actor<Context = Context<A>>,
     F: Future<Output = Result<Stopped, Error>> + Send + 'static,
 {
-    let task = AbortOnDropHandle::new(tokio::spawn(work.in_current_span()));
+    pulse.beat();
+    let watched = async move {
+        tokio::select! {
+            ended = work => Ok(ended),
+            silence = pulse.stopped(SILENCE) => Err(silence),
+        }
+    };
+    let task = AbortOnDropHandle::new(tokio::spawn(watched.in_current_span()));
     let ended = task.into_actor(actor).map(|joined, actor: &mut A, context: &mut Context<A>| {
         let outcome = match joined {
-            Ok(Ok(Stopped)) => Outcome::Stopped,
-            Ok(Err(error)) => Outcome::Failed(error.failure(), error.to_string()),
+            Ok(Ok(Ok(Stopped))) => Outcome::Stopped,
+            Ok(Ok(Err(error))) => Outcome::Failed(error.failure(), error.to_string()),
+            Ok(Err(silence)) => Outcome::NoProgress(silence),
             Err(error) if error.is_panic() => Outcome::Panicked(panic_message(error.into_panic())),
             Err(_) => return,
         };
@@ -87,4 +111,76 @@ fn panic_message(panic: Box<dyn std::any::Any + Send>) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     format!("panicked: {}", text.unwrap_or_else(|| "no message".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+    /// An actor that runs one loop, and tells how it ended.
+    struct Runner<F> {
+        work: Option<F>,
+        pulse: Arc<Pulse>,
+        ended: UnboundedSender<Outcome>,
+    }
+
+    impl<F: Future<Output = Result<Stopped, Error>> + Send + Unpin + 'static> Actor for Runner<F> {
+        type Context = Context<Self>;
+
+        fn started(&mut self, context: &mut Self::Context) {
+            let work = self.work.take().expect("it is started once");
+            run_loop(self, context, self.pulse.clone(), work, |runner, outcome| {
+                runner.ended.send(outcome).expect("the test waits");
+            });
+        }
+    }
+
+    fn start(work: impl Future<Output = Result<Stopped, Error>> + Send + 'static) -> UnboundedReceiver<Outcome> {
+        let (ended, outcome) = unbounded_channel();
+        let pulse = Arc::<Pulse>::default();
+        let runner = Runner { work: Some(Box::pin(work)), pulse, ended };
+        spawn(tracing::Span::none(), runner, |message| panic!("the actor itself: {message}"));
+        outcome
+    }
+
+    #[actix::test]
+    async fn a_loop_that_panics_ends_alone_and_says_why() {
+        let mut outcome = start(async { panic!("out of paper") });
+        assert_eq!(outcome.recv().await, Some(Outcome::Panicked("panicked: out of paper".to_owned())));
+        let mut outcome = start(async { Ok(Stopped) });
+        assert_eq!(outcome.recv().await, Some(Outcome::Stopped));
+    }
+
+    #[actix::test]
+    async fn an_actor_that_panics_is_reported() {
+        struct Careless;
+        impl Actor for Careless {
+            type Context = Context<Self>;
+            fn started(&mut self, _: &mut Self::Context) {
+                panic!("fell over");
+            }
+        }
+        let (sender, mut message) = unbounded_channel();
+        spawn(tracing::Span::none(), Careless, move |panic| sender.send(panic).expect("the test waits"));
+        assert_eq!(message.recv().await.as_deref(), Some("panicked: fell over"));
+    }
+
+    #[tokio::test]
+    async fn silence_is_noticed_and_a_sign_of_life_is_none() {
+        const LIMIT: Duration = Duration::from_millis(100);
+        let pulse = Pulse::default();
+        let beating = async {
+            for _ in 0..20 {
+                tokio::time::sleep(LIMIT / 10).await;
+                pulse.beat();
+            }
+        };
+        tokio::select! {
+            biased;
+            () = beating => {}
+            silence = pulse.stopped(LIMIT) => panic!("it was not silent for {silence:?}"),
+        }
+        assert!(pulse.stopped(LIMIT).await >= LIMIT);
+    }
 }

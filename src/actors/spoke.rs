@@ -1,7 +1,7 @@
 //! One spoke: supervises its reader and its writer.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use tokio_util::sync::CancellationToken;
@@ -15,21 +15,12 @@ use crate::link;
 use crate::observe::status::State;
 use crate::sync::names::Direction;
 
-/// Which child.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Child {
-    /// The uplink's.
-    Reader,
-    /// The downlink's.
-    Writer,
-}
-
 /// Sent by the reader and the writer when their loop ended.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct ChildExited {
-    /// Which one.
-    pub child: Child,
+    /// Which one, by its link.
+    pub link: Direction,
     /// Which of its generations.
     pub generation: u64,
     /// How.
@@ -46,59 +37,102 @@ pub(super) struct StopChild;
 #[rtype(result = "()")]
 pub struct Stop;
 
+/// What an operator can have done about a spoke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Finish what is under way, and do nothing until it is resumed.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Begin anew from the checkpoints, at once, whatever failed before.
+    Restart,
+    /// Compare everything with the hub, and bring what differs.
+    Resync,
+}
+
+/// Sent by the coordinator for an operator. Refused, with the reason, where it makes no sense.
+#[derive(Message)]
+#[rtype(result = "Result<(), String>")]
+pub struct Act(pub Action);
+
 /// Supervises the two loops of one spoke.
 pub struct Spoke {
     spoke: Arc<link::Spoke>,
     parent: Recipient<Gone>,
-    reader: Supervised<SpokeReader>,
-    writer: Supervised<SpokeWriter>,
+    reader: Supervised,
+    writer: Supervised,
+    paused: bool,
     stopping: bool,
 }
 
 /// A child, or the wait for its next generation.
-struct Supervised<A: Actor> {
+#[derive(Default)]
+struct Supervised {
     generation: u64,
-    running: Option<Addr<A>>,
+    running: Option<Recipient<StopChild>>,
+    waiting: Option<SpawnHandle>,
+    /// It was told to end, so that its next generation can begin.
+    renewing: bool,
     restarts: Restarts,
-}
-
-impl<A: Actor> Default for Supervised<A> {
-    fn default() -> Self {
-        Self { generation: 0, running: None, restarts: Restarts::default() }
-    }
 }
 
 impl Spoke {
     /// A spoke that tells `parent` when it is gone.
     pub fn new(spoke: Arc<link::Spoke>, parent: Recipient<Gone>) -> Self {
-        Self { spoke, parent, reader: Supervised::default(), writer: Supervised::default(), stopping: false }
+        let (reader, writer) = (Supervised::default(), Supervised::default());
+        Self { spoke, parent, reader, writer, paused: false, stopping: false }
     }
 
-    fn start(&mut self, child: Child, context: &mut Context<Self>) {
-        if self.stopping {
+    fn child(&mut self, link: Direction) -> &mut Supervised {
+        match link {
+            Direction::Uplink => &mut self.reader,
+            Direction::Downlink => &mut self.writer,
+        }
+    }
+
+    fn start(&mut self, link: Direction, context: &mut Context<Self>) {
+        if self.stopping || self.paused {
             return;
         }
+        let generation = self.child(link).next();
         let (spoke, parent) = (self.spoke.clone(), context.address().recipient());
         let (zone, stop) = (self.spoke.zone.clone(), CancellationToken::new());
         let address = context.address();
-        let on_panic = move |generation| {
-            move |message| {
-                let outcome = Outcome::Panicked(message);
-                address.do_send(ChildExited { child, generation, outcome });
+        let on_panic =
+            move |message| address.do_send(ChildExited { link, generation, outcome: Outcome::Panicked(message) });
+        let running = match link {
+            Direction::Uplink => {
+                let span = tracing::info_span!(parent: None, "reader", actor = %format!("{zone}/reader"), generation);
+                spawn(span, SpokeReader { spoke, generation, parent, stop }, on_panic).recipient()
+            }
+            Direction::Downlink => {
+                let span = tracing::info_span!(parent: None, "writer", actor = %format!("{zone}/writer"), generation);
+                spawn(span, SpokeWriter { spoke, generation, parent, stop }, on_panic).recipient()
             }
         };
-        match child {
-            Child::Reader => {
-                let generation = self.reader.next();
-                let span = tracing::info_span!(parent: None, "reader", actor = %format!("{zone}/reader"), generation);
-                let actor = SpokeReader { spoke, generation, parent, stop };
-                self.reader.running = Some(spawn(span, actor, on_panic(generation)));
+        self.child(link).running = Some(running);
+    }
+
+    /// Ends this generation of both children, for a next one that is not held back by what failed before.
+    fn renew(&mut self, context: &mut Context<Self>) {
+        for link in Direction::BOTH {
+            let child = self.child(link);
+            child.restarts.forget();
+            if let Some(waiting) = child.waiting.take() {
+                context.cancel_future(waiting);
             }
-            Child::Writer => {
-                let generation = self.writer.next();
-                let span = tracing::info_span!(parent: None, "writer", actor = %format!("{zone}/writer"), generation);
-                let actor = SpokeWriter { spoke, generation, parent, stop };
-                self.writer.running = Some(spawn(span, actor, on_panic(generation)));
+            child.renewing = true;
+            match &child.running {
+                Some(running) => running.do_send(StopChild),
+                None => self.start(link, context),
+            }
+        }
+    }
+
+    fn stop_children(&mut self) {
+        for link in Direction::BOTH {
+            if let Some(running) = &self.child(link).running {
+                running.do_send(StopChild);
             }
         }
     }
@@ -112,19 +146,13 @@ impl Spoke {
     }
 }
 
-impl<A: Actor> Supervised<A> {
+impl Supervised {
     fn next(&mut self) -> u64 {
         self.generation += 1;
+        self.renewing = false;
+        self.waiting = None;
         self.restarts.start(Instant::now());
         self.generation
-    }
-
-    /// How to go on after this generation ended; `None` if that is old news.
-    fn exited(&mut self, generation: u64, outcome: &Outcome) -> Option<Next> {
-        if generation != self.generation || self.running.take().is_none() {
-            return None;
-        }
-        Some(self.restarts.end(outcome, Instant::now()))
     }
 }
 
@@ -133,8 +161,8 @@ impl Actor for Spoke {
 
     fn started(&mut self, context: &mut Self::Context) {
         tracing::info!(hosts = self.spoke.endpoint.hosts(), "starting");
-        self.start(Child::Reader, context);
-        self.start(Child::Writer, context);
+        self.start(Direction::Uplink, context);
+        self.start(Direction::Downlink, context);
     }
 }
 
@@ -142,30 +170,90 @@ impl Handler<ChildExited> for Spoke {
     type Result = ();
 
     fn handle(&mut self, exited: ChildExited, context: &mut Self::Context) {
-        let ChildExited { child, generation, outcome } = exited;
-        let (next, direction) = match child {
-            Child::Reader => (self.reader.exited(generation, &outcome), Direction::Uplink),
-            Child::Writer => (self.writer.exited(generation, &outcome), Direction::Downlink),
-        };
-        let Some(next) = next else { return };
-        let cell = self.spoke.status.link(direction);
-        let link = direction.as_str();
+        let ChildExited { link, generation, outcome } = exited;
+        let paused = self.paused;
+        let child = self.child(link);
+        if generation != child.generation || child.running.take().is_none() {
+            return;
+        }
+        let renewing = std::mem::take(&mut child.renewing);
+        let next = child.restarts.end(&outcome, Instant::now());
+        let cell = self.spoke.status.link(link);
+        if self.stopping {
+            return self.end_if_idle(context);
+        }
+        if paused {
+            return cell.set_state(State::Paused);
+        }
+        if renewing {
+            return self.start(link, context);
+        }
+        let name = link.as_str();
         let error = outcome.reason();
         let (state, delay) = match next {
-            Next::Nothing => return self.end_if_idle(context),
+            // It ended without having been told to: the spoke is no longer in the configuration that the hub's stream is
+            // routed by, and will be stopped.
+            Next::Nothing => return,
             Next::After(delay) => {
-                tracing::warn!(link, generation, error, ?delay, "link failed, starting again");
+                tracing::warn!(link = name, generation, %error, ?delay, "link failed, starting again");
                 (State::Backoff, delay)
             }
-            Next::Halt(delay) => {
-                tracing::error!(link, generation, error, ?delay, "link cannot work");
+            Next::Halt(error, delay) => {
+                tracing::error!(link = name, generation, error, ?delay, "link cannot work");
                 (State::Halted, delay)
             }
         };
-        cell.failed(error);
+        cell.failed(&error);
         cell.set_state(state);
-        context.run_later(delay, move |spoke, context| spoke.start(child, context));
-        self.end_if_idle(context);
+        self.wait(link, delay, context);
+    }
+}
+
+impl Spoke {
+    fn wait(&mut self, link: Direction, delay: Duration, context: &mut Context<Self>) {
+        let waiting = context.run_later(delay, move |spoke, context| spoke.start(link, context));
+        self.child(link).waiting = Some(waiting);
+    }
+}
+
+impl Handler<Act> for Spoke {
+    type Result = Result<(), String>;
+
+    fn handle(&mut self, Act(action): Act, context: &mut Self::Context) -> Self::Result {
+        match (action, self.paused) {
+            (Action::Pause, true) => return Err("it is paused already".to_owned()),
+            (Action::Resume, false) => return Err("it is not paused".to_owned()),
+            (Action::Restart | Action::Resync, true) => return Err("it is paused: resume it first".to_owned()),
+            (_, _) if self.stopping => return Err("it is being stopped".to_owned()),
+            _ => {}
+        }
+        tracing::info!(?action, "told by an operator");
+        match action {
+            Action::Pause => {
+                self.paused = true;
+                for link in Direction::BOTH {
+                    let child = self.child(link);
+                    let (waiting, is_running) = (child.waiting.take(), child.running.is_some());
+                    if let Some(waiting) = waiting {
+                        context.cancel_future(waiting);
+                    }
+                    if !is_running {
+                        self.spoke.status.link(link).set_state(State::Paused);
+                    }
+                }
+                self.stop_children();
+            }
+            Action::Resume => {
+                self.paused = false;
+                self.renew(context);
+            }
+            Action::Restart => self.renew(context),
+            Action::Resync => {
+                self.spoke.links.ask_for_resync();
+                self.renew(context);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -174,12 +262,7 @@ impl Handler<Stop> for Spoke {
 
     fn handle(&mut self, _: Stop, context: &mut Self::Context) {
         self.stopping = true;
-        if let Some(reader) = &self.reader.running {
-            reader.do_send(StopChild);
-        }
-        if let Some(writer) = &self.writer.running {
-            writer.do_send(StopChild);
-        }
+        self.stop_children();
         self.end_if_idle(context);
     }
 }

@@ -6,8 +6,9 @@ use actix::prelude::*;
 use tokio_util::sync::CancellationToken;
 
 use super::run_loop;
-use super::spoke::{Child, ChildExited, StopChild};
+use super::spoke::{ChildExited, StopChild};
 use crate::link;
+use crate::sync::names::Direction;
 
 /// Runs the downlink's loop once. Its parent replaces it when the loop ends.
 pub(super) struct SpokeWriter {
@@ -23,8 +24,9 @@ impl Actor for SpokeWriter {
     fn started(&mut self, context: &mut Self::Context) {
         let (spoke, stop) = (self.spoke.clone(), self.stop.clone());
         let work = async move { link::downlink::run(&spoke, &stop).await };
-        run_loop(self, context, work, |writer, outcome| {
-            writer.parent.do_send(ChildExited { child: Child::Writer, generation: writer.generation, outcome });
+        let pulse = self.spoke.status.link(Direction::Downlink).pulse().clone();
+        run_loop(self, context, pulse, work, |writer, outcome| {
+            writer.parent.do_send(ChildExited { link: Direction::Downlink, generation: writer.generation, outcome });
         });
     }
 

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix::Addr;
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::Exit;
-use crate::actors::coordinator::{Coordinator, Handles, Shutdown};
+use crate::actors::coordinator::{Coordinator, Handles, Reload, Shutdown};
+use crate::config::environment::Variables;
 use crate::config::{Config, Source};
 use crate::http;
 use crate::mongo::server::Endpoint;
@@ -36,16 +38,18 @@ pub(super) fn run(config: &Config) -> Exit {
 async fn serve(config: &Config) -> anyhow::Result<Exit> {
     let mut signals = Signals::listen()?;
     let handles = Handles::new(config);
-    let server = http::start(&config.http, handles.board.clone())
+    let coordinator = Coordinator::start(handles.clone(), config.clone());
+    let server = http::start(&config.http, handles.board.clone(), coordinator.clone())
         .with_context(|| format!("http.listen: cannot listen on {}", config.http.listen))?;
     let http = server.handle();
     let serving = actix::spawn(server);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %config.http.listen, "spokesync");
-    let coordinator = Coordinator::start(handles.clone());
     if config.source == Source::Environment {
-        actix::spawn(say_ready(handles));
+        actix::spawn(say_ready(handles.clone()));
     }
-    signals.next().await;
+    while signals.next().await == Wanted::Reload {
+        reload(config, &handles, &coordinator);
+    }
     let (done, left) = oneshot::channel();
     coordinator.do_send(Shutdown { done });
     let left = left.await.context("the coordinator did not live to the end")?;
@@ -60,22 +64,49 @@ async fn serve(config: &Config) -> anyhow::Result<Exit> {
     }
 }
 
-/// SIGTERM and SIGINT.
+/// Reads the file again. What cannot be used changes nothing.
+fn reload(config: &Config, handles: &Handles, coordinator: &Addr<Coordinator>) {
+    let Source::File(file) = &config.source else {
+        tracing::warn!("there is no file that could be read again: the configuration is in the environment");
+        return;
+    };
+    let read = crate::config::load(Some(file), &Variables::of_this_process());
+    handles.board.set_configuration_error(read.as_ref().err().map(ToString::to_string));
+    match read {
+        Ok(config) => coordinator.do_send(Reload(Box::new(config))),
+        Err(invalid) => tracing::error!(error = %invalid, "the configuration cannot be used, nothing is changed"),
+    }
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Stop,
+    Reload,
+}
+
+/// SIGTERM and SIGINT; SIGHUP.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
     fn listen() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hang_up: listen(SignalKind::hangup())?,
+        })
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Wanted {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Wanted::Stop,
+            _ = self.interrupt.recv() => Wanted::Stop,
+            _ = self.hang_up.recv() => Wanted::Reload,
         }
     }
 }
@@ -89,7 +120,7 @@ async fn say_ready(handles: Handles) {
         println!("{line}");
     };
     reached(handles.hub.clone(), "Ready Far").await;
-    for spoke in &handles.spokes {
+    for spoke in handles.spokes() {
         reached(spoke.endpoint.clone(), "Ready Edge").await;
     }
     while !handles.board.view().not_ready().is_empty() {

@@ -200,6 +200,9 @@ fn sync<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>) -> Sync {
         }
         sync.metadata_database = name.value;
     }
+    if let Some(number) = reader.number(&mut table, "catch_up_streams", 1..=100) {
+        sync.catch_up_streams = number.value;
+    }
     reader.finish(table);
     sync
 }

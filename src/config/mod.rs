@@ -15,7 +15,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use tracing::level_filters::LevelFilter;
 
 use crate::sync::names::{Namespace, Zone};
@@ -39,6 +39,20 @@ pub struct Config {
     pub log: Log,
     /// Where this was read, for messages.
     pub source: Source,
+}
+
+impl Config {
+    /// The sections that only take effect at a start, and are not the same in both.
+    pub fn fixed_sections_that_differ(&self, other: &Self) -> Vec<&'static str> {
+        let token = |config: &Self| config.http.token.as_ref().map(|token| token.expose_secret().to_owned());
+        let sections = [
+            ("hub", self.hub != other.hub),
+            ("sync", self.sync != other.sync),
+            ("http", self.http.listen != other.http.listen || token(self) != token(other)),
+            ("log", self.log != other.log),
+        ];
+        sections.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+    }
 }
 
 /// Where a configuration comes from.
@@ -82,6 +96,8 @@ pub struct Sync {
     pub partition_key: String,
     /// The database, on every server, that holds checkpoints, tags and dead letters.
     pub metadata_database: String,
+    /// How many spokes may catch up at once, each on a change stream of its own at the hub.
+    pub catch_up_streams: usize,
 }
 
 impl Default for Sync {
@@ -90,6 +106,7 @@ impl Default for Sync {
             namespaces: vec![Namespace { database: "messages".to_owned(), collection: "messages".to_owned() }],
             partition_key: "_pk".to_owned(),
             metadata_database: "_syncmetadata".to_owned(),
+            catch_up_streams: 4,
         }
     }
 }

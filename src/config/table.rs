@@ -107,6 +107,26 @@ impl<'t> Reader<'t> {
         }
     }
 
+    /// A whole number within these bounds.
+    pub(super) fn number(
+        &mut self,
+        table: &mut Table<'t>,
+        key: &'static str,
+        bounds: std::ops::RangeInclusive<usize>,
+    ) -> Option<At<usize>> {
+        let (value, span) = table.take(key)?;
+        let number = match &value {
+            DeValue::Integer(number) => number.as_str().parse().ok(),
+            _ => None,
+        };
+        let number = number.filter(|number| bounds.contains(number));
+        if number.is_none() {
+            let (low, high) = (bounds.start(), bounds.end());
+            self.problem(&span, format!("{}: {key} must be a whole number from {low} to {high}", table.name));
+        }
+        Some(At { value: number?, span })
+    }
+
     /// A list of texts.
     pub(super) fn texts(&mut self, table: &mut Table<'t>, key: &'static str) -> Option<At<Vec<At<String>>>> {
         let (value, span) = table.take(key)?;

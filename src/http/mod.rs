@@ -1,11 +1,22 @@
-//! The HTTP interface. Every answer comes from the status board; nothing here waits for a server or an actor.
+//! The HTTP interface.
+//!
+//! - [`guard`]: who may do what
+//! - [`spokes`]: what an operator can have done about a spoke
+//!
+//! What is asked for comes from the status board: no answer waits for a server. What is to be changed is a message to the
+//! coordinator.
+
+mod guard;
+mod spokes;
 
 use std::sync::Arc;
 
+use actix::Addr;
 use actix_web::dev::Server;
+use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
-use secrecy::{ExposeSecret, SecretString};
 
+use crate::actors::coordinator::Coordinator;
 use crate::config::Http;
 use crate::observe::status::Board;
 
@@ -13,21 +24,27 @@ use crate::observe::status::Board;
 #[derive(Clone)]
 struct Sources {
     board: Arc<Board>,
-    token: Option<SecretString>,
+    coordinator: Addr<Coordinator>,
 }
 
 /// Starts to listen.
 ///
 /// # Errors
 /// If the address cannot be listened on.
-pub fn start(http: &Http, board: Arc<Board>) -> std::io::Result<Server> {
-    let sources = Sources { board, token: http.token.clone() };
+pub fn start(http: &Http, board: Arc<Board>, coordinator: Addr<Coordinator>) -> std::io::Result<Server> {
+    let sources = Sources { board, coordinator };
+    let guard = guard::Guard::new(http.token.clone());
     let app = move || {
+        let api = web::scope("/api/v1")
+            .wrap(from_fn(guard::check))
+            .route("/status", web::get().to(status))
+            .route("/spokes/{zone}/{action}", web::post().to(spokes::act));
         App::new()
             .app_data(web::Data::new(sources.clone()))
+            .app_data(web::Data::new(guard.clone()))
             .route("/healthz", web::get().to(healthz))
             .route("/readyz", web::get().to(readyz))
-            .route("/api/v1/status", web::get().to(status))
+            .service(api)
             .default_service(web::to(unknown))
     };
     let server = HttpServer::new(app).workers(1).disable_signals().shutdown_timeout(1).bind(http.listen)?;
@@ -47,29 +64,15 @@ async fn readyz(sources: web::Data<Sources>) -> HttpResponse {
     }
 }
 
-async fn status(request: HttpRequest, sources: web::Data<Sources>) -> HttpResponse {
-    if !is_allowed(&request, sources.token.as_ref()) {
-        return forbidden();
-    }
+async fn status(sources: web::Data<Sources>) -> HttpResponse {
     HttpResponse::Ok().json(sources.board.view())
 }
 
 async fn unknown(request: HttpRequest) -> HttpResponse {
-    HttpResponse::NotFound().json(serde_json::json!({ "error": format!("there is no {}", request.path()) }))
+    error(&mut HttpResponse::NotFound(), &format!("there is no {}", request.path()))
 }
 
-/// True if the caller brings the token that the configuration asks for, if it asks for one.
-fn is_allowed(request: &HttpRequest, token: Option<&SecretString>) -> bool {
-    let Some(token) = token else { return true };
-    let brought = request.headers().get("authorization").and_then(|value| value.to_str().ok());
-    let brought = brought.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-    let expected = token.expose_secret();
-    // Every byte is looked at, whatever comes before it.
-    brought.len() == expected.len() && brought.bytes().zip(expected.bytes()).fold(0, |all, (a, b)| all | (a ^ b)) == 0
-}
-
-fn forbidden() -> HttpResponse {
-    HttpResponse::Unauthorized()
-        .insert_header(("www-authenticate", "Bearer"))
-        .json(serde_json::json!({ "error": "give the token of [http] as a bearer token" }))
+/// An error as all answers tell it.
+fn error(response: &mut actix_web::HttpResponseBuilder, message: &str) -> HttpResponse {
+    response.json(serde_json::json!({ "error": message }))
 }

@@ -253,15 +253,18 @@ impl<'a> Job<'a> {
         self.destination.tick().await?;
         let links = &self.spoke.links;
         if self.policy.is_up() {
-            return Ok(links.carried(Direction::Downlink).at_least(at, stop).await);
+            let carried = links.carried(Direction::Downlink).at_least(at, stop);
+            return Ok(self.spoke.patiently(Direction::Uplink, carried).await);
         }
         loop {
-            match links.carried(Direction::Uplink).at_least(at, stop).await {
+            let carried = links.carried(Direction::Uplink).at_least(at, stop);
+            match self.spoke.patiently(Direction::Downlink, carried).await {
                 Waited::Incomplete => {}
                 waited => return Ok(waited),
             }
             // The owner's documents must be at the hub first.
-            if links.carried(Direction::Uplink).complete(stop).await == Waited::Stopped {
+            let complete = links.carried(Direction::Uplink).complete(stop);
+            if self.spoke.patiently(Direction::Downlink, complete).await == Waited::Stopped {
                 return Ok(Waited::Stopped);
             }
         }

@@ -47,11 +47,14 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     let cell = spoke.status.link(Direction::Downlink);
     cell.set_state(State::Connecting);
     let link = Link::downlink(&spoke.zone);
-    let (hub, destination) = (spoke.hub.connect().await?, spoke.endpoint.connect().await?);
+    let destination = spoke.endpoint.connect().await?;
+    let starting = spoke.starting(Direction::Downlink).await;
+    let hub = spoke.hub.connect().await?;
     hub.prepare_metadata().await?;
     let mut applier = Applier::claim(&destination, &link, &spoke.links.downlink_session, &spoke.holder).await?;
     cell.set_dead_letters(applier.parked());
     restore_conflicts(spoke, &destination, &link, applier.claimed_at()).await?;
+    drop(starting);
     let mut side = HubSide {
         hub,
         spoke,
@@ -64,6 +67,9 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     if applier.checkpoint().position.is_none() {
         let start = tail::present_position(&side.hub).await?;
         applier.save(&mut side, Mark::Streamed(start)).await?;
+    } else if spoke.links.takes_resync(Direction::Downlink) {
+        tracing::info!("comparing everything, as an operator wants");
+        restart(&mut applier, &mut side).await?;
     }
     loop {
         if let Some(stopped) = copy_zones(&mut applier, &mut side, &destination, stop).await? {
@@ -71,7 +77,11 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
         }
         side.set_complete(&applier);
         match stream(&mut applier, &mut side, stop).await {
-            Err(error) if error.failure() == Failure::HistoryLost => restart(&mut applier, &mut side, &error).await?,
+            Err(error) if error.failure() == Failure::HistoryLost => {
+                tracing::warn!(%error, "history lost, reconciling");
+                side.cell().set_error(&error.to_string());
+                restart(&mut applier, &mut side).await?;
+            }
             result => return result,
         }
     }
@@ -88,10 +98,8 @@ async fn stream(applier: &mut Applier, side: &mut HubSide<'_>, stop: &Cancellati
     }
 }
 
-/// The place in the hub's change stream is gone: begins at the present, once all that differs is brought.
-async fn restart(applier: &mut Applier, side: &mut HubSide<'_>, error: &Error) -> Result<(), Error> {
-    tracing::warn!(%error, "history lost, reconciling");
-    side.cell().set_error(&error.to_string());
+/// Begins at the present, once all that differs is brought.
+async fn restart(applier: &mut Applier, side: &mut HubSide<'_>) -> Result<(), Error> {
     side.set_incomplete();
     side.spoke.fanout.detach(&side.spoke.zone);
     let start = tail::present_position(&side.hub).await?;
@@ -146,7 +154,8 @@ async fn copy_zones(
             };
             // The owner's documents go up first.
             if policy == Policy::HubReconciles
-                && spoke.links.carried(Direction::Uplink).complete(stop).await == Waited::Stopped
+                && spoke.patiently(Direction::Downlink, spoke.links.carried(Direction::Uplink).complete(stop)).await
+                    == Waited::Stopped
             {
                 return Ok(Some(Stopped));
             }
@@ -228,20 +237,22 @@ async fn reach_fanout(
     let mut attachment = None;
     if is_close(&side.position(applier)) {
         let position = side.position(applier);
-        let Some(attached) = stop.run_until_cancelled(fanout.attach(&zone, &position)).await else { return Ok(None) };
+        let attach = side.cell().pulse().while_waiting(fanout.attach(&zone, &position));
+        let Some(attached) = stop.run_until_cancelled(attach).await else { return Ok(None) };
         if attached.from <= position {
             return Ok(Some(attached.inbox));
         }
         attachment = Some(attached);
     }
     side.cell().set_state(State::CatchingUp);
-    let Some(_lane) = stop.run_until_cancelled(fanout.lane()).await else { return Ok(None) };
+    let lane = side.cell().pulse().while_waiting(fanout.lane());
+    let Some(_lane) = stop.run_until_cancelled(lane).await else { return Ok(None) };
     let mut feed = Feed::open(&side.hub, &side.position(applier)).await?;
     loop {
+        let Some(batch) = stop.run_until_cancelled(feed.read()).await else { return Ok(None) };
         let routes = fanout.routes();
         let Some(number) = routes.owner(zone.as_str()) else { return Ok(None) };
-        let Some(routed) = stop.run_until_cancelled(feed.next(&routes, Some(number))).await else { return Ok(None) };
-        let routed = Arc::new(routed?);
+        let routed = Arc::new(feed.route(batch?, &routes, Some(number)).await?);
         let mut delivery = Delivery { end: routed.batch.end().clone(), routed: Some((routed.clone(), number)) };
         // What comes after this place comes through the inbox.
         if let Some(attachment) = attachment.as_ref().filter(|attachment| attachment.from < delivery.end) {
@@ -250,9 +261,8 @@ async fn reach_fanout(
         apply(vec![delivery], applier, side).await?;
         let position = side.position(applier);
         if attachment.is_none() && (routed.batch.is_empty() || is_close(&position)) {
-            let Some(attached) = stop.run_until_cancelled(fanout.attach(&zone, &position)).await else {
-                return Ok(None);
-            };
+            let attach = side.cell().pulse().while_waiting(fanout.attach(&zone, &position));
+            let Some(attached) = stop.run_until_cancelled(attach).await else { return Ok(None) };
             attachment = Some(attached);
         }
         if let Some(attachment) = attachment.take_if(|attachment| attachment.from <= position) {
@@ -270,7 +280,8 @@ async fn empty(
 ) -> Result<Option<Stopped>, Error> {
     let mut saved = Instant::now();
     loop {
-        let Some(first) = stop.run_until_cancelled(inbox.next()).await else { return Ok(Some(Stopped)) };
+        let next = side.cell().pulse().while_waiting(inbox.next());
+        let Some(first) = stop.run_until_cancelled(next).await else { return Ok(Some(Stopped)) };
         let Some(first) = first else { return Ok(None) };
         let deliveries = gather(first, inbox);
         let quiet = deliveries.iter().all(|delivery| delivery.routed.is_none());

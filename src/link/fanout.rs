@@ -28,9 +28,6 @@ const GATHERING: Duration = Duration::from_secs(1);
 /// Checkpoints further apart than this are not worth making everybody read what lies between.
 const TOGETHER: u32 = 60;
 
-/// How many spokes may catch up at once, each on a stream of its own.
-const CATCHING_UP: usize = 4;
-
 /// The one stream, as the spokes see it. It outlives the loop that fills it.
 pub struct Fanout {
     state: Mutex<Shared>,
@@ -68,8 +65,9 @@ pub struct Attachment {
 }
 
 impl Fanout {
-    /// A stream for these routes. Streams that are open at the hub are counted in `streams`.
-    pub fn new(routes: Routes, streams: Gauge) -> Self {
+    /// A stream for these routes. So many spokes may be `catching_up` at once, each on a stream of its own. Streams that are
+    /// open at the hub are counted in `streams`.
+    pub fn new(routes: Routes, catching_up: usize, streams: Gauge) -> Self {
         let state = Shared {
             routes: Arc::new(routes),
             position: None,
@@ -81,7 +79,7 @@ impl Fanout {
             state: Mutex::new(state),
             starts: watch::Sender::new(0),
             arrivals: watch::Sender::new(0),
-            lanes: Semaphore::new(CATCHING_UP),
+            lanes: Semaphore::new(catching_up),
             streams,
         }
     }
@@ -89,6 +87,13 @@ impl Fanout {
     /// Who holds what.
     pub fn routes(&self) -> Arc<Routes> {
         self.state().routes.clone()
+    }
+
+    /// From now on this is who holds what.
+    pub fn set_routes(&self, routes: Routes) {
+        self.state().routes = Arc::new(routes);
+        // Whoever waits for all spokes must count them again.
+        self.arrivals.send_modify(|number| *number += 1);
     }
 
     /// Where the stream stands, if it has started.
@@ -137,11 +142,15 @@ impl Fanout {
         }
     }
 
-    /// Gives every spoke its part of a reply.
-    fn distribute(&self, routed: Routed) {
+    /// Gives every spoke its part of a reply. Gives it back if it is routed by what is no longer configured: a spoke that has
+    /// attached meanwhile relies on the present routes.
+    fn distribute(&self, routed: Routed) -> Result<(), Routed> {
+        let mut state = self.state();
+        if !Arc::ptr_eq(&state.routes, &routed.routes) {
+            return Err(routed);
+        }
         let end = routed.batch.end().clone();
         let routed = Arc::new(routed);
-        let mut state = self.state();
         state.position = Some(end.clone());
         let routes = routed.routes.clone();
         state.inboxes.retain(|zone, inbox| {
@@ -153,6 +162,7 @@ impl Fanout {
             }
             kept
         });
+        Ok(())
     }
 
     /// Where the stream goes on, or starts.
@@ -231,7 +241,8 @@ pub async fn run(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &Cancellati
     cell.set_state(State::Connecting);
     let server = hub.connect().await?;
     server.prepare_metadata().await?;
-    let Some(position) = fanout.start(&server, stop).await? else { return Ok(Stopped) };
+    let start = cell.pulse().while_waiting(fanout.start(&server, stop));
+    let Some(position) = start.await? else { return Ok(Stopped) };
     let mut feed = match Feed::open(&server, &position).await {
         Ok(feed) => feed,
         Err(error) => return Err(lost(fanout, error)),
@@ -239,19 +250,24 @@ pub async fn run(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &Cancellati
     let _stream = fanout.streams.counted();
     cell.set_state(State::Streaming);
     loop {
-        let routes = fanout.routes();
-        let Some(routed) = stop.run_until_cancelled(feed.next(&routes, None)).await else { return Ok(Stopped) };
-        let routed = routed.map_err(|error| lost(fanout, error))?;
-        let last = routed.batch.len().checked_sub(1).map(|last| routed.batch.event(last).wall_time());
+        let Some(batch) = stop.run_until_cancelled(feed.read()).await else { return Ok(Stopped) };
+        let mut batch = batch.map_err(|error| lost(fanout, error))?;
+        let last = batch.len().checked_sub(1).map(|last| batch.event(last).wall_time());
+        let (events, end) = (batch.len(), batch.end().cluster_time());
+        loop {
+            let routed = feed.route(batch, &fanout.routes(), None).await?;
+            match fanout.distribute(routed) {
+                Ok(()) => break,
+                Err(routed) => batch = routed.batch,
+            }
+        }
         match last {
             Some(wall_time) => {
-                let time = routed.batch.end().cluster_time();
                 cell.received();
-                cell.applied(routed.batch.len(), 0, Some(time), wall_time);
+                cell.applied(events, 0, Some(end), wall_time);
             }
-            None => cell.quiet(routed.batch.end().cluster_time()),
+            None => cell.quiet(end),
         }
-        fanout.distribute(routed);
     }
 }
 

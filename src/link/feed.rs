@@ -97,12 +97,19 @@ impl Feed {
         Ok(Self { hub: hub.clone(), tail, tags })
     }
 
-    /// The hub's next reply, routed for all spokes, or for `only` one.
+    /// The hub's next reply.
     ///
     /// # Errors
     /// If the hub fails.
-    pub async fn next(&mut self, routes: &Arc<Routes>, only: Option<SpokeId>) -> Result<Routed, Error> {
-        let batch = self.tail.next().await?;
+    pub async fn read(&mut self) -> Result<Batch, Error> {
+        self.tail.next().await
+    }
+
+    /// Routes a reply for all spokes, or for `only` one.
+    ///
+    /// # Errors
+    /// If the hub fails.
+    pub async fn route(&mut self, batch: Batch, routes: &Arc<Routes>, only: Option<SpokeId>) -> Result<Routed, Error> {
         self.tags.look_up(batch.events().filter_map(|event| event.session())).await?;
         let mut facts: Vec<Option<Facts>> = Vec::with_capacity(batch.len());
         for event in batch.events() {

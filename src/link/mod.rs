@@ -25,10 +25,12 @@ mod transact;
 pub mod uplink;
 pub mod walk;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use carried::Carried;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::mongo::server::Endpoint;
 use crate::mongo::tags::Slot;
@@ -68,8 +70,22 @@ pub struct Spoke {
     pub status: Arc<SpokeCell>,
     /// What becomes of a zone's documents that it watches no longer.
     pub on_unwatch: crate::config::OnUnwatch,
+    /// Places for links that begin, so that not all of them do at once.
+    pub starting: Arc<Semaphore>,
     /// Who this process is, in checkpoints.
     pub holder: String,
+}
+
+impl Spoke {
+    /// Awaits something that may take as long as it likes, such as the other link, and is no standstill of this one.
+    async fn patiently<T>(&self, link: Direction, something: impl Future<Output = T>) -> T {
+        self.status.link(link).pulse().while_waiting(something).await
+    }
+
+    /// A place among the links that begin, once the spoke itself has answered: so one that is away takes none.
+    async fn starting(&self, link: Direction) -> SemaphorePermit<'_> {
+        self.patiently(link, self.starting.acquire()).await.expect("it is never closed")
+    }
 }
 
 /// What both links of a spoke must know of each other, and what they keep. It outlives the loops.
@@ -83,6 +99,7 @@ pub struct Links {
     conflicts: Mutex<Conflicts>,
     uplink: Carried,
     downlink: Carried,
+    resync: [AtomicBool; 2],
 }
 
 impl Default for Links {
@@ -94,6 +111,7 @@ impl Default for Links {
             conflicts: Mutex::new(Conflicts::new(REMEMBERED_DOCUMENTS)),
             uplink: Carried::default(),
             downlink: Carried::default(),
+            resync: Default::default(),
         }
     }
 }
@@ -103,6 +121,18 @@ impl Links {
     pub fn conflicts(&self) -> MutexGuard<'_, Conflicts> {
         // It holds plain values: one that was left in the middle of a change is no worse than a restart.
         self.conflicts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Both links shall compare everything, from their next start on.
+    pub fn ask_for_resync(&self) {
+        for asked in &self.resync {
+            asked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// True, once, if this link was asked to compare everything.
+    fn takes_resync(&self, direction: Direction) -> bool {
+        self.resync[direction as usize].swap(false, Ordering::Relaxed)
     }
 
     /// How far one of the links has come.

@@ -49,7 +49,9 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     let cell = spoke.status.link(Direction::Uplink);
     cell.set_state(State::Connecting);
     let link = Link::uplink(&spoke.zone);
-    let (hub, source) = (spoke.hub.connect().await?, spoke.endpoint.connect().await?);
+    let source = spoke.endpoint.connect().await?;
+    let starting = spoke.starting(Direction::Uplink).await;
+    let hub = spoke.hub.connect().await?;
     source.prepare_metadata().await?;
     let mut applier = Applier::claim(&hub, &link, &spoke.links.uplink_session, &spoke.holder).await?;
     cell.set_dead_letters(applier.parked());
@@ -68,10 +70,14 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
         foreign: HashMap::new(),
         wall_time: None,
     };
+    drop(starting);
     side.foreign = foreign::registered(&side.source).await?;
     if applier.checkpoint().position.is_none() {
         let start = tail::present_position(&side.source).await?;
         applier.save(&mut side, Mark::Streamed(start)).await?;
+    } else if spoke.links.takes_resync(Direction::Uplink) {
+        tracing::info!("comparing everything, as an operator wants");
+        restart(&mut applier, &mut side).await?;
     }
     loop {
         if let Some(stopped) = copy_own_zone(&mut applier, &mut side, &hub, stop).await? {
@@ -79,16 +85,18 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
         }
         side.set_complete(applier.checkpoint().position.as_ref());
         match stream(&mut applier, &mut side, stop).await {
-            Err(error) if error.failure() == Failure::HistoryLost => restart(&mut applier, &mut side, &error).await?,
+            Err(error) if error.failure() == Failure::HistoryLost => {
+                tracing::warn!(%error, "history lost, reconciling");
+                side.cell().set_error(&error.to_string());
+                restart(&mut applier, &mut side).await?;
+            }
             result => return result,
         }
     }
 }
 
-/// The place in the spoke's change stream is gone: begins at the present, once all that differs is brought.
-async fn restart(applier: &mut Applier, side: &mut SpokeSide<'_>, error: &Error) -> Result<(), Error> {
-    tracing::warn!(%error, "history lost, reconciling");
-    side.cell().set_error(&error.to_string());
+/// Begins at the present, once all that differs is brought.
+async fn restart(applier: &mut Applier, side: &mut SpokeSide<'_>) -> Result<(), Error> {
     side.set_incomplete();
     let start = tail::present_position(&side.source).await?;
     applier.save(side, Mark::Restarted(start)).await
@@ -111,7 +119,8 @@ async fn copy_own_zone(
         side.set_incomplete();
         side.cell().set_state(if reconciling { State::Reconciling } else { State::InitialSync });
         // What a hub application does to the zone from now on must come down, or it would be lost under the copy.
-        if spoke.links.carried(Direction::Downlink).anchored(stop).await == Waited::Stopped {
+        let anchored = spoke.links.carried(Direction::Downlink).anchored(stop);
+        if spoke.patiently(Direction::Uplink, anchored).await == Waited::Stopped {
             return Ok(Some(Stopped));
         }
         let job = Job {

@@ -15,6 +15,8 @@ use crate::sync::batch::Malformed;
 pub enum Failure {
     /// Starts again from its checkpoint, after a delay.
     Transient,
+    /// The same: the server cannot be reached, or does not answer. That may last, and is nobody's fault here.
+    Unreachable,
     /// Its place in the change stream is gone from the source's oplog: it reconciles.
     HistoryLost,
     /// It cannot work before somebody changes something: it halts, and says why.
@@ -81,7 +83,8 @@ impl Error {
     pub fn failure(&self) -> Failure {
         match self {
             Self::Command { failure, .. } => *failure,
-            Self::Timeout { .. } | Self::Malformed { .. } | Self::Fenced { .. } => Failure::Transient,
+            Self::Malformed { .. } | Self::Fenced { .. } => Failure::Transient,
+            Self::Timeout { .. } => Failure::Unreachable,
             Self::Unsuitable { .. } => Failure::Fatal,
         }
     }
@@ -130,6 +133,8 @@ fn classify(error: &mongodb::error::Error, code: Option<i32>) -> Failure {
     // Authentication failed, user not found, wrong Atlas credentials; change streams on a standalone, a view, a system
     // collection.
     const NEED_SOMEBODY: [i32; 7] = [18, 11, 8000, 40573, 166, 73, UNAUTHORIZED];
+    // A primary steps down, recovers, shuts down, or there is none.
+    const IN_BETWEEN: [i32; 8] = [10107, 13435, 13436, 11600, 11602, 189, 91, 6];
     match (error.kind.as_ref(), code) {
         (_, Some(CHANGE_STREAM_HISTORY_LOST | CAPPED_POSITION_LOST)) => Failure::HistoryLost,
         (_, Some(code)) if NEED_SOMEBODY.contains(&code) => Failure::Fatal,
@@ -141,6 +146,14 @@ fn classify(error: &mongodb::error::Error, code: Option<i32>) -> Failure {
             | ErrorKind::SessionsNotSupported,
             _,
         ) => Failure::Fatal,
+        (
+            ErrorKind::Io(_)
+            | ErrorKind::ServerSelection { .. }
+            | ErrorKind::ConnectionPoolCleared { .. }
+            | ErrorKind::DnsResolve { .. },
+            _,
+        ) => Failure::Unreachable,
+        (_, Some(code)) if IN_BETWEEN.contains(&code) => Failure::Unreachable,
         _ => Failure::Transient,
     }
 }

@@ -9,6 +9,7 @@ use bson::Timestamp;
 use dashmap::DashMap;
 use serde::Serialize;
 
+use super::pulse::Pulse;
 use crate::sync::names::{Direction, Zone};
 
 /// What a link, or the hub's stream, is doing.
@@ -61,11 +62,15 @@ struct Facts {
 
 /// One link's cell, or that of the hub's stream.
 #[derive(Debug, Default)]
-pub struct Cell(Mutex<Facts>);
+pub struct Cell {
+    facts: Mutex<Facts>,
+    pulse: Arc<Pulse>,
+}
 
 impl Cell {
     /// It is doing this now.
     pub fn set_state(&self, state: State) {
+        self.pulse.beat();
         self.facts().state = state;
     }
 
@@ -74,8 +79,14 @@ impl Cell {
         self.facts().state
     }
 
+    /// Signs of life of the loop.
+    pub fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
+    }
+
     /// Changes were received from the source.
     pub fn received(&self) {
+        self.pulse.beat();
         let mut facts = self.facts();
         facts.waiting = true;
         facts.answered_at = Some(Instant::now());
@@ -84,6 +95,7 @@ impl Cell {
     /// Changes were applied, with a checkpoint at this time of the source; the newest of them was made at `wall_time`, in
     /// milliseconds since 1970.
     pub fn applied(&self, changes: usize, foreign: usize, checkpoint: Option<Timestamp>, wall_time: Option<i64>) {
+        self.pulse.beat();
         let mut facts = self.facts();
         facts.applied += changes as u64;
         facts.foreign += foreign as u64;
@@ -98,6 +110,7 @@ impl Cell {
 
     /// The source answered that there is nothing new up to this time of it.
     pub fn quiet(&self, position: Timestamp) {
+        self.pulse.beat();
         let mut facts = self.facts();
         facts.waiting = false;
         facts.answered_at = Some(Instant::now());
@@ -123,7 +136,7 @@ impl Cell {
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lag_seconds(facts: &Facts) -> Option<f64> {
@@ -170,7 +183,7 @@ impl Cell {
 #[derive(Debug)]
 pub struct SpokeCell {
     zone: Zone,
-    watch: Vec<Zone>,
+    watch: Mutex<Vec<Zone>>,
     uplink: Cell,
     downlink: Cell,
 }
@@ -189,7 +202,7 @@ impl SpokeCell {
         let (uplink, downlink) = (self.uplink.link_view(), self.downlink.link_view());
         SpokeView {
             zone: self.zone.to_string(),
-            watch: self.watch.iter().map(Zone::to_string).collect(),
+            watch: self.watch.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Zone::to_string).collect(),
             state: worse(uplink.state, downlink.state),
             uplink,
             downlink,
@@ -246,12 +259,19 @@ pub struct Board {
     started: Instant,
     hub: Arc<Cell>,
     hub_streams: Gauge,
+    configuration_error: Mutex<Option<String>>,
     spokes: DashMap<Zone, Arc<SpokeCell>>,
 }
 
 impl Default for Board {
     fn default() -> Self {
-        Self { started: Instant::now(), hub: Arc::default(), hub_streams: Gauge::default(), spokes: DashMap::new() }
+        Self {
+            started: Instant::now(),
+            hub: Arc::default(),
+            hub_streams: Gauge::default(),
+            configuration_error: Mutex::default(),
+            spokes: DashMap::new(),
+        }
     }
 }
 
@@ -266,13 +286,24 @@ impl Board {
         &self.hub_streams
     }
 
-    /// A cell for a spoke.
+    /// Why the file, as it is now, cannot be used; `None` if it can.
+    pub fn set_configuration_error(&self, error: Option<String>) {
+        *self.configuration_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
+    /// The cell of a spoke, which it keeps for as long as it is configured.
     pub fn add(&self, zone: &Zone, watch: &[Zone]) -> Arc<SpokeCell> {
-        let cell =
-            SpokeCell { zone: zone.clone(), watch: watch.to_vec(), uplink: Cell::default(), downlink: Cell::default() };
-        let cell = Arc::new(cell);
-        self.spokes.insert(zone.clone(), cell.clone());
-        cell
+        let cell = self.spokes.entry(zone.clone()).or_insert_with(|| {
+            let (uplink, downlink) = (Cell::default(), Cell::default());
+            Arc::new(SpokeCell { zone: zone.clone(), watch: Mutex::default(), uplink, downlink })
+        });
+        *cell.watch.lock().unwrap_or_else(PoisonError::into_inner) = watch.to_vec();
+        cell.clone()
+    }
+
+    /// A spoke is no longer configured.
+    pub fn remove(&self, zone: &str) {
+        self.spokes.remove(zone);
     }
 
     /// Everything, as `/api/v1/status` answers it.
@@ -282,6 +313,7 @@ impl Board {
         StatusView {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
+            configuration_error: self.configuration_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             hub: HubView { open_streams: self.hub_streams.count(), ..self.hub.hub_view() },
             spokes: spokes.into_values().collect(),
         }
@@ -293,6 +325,8 @@ impl Board {
 pub struct StatusView {
     version: &'static str,
     uptime_seconds: f64,
+    /// What is wrong with the file that was to be read again.
+    configuration_error: Option<String>,
     hub: HubView,
     spokes: Vec<SpokeView>,
 }

@@ -79,6 +79,9 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// Both of them.
+    pub const BOTH: [Self; 2] = [Self::Uplink, Self::Downlink];
+
     /// `uplink` or `downlink`, as in checkpoints, logs and the status.
     pub fn as_str(self) -> &'static str {
         match self {

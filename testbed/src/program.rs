@@ -41,16 +41,17 @@ impl Program {
     /// # Errors
     /// If it does not answer.
     pub fn get_with_token(&self, path: &str, token: &str) -> Result<(u16, Value)> {
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(5)))
-            .build()
-            .new_agent();
-        let request = agent.get(format!("http://{}{path}", self.address));
-        let mut answer = request.header("authorization", format!("Bearer {token}")).call().context("no answer")?;
-        let code = answer.status().as_u16();
-        let body = answer.body_mut().read_to_string().context("no body")?;
-        Ok((code, serde_json::from_str(&body).unwrap_or(Value::String(body))))
+        let request = agent().get(format!("http://{}{path}", self.address));
+        read(request.header("authorization", format!("Bearer {token}")).call().context("no answer")?)
+    }
+
+    /// What it answers to a `POST` without a body.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn post(&self, path: &str) -> Result<(u16, Value)> {
+        let request = agent().post(format!("http://{}{path}", self.address));
+        read(request.send_empty().context("no answer")?)
     }
 
     /// Its status.
@@ -117,4 +118,15 @@ impl Program {
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
+}
+
+fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder().http_status_as_error(false);
+    config.timeout_global(Some(Duration::from_secs(5))).build().new_agent()
+}
+
+fn read(mut answer: ureq::http::Response<ureq::Body>) -> Result<(u16, Value)> {
+    let code = answer.status().as_u16();
+    let body = answer.body_mut().read_to_string().context("no body")?;
+    Ok((code, serde_json::from_str(&body).unwrap_or(Value::String(body))))
 }

@@ -4,6 +4,7 @@
 
 mod concurrent;
 mod config;
+mod control;
 mod crash;
 mod fidelity;
 mod history;

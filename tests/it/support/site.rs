@@ -34,6 +34,9 @@ pub struct Site {
     clients: BTreeMap<String, Client>,
     uris: BTreeMap<String, String>,
     topology: Vec<(String, Vec<String>)>,
+    on_unwatch: BTreeMap<String, String>,
+    /// Shared servers that this site does not use.
+    spare: Vec<String>,
     /// The synced collections.
     pub namespaces: Vec<String>,
     /// More lines for `spokes.toml`.
@@ -60,8 +63,34 @@ impl Site {
         const SHARED: usize = 5;
         let servers = SERVERS.get_or_init(async || start_all(SHARED, &Options::default()).await).await;
         let names = std::iter::once(HUB).chain(topology.iter().map(|(zone, _)| *zone));
-        let uris = names.zip(servers).map(|(name, node)| (name.to_owned(), node.uri())).collect();
-        Self::new(topology, uris, BTreeMap::new()).await
+        let uris: BTreeMap<_, _> = names.zip(servers).map(|(name, node)| (name.to_owned(), node.uri())).collect();
+        let spare = servers.iter().skip(uris.len()).map(Node::uri).collect();
+        let mut site = Self::new(topology, uris, BTreeMap::new()).await;
+        site.spare = spare;
+        site
+    }
+
+    /// Finds a server for a spoke that will be added later.
+    pub async fn reserve(&mut self, zone: &str) {
+        let uri = self.spare.pop().expect("a server to spare");
+        self.clients.insert(zone.to_owned(), Client::with_uri_str(&uri).await.unwrap());
+        self.uris.insert(zone.to_owned(), uri);
+    }
+
+    /// Adds a spoke, which a server was reserved for.
+    pub fn add(&mut self, zone: &str, watch: &[&str]) {
+        let watch = watch.iter().map(|zone| (*zone).to_owned()).collect();
+        self.topology.push((zone.to_owned(), watch));
+    }
+
+    /// Takes a spoke out of the configuration.
+    pub fn remove(&mut self, zone: &str) {
+        self.topology.retain(|(own, _)| own != zone);
+    }
+
+    /// What becomes of zones that a spoke watches no longer.
+    pub fn on_unwatch(&mut self, zone: &str, policy: &str) {
+        self.on_unwatch.insert(zone.to_owned(), policy.to_owned());
     }
 
     /// A site on servers whose oplogs no longer hold their beginning; used by other tests as well.
@@ -106,6 +135,8 @@ impl Site {
             clients,
             uris,
             topology: topology.iter().map(owned).collect(),
+            on_unwatch: BTreeMap::new(),
+            spare: Vec::new(),
             namespaces: vec![format!("{database}.messages")],
             more_config: String::new(),
             http_config: String::new(),
@@ -163,6 +194,9 @@ impl Site {
         writeln!(text, "{}", self.more_config).unwrap();
         for (zone, watch) in &self.topology {
             writeln!(text, "[[spoke]]\nzone = {zone:?}\nuri = {:?}\nwatch = {watch:?}", self.uris[zone]).unwrap();
+            if let Some(policy) = self.on_unwatch.get(zone) {
+                writeln!(text, "on_unwatch = {policy:?}").unwrap();
+            }
         }
         let path = self.folder.path().join("spokes.toml");
         std::fs::write(&path, text).unwrap();

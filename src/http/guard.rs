@@ -1,0 +1,98 @@
+//! Who may do what: the bearer token of `[http]`, and no changes on behalf of other sites' pages.
+
+use actix_web::body::{EitherBody, MessageBody};
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::Method;
+use actix_web::http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, ORIGIN, WWW_AUTHENTICATE};
+use actix_web::middleware::Next;
+use actix_web::{Error, HttpResponse, web};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::error;
+
+/// What callers must bring.
+#[derive(Clone)]
+pub(super) struct Guard {
+    token: Option<SecretString>,
+}
+
+impl Guard {
+    pub(super) fn new(token: Option<SecretString>) -> Self {
+        Self { token }
+    }
+
+    /// True if the caller brings the token that the configuration asks for, if it asks for one.
+    fn knows(&self, headers: &HeaderMap) -> bool {
+        let Some(token) = &self.token else { return true };
+        let brought = text(headers, &AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+        let expected = token.expose_secret();
+        // Every byte is looked at, whatever comes before it.
+        brought.len() == expected.len()
+            && brought.bytes().zip(expected.bytes()).fold(0, |all, (a, b)| all | (a ^ b)) == 0
+    }
+}
+
+/// Lets requests pass that may.
+pub(super) async fn check<B: MessageBody + 'static>(
+    guard: web::Data<Guard>,
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+    let refusal = if !guard.knows(request.headers()) {
+        let mut response = HttpResponse::Unauthorized();
+        response.insert_header((WWW_AUTHENTICATE, "Bearer"));
+        Some(error(&mut response, "give the token of [http] as a bearer token"))
+    } else if request.method() != Method::GET && is_of_another_site(request.headers()) {
+        Some(error(&mut HttpResponse::Forbidden(), "pages of other sites may change nothing here"))
+    } else {
+        None
+    };
+    match refusal {
+        Some(response) => Ok(request.into_response(response).map_into_right_body()),
+        None => next.call(request).await.map(ServiceResponse::map_into_left_body),
+    }
+}
+
+/// True if a browser sends this for a page that did not come from here. What no browser sends has no such headers.
+fn is_of_another_site(headers: &HeaderMap) -> bool {
+    let site = text(headers, &HeaderName::from_static("sec-fetch-site"));
+    let is_cross = site.is_some_and(|site| site != "same-origin" && site != "none");
+    let host = text(headers, &HOST);
+    let origin = text(headers, &ORIGIN).map(|origin| origin.split_once("://").map(|(_, host)| host));
+    is_cross || origin.is_some_and(|origin| origin.is_none() || origin != host)
+}
+
+fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    headers.get(name)?.to_str().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix_web::http::header::HeaderValue;
+
+    fn headers(all: &[(&'static str, &'static str)]) -> HeaderMap {
+        all.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn only_the_whole_token_opens() {
+        let guard = Guard::new(Some("open sesame".into()));
+        assert!(guard.knows(&headers(&[("authorization", "Bearer open sesame")])));
+        for wrong in ["Bearer open sesam", "Bearer open sesame2", "Basic open sesame", "open sesame", ""] {
+            assert!(!guard.knows(&headers(&[("authorization", wrong)])), "{wrong}");
+        }
+        assert!(!guard.knows(&headers(&[])));
+        assert!(Guard::new(None).knows(&headers(&[])));
+    }
+
+    #[test]
+    fn pages_of_other_sites_are_told_from_our_own() {
+        let own = [("host", "box:8080"), ("origin", "http://box:8080"), ("sec-fetch-site", "same-origin")];
+        assert!(!is_of_another_site(&headers(&own)));
+        assert!(!is_of_another_site(&headers(&[("host", "box:8080")])));
+        assert!(is_of_another_site(&headers(&[("host", "box:8080"), ("origin", "http://evil.example")])));
+        assert!(is_of_another_site(&headers(&[("host", "box:8080"), ("origin", "null")])));
+        assert!(is_of_another_site(&headers(&[("host", "box:8080"), ("sec-fetch-site", "cross-site")])));
+    }
+}

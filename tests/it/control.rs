@@ -1,0 +1,145 @@
+//! What an operator can change while the program runs: the configuration, and single spokes.
+
+use bson::doc;
+use nix::sys::signal::Signal;
+
+use super::support::site::{HUB, TRIANGLE};
+use super::support::{Site, eventually};
+
+async fn insert(site: &Site, name: &str, id: &str, zone: &str) {
+    site.at(name).insert_one(doc! { "_id": id, "_pk": zone }).await.unwrap();
+}
+
+async fn count(site: &Site, name: &str, zone: &str) -> usize {
+    site.zone(name, 0, zone).await.len()
+}
+
+async fn reload(site: &Site) {
+    let before = site.log().matches("configuration").count();
+    site.write_config();
+    site.program.as_ref().unwrap().process().signal(Signal::SIGHUP).unwrap();
+    eventually("the configuration is read again", async || site.log().matches("configuration").count() > before).await;
+}
+
+fn restarts_of(site: &Site, zone: &str) -> usize {
+    let actor = format!("spoke{{actor={zone}/spoke}}: starting");
+    site.log().matches(&actor).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spoke_is_added_widened_narrowed_and_removed_while_the_others_go_on() {
+    let mut site = Site::shared(&[("DFW", &["HOU"]), ("HOU", &[])]).await;
+    site.reserve("BOS").await;
+    site.start().await;
+    for id in ["1", "2"] {
+        insert(&site, "DFW", &format!("DFW {id}"), "DFW").await;
+        insert(&site, "HOU", &format!("HOU {id}"), "HOU").await;
+    }
+    site.assert_converged().await;
+
+    site.add("BOS", &["DFW"]);
+    insert(&site, "BOS", "BOS 1", "BOS").await;
+    reload(&site).await;
+    eventually("BOS streams", async || site.status()["spokes"].as_array().unwrap().len() == 3).await;
+    site.ready().await;
+    site.assert_converged().await;
+    assert_eq!(count(&site, "BOS", "DFW").await, 2);
+
+    site.watch("BOS", &["DFW", "HOU"]);
+    reload(&site).await;
+    eventually("the wider zone is copied", async || count(&site, "BOS", "HOU").await == 2).await;
+    site.ready().await;
+    insert(&site, "HOU", "HOU 3", "HOU").await;
+    site.assert_converged().await;
+
+    site.watch("BOS", &["HOU"]);
+    site.on_unwatch("BOS", "purge");
+    reload(&site).await;
+    eventually("the zone is purged", async || count(&site, "BOS", "DFW").await == 0).await;
+    site.ready().await;
+    insert(&site, "DFW", "DFW 3", "DFW").await;
+    site.assert_converged().await;
+    assert_eq!(count(&site, "BOS", "DFW").await, 0);
+
+    site.on_unwatch("BOS", "keep");
+    site.watch("BOS", &[]);
+    reload(&site).await;
+    eventually("it is said so", async || site.spoke_status("BOS")["watch"].as_array().unwrap().is_empty()).await;
+    site.ready().await;
+    site.at(HUB).delete_one(doc! { "_id": "HOU 1" }).await.unwrap();
+    site.assert_converged().await;
+    assert_eq!(count(&site, "BOS", "HOU").await, 3);
+
+    // What was left and is watched again is brought up to date, deletes included.
+    site.watch("BOS", &["HOU"]);
+    reload(&site).await;
+    eventually("it is up to date", async || count(&site, "BOS", "HOU").await == 2).await;
+    site.ready().await;
+    site.assert_converged().await;
+
+    site.remove("BOS");
+    reload(&site).await;
+    eventually("BOS is gone", async || site.status()["spokes"].as_array().unwrap().len() == 2).await;
+    insert(&site, "DFW", "DFW 4", "DFW").await;
+    site.assert_converged().await;
+    for zone in ["DFW", "HOU"] {
+        assert_eq!(restarts_of(&site, zone), 1, "{zone} was restarted\n{}", site.log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_file_changes_nothing_and_is_reported() {
+    let mut site = Site::shared(TRIANGLE).await;
+    site.start().await;
+    site.more_config = "[synch]\nnamespaces = []".to_owned();
+    reload(&site).await;
+    let error = |site: &Site| site.status()["configuration_error"].clone();
+    assert!(error(&site).as_str().unwrap().contains("synch"), "{}", error(&site));
+    insert(&site, "DFW", "1", "DFW").await;
+    site.assert_converged().await;
+    site.more_config = String::new();
+    reload(&site).await;
+    eventually("the error is gone", async || error(&site).is_null()).await;
+    assert_eq!(restarts_of(&site, "DFW"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spoke_can_be_paused_resumed_restarted_and_resynced() {
+    let mut site = Site::shared(TRIANGLE).await;
+    site.start().await;
+    let post = |site: &Site, path: &str| site.program.as_ref().unwrap().post(path).unwrap();
+    assert_eq!(post(&site, "/api/v1/spokes/NYC/pause").0, 404);
+    assert_eq!(post(&site, "/api/v1/spokes/DFW/explode").0, 404);
+    assert_eq!(post(&site, "/api/v1/spokes/DFW/resume").0, 409);
+
+    assert_eq!(post(&site, "/api/v1/spokes/DFW/pause").0, 202);
+    eventually("it is paused", async || site.spoke_status("DFW")["state"] == "paused").await;
+    assert_eq!(site.program.as_ref().unwrap().get("/readyz").unwrap().0, 200);
+    let (code, body) = post(&site, "/api/v1/spokes/DFW/restart");
+    assert_eq!(code, 409);
+    assert!(body["error"].as_str().unwrap().contains("resume"), "{body}");
+    insert(&site, "DFW", "DFW 1", "DFW").await;
+    insert(&site, "HOU", "HOU 1", "HOU").await;
+    eventually("the others go on", async || count(&site, HUB, "HOU").await == 1).await;
+    assert_eq!(count(&site, HUB, "DFW").await, 0);
+
+    assert_eq!(post(&site, "/api/v1/spokes/DFW/resume").0, 202);
+    site.assert_converged().await;
+    assert_eq!(count(&site, "HOU", "DFW").await, 1);
+
+    assert_eq!(post(&site, "/api/v1/spokes/DFW/restart").0, 202);
+    site.assert_converged().await;
+
+    // What nobody can see in the streams: a difference that was made behind their back.
+    let mut session = site.client("HOU").start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    site.at("HOU").delete_one(doc! { "_id": "DFW 1" }).session(&mut session).await.unwrap();
+    session.commit_transaction().await.unwrap();
+    site.settle().await;
+    assert_eq!(count(&site, "HOU", "DFW").await, 0);
+    assert_eq!(post(&site, "/api/v1/spokes/HOU/resync").0, 202);
+    eventually("it is mended", async || count(&site, "HOU", "DFW").await == 1).await;
+    site.ready().await;
+    site.assert_converged().await;
+    assert!(!site.log().contains("link failed"), "a restart by an operator is no failure");
+}
