@@ -15,10 +15,11 @@ use super::{Outcome, spawn};
 use crate::config::{self, Config};
 use crate::link;
 use crate::link::fanout::Fanout;
+use crate::link::letters::Request;
 use crate::mongo::error::Failure;
 use crate::mongo::server::Endpoint;
 use crate::observe::status::{Board, State};
-use crate::sync::names::Zone;
+use crate::sync::names::{Direction, Zone};
 use crate::sync::route::Routes;
 
 /// How long the spokes may take to finish what they have under way.
@@ -69,6 +70,16 @@ pub struct ActOn {
     pub zone: String,
     /// What is to be done.
     pub action: Action,
+}
+
+/// Sent for an operator who wants something done about dead letters.
+#[derive(Message)]
+#[rtype(result = "Result<(), Refused>")]
+pub struct Letters {
+    /// The spoke's zone.
+    pub zone: String,
+    /// What is to be done.
+    pub request: Request,
 }
 
 /// Why nothing was done.
@@ -162,6 +173,10 @@ impl Handles {
         self.map().remove(zone)
     }
 
+    fn get(&self, zone: &str) -> Option<Arc<link::Spoke>> {
+        self.map().get(zone).cloned()
+    }
+
     fn map(&self) -> std::sync::MutexGuard<'_, HashMap<Zone, Arc<link::Spoke>>> {
         self.spokes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -244,14 +259,10 @@ impl Coordinator {
         context.spawn(closing.into_actor(self));
     }
 
-    /// Stops the fan-out once the spokes are gone, and ends when it is gone, too.
+    /// Ends when all others are gone.
     fn go_on_stopping(&mut self, context: &mut Context<Self>) {
-        if self.shutdown.is_none() || !self.spokes.is_empty() {
-            return;
-        }
-        match &self.fanout {
-            Some(fanout) => fanout.do_send(StopChild),
-            None => self.finish(context),
+        if self.spokes.is_empty() && self.fanout.is_none() {
+            self.finish(context);
         }
     }
 
@@ -401,6 +412,18 @@ impl Handler<ActOn> for Coordinator {
     }
 }
 
+impl Handler<Letters> for Coordinator {
+    type Result = Result<(), Refused>;
+
+    fn handle(&mut self, Letters { zone, request }: Letters, _: &mut Self::Context) -> Self::Result {
+        let spoke = self.handles.get(&zone).ok_or(Refused::Unknown)?;
+        for link in Direction::BOTH {
+            spoke.links.letters(link).add(request.clone());
+        }
+        Ok(())
+    }
+}
+
 impl Handler<Shutdown> for Coordinator {
     type Result = ();
 
@@ -409,6 +432,9 @@ impl Handler<Shutdown> for Coordinator {
         self.shutdown = Some(shutdown.done);
         for spoke in self.spokes.values() {
             spoke.do_send(spoke::Stop);
+        }
+        if let Some(fanout) = &self.fanout {
+            fanout.do_send(StopChild);
         }
         context.run_later(STOP_LIMIT, Self::finish);
         self.go_on_stopping(context);

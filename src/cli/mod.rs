@@ -1,5 +1,8 @@
 //! The command line: one file a command.
 
+mod act;
+mod client;
+mod dead_letters;
 mod run;
 
 use std::path::PathBuf;
@@ -41,18 +44,53 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run everything, until SIGTERM or SIGINT.
+    /// Run everything, until SIGTERM or SIGINT. SIGHUP reads the configuration again.
     Run(ConfigArgument),
+    /// Stop a spoke's links, until they are resumed.
+    Pause(ZoneArguments),
+    /// Let a paused spoke go on.
+    Resume(ZoneArguments),
+    /// Begin anew from the checkpoints, at once.
+    Restart(ZoneArguments),
+    /// Compare everything with the hub, and bring what differs.
+    Resync(ZoneArguments),
+    /// Show what was refused, and say what becomes of it.
+    DeadLetters {
+        #[command(flatten)]
+        config: ConfigArgument,
+        #[command(subcommand)]
+        wanted: dead_letters::Wanted,
+    },
+}
+
+#[derive(clap::Args)]
+struct ZoneArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// The spoke's zone.
+    zone: String,
 }
 
 #[derive(clap::Args)]
 struct ConfigArgument {
     /// The configuration [default: spokes.toml if there is one, else the environment].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 }
 
 impl ConfigArgument {
+    /// Runs a command with the configuration; its error goes to standard error.
+    fn with(&self, command: impl FnOnce(&Config) -> anyhow::Result<()>) -> Exit {
+        match self.load().map(|config| command(&config)) {
+            Ok(Ok(())) => Exit::Done,
+            Ok(Err(error)) => {
+                eprintln!("{error:#}");
+                Exit::Failed
+            }
+            Err(exit) => exit,
+        }
+    }
+
     /// The configuration, or its problems on standard error.
     fn load(&self) -> Result<Config, Exit> {
         crate::config::load(self.config.as_deref(), &Variables::of_this_process()).map_err(|invalid| {
@@ -67,5 +105,16 @@ pub fn main() -> Exit {
     // clap ends the process itself where the arguments are wrong, with the same exit code as ours.
     match Arguments::parse().command {
         Command::Run(config) => config.load().map_or_else(|exit| exit, |config| run::run(&config)),
+        Command::Pause(arguments) => arguments.act("pause"),
+        Command::Resume(arguments) => arguments.act("resume"),
+        Command::Restart(arguments) => arguments.act("restart"),
+        Command::Resync(arguments) => arguments.act("resync"),
+        Command::DeadLetters { config, wanted } => config.with(|config| dead_letters::run(config, &wanted)),
+    }
+}
+
+impl ZoneArguments {
+    fn act(&self, action: &str) -> Exit {
+        self.config.with(|config| act::run(config, action, &self.zone))
     }
 }

@@ -1,22 +1,23 @@
 //! The HTTP interface.
 //!
 //! - [`guard`]: who may do what
-//! - [`spokes`]: what an operator can have done about a spoke
+//! - [`spokes`]: what an operator can have done about a spoke; [`letters`]: and about its dead letters
 //!
 //! What is asked for comes from the status board: no answer waits for a server. What is to be changed is a message to the
 //! coordinator.
 
 mod guard;
+mod letters;
 mod spokes;
 
 use std::sync::Arc;
 
-use actix::Addr;
+use actix::{Addr, MailboxError};
 use actix_web::dev::Server;
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 
-use crate::actors::coordinator::Coordinator;
+use crate::actors::coordinator::{Coordinator, Refused};
 use crate::config::Http;
 use crate::observe::status::Board;
 
@@ -38,6 +39,8 @@ pub fn start(http: &Http, board: Arc<Board>, coordinator: Addr<Coordinator>) -> 
         let api = web::scope("/api/v1")
             .wrap(from_fn(guard::check))
             .route("/status", web::get().to(status))
+            .route("/dead-letters", web::get().to(letters::list))
+            .route("/spokes/{zone}/dead-letters/{wanted}", web::post().to(letters::attend))
             .route("/spokes/{zone}/{action}", web::post().to(spokes::act));
         App::new()
             .app_data(web::Data::new(sources.clone()))
@@ -70,6 +73,16 @@ async fn status(sources: web::Data<Sources>) -> HttpResponse {
 
 async fn unknown(request: HttpRequest) -> HttpResponse {
     error(&mut HttpResponse::NotFound(), &format!("there is no {}", request.path()))
+}
+
+/// What became of a message to the coordinator about one spoke.
+fn answer(zone: &str, sent: Result<Result<(), Refused>, MailboxError>) -> HttpResponse {
+    match sent {
+        Ok(Ok(())) => HttpResponse::Accepted().json(serde_json::json!({ "status": "accepted" })),
+        Ok(Err(Refused::Unknown)) => error(&mut HttpResponse::NotFound(), &format!("there is no spoke {zone}")),
+        Ok(Err(Refused::Senseless(reason))) => error(&mut HttpResponse::Conflict(), &format!("spoke {zone}: {reason}")),
+        Err(_) => error(&mut HttpResponse::ServiceUnavailable(), "the program is stopping"),
+    }
 }
 
 /// An error as all answers tell it.

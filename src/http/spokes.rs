@@ -2,8 +2,8 @@
 
 use actix_web::{HttpResponse, web};
 
-use super::{Sources, error};
-use crate::actors::coordinator::{ActOn, Refused};
+use super::{Sources, answer, error};
+use crate::actors::coordinator::ActOn;
 use crate::actors::spoke::Action;
 
 pub(super) async fn act(path: web::Path<(String, String)>, sources: web::Data<Sources>) -> HttpResponse {
@@ -18,10 +18,5 @@ pub(super) async fn act(path: web::Path<(String, String)>, sources: web::Data<So
             return error(&mut HttpResponse::NotFound(), &message);
         }
     };
-    match sources.coordinator.send(ActOn { zone: zone.clone(), action }).await {
-        Ok(Ok(())) => HttpResponse::Accepted().json(serde_json::json!({ "status": "accepted" })),
-        Ok(Err(Refused::Unknown)) => error(&mut HttpResponse::NotFound(), &format!("there is no spoke {zone}")),
-        Ok(Err(Refused::Senseless(reason))) => error(&mut HttpResponse::Conflict(), &format!("spoke {zone}: {reason}")),
-        Err(_) => error(&mut HttpResponse::ServiceUnavailable(), "the program is stopping"),
-    }
+    answer(&zone, sources.coordinator.send(ActOn { zone: zone.clone(), action }).await)
 }

@@ -3,17 +3,17 @@
 //!
 //! Promise: the link's mark never passes a change that is neither applied nor parked.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use bson::Timestamp;
-use bson::raw::RawDocumentBuf;
+use bson::raw::{RawBson, RawDocumentBuf};
 
 use super::REMEMBERED_DOCUMENTS;
 use super::load::{Commit, Load, Mark, Origin, Side};
 use super::progress::{Later, Progress};
 use super::transact::{Committed, Outcome, Part, RefusedChange, RefusedStep, Written, transact};
 use crate::mongo::checkpoint::{Checkpoint, Identity};
-use crate::mongo::dead_letters::{self, DeadLetter};
+use crate::mongo::dead_letters::{self, DeadLetter, Kept};
 use crate::mongo::destination::Destination;
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
@@ -30,7 +30,7 @@ use crate::sync::step::Step;
 pub struct Applier {
     destination: Destination,
     ahead: Ahead,
-    parked: HashSet<Key>,
+    parked: HashMap<Key, Kept>,
 }
 
 impl Applier {
@@ -41,7 +41,7 @@ impl Applier {
     pub async fn claim(server: &Server, link: &Link, slot: &Slot, holder: &str) -> Result<Self, Error> {
         let destination = Destination::claim(server, link, slot, holder).await?;
         let ahead = Ahead::new(destination.checkpoint().ahead.clone(), REMEMBERED_DOCUMENTS);
-        let parked = dead_letters::parked(server, link).await?;
+        let parked = dead_letters::kept(server, link).await?;
         Ok(Self { destination, ahead, parked })
     }
 
@@ -84,9 +84,24 @@ impl Applier {
         &self.ahead
     }
 
-    /// How many documents have a dead letter.
-    pub fn parked(&self) -> usize {
-        self.parked.len()
+    /// The documents that have a dead letter.
+    pub fn parked(&self) -> &HashMap<Key, Kept> {
+        &self.parked
+    }
+
+    /// The document's changes flow again. Its dead letter stays where it is kept.
+    pub(super) fn unpark(&mut self, key: &Key) {
+        self.parked.remove(key);
+    }
+
+    /// Takes the dead letter of a document away.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub(super) async fn remove_letter(&mut self, side: &mut impl Side, letter: &Kept) -> Result<(), Error> {
+        let namespace = &self.destination.server().namespaces()[usize::from(letter.namespace)];
+        let ours = vec![dead_letters::remove(self.destination.link(), namespace, letter.id.as_raw_bson_ref())];
+        self.apply(side, Load { ours, ..Load::empty(&Nowhere) }).await.map(drop)
     }
 
     /// Saves where the link stands, without any change.
@@ -94,18 +109,7 @@ impl Applier {
     /// # Errors
     /// As [`Self::apply`].
     pub async fn save(&mut self, side: &mut impl Side, end: Mark) -> Result<(), Error> {
-        let load = Load {
-            steps: Vec::new(),
-            origin: &Nowhere,
-            end: Some(end),
-            last: Timestamp { time: 0, increment: 0 },
-            read_at: HashMap::new(),
-            changes: 0,
-            foreign: 0,
-            expected: None,
-            ours: Vec::new(),
-        };
-        self.apply(side, load).await.map(drop)
+        self.apply(side, Load { end: Some(end), ..Load::empty(&Nowhere) }).await.map(drop)
     }
 
     /// Applies a batch: all of it, or an error, after which the saved checkpoint tells how much. Tells the documents that the
@@ -229,7 +233,15 @@ impl Applier {
             let server = self.destination.server();
             return Err(server.failed("parking a change", code, "the dead letter itself is refused"));
         };
-        self.parked.insert(step.key.clone());
+        let kept = Kept {
+            namespace: step.key.namespace(),
+            id: RawBson::from(step.id),
+            code,
+            message: refused.message.clone(),
+            parked_at: bson::DateTime::now(),
+            later_changes: 0,
+        };
+        self.parked.insert(step.key.clone(), kept);
         let commit = self.remember(committed, part.mark);
         side.committed(Commit { parked: 1, ..commit });
         Ok(())

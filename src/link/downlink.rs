@@ -15,6 +15,7 @@ use super::carried::{Reached, Waited};
 use super::copy::{self, Job, Policy};
 use super::feed::Feed;
 use super::inbox::{Delivery, Inbox};
+use super::letters;
 use super::load::{Commit, Load, Mark, Origin, Side};
 use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, Spoke, Stopped};
 use crate::config::OnUnwatch;
@@ -52,7 +53,7 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     let hub = spoke.hub.connect().await?;
     hub.prepare_metadata().await?;
     let mut applier = Applier::claim(&destination, &link, &spoke.links.downlink_session, &spoke.holder).await?;
-    cell.set_dead_letters(applier.parked());
+    letters::show(cell, &applier, &hub);
     restore_conflicts(spoke, &destination, &link, applier.claimed_at()).await?;
     drop(starting);
     let mut side = HubSide {
@@ -284,6 +285,7 @@ async fn empty(
         let Some(first) = stop.run_until_cancelled(next).await else { return Ok(Some(Stopped)) };
         let Some(first) = first else { return Ok(None) };
         let deliveries = gather(first, inbox);
+        attend(applier, side).await?;
         let quiet = deliveries.iter().all(|delivery| delivery.routed.is_none());
         if quiet {
             side.quiet(&deliveries.last().expect("there is a first").end);
@@ -294,6 +296,16 @@ async fn empty(
         apply(deliveries, applier, side).await?;
         saved = Instant::now();
     }
+}
+
+/// Does what an operator wants done about dead letters.
+async fn attend(applier: &mut Applier, side: &mut HubSide<'_>) -> Result<(), Error> {
+    let (spoke, hub, routes) = (side.spoke, side.hub.clone(), side.routes.clone());
+    let Some(number) = routes.owner(spoke.zone.as_str()) else { return Ok(()) };
+    let zones = Zones::Any(routes.held(number).map(Zone::as_str).collect());
+    letters::attend(spoke.links.letters(Direction::Downlink), applier, side, &hub, &zones).await?;
+    letters::show(side.cell(), applier, &hub);
+    Ok(())
 }
 
 /// This delivery, and what else is waiting, up to a bound.
@@ -329,7 +341,7 @@ async fn apply(deliveries: Vec<Delivery>, applier: &mut Applier, side: &mut HubS
         deliveries.load(&rules, applier.ahead(), &conflicts).map_err(|error| side.hub.malformed(error))?
     };
     applier.apply(side, load).await?;
-    side.cell().set_dead_letters(applier.parked());
+    letters::show(side.cell(), applier, &side.hub);
     Ok(())
 }
 

@@ -36,6 +36,23 @@ pub struct Load<'a> {
     pub ours: Vec<RawDocumentBuf>,
 }
 
+impl<'a> Load<'a> {
+    /// A batch without anything.
+    pub fn empty(origin: &'a (dyn Origin + Sync)) -> Self {
+        Self {
+            steps: Vec::new(),
+            origin,
+            end: None,
+            last: Timestamp { time: 0, increment: 0 },
+            read_at: HashMap::new(),
+            changes: 0,
+            foreign: 0,
+            expected: None,
+            ours: Vec::new(),
+        }
+    }
+}
+
 /// What the destination must have of some documents, in one zone, for their steps to be done.
 #[derive(Debug)]
 pub struct Expected {

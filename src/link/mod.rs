@@ -6,6 +6,7 @@
 //! - [`copy`]: the first copy of a zone, and the reconcile; [`walk`]: where two sides differ
 //! - [`carried`]: how far each link of a spoke has come, for the other one
 //! - [`load`]: what passes between the two halves of a link; [`apply`]: a batch into a transaction, up the ladder if need be
+//! - [`letters`]: what an operator wants done about dead letters
 //! - [`stamp`]: partition keys for documents that have none
 //!
 //! A loop ends by an error or because it is told to stop. It never retries by itself: whoever runs it starts a new one,
@@ -18,6 +19,7 @@ pub mod downlink;
 pub mod fanout;
 pub mod feed;
 pub mod inbox;
+pub mod letters;
 pub mod load;
 mod progress;
 pub mod stamp;
@@ -30,6 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use carried::Carried;
+use letters::Requests;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::mongo::server::Endpoint;
@@ -100,6 +103,7 @@ pub struct Links {
     uplink: Carried,
     downlink: Carried,
     resync: [AtomicBool; 2],
+    letters: [Requests; 2],
 }
 
 impl Default for Links {
@@ -112,6 +116,7 @@ impl Default for Links {
             uplink: Carried::default(),
             downlink: Carried::default(),
             resync: Default::default(),
+            letters: Default::default(),
         }
     }
 }
@@ -128,6 +133,11 @@ impl Links {
         for asked in &self.resync {
             asked.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// What an operator wants done about the dead letters of one of the links.
+    pub fn letters(&self, direction: Direction) -> &Requests {
+        &self.letters[direction as usize]
     }
 
     /// True, once, if this link was asked to compare everything.

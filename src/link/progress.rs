@@ -6,7 +6,7 @@ use std::ops::Range;
 use bson::Timestamp;
 use bson::raw::{CStr, RawBsonRef, RawDocumentBuf};
 
-use crate::mongo::dead_letters;
+use crate::mongo::dead_letters::{self, Kept};
 use crate::mongo::read::{Snapshot, Wanted};
 use crate::sync::attempt::Attempt;
 use crate::sync::key::Key;
@@ -103,9 +103,9 @@ pub(super) struct Later<'a> {
 
 impl<'a> Later<'a> {
     /// Takes the steps of parked documents out of those from `from` on.
-    pub(super) fn take(&mut self, steps: &mut Vec<Step<'a>>, from: usize, parked: &HashSet<Key>) {
+    pub(super) fn take(&mut self, steps: &mut Vec<Step<'a>>, from: usize, parked: &HashMap<Key, Kept>) {
         if !parked.is_empty() {
-            self.steps.extend(steps.extract_if(from.., |step| parked.contains(&step.key)));
+            self.steps.extend(steps.extract_if(from.., |step| parked.contains_key(&step.key)));
         }
     }
 

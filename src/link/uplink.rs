@@ -15,6 +15,7 @@ use tracing::Instrument;
 use super::apply::Applier;
 use super::carried::{Reached, Waited};
 use super::copy::{self, Job, Policy};
+use super::letters;
 use super::load::{Commit, Load, Mark, Origin, Side};
 use super::stamp::Stamper;
 use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, REMEMBERED_DOCUMENTS, Spoke, Stopped};
@@ -54,7 +55,7 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     let hub = spoke.hub.connect().await?;
     source.prepare_metadata().await?;
     let mut applier = Applier::claim(&hub, &link, &spoke.links.uplink_session, &spoke.holder).await?;
-    cell.set_dead_letters(applier.parked());
+    letters::show(cell, &applier, &hub);
     let rules = Uplink {
         zone: spoke.zone.clone(),
         partition_key: hub.partition_key().to_owned(),
@@ -161,6 +162,7 @@ async fn stream(applier: &mut Applier, side: &mut SpokeSide<'_>, stop: &Cancella
             };
         };
         let batches = gather(first, &mut replies);
+        attend(applier, side).await?;
         let end = batches.last().expect("there is a first").end().clone();
         if batches.iter().all(|batch| batch.is_empty()) {
             side.pushed_up_to(&end);
@@ -178,9 +180,18 @@ async fn stream(applier: &mut Applier, side: &mut SpokeSide<'_>, stop: &Cancella
         side.wall_time = batches.events().filter_map(|event| event.wall_time()).last();
         let load = batches.load(rules, applier.ahead()).map_err(|error| side.source.malformed(error))?;
         applier.apply(side, load).await?;
-        cell.set_dead_letters(applier.parked());
+        letters::show(cell, applier, &side.source);
         saved = Instant::now();
     }
+}
+
+/// Does what an operator wants done about dead letters.
+async fn attend(applier: &mut Applier, side: &mut SpokeSide<'_>) -> Result<(), Error> {
+    let (spoke, source) = (side.spoke, side.source.clone());
+    let zones = Zones::One(spoke.zone.as_str());
+    letters::attend(spoke.links.letters(Direction::Uplink), applier, side, &source, &zones).await?;
+    letters::show(side.cell(), applier, &source);
+    Ok(())
 }
 
 /// This reply, and what else is waiting, up to a bound.

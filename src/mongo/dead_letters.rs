@@ -3,10 +3,10 @@
 //! There is at most one for a document and a link, in `_syncmetadata.dead_letters` of the destination. It is written in a
 //! transaction with the checkpoint that goes past the change; later changes of the document are counted in it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use bson::raw::{RawBsonRef, RawDocumentBuf, cstr};
-use bson::{Bson, RawArrayBuf, Timestamp, doc, rawdoc};
+use bson::raw::{RawBson, RawBsonRef, RawDocumentBuf, cstr};
+use bson::{Bson, DateTime, RawArrayBuf, Timestamp, doc, rawdoc};
 
 use super::error::Error;
 use super::server::Server;
@@ -70,26 +70,69 @@ pub fn count_later(link: &Link, later: &[(&Namespace, RawBsonRef<'_>, i64)]) -> 
     rawdoc! { "update": "dead_letters", "updates": updates }
 }
 
-/// The documents of a link that are parked.
+/// The statement that takes a dead letter away.
+pub fn remove(link: &Link, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
+    rawdoc! { "delete": "dead_letters", "deletes": [{ "q": id(link, namespace, document), "limit": 1 }] }
+}
+
+/// A dead letter as it is kept, without the event.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// The number of the document's collection.
+    pub namespace: u16,
+    /// The document's `_id`.
+    pub id: RawBson,
+    /// The server's error code.
+    pub code: i32,
+    /// The server's words.
+    pub message: String,
+    /// When it was parked.
+    pub parked_at: DateTime,
+    /// How many later changes of the document wait with it.
+    pub later_changes: i64,
+}
+
+/// The dead letters of a link, by document.
+///
+/// # Errors
+/// If the server does not answer.
+pub async fn kept(server: &Server, link: &Link) -> Result<HashMap<Key, Kept>, Error> {
+    let mut letters = HashMap::new();
+    for (number, namespace) in (0u16..).zip(server.namespaces()) {
+        let find = doc! {
+            "find": "dead_letters", "filter": { "_id.link": link.to_string(), "_id.ns": namespace.to_string() },
+            "projection": { "event": 0 }, "batchSize": 100_000, "singleBatch": true,
+            "readConcern": { "level": "majority" },
+        };
+        let reply = server.run("reading its dead letters", &server.metadata(), find).await?;
+        let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
+        letters
+            .extend(batch.into_iter().flatten().filter_map(Bson::as_document).filter_map(|saved| read(number, saved)));
+    }
+    Ok(letters)
+}
+
+/// The documents of a link that have a dead letter.
 ///
 /// # Errors
 /// If the server does not answer.
 pub async fn parked(server: &Server, link: &Link) -> Result<HashSet<Key>, Error> {
-    let mut parked = HashSet::new();
-    for (number, namespace) in (0u16..).zip(server.namespaces()) {
-        let find = doc! {
-            "find": "dead_letters", "filter": { "_id.link": link.to_string(), "_id.ns": namespace.to_string() },
-            "projection": { "_id": 1 }, "batchSize": 100_000, "singleBatch": true, "readConcern": { "level": "majority" },
-        };
-        let reply = server.run("reading its dead letters", &server.metadata(), find).await?;
-        let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
-        for letter in batch.into_iter().flatten().filter_map(Bson::as_document) {
-            let letter = super::server::raw(letter);
-            let id = letter.get_document("_id").ok().and_then(|id| id.get("document").ok().flatten());
-            parked.extend(id.map(|id| Key::new(number, id)));
-        }
-    }
-    Ok(parked)
+    Ok(kept(server, link).await?.into_keys().collect())
+}
+
+fn read(namespace: u16, saved: &bson::Document) -> Option<(Key, Kept)> {
+    let raw = super::server::raw(saved);
+    let id = RawBson::from(raw.get_document("_id").ok()?.get("document").ok()??);
+    let reason = saved.get_document("reason").ok();
+    let kept = Kept {
+        namespace,
+        code: reason.and_then(|reason| reason.get_i32("code").ok()).unwrap_or(0),
+        message: reason.and_then(|reason| reason.get_str("message").ok()).unwrap_or_default().to_owned(),
+        parked_at: saved.get_datetime("parked_at").copied().unwrap_or(DateTime::MIN),
+        later_changes: saved.get_i64("later_changes").unwrap_or(0),
+        id,
+    };
+    Some((Key::new(namespace, kept.id.as_raw_bson_ref()), kept))
 }
 
 fn id(link: &Link, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {

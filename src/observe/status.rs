@@ -58,6 +58,27 @@ struct Facts {
     restarts: u64,
     last_error: Option<String>,
     dead_letters: u64,
+    letters: Vec<Letter>,
+}
+
+/// How many dead letters of one link are shown one by one.
+const SHOWN_LETTERS: usize = 1_000;
+
+/// A dead letter as it is shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct Letter {
+    /// The document's collection.
+    pub ns: String,
+    /// Its `_id`, as relaxed extended JSON.
+    pub id: serde_json::Value,
+    /// The server's error code.
+    pub code: i32,
+    /// The server's words.
+    pub reason: String,
+    /// When it was parked (RFC 3339).
+    pub parked_at: String,
+    /// How many later changes of the document wait with it, as far as this was known when the link began.
+    pub later_changes: i64,
 }
 
 /// One link's cell, or that of the hub's stream.
@@ -130,9 +151,18 @@ impl Cell {
         self.facts().last_error = Some(error.to_owned());
     }
 
-    /// So many documents have a dead letter.
-    pub fn set_dead_letters(&self, letters: usize) {
-        self.facts().dead_letters = letters as u64;
+    /// So many documents have a dead letter, these among them.
+    pub fn set_dead_letters(&self, number: usize, letters: impl Iterator<Item = Letter>) {
+        let mut facts = self.facts();
+        if number != 0 || facts.dead_letters != 0 {
+            facts.dead_letters = number as u64;
+            facts.letters = letters.take(SHOWN_LETTERS).collect();
+        }
+    }
+
+    /// The dead letters, up to a number.
+    pub fn letters(&self) -> Vec<Letter> {
+        self.facts().letters.clone()
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
@@ -301,6 +331,20 @@ impl Board {
         cell.clone()
     }
 
+    /// The dead letters of all spokes, with the zone and the direction of their link.
+    pub fn letters(&self) -> Vec<LetterView> {
+        let mut views = Vec::new();
+        for spoke in &self.spokes {
+            for direction in Direction::BOTH {
+                let letters = spoke.link(direction).letters().into_iter();
+                let view = |letter| LetterView { zone: spoke.zone.to_string(), link: direction.as_str(), letter };
+                views.extend(letters.map(view));
+            }
+        }
+        views.sort_by(|one, other| (&one.zone, &one.letter.parked_at).cmp(&(&other.zone, &other.letter.parked_at)));
+        views
+    }
+
     /// A spoke is no longer configured.
     pub fn remove(&self, zone: &str) {
         self.spokes.remove(zone);
@@ -318,6 +362,15 @@ impl Board {
             spokes: spokes.into_values().collect(),
         }
     }
+}
+
+/// One of `/api/v1/dead-letters`
+#[derive(Clone, Debug, Serialize)]
+pub struct LetterView {
+    zone: String,
+    link: &'static str,
+    #[serde(flatten)]
+    letter: Letter,
 }
 
 /// `/api/v1/status`

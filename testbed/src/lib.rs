@@ -5,8 +5,10 @@
 //! - [`node`]: one `mongod` that is a replica set of its own
 //! - [`mongod`]: which `mongod` to run
 //! - [`program`]: spokesync itself
+//! - [`proxy`]: a wire that can be broken
 
 pub mod mongod;
 pub mod node;
 pub mod process;
 pub mod program;
+pub mod proxy;

@@ -26,6 +26,8 @@ pub struct Options {
     pub oplog_megabytes: Option<u32>,
     /// The name of the replica set.
     pub replica_set: Option<String>,
+    /// The address to listen on; 127.0.0.1 if not given.
+    pub bind: Option<String>,
     /// More arguments.
     pub arguments: Vec<String>,
 }
@@ -138,8 +140,9 @@ impl Node {
 
     fn run(&mut self) -> Result<()> {
         let mut command = Command::new(mongod::path()?);
+        let bind = self.options.bind.as_deref().unwrap_or("127.0.0.1");
         command
-            .args(["--port", &self.port.to_string(), "--bind_ip", "127.0.0.1", "--replSet", self.replica_set()])
+            .args(["--port", &self.port.to_string(), "--bind_ip", bind, "--replSet", self.replica_set()])
             .arg("--dbpath")
             .arg(self.folder.join("data"))
             .arg("--logpath")

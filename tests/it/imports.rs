@@ -12,7 +12,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("mongo", &["sync", "config"]),
         ("link", &["sync", "mongo", "observe", "config"]),
         ("actors", &["sync", "mongo", "link", "observe", "config"]),
-        ("http", &["observe", "config", "actors"]),
+        ("http", &["observe", "config", "actors", "link"]),
         ("cli", &["sync", "mongo", "link", "observe", "config", "actors", "http"]),
     ])
 }

@@ -6,6 +6,7 @@ mod concurrent;
 mod config;
 mod control;
 mod crash;
+mod faults;
 mod fidelity;
 mod history;
 mod imports;

@@ -102,6 +102,43 @@ async fn what_a_spokes_validator_refuses_is_parked_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_retried_brings_what_is_true_now_and_what_is_dropped_lets_later_changes_flow() {
+    let mut site = Site::shared(TRIANGLE).await;
+    unique_index(&site, HUB).await;
+    site.start().await;
+    site.at("HOU").insert_one(doc! { "_id": "taken", "_pk": "HOU", "key": 1 }).await.unwrap();
+    site.settle().await;
+    for id in ["healed", "gone", "stubborn", "dropped"] {
+        site.at("DFW").insert_one(doc! { "_id": id, "_pk": "DFW", "key": 1 }).await.unwrap();
+    }
+    site.settle().await;
+    let (done, list) = site.command(&["dead-letters", "list"]);
+    assert!(done && ["uplink:DFW", "healed", "stubborn"].iter().all(|word| list.contains(word)), "{list}");
+    // The reason goes away for some of them.
+    site.at("DFW").update_one(doc! { "_id": "healed" }, doc! { "$set": { "key": 2, "now": true } }).await.unwrap();
+    site.at("DFW").delete_one(doc! { "_id": "gone" }).await.unwrap();
+    site.settle().await;
+    assert_eq!(site.spoke_status("DFW")["dead_letters"], 4);
+    let (done, text) = site.command(&["dead-letters", "retry", "NYC"]);
+    assert!(!done && text.contains("there is no spoke NYC"), "{text}");
+    assert!(site.command(&["dead-letters", "retry", "DFW"]).0);
+    eventually("what can be healed is", async || site.spoke_status("DFW")["dead_letters"] == 2).await;
+    let healed = site.at(HUB).find_one(doc! { "_id": "healed" }).await.unwrap().unwrap();
+    assert_eq!(healed, doc! { "_id": "healed", "_pk": "DFW", "key": 2, "now": true });
+    assert_eq!(letters(&site, HUB).await.len(), 2);
+    assert!(site.command(&["dead-letters", "drop", "DFW", "--id", "dropped"]).0);
+    eventually("one is dropped", async || site.spoke_status("DFW")["dead_letters"] == 1).await;
+    site.at("DFW").update_one(doc! { "_id": "dropped" }, doc! { "$set": { "key": 3 } }).await.unwrap();
+    site.settle().await;
+    assert_eq!(site.at(HUB).count_documents(doc! { "_id": "dropped", "key": 3 }).await.unwrap(), 1);
+    assert_eq!(site.at("HOU").count_documents(doc! { "_id": "healed", "now": true }).await.unwrap(), 1);
+    assert_eq!(letters(&site, HUB).await.len(), 1);
+    site.stop().await;
+    let (done, text) = site.command(&["dead-letters", "list"]);
+    assert!(!done && text.contains("nothing answers at"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_delta_that_does_not_fit_the_destinations_document_brings_it_whole() {
     let mut site = Site::shared(TRIANGLE).await;
     site.start().await;

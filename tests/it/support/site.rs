@@ -70,6 +70,44 @@ impl Site {
         site
     }
 
+    /// A site in which one server plays every spoke, by addresses of its own.
+    pub async fn crowd(topology: Topology<'_>) -> Self {
+        let options = Options { bind: Some("0.0.0.0".to_owned()), ..Options::default() };
+        let mut servers = start_all(2, &options).await;
+        let (crowd, hub) = (servers.remove(1), servers.remove(0));
+        let mut uris = BTreeMap::from([(HUB.to_owned(), hub.uri())]);
+        for (number, (zone, _)) in topology.iter().enumerate() {
+            let uri = format!("mongodb://127.0.1.{}:{}/?directConnection=true", number + 1, crowd.port());
+            uris.insert((*zone).to_owned(), uri);
+        }
+        let nodes = BTreeMap::from([(HUB.to_owned(), hub), ("crowd".to_owned(), crowd)]);
+        Self::new(topology, uris, nodes).await
+    }
+
+    /// From its next start on the program reaches a server like this.
+    pub fn reach(&mut self, name: &str, uri: &str) {
+        self.uris.insert(name.to_owned(), uri.to_owned());
+    }
+
+    /// Starts the program once more beside the one that runs, with the same configuration but for its port.
+    pub fn second_program(&self) -> Program {
+        let port = free_port().unwrap();
+        let text = std::fs::read_to_string(self.write_config()).unwrap();
+        let path = self.folder.path().join("second.toml");
+        std::fs::write(&path, text.replace(&format!(":{}\"", self.port), &format!(":{port}\""))).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spokesync"));
+        command.arg("run").arg("--config").arg(path);
+        Program::start(&command, &format!("127.0.0.1:{port}"), &self.folder.path().join("second.log")).unwrap()
+    }
+
+    /// Runs another command of the program, and tells whether it was done, and what it wrote.
+    pub fn command(&self, arguments: &[&str]) -> (bool, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spokesync"));
+        let output = command.args(arguments).arg("--config").arg(self.write_config()).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    }
+
     /// Finds a server for a spoke that will be added later.
     pub async fn reserve(&mut self, zone: &str) {
         let uri = self.spare.pop().expect("a server to spare");

@@ -1,0 +1,76 @@
+//! Asks the running process, at the address that the configuration gives.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+
+use crate::config::Config;
+
+/// How long the process may take to answer. It answers from memory.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The running process.
+pub(super) struct Client {
+    agent: ureq::Agent,
+    address: String,
+    token: Option<SecretString>,
+}
+
+impl Client {
+    pub(super) fn of(config: &Config) -> Self {
+        let mut listen = config.http.listen;
+        // Where it listens on every address, this machine's own is one of them.
+        if listen.ip().is_unspecified() {
+            listen.set_ip(if listen.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+        }
+        let settings = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(LIMIT));
+        Self { agent: settings.build().new_agent(), address: listen.to_string(), token: config.http.token.clone() }
+    }
+
+    /// What it answers to a question.
+    ///
+    /// # Errors
+    /// If nothing answers there, or it says no.
+    pub(super) fn get(&self, path: &str) -> Result<Value> {
+        let request = self.agent.get(self.uri(path)).header("authorization", self.authorization());
+        self.read(request.call())
+    }
+
+    /// What it answers when it is told to do something.
+    ///
+    /// # Errors
+    /// If nothing answers there, or it says no.
+    pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        let request = self.agent.post(self.uri(path)).header("authorization", self.authorization());
+        self.read(request.send_json(body))
+    }
+
+    fn uri(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    fn authorization(&self) -> String {
+        self.token.as_ref().map_or_else(String::new, |token| format!("Bearer {}", token.expose_secret()))
+    }
+
+    fn read(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Value> {
+        let advice =
+            || format!("nothing answers at {}: is `spokesync run` running with this configuration?", self.address);
+        let mut answer = answer.with_context(advice)?;
+        let body: Value =
+            answer.body_mut().read_json().with_context(|| format!("{} is not spokesync", self.address))?;
+        if !answer.status().is_success() {
+            bail!("{}", body["error"].as_str().unwrap_or("refused without a reason"));
+        }
+        Ok(body)
+    }
+}
+
+/// A part of a path.
+pub(super) fn encode(part: &str) -> String {
+    let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let one = |byte: u8| if keep(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    part.bytes().map(one).collect()
+}

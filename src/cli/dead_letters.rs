@@ -1,0 +1,73 @@
+//! `spokesync dead-letters`: what the destinations refused, and what to do with it.
+
+use anyhow::Result;
+use clap::Subcommand;
+use comfy_table::Table;
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use serde_json::{Value, json};
+
+use super::client::{Client, encode};
+use crate::config::Config;
+
+#[derive(Subcommand)]
+pub(super) enum Wanted {
+    /// Show them.
+    List {
+        /// As the process tells it.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read the documents anew where they come from, and apply them.
+    Retry(Selection),
+    /// Forget what was refused; later changes of the documents flow again.
+    Drop(Selection),
+}
+
+#[derive(clap::Args)]
+pub(super) struct Selection {
+    /// The spoke's zone.
+    zone: String,
+    /// A document's `_id` as JSON, as `list` shows it; may be given more than once [default: all of the spoke].
+    #[arg(long = "id", value_name = "JSON")]
+    ids: Vec<String>,
+}
+
+pub(super) fn run(config: &Config, wanted: &Wanted) -> Result<()> {
+    let client = Client::of(config);
+    match wanted {
+        Wanted::List { json } => list(&client.get("/api/v1/dead-letters")?, *json),
+        Wanted::Retry(selection) => tell(&client, "retry", selection)?,
+        Wanted::Drop(selection) => tell(&client, "drop", selection)?,
+    }
+    Ok(())
+}
+
+fn list(letters: &Value, json: bool) {
+    let all = letters.as_array().map(Vec::as_slice).unwrap_or_default();
+    if json {
+        println!("{letters:#}");
+        return;
+    }
+    if all.is_empty() {
+        println!("no dead letters");
+        return;
+    }
+    let mut table = Table::new();
+    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(["link", "collection", "_id", "since", "reason"]);
+    for letter in all {
+        let text = |key: &str| letter[key].as_str().unwrap_or_default().to_owned();
+        let link = format!("{}:{}", text("link"), text("zone"));
+        table.add_row([link, text("ns"), letter["id"].to_string(), text("parked_at"), text("reason")]);
+    }
+    println!("{table}");
+}
+
+fn tell(client: &Client, wanted: &str, selection: &Selection) -> Result<()> {
+    // What is no JSON is meant as a text.
+    let ids = selection.ids.iter().map(|id| serde_json::from_str(id).unwrap_or_else(|_| json!(id)));
+    let ids: Vec<Value> = ids.collect();
+    let body = if ids.is_empty() { json!({}) } else { json!({ "ids": ids }) };
+    client.post(&format!("/api/v1/spokes/{}/dead-letters/{wanted}", encode(&selection.zone)), &body)?;
+    println!("accepted: `spokesync dead-letters list` shows what is left");
+    Ok(())
+}

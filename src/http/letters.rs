@@ -1,0 +1,37 @@
+//! `GET /api/v1/dead-letters`, `POST /api/v1/spokes/{zone}/dead-letters/{retry,drop}`
+
+use actix_web::{HttpResponse, web};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Sources, answer, error};
+use crate::actors::coordinator::Letters;
+use crate::link::letters::{Request, Wanted};
+
+/// What a caller may send along.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Selection {
+    /// The documents' `_id`s as relaxed extended JSON; all if none is given.
+    ids: Option<Vec<Value>>,
+}
+
+pub(super) async fn list(sources: web::Data<Sources>) -> HttpResponse {
+    HttpResponse::Ok().json(sources.board.letters())
+}
+
+pub(super) async fn attend(
+    path: web::Path<(String, String)>,
+    selection: Option<web::Json<Selection>>,
+    sources: web::Data<Sources>,
+) -> HttpResponse {
+    let (zone, wanted) = path.into_inner();
+    let wanted = match wanted.as_str() {
+        "retry" => Wanted::Retry,
+        "drop" => Wanted::Drop,
+        other => return error(&mut HttpResponse::NotFound(), &format!("{other:?} is neither retry nor drop")),
+    };
+    let ids = selection.map(web::Json::into_inner).unwrap_or_default().ids;
+    let letters = Letters { zone: zone.clone(), request: Request { wanted, ids } };
+    answer(&zone, sources.coordinator.send(letters).await)
+}

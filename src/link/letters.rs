@@ -1,0 +1,124 @@
+//! What an operator wants done about dead letters: a link attends to it between its batches.
+
+use std::sync::{Mutex, PoisonError};
+
+use bson::raw::RawDocumentBuf;
+use bson::{Timestamp, rawdoc};
+use serde_json::Value;
+
+use super::apply::Applier;
+use super::load::{Load, Mark, Origin, Side};
+use crate::mongo::dead_letters::Kept;
+use crate::mongo::error::Error;
+use crate::mongo::server::Server;
+use crate::observe::status::{Cell, Letter};
+use crate::sync::fields::Fields;
+use crate::sync::key::Key;
+use crate::sync::step::{Read, Step, Write, Zones};
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The document is read anew at the source and applied; what the destination now takes is no dead letter any more.
+    Retry,
+    /// What was refused is forgotten. Later changes of the document flow again.
+    Drop,
+}
+
+/// What is to be done about which dead letters.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What.
+    pub wanted: Wanted,
+    /// The documents' `_id`s as relaxed extended JSON; all if none is given.
+    pub ids: Option<Vec<Value>>,
+}
+
+/// Requests that a link has not attended to yet.
+#[derive(Debug, Default)]
+pub struct Requests(Mutex<Vec<Request>>);
+
+impl Requests {
+    /// One more.
+    pub fn add(&self, request: Request) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+    }
+
+    fn take(&self) -> Vec<Request> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Does what was asked for.
+///
+/// # Errors
+/// If a server fails.
+pub(super) async fn attend(
+    requests: &Requests,
+    applier: &mut Applier,
+    side: &mut impl Side,
+    source: &Server,
+    zones: &Zones<'_>,
+) -> Result<(), Error> {
+    for request in requests.take() {
+        let letters = applier.parked().iter().filter(|(_, letter)| request.concerns(letter));
+        let letters: Vec<(Key, Kept)> = letters.map(|(key, letter)| (key.clone(), letter.clone())).collect();
+        for (key, letter) in letters {
+            tracing::info!(wanted = ?request.wanted, id = ?letter.id, "dead letter");
+            applier.unpark(&key);
+            if request.wanted == Wanted::Retry {
+                let step = Step {
+                    event: 0,
+                    key: key.clone(),
+                    id: letter.id.as_raw_bson_ref(),
+                    zones: zones.clone(),
+                    write: Write::Read(Read::Whole),
+                    hub_edit: Some(Fields::All),
+                };
+                let again = Again(&letter);
+                let load = Load { steps: vec![step], last: source.now().await?, ..Load::empty(&again) };
+                applier.apply(side, load).await?;
+            }
+            if !applier.parked().contains_key(&key) {
+                applier.remove_letter(side, &letter).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Request {
+    fn concerns(&self, letter: &Kept) -> bool {
+        self.ids.as_ref().is_none_or(|ids| ids.contains(&json(letter)))
+    }
+}
+
+/// Shows the dead letters of a link.
+pub(super) fn show(cell: &Cell, applier: &Applier, server: &Server) {
+    let letters = applier.parked().values().map(|letter| Letter {
+        ns: server.namespaces()[usize::from(letter.namespace)].to_string(),
+        id: json(letter),
+        code: letter.code,
+        reason: letter.message.clone(),
+        parked_at: letter.parked_at.try_to_rfc3339_string().unwrap_or_default(),
+        later_changes: letter.later_changes,
+    });
+    cell.set_dead_letters(applier.parked().len(), letters);
+}
+
+fn json(letter: &Kept) -> Value {
+    bson::Bson::try_from(letter.id.clone()).map_or(Value::Null, Value::from)
+}
+
+/// A dead letter that is tried again.
+struct Again<'l>(&'l Kept);
+
+impl Origin for Again<'_> {
+    fn before(&self, _: usize) -> Option<Mark> {
+        None
+    }
+
+    fn event(&self, _: usize) -> (RawDocumentBuf, Option<Timestamp>) {
+        (rawdoc! { "operationType": "retry", "documentKey": { "_id": self.0.id.as_raw_bson_ref() } }, None)
+    }
+}

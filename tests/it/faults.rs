@@ -1,0 +1,263 @@
+//! Servers that fail: whatever happens to one, every change arrives once, and the others do not notice.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+use bson::{Document, doc};
+use mongodb::Collection;
+use nix::sys::signal::Signal;
+use testbed::node::Options;
+use testbed::proxy::{Proxy, Wire};
+use tokio::task::JoinHandle;
+
+use super::support::events::Events;
+use super::support::site::{HUB, TRIANGLE};
+use super::support::{Site, eventually};
+
+/// An application that inserts documents one by one, and counts them on, until it is told to end. What is not acknowledged
+/// it does again.
+struct Application {
+    done: Arc<AtomicBool>,
+    changes: Arc<AtomicI32>,
+    task: JoinHandle<()>,
+}
+
+impl Application {
+    fn start(collection: Collection<Document>, zone: &'static str) -> Self {
+        let (done, changes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI32::new(0)));
+        let (ended, counted) = (done.clone(), changes.clone());
+        let task = tokio::spawn(async move {
+            let mut number = 0;
+            while !ended.load(Ordering::Relaxed) {
+                let id = format!("{zone} {number:06}");
+                let whole = doc! { "_id": &id, "_pk": zone, "n": number };
+                while collection.replace_one(doc! { "_id": &id }, whole.clone()).upsert(true).await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                number += 1;
+                counted.store(number, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        });
+        Self { done, changes, task }
+    }
+
+    fn changes(&self) -> i32 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    /// Waits until it has made so many more changes.
+    async fn go_on(&self, more: i32) {
+        let until = self.changes() + more;
+        eventually("the application goes on", async || self.changes() >= until).await;
+    }
+
+    async fn end(self) -> i32 {
+        self.done.store(true, Ordering::Relaxed);
+        self.task.await.unwrap();
+        self.changes.load(Ordering::Relaxed)
+    }
+}
+
+/// Every document is there, and the hub saw each change once: an insert, never anything else.
+async fn assert_exactly_once(site: &Site, events: Option<&mut Events>, zone: &str, changes: i32) {
+    site.assert_converged().await;
+    assert_eq!(site.zone(HUB, 0, zone).await.len(), usize::try_from(changes).unwrap());
+    let Some(events) = events else { return };
+    let seen = events.so_far().await;
+    assert_eq!(seen.len(), usize::try_from(changes).unwrap(), "change events at the hub: {:?}", seen.last());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_are_killed_restarted_and_stepped_down_and_every_change_arrives_once() {
+    let mut site = Site::own(TRIANGLE, Options::default()).await;
+    site.start().await;
+    let application = Application::start(site.at("DFW"), "DFW");
+    for name in [HUB, "HOU", "DFW"] {
+        application.go_on(100).await;
+        let node = site.nodes.get_mut(name).unwrap();
+        node.kill().unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        node.restart().await.unwrap();
+        application.go_on(20).await;
+        let step_down = doc! { "replSetStepDown": 2, "force": true };
+        site.nodes[name].admin(step_down).await.unwrap();
+    }
+    application.go_on(100).await;
+    let changes = application.end().await;
+    site.ready().await;
+    assert_exactly_once(&site, None, "DFW", changes).await;
+    assert!(!site.log().contains("panicked"), "{}", site.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_fail_in_every_way_and_every_change_arrives_once() {
+    let mut site = Site::own(TRIANGLE, Options::default()).await;
+    site.start().await;
+    let mut events = Events::watch(site.at(HUB)).await;
+    let application = Application::start(site.at("DFW"), "DFW");
+    // NotWritablePrimary, NetworkTimeout, InterruptedDueToReplStateChange, ShutdownInProgress, ExceededTimeLimit,
+    // CursorNotFound, WriteConflict, Interrupted, ReadConcernMajorityNotAvailableYet, NoSuchTransaction.
+    const CODES: [i32; 10] = [10107, 89, 11602, 91, 262, 43, 112, 11601, 134, 251];
+    const COMMANDS: [&str; 9] = [
+        "insert",
+        "update",
+        "find",
+        "aggregate",
+        "getMore",
+        "commitTransaction",
+        "abortTransaction",
+        "findAndModify",
+        "ping",
+    ];
+    let fail = async |name: &str, mut data: Document| {
+        data.insert("appName", "spokesync");
+        let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": 2 }, "data": data };
+        site.nodes[name].admin(fail).await.unwrap();
+    };
+    for command in COMMANDS {
+        for name in [HUB, "DFW", "HOU"] {
+            fail(name, doc! { "failCommands": [command], "closeConnection": true }).await;
+        }
+        application.go_on(15).await;
+    }
+    for code in CODES {
+        for name in [HUB, "DFW", "HOU"] {
+            fail(name, doc! { "failCommands": &COMMANDS[..6], "errorCode": code }).await;
+        }
+        application.go_on(15).await;
+    }
+    // The server commits and says that it does not know, or that it is not safe yet.
+    const UNKNOWN: [&str; 1] = ["commitTransaction"];
+    for name in [HUB, "HOU"] {
+        let concern = doc! { "code": 64, "errmsg": "waiting for replication timed out" };
+        fail(name, doc! { "failCommands": UNKNOWN, "writeConcernError": concern }).await;
+        application.go_on(15).await;
+        let labels = ["UnknownTransactionCommitResult"];
+        fail(name, doc! { "failCommands": UNKNOWN, "errorCode": 50, "errorLabels": labels }).await;
+        application.go_on(15).await;
+    }
+    for name in [HUB, "DFW", "HOU"] {
+        site.nodes[name].admin(doc! { "configureFailPoint": "failCommand", "mode": "off" }).await.unwrap();
+    }
+    let changes = application.end().await;
+    site.ready().await;
+    assert_exactly_once(&site, Some(&mut events), "DFW", changes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_spoke_holds_up_nobody_and_catches_up_on_a_stream_of_its_own() {
+    let mut site = Site::own(&[("DFW", &[]), ("HOU", &["DFW"]), ("BOS", &["DFW"])], Options::default()).await;
+    site.start().await;
+    site.nodes["BOS"].freeze().unwrap();
+    // More than its queue takes.
+    for start in (0..60_000).step_by(5_000) {
+        let documents = (start..start + 5_000).map(|id| doc! { "_id": id, "_pk": "DFW" });
+        site.at("DFW").insert_many(documents).await.unwrap();
+    }
+    eventually("all is at HOU", async || site.at("HOU").estimated_document_count().await.unwrap() == 60_000).await;
+    eventually("BOS is detached", async || site.log().contains("does not keep up")).await;
+    let begun = Instant::now();
+    site.at("DFW").insert_one(doc! { "_id": "late", "_pk": "DFW" }).await.unwrap();
+    eventually("HOU goes on", async || site.at("HOU").find_one(doc! { "_id": "late" }).await.unwrap().is_some()).await;
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    site.nodes["BOS"].thaw().unwrap();
+    site.ready().await;
+    site.assert_converged().await;
+    assert_eq!(site.status()["hub"]["open_streams"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wire_that_is_cut_slow_or_swallows_everything_loses_nothing() {
+    let mut site = Site::own(TRIANGLE, Options::default()).await;
+    let proxies =
+        [Proxy::to(site.nodes["DFW"].port()).await.unwrap(), Proxy::to(site.nodes[HUB].port()).await.unwrap()];
+    site.reach("DFW", &proxies[0].uri());
+    site.reach(HUB, &proxies[1].uri());
+    site.start().await;
+    let mut events = Events::watch(site.at(HUB)).await;
+    let application = Application::start(site.at("DFW"), "DFW");
+    application.go_on(50).await;
+    for proxy in &proxies {
+        for wire in [Wire::Cut, Wire::Slow(Duration::from_millis(100)), Wire::BlackHole] {
+            proxy.set(wire);
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            proxy.set(Wire::Open);
+            application.go_on(30).await;
+        }
+    }
+    let changes = application.end().await;
+    site.ready().await;
+    assert_exactly_once(&site, Some(&mut events), "DFW", changes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_with_one_configuration_apply_nothing_twice_and_the_loser_says_why() {
+    let mut site = Site::shared(TRIANGLE).await;
+    site.start().await;
+    let mut events = Events::watch(site.at(HUB)).await;
+    let application = Application::start(site.at("DFW"), "DFW");
+    let second = site.second_program();
+    application.go_on(300).await;
+    eventually("somebody lost", async || {
+        let logs = site.log() + &second.log();
+        logs.contains("another process has taken this link over")
+    })
+    .await;
+    drop(second);
+    let changes = application.end().await;
+    site.ready().await;
+    assert_exactly_once(&site, Some(&mut events), "DFW", changes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_comes_in_time_with_a_frozen_server_and_names_who_was_not_done() {
+    let mut site = Site::own(TRIANGLE, Options::default()).await;
+    site.start().await;
+    let application = Application::start(site.at("DFW"), "DFW");
+    application.go_on(50).await;
+    site.nodes["HOU"].freeze().unwrap();
+    application.go_on(50).await;
+    let begun = Instant::now();
+    let exit = site.program.take().unwrap().stop(Signal::SIGTERM, Duration::from_secs(12)).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    if exit != Some(0) {
+        assert_eq!(exit, Some(1));
+        assert!(site.log().contains("left=\"HOU\""), "{}", site.log());
+    }
+    site.nodes["HOU"].thaw().unwrap();
+    let changes = application.end().await;
+    site.start().await;
+    assert_exactly_once(&site, None, "DFW", changes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_spokes_with_old_checkpoints_open_few_streams_at_the_hub() {
+    // One server plays all of them, each with a zone of its own.
+    let zones: Vec<String> = (0..100).map(|number| format!("Z{number:02}")).collect();
+    let topology: Vec<(&str, &[&str])> = zones.iter().map(|zone| (zone.as_str(), [].as_slice())).collect();
+    let mut site = Site::crowd(&topology).await;
+    site.start().await;
+    site.stop().await;
+    // They stand minutes apart.
+    let checkpoints = site.own_collection(&zones[0], "checkpoints");
+    for (number, zone) in (0_u32..).zip(&zones) {
+        let id = format!("downlink:{zone}");
+        let saved = checkpoints.find_one(doc! { "_id": &id }).await.unwrap().unwrap();
+        let time = saved.get_timestamp("cluster_time").unwrap();
+        let earlier = format!("82{:08X}{:08X}2B0229296E04", time.time - 120 * number, time.increment);
+        let set = doc! { "$set": { "token": { "_data": earlier } } };
+        checkpoints.update_one(doc! { "_id": id }, set).await.unwrap();
+    }
+    site.launch();
+    let mut most = 0;
+    eventually("all are ready", async || {
+        let Ok(status) = site.program.as_ref().unwrap().status() else { return false };
+        most = most.max(status["hub"]["open_streams"].as_u64().unwrap());
+        site.program.as_ref().unwrap().get("/readyz").is_ok_and(|(code, _)| code == 200)
+    })
+    .await;
+    assert!((2..=5).contains(&most), "{most} streams");
+    assert_eq!(site.status()["hub"]["open_streams"], 1);
+}
