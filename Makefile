@@ -1,12 +1,13 @@
 # make demo    a hub and three spokes on this machine, with traffic, until Ctrl-C
 # make test    all tests, against real servers
 # make check   format, lints, licences
+# make soak    a random programme of faults, for as long as asked
 # make bench   speed and cost against what the same servers do by themselves
 
 export MONGOD = $(shell ./scripts/get-mongod)
 CARGO ?= cargo
 
-.PHONY: demo test check mongod bench
+.PHONY: demo test check mongod bench soak
 
 demo: mongod
 	$(CARGO) build --release --locked --bin spokesync --example demo --example vehicles
@@ -19,6 +20,11 @@ check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	./scripts/check-licences
+
+# As long as asked: make soak MINUTES=60; SOAK_SEED=… repeats one.
+MINUTES ?= 10
+soak: mongod
+	SOAK_MINUTES=$(MINUTES) $(CARGO) test --locked --test it -- soak --nocapture
 
 bench: mongod
 	$(CARGO) bench --locked --bench end_to_end

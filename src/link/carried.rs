@@ -42,6 +42,11 @@ impl Carried {
         self.0.send_replace(reached);
     }
 
+    /// True if the link has everything up to its place.
+    pub fn is_complete(&self) -> bool {
+        matches!(*self.0.borrow(), Reached::Until(_))
+    }
+
     /// Waits until the link has a place in its source's change stream: whatever changes there from now on will be carried.
     pub async fn anchored(&self, stop: &CancellationToken) -> Waited {
         self.wait(stop, |reached| (reached != Reached::Nothing).then_some(Waited::Done)).await

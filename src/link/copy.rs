@@ -45,6 +45,19 @@ pub(super) struct Job<'a> {
     /// Where the destination may have a document that the source has in this zone.
     pub(super) within: Zones<'a>,
     pub(super) policy: Policy,
+    /// An operator wants it. It can wait until the opposite link works.
+    pub(super) can_wait: bool,
+}
+
+/// How bringing a part ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It is done.
+    Done,
+    /// It was told to.
+    Stopped,
+    /// It must wait for the opposite link; what is done is done.
+    Postponed,
 }
 
 /// What is done about differences.
@@ -83,7 +96,7 @@ pub(super) async fn part(
     side: &mut impl Side,
     job: &Job<'_>,
     stop: &CancellationToken,
-) -> Result<Option<Stopped>, Error> {
+) -> Result<Ended, Error> {
     let part = Part::new(&job.source.namespaces()[usize::from(job.namespace)], job.zone);
     let resumed = applier.checkpoint().copying.clone().filter(|progress| progress.part == part);
     let start = applier.checkpoint().position.as_ref().expect("it is saved before anything is copied").seen_until();
@@ -98,7 +111,7 @@ pub(super) async fn part(
         let destination_from = job.destination.now().await?;
         while let Some((chunk, _)) = walk.follow(destination_from).await? {
             if stop.is_cancelled() {
-                return Ok(Some(Stopped));
+                return Ok(Ended::Stopped);
             }
             documents += chunk.documents;
             written += chunk.differences.len();
@@ -107,7 +120,7 @@ pub(super) async fn part(
                 let ids = chunk.differences.into_iter().map(|difference| (difference.key, difference.id)).collect();
                 match settle(applier, side, job, ids, may_delete, stop).await? {
                     Settled::Until(at) => latest = latest.max(at),
-                    Settled::Stopped => return Ok(Some(Stopped)),
+                    Settled::Not(ended) => return Ok(ended),
                 }
                 if let Some(mark) = mark {
                     applier.save(side, mark).await?;
@@ -124,13 +137,13 @@ pub(super) async fn part(
     let until = (job.policy != Policy::HubReconciles).then_some(latest);
     tracing::info!(ns = part.namespace, zone = %job.zone, documents, differed = written, "copied");
     applier.save(side, Mark::Finished { part, until }).await?;
-    Ok(None)
+    Ok(Ended::Done)
 }
 
 enum Settled {
     /// All of it, as the source had it at this time at the latest.
     Until(Timestamp),
-    Stopped,
+    Not(Ended),
 }
 
 /// Settles documents that both sides may be changing.
@@ -151,8 +164,12 @@ async fn settle(
         let mut mode = Mode { may_delete, policy: job.policy, is_guarded: round <= ROUNDS };
         match job.opposite_link_has_carried(at, stop).await? {
             Waited::Done => {}
-            Waited::Incomplete => mode.policy = Policy::OwnerPushes,
-            Waited::Stopped => return Ok(Settled::Stopped),
+            Waited::Incomplete if job.can_wait => return Ok(Settled::Not(Ended::Postponed)),
+            Waited::Incomplete => {
+                tracing::warn!(zone = %job.zone, "the downlink has lost its place as well: data wins over deletion");
+                mode.policy = Policy::OwnerPushes;
+            }
+            Waited::Stopped => return Ok(Settled::Not(Ended::Stopped)),
         }
         let (here, source_at) = walk::these(job.source_end(), &ids, job.source.now().await?).await?;
         latest = latest.max(source_at);
@@ -259,7 +276,7 @@ impl<'a> Job<'a> {
         loop {
             let carried = links.carried(Direction::Uplink).at_least(at, stop);
             match self.spoke.patiently(Direction::Downlink, carried).await {
-                Waited::Incomplete => {}
+                Waited::Incomplete if !self.can_wait => {}
                 waited => return Ok(waited),
             }
             // The owner's documents must be at the hub first.

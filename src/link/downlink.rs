@@ -12,14 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::apply::Applier;
 use super::carried::{Reached, Waited};
-use super::copy::{self, Job, Policy};
+use super::copy::{self, Ended, Job, Policy};
 use super::feed::Feed;
 use super::inbox::{Delivery, Inbox};
 use super::letters;
 use super::load::{Commit, Load, Mark, Origin, Side};
 use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, Spoke, Stopped};
 use crate::config::OnUnwatch;
-use crate::mongo::checkpoint::Part;
+use crate::mongo::checkpoint::{Part, Reconciling};
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::read::{self, Snapshot, Wanted};
 use crate::mongo::server::Server;
@@ -68,14 +68,17 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     if applier.checkpoint().position.is_none() {
         let start = tail::present_position(&side.hub).await?;
         applier.save(&mut side, Mark::Streamed(start)).await?;
-    } else if spoke.links.takes_resync(Direction::Downlink) {
-        tracing::info!("comparing everything, as an operator wants");
-        restart(&mut applier, &mut side).await?;
     }
     loop {
-        if let Some(stopped) = copy_zones(&mut applier, &mut side, &destination, stop).await? {
-            return Ok(stopped);
+        // What an operator wants to be compared can wait; what was never copied, or was lost, cannot.
+        let asked = applier.checkpoint().reconciling == Reconciling::Asked;
+        let comparing = if asked { spoke.links.compare(Direction::Downlink) } else { None };
+        if (!asked || comparing.is_some())
+            && copy_zones(&mut applier, &mut side, &destination, stop).await? == Ended::Stopped
+        {
+            return Ok(Stopped);
         }
+        drop(comparing);
         side.set_complete(&applier);
         match stream(&mut applier, &mut side, stop).await {
             Err(error) if error.failure() == Failure::HistoryLost => {
@@ -83,18 +86,30 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
                 side.cell().set_error(&error.to_string());
                 restart(&mut applier, &mut side).await?;
             }
-            result => return result,
+            Ok(None) => {
+                tracing::info!("comparing everything, as an operator wants");
+                spoke.fanout.detach(&spoke.zone);
+                applier.save(&mut side, Mark::Compares).await?;
+            }
+            Ok(Some(stopped)) => return Ok(stopped),
+            Err(error) => return Err(error),
         }
     }
 }
 
-/// Follows the hub's change stream, by the fan-out where that is possible.
-async fn stream(applier: &mut Applier, side: &mut HubSide<'_>, stop: &CancellationToken) -> Result<Stopped, Error> {
+/// Follows the hub's change stream, by the fan-out where that is possible. `None`: everything is to be compared.
+async fn stream(
+    applier: &mut Applier,
+    side: &mut HubSide<'_>,
+    stop: &CancellationToken,
+) -> Result<Option<Stopped>, Error> {
     loop {
-        let Some(inbox) = reach_fanout(applier, side, stop).await? else { return Ok(Stopped) };
+        let Some(inbox) = reach_fanout(applier, side, stop).await? else { return Ok(Some(Stopped)) };
         side.cell().set_state(State::Streaming);
-        if let Some(stopped) = empty(&inbox, applier, side, stop).await? {
-            return Ok(stopped);
+        match empty(&inbox, applier, side, stop).await? {
+            Emptied::Detached => {}
+            Emptied::Stopped => return Ok(Some(Stopped)),
+            Emptied::ShouldCompare => return Ok(None),
         }
     }
 }
@@ -128,16 +143,17 @@ async fn copy_zones(
     side: &mut HubSide<'_>,
     destination: &Server,
     stop: &CancellationToken,
-) -> Result<Option<Stopped>, Error> {
+) -> Result<Ended, Error> {
     let (hub, routes, spoke) = (side.hub.clone(), side.routes.clone(), side.spoke);
-    let Some(number) = routes.owner(spoke.zone.as_str()) else { return Ok(None) };
+    let Some(number) = routes.owner(spoke.zone.as_str()) else { return Ok(Ended::Done) };
     let held: Vec<&str> = routes.held(number).map(Zone::as_str).collect();
     let watched = routes.held(number).filter(|zone| **zone != spoke.zone);
     let reconciling = applier.checkpoint().reconciling;
-    if let Some(stopped) = leave_zones(applier, side, destination, stop).await? {
-        return Ok(Some(stopped));
+    let is_again = reconciling != Reconciling::No;
+    if leave_zones(applier, side, destination, stop).await?.is_some() {
+        return Ok(Ended::Stopped);
     }
-    if reconciling {
+    if is_again {
         forget_foreign(&hub, destination).await?;
     }
     for zone in watched.chain([&spoke.zone]) {
@@ -146,31 +162,46 @@ async fn copy_zones(
             if applier.checkpoint().copied.contains(&part) {
                 continue;
             }
-            side.set_incomplete();
-            side.cell().set_state(if reconciling { State::Reconciling } else { State::InitialSync });
+            // A zone that is new to the spoke takes nothing from what it has of its own.
+            let own = Part::new(namespace, &spoke.zone);
+            let has_own = applier.checkpoint().copied.contains(&own);
+            if reconciling == Reconciling::Lost || (reconciling == Reconciling::No && !has_own) {
+                side.set_incomplete();
+            }
+            side.cell().set_state(if is_again { State::Reconciling } else { State::InitialSync });
             let policy = match *zone == spoke.zone {
                 true => Policy::HubReconciles,
-                false if reconciling || applier.checkpoint().left.contains(&part) => Policy::WatchAgain,
+                false if is_again || applier.checkpoint().left.contains(&part) => Policy::WatchAgain,
                 false => Policy::Watch,
             };
             // The owner's documents go up first.
             if policy == Policy::HubReconciles
+                && reconciling != Reconciling::Asked
                 && spoke.patiently(Direction::Downlink, spoke.links.carried(Direction::Uplink).complete(stop)).await
                     == Waited::Stopped
             {
-                return Ok(Some(Stopped));
+                return Ok(Ended::Stopped);
             }
-            let within = Zones::Any(held.clone());
-            let job = Job { spoke, source: &hub, destination, namespace: namespace_number, zone, within, policy };
-            if let Some(stopped) = copy::part(applier, side, &job, stop).await? {
-                return Ok(Some(stopped));
+            let job = Job {
+                spoke,
+                source: &hub,
+                destination,
+                namespace: namespace_number,
+                zone,
+                within: Zones::Any(held.clone()),
+                policy,
+                can_wait: reconciling == Reconciling::Asked,
+            };
+            let ended = copy::part(applier, side, &job, stop).await?;
+            if ended != Ended::Done {
+                return Ok(ended);
             }
         }
     }
-    if reconciling {
+    if is_again {
         applier.save(side, Mark::Reconciled).await?;
     }
-    Ok(None)
+    Ok(Ended::Done)
 }
 
 /// Zones that the spoke does not watch any more: their documents stay, or go, as the configuration says.
@@ -272,18 +303,28 @@ async fn reach_fanout(
     }
 }
 
-/// Applies what comes through the inbox. Ends without `Stopped` when the spoke was detached.
+/// Why nothing more is taken from the inbox.
+enum Emptied {
+    Detached,
+    Stopped,
+    ShouldCompare,
+}
+
+/// Applies what comes through the inbox.
 async fn empty(
     inbox: &Inbox,
     applier: &mut Applier,
     side: &mut HubSide<'_>,
     stop: &CancellationToken,
-) -> Result<Option<Stopped>, Error> {
+) -> Result<Emptied, Error> {
     let mut saved = Instant::now();
     loop {
+        if side.spoke.links.should_compare(Direction::Downlink, applier.checkpoint().reconciling) {
+            return Ok(Emptied::ShouldCompare);
+        }
         let next = side.cell().pulse().while_waiting(inbox.next());
-        let Some(first) = stop.run_until_cancelled(next).await else { return Ok(Some(Stopped)) };
-        let Some(first) = first else { return Ok(None) };
+        let Some(first) = stop.run_until_cancelled(next).await else { return Ok(Emptied::Stopped) };
+        let Some(first) = first else { return Ok(Emptied::Detached) };
         let deliveries = gather(first, inbox);
         attend(applier, side).await?;
         let quiet = deliveries.iter().all(|delivery| delivery.routed.is_none());

@@ -87,6 +87,8 @@ pub enum Mark {
     },
     /// Its place in the change stream was lost: it begins here, and everything must be copied again.
     Restarted(Position),
+    /// An operator wants everything to be compared. It stays where it is in the change stream.
+    Compares,
     /// All of that is done.
     Reconciled,
     /// These parts are no longer held, and their documents stay or are gone.

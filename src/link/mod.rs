@@ -35,6 +35,7 @@ use carried::Carried;
 use letters::Requests;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::mongo::checkpoint::Reconciling;
 use crate::mongo::server::Endpoint;
 use crate::mongo::tags::Slot;
 use crate::observe::status::SpokeCell;
@@ -103,6 +104,8 @@ pub struct Links {
     uplink: Carried,
     downlink: Carried,
     resync: [AtomicBool; 2],
+    /// Both links must not compare the spoke's own zone at once: each needs the other to go on meanwhile.
+    comparing: Semaphore,
     letters: [Requests; 2],
 }
 
@@ -116,6 +119,7 @@ impl Default for Links {
             uplink: Carried::default(),
             downlink: Carried::default(),
             resync: Default::default(),
+            comparing: Semaphore::new(1),
             letters: Default::default(),
         }
     }
@@ -140,9 +144,17 @@ impl Links {
         &self.letters[direction as usize]
     }
 
-    /// True, once, if this link was asked to compare everything.
-    fn takes_resync(&self, direction: Direction) -> bool {
-        self.resync[direction as usize].swap(false, Ordering::Relaxed)
+    /// True if this link should compare everything, and the other one is in a state to go on meanwhile.
+    fn should_compare(&self, direction: Direction, reconciling: Reconciling) -> bool {
+        let is_wanted = self.resync[direction as usize].load(Ordering::Relaxed) || reconciling == Reconciling::Asked;
+        is_wanted && self.comparing.available_permits() > 0 && self.carried(direction.opposite()).is_complete()
+    }
+
+    /// Begins to compare, unless the other link does.
+    fn compare(&self, direction: Direction) -> Option<SemaphorePermit<'_>> {
+        let permit = self.comparing.try_acquire().ok()?;
+        self.resync[direction as usize].store(false, Ordering::Relaxed);
+        Some(permit)
     }
 
     /// How far one of the links has come.

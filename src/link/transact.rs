@@ -8,7 +8,7 @@ use bson::raw::{RawBson, RawDocumentBuf};
 use super::load::{Expected, Mark, Side};
 use super::progress::Progress;
 use super::walk;
-use crate::mongo::checkpoint::Checkpoint;
+use crate::mongo::checkpoint::{Checkpoint, Reconciling};
 use crate::mongo::destination::{Destination, Open, Refused, Sent};
 use crate::mongo::error::Error;
 use crate::mongo::notes::{self, Edit};
@@ -304,9 +304,14 @@ fn checkpoint_after(former: Checkpoint, ahead: &Ahead, mark: Option<&Mark>, writ
             checkpoint.position = Some(position.clone());
             checkpoint.copied.clear();
             checkpoint.copying = None;
-            checkpoint.reconciling = true;
+            checkpoint.reconciling = Reconciling::Lost;
         }
-        Some(Mark::Reconciled) => checkpoint.reconciling = false,
+        Some(Mark::Compares) => {
+            checkpoint.copied.clear();
+            checkpoint.copying = None;
+            checkpoint.reconciling = Reconciling::Asked;
+        }
+        Some(Mark::Reconciled) => checkpoint.reconciling = Reconciling::No,
         Some(Mark::Left { kept, purged }) => {
             checkpoint.copied.retain(|part| !kept.contains(part) && !purged.contains(part));
             checkpoint.left.retain(|part| !kept.contains(part) && !purged.contains(part));

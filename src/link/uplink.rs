@@ -14,12 +14,12 @@ use tracing::Instrument;
 
 use super::apply::Applier;
 use super::carried::{Reached, Waited};
-use super::copy::{self, Job, Policy};
+use super::copy::{self, Ended, Job, Policy};
 use super::letters;
 use super::load::{Commit, Load, Mark, Origin, Side};
 use super::stamp::Stamper;
 use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, REMEMBERED_DOCUMENTS, Spoke, Stopped};
-use crate::mongo::checkpoint::Part;
+use crate::mongo::checkpoint::{Part, Reconciling};
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::foreign;
 use crate::mongo::read::{self, Snapshot, Wanted};
@@ -76,14 +76,17 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     if applier.checkpoint().position.is_none() {
         let start = tail::present_position(&side.source).await?;
         applier.save(&mut side, Mark::Streamed(start)).await?;
-    } else if spoke.links.takes_resync(Direction::Uplink) {
-        tracing::info!("comparing everything, as an operator wants");
-        restart(&mut applier, &mut side).await?;
     }
     loop {
-        if let Some(stopped) = copy_own_zone(&mut applier, &mut side, &hub, stop).await? {
-            return Ok(stopped);
+        // What an operator wants to be compared can wait; what was never copied, or was lost, cannot.
+        let asked = applier.checkpoint().reconciling == Reconciling::Asked;
+        let comparing = if asked { spoke.links.compare(Direction::Uplink) } else { None };
+        if (!asked || comparing.is_some())
+            && copy_own_zone(&mut applier, &mut side, &hub, stop).await? == Ended::Stopped
+        {
+            return Ok(Stopped);
         }
+        drop(comparing);
         side.set_complete(applier.checkpoint().position.as_ref());
         match stream(&mut applier, &mut side, stop).await {
             Err(error) if error.failure() == Failure::HistoryLost => {
@@ -91,7 +94,12 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
                 side.cell().set_error(&error.to_string());
                 restart(&mut applier, &mut side).await?;
             }
-            result => return result,
+            Ok(None) => {
+                tracing::info!("comparing everything, as an operator wants");
+                applier.save(&mut side, Mark::Compares).await?;
+            }
+            Ok(Some(stopped)) => return Ok(stopped),
+            Err(error) => return Err(error),
         }
     }
 }
@@ -110,19 +118,22 @@ async fn copy_own_zone(
     side: &mut SpokeSide<'_>,
     hub: &Server,
     stop: &CancellationToken,
-) -> Result<Option<Stopped>, Error> {
+) -> Result<Ended, Error> {
     let (source, spoke) = (side.source.clone(), side.spoke);
     let reconciling = applier.checkpoint().reconciling;
     for (number, namespace) in (0u16..).zip(source.namespaces()) {
         if applier.checkpoint().copied.contains(&Part::new(namespace, &spoke.zone)) {
             continue;
         }
-        side.set_incomplete();
-        side.cell().set_state(if reconciling { State::Reconciling } else { State::InitialSync });
+        let is_first = reconciling == Reconciling::No;
+        if reconciling != Reconciling::Asked {
+            side.set_incomplete();
+        }
+        side.cell().set_state(if is_first { State::InitialSync } else { State::Reconciling });
         // What a hub application does to the zone from now on must come down, or it would be lost under the copy.
         let anchored = spoke.links.carried(Direction::Downlink).anchored(stop);
         if spoke.patiently(Direction::Uplink, anchored).await == Waited::Stopped {
-            return Ok(Some(Stopped));
+            return Ok(Ended::Stopped);
         }
         let job = Job {
             spoke,
@@ -131,20 +142,26 @@ async fn copy_own_zone(
             namespace: number,
             zone: &spoke.zone,
             within: Zones::One(spoke.zone.as_str()),
-            policy: if reconciling { Policy::OwnerReconciles } else { Policy::OwnerPushes },
+            policy: if is_first { Policy::OwnerPushes } else { Policy::OwnerReconciles },
+            can_wait: reconciling == Reconciling::Asked,
         };
-        if let Some(stopped) = copy::part(applier, side, &job, stop).await? {
-            return Ok(Some(stopped));
+        let ended = copy::part(applier, side, &job, stop).await?;
+        if ended != Ended::Done {
+            return Ok(ended);
         }
     }
-    if reconciling {
+    if reconciling != Reconciling::No {
         applier.save(side, Mark::Reconciled).await?;
     }
-    Ok(None)
+    Ok(Ended::Done)
 }
 
-/// Follows the change stream.
-async fn stream(applier: &mut Applier, side: &mut SpokeSide<'_>, stop: &CancellationToken) -> Result<Stopped, Error> {
+/// Follows the change stream. `None`: everything is to be compared.
+async fn stream(
+    applier: &mut Applier,
+    side: &mut SpokeSide<'_>,
+    stop: &CancellationToken,
+) -> Result<Option<Stopped>, Error> {
     let (rules, cell) = (side.rules, side.spoke.status.link(Direction::Uplink));
     let position = applier.checkpoint().position.clone();
     let source = Echoless::open(&side.source, position.as_ref()).await?;
@@ -154,7 +171,10 @@ async fn stream(applier: &mut Applier, side: &mut SpokeSide<'_>, stop: &Cancella
     let reader = AbortOnDropHandle::new(tokio::spawn(source.read_into(sender).in_current_span()));
     let mut saved = Instant::now();
     loop {
-        let Some(first) = stop.run_until_cancelled(replies.recv()).await else { return Ok(Stopped) };
+        if side.spoke.links.should_compare(Direction::Uplink, applier.checkpoint().reconciling) {
+            return Ok(None);
+        }
+        let Some(first) = stop.run_until_cancelled(replies.recv()).await else { return Ok(Some(Stopped)) };
         let Some(first) = first else {
             return match reader.await {
                 Ok(error) => Err(error),

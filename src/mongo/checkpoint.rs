@@ -22,13 +22,24 @@ pub struct Checkpoint {
     pub copied: Vec<Part>,
     /// How far it is in the part that it is copying.
     pub copying: Option<Progress>,
-    /// Its place in the change stream was lost, so that what it copies now it had copied before: what is missing at the source
-    /// may have been deleted there.
-    pub reconciling: bool,
+    /// Whether what it copies now it had copied before, so that what is missing at the source may have been deleted there.
+    pub reconciling: Reconciling,
     /// Zones that it held once and left where they were: they are reconciled, too, if it holds them again.
     pub left: Vec<Part>,
     /// Which collections it copied. A collection that was dropped and made again has another identity.
     pub collections: Vec<Identity>,
+}
+
+/// Why a link compares what it has copied before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reconciling {
+    /// It does not.
+    #[default]
+    No,
+    /// Its place in the change stream was lost, and with it the changes since then.
+    Lost,
+    /// An operator wants it. It has its place, and will see every change.
+    Asked,
 }
 
 /// A collection and its UUID at the source.
@@ -133,7 +144,7 @@ pub fn save(link: &Link, sequence: i64, checkpoint: &Checkpoint) -> RawDocumentB
         "copied": checkpoint.copied.iter().map(part).collect::<Vec<_>>(),
         "left": checkpoint.left.iter().map(part).collect::<Vec<_>>(),
         "collections": checkpoint.collections.iter().map(identity).collect::<Vec<_>>(),
-        "reconciling": checkpoint.reconciling,
+        "reconciling": checkpoint.reconciling.as_str(),
         "saved_at": bson::DateTime::now(),
     };
     let mut unset = Document::new();
@@ -162,6 +173,20 @@ pub fn save(link: &Link, sequence: i64, checkpoint: &Checkpoint) -> RawDocumentB
 
 fn part(part: &Part) -> Document {
     doc! { "ns": &part.namespace, "zone": part.zone.as_str() }
+}
+
+impl Reconciling {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Lost => "lost",
+            Self::Asked => "asked",
+        }
+    }
+
+    fn read(saved: &str) -> Self {
+        [Self::Lost, Self::Asked].into_iter().find(|reason| reason.as_str() == saved).unwrap_or_default()
+    }
 }
 
 fn identity(identity: &Identity) -> Document {
@@ -202,7 +227,7 @@ fn read(server: &Server, link: &Link, saved: &Document) -> Result<Checkpoint, Er
         ahead: ahead.map_err(|_| damaged(server, link, "ahead"))?,
         copied: copied.map_err(|_| damaged(server, link, "copied"))?,
         copying,
-        reconciling: saved.get_bool("reconciling").unwrap_or(false),
+        reconciling: saved.get_str("reconciling").map(Reconciling::read).unwrap_or_default(),
         left: left.map_err(|_| damaged(server, link, "left"))?,
         collections: documents(saved, "collections").filter_map(read_identity).collect(),
     })

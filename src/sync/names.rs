@@ -82,6 +82,14 @@ impl Direction {
     /// Both of them.
     pub const BOTH: [Self; 2] = [Self::Uplink, Self::Downlink];
 
+    /// The other one.
+    pub fn opposite(self) -> Self {
+        match self {
+            Self::Uplink => Self::Downlink,
+            Self::Downlink => Self::Uplink,
+        }
+    }
+
     /// `uplink` or `downlink`, as in checkpoints, logs and the status.
     pub fn as_str(self) -> &'static str {
         match self {

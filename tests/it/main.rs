@@ -15,5 +15,6 @@ mod process;
 mod quiet;
 mod refusals;
 mod rows;
+mod soak;
 mod support;
 mod tokens;

@@ -1,0 +1,281 @@
+//! A seeded random programme of writes, faults, reloads and kills, which ends by proving what was promised.
+//!
+//! It runs for a few seconds with the other tests, and for as long as asked by `make soak MINUTES=…`. It prints its seed, and
+//! `SOAK_SEED` sets it; the order of faults is then the same, though not their moments.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bson::{Bson, Document, doc};
+use mongodb::Collection;
+use nix::sys::signal::Signal;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use testbed::node::Options;
+use tokio::task::JoinHandle;
+
+use super::support::events::Events;
+use super::support::site::{HUB, Topology};
+use super::support::{LIMIT, Site, eventually};
+
+const SPOKES: Topology<'static> =
+    &[("DFW", &["HOU", "yard"]), ("HOU", &["DFW"]), ("BOS", &["DFW", "HOU"]), ("NYC", &[])];
+
+/// How many documents each application changes again and again.
+const DOCUMENTS: i32 = 300;
+
+/// How long the programme lasts with the other tests.
+const BRIEF: Duration = Duration::from_secs(40);
+
+/// One application: what it has written, and knows to be written.
+struct Application {
+    done: Arc<AtomicBool>,
+    task: JoinHandle<Written>,
+}
+
+#[derive(Default)]
+struct Written {
+    /// Documents that nobody else writes: what each must be at the end, `None` if it must be gone.
+    own: BTreeMap<String, Option<i32>>,
+    changes: u64,
+}
+
+impl Application {
+    /// Writes documents of its own in this zone, and edits those that others edit as well.
+    fn start(collection: Collection<Document>, name: &'static str, zone: &'static str, seed: u64) -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let ended = done.clone();
+        let task = tokio::spawn(async move {
+            let (mut random, mut written) = (StdRng::seed_from_u64(seed), Written::default());
+            while !ended.load(Ordering::Relaxed) {
+                let number = random.random_range(0..DOCUMENTS);
+                let value: i32 = random.random();
+                if random.random_bool(0.2) {
+                    // Its outcome may stay unknown: another application may do the same.
+                    let update = doc! { "$set": { format!("by {name}"): value, "shared": value } };
+                    let filter = doc! { "_id": format!("{zone} shared {}", number % 20), "_pk": zone };
+                    drop(collection.update_one(filter, update).upsert(name == HUB).await);
+                } else {
+                    let id = format!("{zone} {name} {number}");
+                    let value = (!random.random_bool(0.2)).then_some(value);
+                    let style = random.random_range(0..3);
+                    while !put(&collection, &id, zone, value, style).await {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                    written.own.insert(id, value);
+                }
+                written.changes += 1;
+                tokio::time::sleep(Duration::from_millis(random.random_range(1..20))).await;
+            }
+            written
+        });
+        Self { done, task }
+    }
+}
+
+/// Writes a value, such that it can be done again if the answer was lost. `false`: it may not be done.
+async fn put(collection: &Collection<Document>, id: &str, zone: &str, value: Option<i32>, style: i32) -> bool {
+    let filter = doc! { "_id": id };
+    let Some(value) = value else { return collection.delete_one(filter).await.is_ok() };
+    match style {
+        0 => {
+            let whole = doc! { "_id": id, "_pk": zone, "n": value, "nested": { "n": value } };
+            collection.replace_one(filter, whole).upsert(true).await.is_ok()
+        }
+        1 => {
+            let update = doc! { "$set": { "_pk": zone, "n": value } };
+            collection.update_one(filter, update).upsert(true).await.is_ok()
+        }
+        _ => {
+            let update = doc! { "$set": { "_pk": zone, "n": value, "nested.n": value } };
+            collection.update_one(filter, update).upsert(true).await.is_ok()
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    KillProgram,
+    StopProgram,
+    KillServer,
+    FreezeServer,
+    StepDown,
+    FailCommands,
+    LoseHistory,
+    Watch,
+    Restart,
+    PauseAndResume,
+    Resync,
+}
+
+const FAULTS: [Fault; 11] = [
+    Fault::KillProgram,
+    Fault::StopProgram,
+    Fault::KillServer,
+    Fault::FreezeServer,
+    Fault::StepDown,
+    Fault::FailCommands,
+    Fault::LoseHistory,
+    Fault::Watch,
+    Fault::Restart,
+    Fault::PauseAndResume,
+    Fault::Resync,
+];
+
+async fn make(fault: Fault, site: &mut Site, random: &mut StdRng) {
+    let names = [HUB, "DFW", "HOU", "BOS", "NYC"];
+    let name = *names.choose(random).unwrap();
+    let zone = *names[1..].choose(random).unwrap();
+    let moment = Duration::from_millis(random.random_range(50..3_000));
+    // What is answered while something else is broken does not matter here.
+    let post = |site: &Site, action: &str| {
+        drop(site.program.as_ref().unwrap().post(&format!("/api/v1/spokes/{zone}/{action}")))
+    };
+    match fault {
+        Fault::KillProgram => {
+            site.kill();
+            tokio::time::sleep(moment / 4).await;
+            site.launch();
+        }
+        Fault::StopProgram => {
+            let exit = site.program.take().unwrap().stop(Signal::SIGTERM, Duration::from_secs(11)).await.unwrap();
+            assert!(matches!(exit, Some(0 | 1)), "{exit:?}");
+            site.launch();
+        }
+        Fault::KillServer => {
+            let node = site.nodes.get_mut(name).unwrap();
+            node.kill().unwrap();
+            tokio::time::sleep(moment).await;
+            node.restart().await.unwrap();
+        }
+        Fault::FreezeServer => {
+            site.nodes[name].freeze().unwrap();
+            tokio::time::sleep(moment * 3).await;
+            site.nodes[name].thaw().unwrap();
+        }
+        Fault::StepDown => drop(site.nodes[name].admin(doc! { "replSetStepDown": 1, "force": true }).await),
+        Fault::FailCommands => {
+            let code = *[10107, 112, 43, 91, 262, 11602].choose(random).unwrap();
+            let commands = ["insert", "update", "delete", "find", "aggregate", "getMore", "commitTransaction"];
+            let mut data = doc! { "failCommands": commands.as_slice(), "appName": "spokesync" };
+            if random.random_bool(0.5) {
+                data.insert("closeConnection", true);
+            } else {
+                data.insert("errorCode", code);
+            }
+            let times = random.random_range(1..8);
+            let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": times }, "data": data };
+            drop(site.nodes[name].admin(fail).await);
+        }
+        Fault::LoseHistory => {
+            let data = doc! { "failCommands": ["getMore"], "errorCode": 136, "appName": "spokesync" };
+            let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data };
+            drop(site.nodes[name].admin(fail).await);
+        }
+        Fault::Watch => {
+            let others: Vec<&str> = names[1..].iter().copied().filter(|other| *other != zone).collect();
+            let number = random.random_range(0..=others.len());
+            let watch: Vec<&str> = others.choose_multiple(random, number).copied().collect();
+            site.watch(zone, &watch);
+            site.on_unwatch(zone, if random.random_bool(0.5) { "keep" } else { "purge" });
+            site.write_config();
+            site.program.as_ref().unwrap().process().signal(Signal::SIGHUP).unwrap();
+        }
+        Fault::Restart => post(site, "restart"),
+        Fault::PauseAndResume => {
+            post(site, "pause");
+            tokio::time::sleep(moment / 2).await;
+            post(site, "resume");
+        }
+        Fault::Resync => post(site, "resync"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_happens_all_promises_hold() {
+    let length = std::env::var("SOAK_MINUTES").ok().and_then(|minutes| minutes.parse::<u64>().ok());
+    let length = length.map_or(BRIEF, |minutes| Duration::from_secs(60 * minutes));
+    let seed = std::env::var("SOAK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    println!("SOAK_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let end = Instant::now() + length;
+    let mut site = Site::own(SPOKES, Options::default()).await;
+    site.start().await;
+    let mut rounds = 0;
+    let mut all: BTreeMap<String, (&'static str, Option<i32>)> = BTreeMap::new();
+    while Instant::now() < end || rounds == 0 {
+        rounds += 1;
+        let mut applications = Vec::new();
+        for zone in ["DFW", "HOU", "BOS", "NYC"] {
+            applications.push((zone, Application::start(site.at(zone), zone, zone, random.random())));
+        }
+        for zone in ["DFW", "HOU", "yard"] {
+            applications.push((zone, Application::start(site.at(HUB), HUB, zone, random.random())));
+        }
+        // In long programmes it is looked now and then whether all is well.
+        let until = (Instant::now() + Duration::from_secs(180)).min(end);
+        while Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..3_000))).await;
+            let fault = *FAULTS.choose(&mut random).unwrap();
+            println!("{:>6} s {fault:?}", end.saturating_duration_since(Instant::now()).as_secs());
+            make(fault, &mut site, &mut random).await;
+        }
+        for node in site.nodes.values() {
+            node.admin(doc! { "configureFailPoint": "failCommand", "mode": "off" }).await.unwrap();
+        }
+        let mut changes = 0;
+        for (zone, application) in applications {
+            application.done.store(true, Ordering::Relaxed);
+            let written = tokio::time::timeout(LIMIT, application.task).await.expect("it ends").unwrap();
+            changes += written.changes;
+            all.extend(written.own.into_iter().map(|(id, value)| (id, (zone, value))));
+        }
+        prove(&mut site, &all).await;
+        println!("round {rounds}: {changes} changes, all is well");
+    }
+    println!("SOAK_SEED={seed}: well after {rounds} rounds");
+}
+
+/// Proves the promises, once nobody writes.
+async fn prove(site: &mut Site, all: &BTreeMap<String, (&'static str, Option<i32>)>) {
+    // Halted links are tried again on a restart.
+    for zone in ["DFW", "HOU", "BOS", "NYC"] {
+        site.program.as_ref().unwrap().post(&format!("/api/v1/spokes/{zone}/restart")).unwrap();
+    }
+    site.ready().await;
+    // Convergence, byte for byte.
+    site.assert_converged().await;
+    // Nothing lost, nothing invented, and no zone's documents changed by another's.
+    for (id, (zone, value)) in all {
+        let found = site.at(HUB).find_one(doc! { "_id": id }).await.unwrap();
+        // Where both links of a spoke have lost their place at once, data wins over deletion.
+        if value.is_none() && site.log().contains("data wins over deletion") {
+            continue;
+        }
+        let found = found.as_ref().map(|document| (document.get_str("_pk").unwrap(), document.get("n").cloned()));
+        assert_eq!(found, value.map(|value| (*zone, Some(Bson::Int32(value)))), "{id}\n{}", site.log());
+    }
+    let hub = site.at(HUB).count_documents(doc! {}).await.unwrap();
+    let (own, shared) = (all.values().filter(|(_, value)| value.is_some()).count() as u64, 3 * 20);
+    assert!((own..=own + shared).contains(&hub), "{hub} documents at the hub, {own} of them known");
+    for name in [HUB, "DFW", "HOU", "BOS", "NYC"] {
+        let letters = site.own_collection(name, "dead_letters").count_documents(doc! {}).await.unwrap();
+        assert_eq!(letters, 0, "dead letters at {name}");
+    }
+    // Quiet applications mean quiet streams.
+    for name in [HUB, "DFW", "HOU", "BOS", "NYC"] {
+        let mut events = Events::watch(site.at(name)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(events.so_far().await.len(), 0, "{name} is not quiet");
+    }
+    // Bounded.
+    eventually("one change stream is left at the hub", async || site.status()["hub"]["open_streams"] == 1).await;
+    let process = site.program.as_ref().unwrap().process().id();
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim().trim_end_matches(" kB");
+    assert!(peak.parse::<u64>().unwrap() < 400_000, "{peak} kB");
+    assert!(!site.log().contains("panicked"), "{}", site.log());
+}
