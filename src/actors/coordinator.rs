@@ -132,7 +132,7 @@ impl Handles {
     pub fn new(config: &Config) -> Self {
         let sync = Arc::new(config.sync.clone());
         let board = Arc::new(Board::default());
-        let fanout = Arc::new(Fanout::new(routes(config), config.sync.catch_up_streams, board.hub_streams().clone()));
+        let fanout = Arc::new(Fanout::new(routes(config), config.sync.catch_up_streams, board.clone()));
         let links =
             u32::try_from(config.spokes.len()).unwrap_or(u32::MAX).saturating_add(MORE_SPOKES).saturating_mul(2);
         let hub_connections = links.saturating_add(2).saturating_mul(CONNECTIONS_PER_LINK);

@@ -15,6 +15,9 @@ use crate::link;
 use crate::observe::status::State;
 use crate::sync::names::Direction;
 
+/// How often progress is logged, and a short time to loss warned of.
+const PROGRESS: Duration = Duration::from_secs(60);
+
 /// Sent by the reader and the writer when their loop ended.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -129,6 +132,17 @@ impl Spoke {
         }
     }
 
+    fn report(&self) {
+        for link in Direction::BOTH {
+            let (applied, lag_s) = self.spoke.status.progress(link);
+            tracing::info!(link = link.as_str(), applied, lag_s, "progress");
+            if let Some(time) = self.spoke.status.time_to_loss(link).filter(|time| time.is_short) {
+                let seconds = time.seconds;
+                tracing::warn!(link = link.as_str(), seconds, "the checkpoint will soon have left the source's oplog");
+            }
+        }
+    }
+
     fn stop_children(&mut self) {
         for link in Direction::BOTH {
             if let Some(running) = &self.child(link).running {
@@ -163,6 +177,7 @@ impl Actor for Spoke {
         tracing::info!(hosts = self.spoke.endpoint.hosts(), "starting");
         self.start(Direction::Uplink, context);
         self.start(Direction::Downlink, context);
+        context.run_interval(PROGRESS, |spoke, _| spoke.report());
     }
 }
 

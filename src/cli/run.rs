@@ -14,19 +14,19 @@ use crate::config::environment::Variables;
 use crate::config::{Config, Source};
 use crate::http;
 use crate::mongo::server::Endpoint;
-use crate::observe::logs;
+use crate::observe::logs::{self, Logs};
 
 /// How often the reference container's lines are looked for.
 const READY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Runs until SIGTERM or SIGINT.
 pub(super) fn run(config: &Config) -> Exit {
-    logs::start(&config.log);
+    let logs = logs::start(&config.log);
     // Actors stay on this thread; loops and the driver run on the pool.
     let runtime = || {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the operating system gives threads")
     };
-    match actix::System::with_tokio_rt(runtime).block_on(serve(config)) {
+    match actix::System::with_tokio_rt(runtime).block_on(serve(config, logs)) {
         Ok(exit) => exit,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "cannot run");
@@ -35,11 +35,11 @@ pub(super) fn run(config: &Config) -> Exit {
     }
 }
 
-async fn serve(config: &Config) -> anyhow::Result<Exit> {
+async fn serve(config: &Config, logs: Logs) -> anyhow::Result<Exit> {
     let mut signals = Signals::listen()?;
     let handles = Handles::new(config);
     let coordinator = Coordinator::start(handles.clone(), config.clone());
-    let server = http::start(&config.http, handles.board.clone(), coordinator.clone())
+    let server = http::start(&config.http, handles.board.clone(), coordinator.clone(), logs)
         .with_context(|| format!("http.listen: cannot listen on {}", config.http.listen))?;
     let http = server.handle();
     let serving = actix::spawn(server);

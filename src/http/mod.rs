@@ -2,12 +2,14 @@
 //!
 //! - [`guard`]: who may do what
 //! - [`spokes`]: what an operator can have done about a spoke; [`letters`]: and about its dead letters
+//! - [`logs`]: the actors' log streams
 //!
 //! What is asked for comes from the status board: no answer waits for a server. What is to be changed is a message to the
 //! coordinator.
 
 mod guard;
 mod letters;
+mod logs;
 mod spokes;
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 
 use crate::actors::coordinator::{Coordinator, Refused};
 use crate::config::Http;
+use crate::observe::logs::Logs;
 use crate::observe::status::Board;
 
 /// What the answers are made of.
@@ -26,19 +29,23 @@ use crate::observe::status::Board;
 struct Sources {
     board: Arc<Board>,
     coordinator: Addr<Coordinator>,
+    logs: Logs,
 }
 
 /// Starts to listen.
 ///
 /// # Errors
 /// If the address cannot be listened on.
-pub fn start(http: &Http, board: Arc<Board>, coordinator: Addr<Coordinator>) -> std::io::Result<Server> {
-    let sources = Sources { board, coordinator };
+pub fn start(http: &Http, board: Arc<Board>, coordinator: Addr<Coordinator>, logs: Logs) -> std::io::Result<Server> {
+    let sources = Sources { board, coordinator, logs };
     let guard = guard::Guard::new(http.token.clone());
     let app = move || {
         let api = web::scope("/api/v1")
             .wrap(from_fn(guard::check))
             .route("/status", web::get().to(status))
+            .route("/logs", web::get().to(logs::read))
+            .route("/logs/actors", web::get().to(logs::actors))
+            .route("/logs/level", web::post().to(logs::set_level))
             .route("/dead-letters", web::get().to(letters::list))
             .route("/spokes/{zone}/dead-letters/{wanted}", web::post().to(letters::attend))
             .route("/spokes/{zone}/{action}", web::post().to(spokes::act));

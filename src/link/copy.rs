@@ -102,6 +102,8 @@ pub(super) async fn part(
     let start = applier.checkpoint().position.as_ref().expect("it is saved before anything is copied").seen_until();
     tracing::info!(ns = part.namespace, zone = %job.zone, policy = ?job.policy, resumed = resumed.is_some(), "copying");
     applier.learn_collections(job.source).await?;
+    let cell = job.spoke.status.link(if job.policy.is_up() { Direction::Uplink } else { Direction::Downlink });
+    cell.begin_copying(&part.namespace, job.zone, scan::estimate(job.source, job.source_end().area).await);
     let may_delete = job.is_the_same_collection(applier, &part).await?;
     let mut walk = Walk::new(job.source_end(), job.destination_end(), resumed.map(|progress| progress.after));
     let (mut latest, mut documents, mut written) = (start, 0, 0);
@@ -114,6 +116,7 @@ pub(super) async fn part(
                 return Ok(Ended::Stopped);
             }
             documents += chunk.documents;
+            cell.copied(chunk.documents);
             written += chunk.differences.len();
             let mark = chunk.done_up_to.map(|after| Mark::Copied(Progress { part: part.clone(), after }));
             if job.policy.is_two_way() {
@@ -137,6 +140,7 @@ pub(super) async fn part(
     let until = (job.policy != Policy::HubReconciles).then_some(latest);
     tracing::info!(ns = part.namespace, zone = %job.zone, documents, differed = written, "copied");
     applier.save(side, Mark::Finished { part, until }).await?;
+    cell.end_copying();
     Ok(Ended::Done)
 }
 

@@ -56,6 +56,7 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     letters::show(cell, &applier, &hub);
     restore_conflicts(spoke, &destination, &link, applier.claimed_at()).await?;
     drop(starting);
+    cell.resumes_at(applier.checkpoint().position.as_ref().map(Position::cluster_time));
     let mut side = HubSide {
         hub,
         spoke,

@@ -14,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 use super::Stopped;
 use super::feed::{Feed, Routed};
 use super::inbox::{Delivery, Inbox};
+use super::window;
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::server::{Endpoint, Server};
 use crate::mongo::tail;
-use crate::observe::status::{Cell, Counted, Gauge, State};
+use crate::observe::status::{Board, Cell, Counted, State};
 use crate::sync::names::Zone;
 use crate::sync::position::Position;
 use crate::sync::route::Routes;
@@ -36,7 +37,7 @@ pub struct Fanout {
     /// Counts the spokes that came to wait for that.
     arrivals: watch::Sender<u64>,
     lanes: Semaphore,
-    streams: Gauge,
+    board: Arc<Board>,
 }
 
 struct Shared {
@@ -66,8 +67,8 @@ pub struct Attachment {
 
 impl Fanout {
     /// A stream for these routes. So many spokes may be `catching_up` at once, each on a stream of its own. Streams that are
-    /// open at the hub are counted in `streams`.
-    pub fn new(routes: Routes, catching_up: usize, streams: Gauge) -> Self {
+    /// open at the hub are counted on the board.
+    pub fn new(routes: Routes, catching_up: usize, board: Arc<Board>) -> Self {
         let state = Shared {
             routes: Arc::new(routes),
             position: None,
@@ -80,7 +81,7 @@ impl Fanout {
             starts: watch::Sender::new(0),
             arrivals: watch::Sender::new(0),
             lanes: Semaphore::new(catching_up),
-            streams,
+            board,
         }
     }
 
@@ -104,7 +105,7 @@ impl Fanout {
     /// Takes one of the few places for a stream of its own.
     pub async fn lane(&self) -> Lane<'_> {
         let permit = self.lanes.acquire().await.expect("it is never closed");
-        Lane { _permit: permit, _stream: self.streams.counted() }
+        Lane { _permit: permit, _stream: self.board.hub_streams().counted() }
     }
 
     /// Attaches a spoke that stands at `position`. Waits until the stream has started.
@@ -144,10 +145,10 @@ impl Fanout {
 
     /// Gives every spoke its part of a reply. Gives it back if it is routed by what is no longer configured: a spoke that has
     /// attached meanwhile relies on the present routes.
-    fn distribute(&self, routed: Routed) -> Result<(), Routed> {
+    fn distribute(&self, routed: Routed) -> Option<Routed> {
         let mut state = self.state();
         if !Arc::ptr_eq(&state.routes, &routed.routes) {
-            return Err(routed);
+            return Some(routed);
         }
         let end = routed.batch.end().clone();
         let routed = Arc::new(routed);
@@ -162,7 +163,7 @@ impl Fanout {
             }
             kept
         });
-        Ok(())
+        None
     }
 
     /// Where the stream goes on, or starts.
@@ -247,7 +248,8 @@ pub async fn run(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &Cancellati
         Ok(feed) => feed,
         Err(error) => return Err(lost(fanout, error)),
     };
-    let _stream = fanout.streams.counted();
+    let _stream = fanout.board.hub_streams().counted();
+    let _watching = window::watch(&server, fanout.board.hub_window());
     cell.set_state(State::Streaming);
     loop {
         let Some(batch) = stop.run_until_cancelled(feed.read()).await else { return Ok(Stopped) };
@@ -257,8 +259,8 @@ pub async fn run(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &Cancellati
         loop {
             let routed = feed.route(batch, &fanout.routes(), None).await?;
             match fanout.distribute(routed) {
-                Ok(()) => break,
-                Err(routed) => batch = routed.batch,
+                None => break,
+                Some(stale) => batch = stale.batch,
             }
         }
         match last {

@@ -7,6 +7,7 @@
 //! - [`carried`]: how far each link of a spoke has come, for the other one
 //! - [`load`]: what passes between the two halves of a link; [`apply`]: a batch into a transaction, up the ladder if need be
 //! - [`letters`]: what an operator wants done about dead letters
+//! - [`window`]: how far back a source's stream can begin
 //! - [`stamp`]: partition keys for documents that have none
 //!
 //! A loop ends by an error or because it is told to stop. It never retries by itself: whoever runs it starts a new one,
@@ -26,6 +27,7 @@ pub mod stamp;
 mod transact;
 pub mod uplink;
 pub mod walk;
+mod window;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -18,6 +18,7 @@ use super::copy::{self, Ended, Job, Policy};
 use super::letters;
 use super::load::{Commit, Load, Mark, Origin, Side};
 use super::stamp::Stamper;
+use super::window;
 use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, REMEMBERED_DOCUMENTS, Spoke, Stopped};
 use crate::mongo::checkpoint::{Part, Reconciling};
 use crate::mongo::error::{Error, Failure};
@@ -72,6 +73,8 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
         wall_time: None,
     };
     drop(starting);
+    let _watching = window::watch(&side.source, spoke.status.window());
+    cell.resumes_at(applier.checkpoint().position.as_ref().map(Position::cluster_time));
     side.foreign = foreign::registered(&side.source).await?;
     if applier.checkpoint().position.is_none() {
         let start = tail::present_position(&side.source).await?;

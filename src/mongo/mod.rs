@@ -4,6 +4,7 @@
 //! - [`server`]: one replica set: connecting, checking, running a command within a time
 //! - [`tail`]: a change stream, one reply at a time
 //! - [`read`]: documents as they are at one cluster time; [`scan`]: a zone's documents in the order of their `_id`
+//! - [`window`]: how far back a change stream can begin
 //! - [`tags`]: which sessions are ours; [`checkpoint`]: how far a link is
 //! - [`statement`]: steps as the server's write commands; [`transaction`]: several commands, all or none;
 //!   [`destination`]: the one transaction that applies a batch with its checkpoint
@@ -22,3 +23,4 @@ pub mod statement;
 pub mod tags;
 pub mod tail;
 pub mod transaction;
+pub mod window;

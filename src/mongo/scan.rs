@@ -102,6 +102,17 @@ pub async fn page(
     }
 }
 
+/// About how many documents there are, if the server can count them quickly.
+pub async fn estimate(server: &Server, area: Area<'_>) -> Option<u64> {
+    const QUICKLY_MS: i32 = 1_000;
+    let namespace = &server.namespaces()[usize::from(area.namespace)];
+    let count = bson::doc! {
+        "count": &namespace.collection, "query": { server.partition_key(): area.zone.as_str() }, "maxTimeMS": QUICKLY_MS,
+    };
+    let reply = server.run("counting a zone", &server.client().database(&namespace.database), count).await.ok()?;
+    reply.get_i32("n").ok().and_then(|count| u64::try_from(count).ok())
+}
+
 /// A document's `_id`, kept.
 ///
 /// # Errors

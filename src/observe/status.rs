@@ -59,6 +59,32 @@ struct Facts {
     last_error: Option<String>,
     dead_letters: u64,
     letters: Vec<Letter>,
+    copying: Option<Copying>,
+}
+
+/// How far an initial sync or a reconcile is, in one zone of one collection.
+#[derive(Clone, Debug)]
+struct Copying {
+    zone: String,
+    ns: String,
+    documents: u64,
+    estimated: Option<u64>,
+    begun: Instant,
+}
+
+impl Copying {
+    fn view(&self) -> CopyingView {
+        let rate = self.documents as f64 / self.begun.elapsed().as_secs_f64().max(0.001);
+        let left = self.estimated.map(|estimated| estimated.saturating_sub(self.documents) as f64);
+        CopyingView {
+            zone: self.zone.clone(),
+            ns: self.ns.clone(),
+            documents: self.documents,
+            documents_estimated: self.estimated,
+            documents_per_second: rate,
+            seconds_remaining: left.filter(|_| rate > 0.0).map(|left| left / rate),
+        }
+    }
 }
 
 /// How many dead letters of one link are shown one by one.
@@ -139,9 +165,35 @@ impl Cell {
         facts.position = Some(position);
     }
 
+    /// It goes on from a checkpoint of this time of the source.
+    pub fn resumes_at(&self, checkpoint: Option<Timestamp>) {
+        let mut facts = self.facts();
+        facts.checkpoint = checkpoint.or(facts.checkpoint);
+    }
+
+    /// It begins to copy a zone of a collection, which has about so many documents.
+    pub fn begin_copying(&self, ns: &str, zone: &Zone, estimated: Option<u64>) {
+        let (zone, ns, begun) = (zone.to_string(), ns.to_owned(), Instant::now());
+        self.facts().copying = Some(Copying { zone, ns, documents: 0, estimated, begun });
+    }
+
+    /// So many documents more are copied, or compared.
+    pub fn copied(&self, more: usize) {
+        self.pulse.beat();
+        if let Some(copying) = &mut self.facts().copying {
+            copying.documents += more as u64;
+        }
+    }
+
+    /// The zone is done, or given up for now.
+    pub fn end_copying(&self) {
+        self.facts().copying = None;
+    }
+
     /// It failed, for this reason, and will start again.
     pub fn failed(&self, error: &str) {
         let mut facts = self.facts();
+        facts.copying = None;
         facts.restarts += 1;
         facts.last_error = Some(error.to_owned());
     }
@@ -191,6 +243,8 @@ impl Cell {
             lag_seconds: Self::lag_seconds(&facts),
             position: facts.position.map(show),
             checkpoint,
+            time_to_loss_seconds: None,
+            copying: facts.copying.as_ref().map(Copying::view),
             restarts: facts.restarts,
             last_error: facts.last_error.clone(),
         }
@@ -216,6 +270,8 @@ pub struct SpokeCell {
     watch: Mutex<Vec<Zone>>,
     uplink: Cell,
     downlink: Cell,
+    window: Window,
+    hub_window: Window,
 }
 
 impl SpokeCell {
@@ -227,9 +283,32 @@ impl SpokeCell {
         }
     }
 
+    /// The spoke's oplog window.
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// How close one of its links is to losing its place, if that is known.
+    pub fn time_to_loss(&self, direction: Direction) -> Option<TimeToLoss> {
+        let source = match direction {
+            Direction::Uplink => &self.window,
+            Direction::Downlink => &self.hub_window,
+        };
+        TimeToLoss::of(self.link(direction).facts().checkpoint, source.get())
+    }
+
+    /// One of its links in numbers, for the log: changes applied, seconds of lag.
+    pub fn progress(&self, direction: Direction) -> (u64, Option<f64>) {
+        let facts = self.link(direction).facts();
+        (facts.applied, Cell::lag_seconds(&facts))
+    }
+
     fn view(&self) -> SpokeView {
         let letters = self.uplink.facts().dead_letters + self.downlink.facts().dead_letters;
-        let (uplink, downlink) = (self.uplink.link_view(), self.downlink.link_view());
+        let [uplink, downlink] = Direction::BOTH.map(|direction| LinkView {
+            time_to_loss_seconds: self.time_to_loss(direction).map(|time| time.seconds),
+            ..self.link(direction).link_view()
+        });
         SpokeView {
             zone: self.zone.to_string(),
             watch: self.watch.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Zone::to_string).collect(),
@@ -254,6 +333,39 @@ fn worse(one: State, other: State) -> State {
         State::Halted => 7,
     };
     if rank(one) >= rank(other) { one } else { other }
+}
+
+/// The oplog window of a source: from when, and until when.
+#[derive(Clone, Debug, Default)]
+pub struct Window(Arc<Mutex<Option<(Timestamp, Timestamp)>>>);
+
+impl Window {
+    /// It is this now; `None` if that is not known.
+    pub fn set(&self, window: Option<(Timestamp, Timestamp)>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = window;
+    }
+
+    fn get(&self) -> Option<(Timestamp, Timestamp)> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How close a link is to losing its place in its source's change stream.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TimeToLoss {
+    /// How long it takes until its checkpoint has left the oplog, if the source goes on as it did.
+    pub seconds: f64,
+    /// Whether that is less than a quarter of the oplog window.
+    pub is_short: bool,
+}
+
+impl TimeToLoss {
+    fn of(checkpoint: Option<Timestamp>, window: Option<(Timestamp, Timestamp)>) -> Option<Self> {
+        let ((earliest, latest), checkpoint) = (window?, checkpoint?);
+        let seconds = f64::from(checkpoint.time.saturating_sub(earliest.time));
+        let whole = f64::from(latest.time.saturating_sub(earliest.time));
+        Some(Self { seconds, is_short: seconds < whole / 4.0 })
+    }
 }
 
 /// Counts things that are there for a while.
@@ -289,6 +401,7 @@ pub struct Board {
     started: Instant,
     hub: Arc<Cell>,
     hub_streams: Gauge,
+    hub_window: Window,
     configuration_error: Mutex<Option<String>>,
     spokes: DashMap<Zone, Arc<SpokeCell>>,
 }
@@ -299,6 +412,7 @@ impl Default for Board {
             started: Instant::now(),
             hub: Arc::default(),
             hub_streams: Gauge::default(),
+            hub_window: Window::default(),
             configuration_error: Mutex::default(),
             spokes: DashMap::new(),
         }
@@ -309,6 +423,11 @@ impl Board {
     /// The cell of the hub's change stream.
     pub fn hub(&self) -> &Arc<Cell> {
         &self.hub
+    }
+
+    /// The hub's oplog window.
+    pub fn hub_window(&self) -> &Window {
+        &self.hub_window
     }
 
     /// Counts the change streams that are open at the hub.
@@ -325,7 +444,8 @@ impl Board {
     pub fn add(&self, zone: &Zone, watch: &[Zone]) -> Arc<SpokeCell> {
         let cell = self.spokes.entry(zone.clone()).or_insert_with(|| {
             let (uplink, downlink) = (Cell::default(), Cell::default());
-            Arc::new(SpokeCell { zone: zone.clone(), watch: Mutex::default(), uplink, downlink })
+            let (window, hub_window) = (Window::default(), self.hub_window.clone());
+            Arc::new(SpokeCell { zone: zone.clone(), watch: Mutex::default(), uplink, downlink, window, hub_window })
         });
         *cell.watch.lock().unwrap_or_else(PoisonError::into_inner) = watch.to_vec();
         cell.clone()
@@ -435,8 +555,22 @@ struct LinkView {
     /// The source's time up to which everything is applied; the checkpoint of a quiet link is a little older.
     position: Option<String>,
     checkpoint: Option<CheckpointView>,
+    time_to_loss_seconds: Option<f64>,
+    /// How far an initial sync or a reconcile is.
+    copying: Option<CopyingView>,
     restarts: u64,
     last_error: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct CopyingView {
+    zone: String,
+    ns: String,
+    documents: u64,
+    /// How many there are, if the source could count them quickly.
+    documents_estimated: Option<u64>,
+    documents_per_second: f64,
+    seconds_remaining: Option<f64>,
 }
 
 #[derive(Clone, Debug, Serialize)]

@@ -54,6 +54,15 @@ impl Program {
         read(request.send_empty().context("no answer")?)
     }
 
+    /// What it answers to a `POST` of this.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn post_json(&self, path: &str, body: &Value) -> Result<(u16, Value)> {
+        let request = agent().post(format!("http://{}{path}", self.address));
+        read(request.send_json(body).context("no answer")?)
+    }
+
     /// Its status.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ mod fidelity;
 mod history;
 mod imports;
 mod initial;
+mod logs;
 mod process;
 mod quiet;
 mod refusals;

@@ -76,6 +76,7 @@ async fn health_readiness_and_status_have_the_agreed_form() {
         assert!(link["lag_seconds"].as_f64().unwrap() < 5.0);
         assert!(link["checkpoint"]["cluster_time"].as_str().unwrap().contains('.'));
         assert!(link["checkpoint"]["age_seconds"].is_number());
+        assert!(link["time_to_loss_seconds"].is_number(), "{link}");
         assert!(link["restarts"] == 0 && link["last_error"].is_null());
     }
 }

@@ -246,6 +246,16 @@ impl Site {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
+    /// The folder of the program's configuration.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
+    /// Where the program listens.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     fn log_file(&self) -> PathBuf {
         self.folder.path().join("log")
     }

@@ -1,0 +1,49 @@
+//! One rotating file per actor, bounded in size and number: `DFW/reader.log` and four older ones.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use file_rotate::compression::Compression;
+use file_rotate::suffix::AppendCount;
+use file_rotate::{ContentLimit, FileRotate};
+
+use super::streams::Line;
+use crate::config::LogFormat;
+
+/// A file with so many bytes is put aside.
+const FILE_BYTES: usize = 10_000_000;
+
+/// So many of those that were put aside are kept.
+const OLDER_FILES: usize = 4;
+
+/// The files of all actors.
+pub(super) struct Files {
+    directory: PathBuf,
+    format: LogFormat,
+    open: Mutex<HashMap<Arc<str>, FileRotate<AppendCount>>>,
+}
+
+impl Files {
+    pub(super) fn new(directory: &Path, format: LogFormat) -> Self {
+        Self { directory: directory.to_owned(), format, open: Mutex::default() }
+    }
+
+    /// Writes a line to its actor's file. What cannot be written is still on the console.
+    pub(super) fn write(&self, line: &Line) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = open.entry(line.actor.clone()).or_insert_with(|| {
+            let path = self.directory.join(format!("{}.log", line.actor));
+            let limit = ContentLimit::BytesSurpassed(FILE_BYTES);
+            FileRotate::new(path, AppendCount::new(OLDER_FILES), limit, Compression::None, None)
+        });
+        let written = match self.format {
+            LogFormat::Text => writeln!(file, "{line}"),
+            LogFormat::Json => writeln!(file, "{}", line.to_json()),
+        };
+        if let Err(error) = written {
+            eprintln!("cannot write the log of {} in {}: {error}", line.actor, self.directory.display());
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The log: lines with the actor that they are about, to the console, to one file per actor, and to whoever follows.
+//!
+//! - [`streams`]: each actor's last lines, and those who follow them
+//! - [`files`]: one rotating file per actor
+//! - [`levels`]: which lines are written, changeable while the process runs
+//!
+//! Which actor a line is about is told by the span that the actor was started in. It stays the same stream when the actor is
+//! replaced; the generation is in the line.
+
+mod files;
+pub mod levels;
+pub mod streams;
+
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
+
+use crate::config::{Log, LogFormat};
+use files::Files;
+use levels::Levels;
+use streams::{Line, Streams};
+
+/// Who lines are about that no actor's span surrounds.
+const NOBODY: &str = "coordinator";
+
+/// What can be seen of the log, and set, while the process runs.
+#[derive(Clone, Default)]
+pub struct Logs {
+    /// Each actor's last lines.
+    pub streams: Arc<Streams>,
+    /// Which lines are written.
+    pub levels: Arc<Levels>,
+}
+
+/// Starts logging. Libraries speak only if they warn.
+pub fn start(log: &Log) -> Logs {
+    let logs = Logs { streams: Arc::default(), levels: Arc::new(Levels::new(log.level)) };
+    let colours = std::io::stderr().is_terminal();
+    let console = match log.format {
+        LogFormat::Text => fmt::layer().with_ansi(colours).with_target(false).with_writer(std::io::stderr).boxed(),
+        LogFormat::Json => fmt::layer().json().with_target(false).with_writer(std::io::stderr).boxed(),
+    };
+    let files = log.directory.as_ref().map(|directory| Files::new(directory, log.format));
+    let cut = Cut { streams: logs.streams.clone(), files };
+    let registry = tracing_subscriber::registry();
+    registry
+        .with(cut.with_filter(levels::filter(&logs.levels)))
+        .with(console.with_filter(levels::filter(&logs.levels)))
+        .init();
+    logs
+}
+
+/// The actor that a span is about.
+#[derive(Clone, Debug)]
+struct About {
+    actor: Arc<str>,
+    generation: Option<u64>,
+}
+
+/// Cuts the log by actors.
+struct Cut {
+    streams: Arc<Streams>,
+    files: Option<Files>,
+}
+
+impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for Cut {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        let (Some(span), Some(Value::String(actor))) = (context.span(id), fields.others.get("actor")) else { return };
+        let generation = fields.others.get("generation").and_then(Value::as_u64);
+        span.extensions_mut().insert(About { actor: actor.as_str().into(), generation });
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let about = about(context.event_scope(event).into_iter().flatten());
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let line = Arc::new(Line {
+            time: now(),
+            level: *event.metadata().level(),
+            actor: about.as_ref().map_or_else(|| NOBODY.into(), |about| about.actor.clone()),
+            generation: about.and_then(|about| about.generation),
+            message: fields.message,
+            fields: fields.others,
+        });
+        if let Some(files) = &self.files {
+            files.write(&line);
+        }
+        self.streams.add(line);
+    }
+}
+
+/// The innermost of these spans that is about an actor.
+fn about<'s, S: Subscriber + LookupSpan<'s>>(
+    mut spans: impl Iterator<Item = tracing_subscriber::registry::SpanRef<'s, S>>,
+) -> Option<About> {
+    spans.find_map(|span| span.extensions().get::<About>().cloned())
+}
+
+fn now() -> String {
+    let mut text = String::new();
+    // Writing to a text does not fail.
+    if SystemTime.format_time(&mut Writer::new(&mut text)).is_err() {
+        text.clear();
+    }
+    text
+}
+
+/// The fields of a line or a span.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    others: Map<String, Value>,
+}
+
+impl Fields {
+    fn add(&mut self, field: &Field, value: Value) {
+        self.others.insert(field.name().to_owned(), value);
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            write!(self.message, "{value:?}").expect("writing to a text does not fail");
+        } else {
+            self.add(field, Value::String(format!("{value:?}")));
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.add(field, value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.add(field, value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.add(field, value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.add(field, value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.add(field, value.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing_subscriber::filter::LevelFilter;
+
+    /// Runs this with a log of its own, and tells the streams.
+    fn logged(level: LevelFilter, work: impl FnOnce(&Logs)) -> Logs {
+        let logs = Logs { streams: Arc::default(), levels: Arc::new(Levels::new(level)) };
+        let cut = Cut { streams: logs.streams.clone(), files: None };
+        let subscriber = tracing_subscriber::registry().with(cut.with_filter(levels::filter(&logs.levels)));
+        tracing::subscriber::with_default(subscriber, || work(&logs));
+        logs
+    }
+
+    fn messages(logs: &Logs, actor: &str) -> Vec<String> {
+        let stream = logs.streams.get(actor).expect("it has a stream");
+        stream.after(0).lines.iter().map(|line| line.message.clone()).collect()
+    }
+
+    #[test]
+    fn lines_of_two_spokes_never_mix() {
+        let logs = logged(LevelFilter::INFO, |_| {
+            for generation in [1_u64, 2] {
+                let one = tracing::info_span!("reader", actor = "DFW/reader", generation);
+                let two = tracing::info_span!("reader", actor = "HOU/reader", generation);
+                one.in_scope(|| tracing::info!(ns = "a.b", "dfw {generation}"));
+                two.in_scope(|| tracing::info_span!("inner").in_scope(|| tracing::info!("hou {generation}")));
+            }
+            tracing::info!("nobody's");
+        });
+        assert_eq!(messages(&logs, "DFW/reader"), ["dfw 1", "dfw 2"]);
+        assert_eq!(messages(&logs, "HOU/reader"), ["hou 1", "hou 2"]);
+        assert_eq!(messages(&logs, NOBODY), ["nobody's"]);
+        let last = logs.streams.get("DFW/reader").expect("it has a stream").after(1).lines[0].to_json();
+        assert_eq!((&last["generation"], &last["fields"]["ns"]), (&2.into(), &"a.b".into()));
+        assert_eq!(logs.streams.all().after(0).lines.len(), 5);
+    }
+
+    #[test]
+    fn the_level_can_be_set_for_one_actor_and_for_all() {
+        let say = |actor: &'static str| {
+            tracing::info_span!("span", actor).in_scope(|| tracing::debug!("quiet"));
+        };
+        let logs = logged(LevelFilter::INFO, |logs| {
+            say("DFW/reader");
+            logs.levels.set(Some("DFW/reader"), LevelFilter::DEBUG);
+            say("DFW/reader");
+            say("HOU/reader");
+            logs.levels.set(None, LevelFilter::DEBUG);
+            say("HOU/reader");
+            logs.levels.set(None, LevelFilter::WARN);
+            tracing::info!("no longer");
+        });
+        assert_eq!(messages(&logs, "DFW/reader"), ["quiet"]);
+        assert_eq!(messages(&logs, "HOU/reader"), ["quiet"]);
+        assert!(logs.streams.get(NOBODY).is_none());
+    }
+}
