@@ -1,5 +1,6 @@
 //! Asks the running process, at the address that the configuration gives.
 
+use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -45,6 +46,26 @@ impl Client {
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value> {
         let request = self.agent.post(self.uri(path)).header("authorization", self.authorization());
         self.read(request.send_json(body))
+    }
+
+    /// What it answers line by line; for as long as it goes on if that is wanted.
+    ///
+    /// # Errors
+    /// If nothing answers there, or it says no.
+    pub(super) fn lines(&self, path: &str, endless: bool) -> Result<impl BufRead + use<>> {
+        let request = self.agent.get(self.uri(path)).header("authorization", self.authorization());
+        let limit = (!endless).then_some(LIMIT);
+        let answer = request.config().timeout_global(limit).build().call();
+        let mut answer = answer.with_context(|| self.advice())?;
+        if !answer.status().is_success() {
+            let body: Value = answer.body_mut().read_json().unwrap_or_default();
+            bail!("{}", body["error"].as_str().unwrap_or("refused without a reason"));
+        }
+        Ok(BufReader::new(answer.into_body().into_reader()))
+    }
+
+    fn advice(&self) -> String {
+        format!("nothing answers at {}: is `spokesync run` running with this configuration?", self.address)
     }
 
     fn uri(&self, path: &str) -> String {

@@ -1,14 +1,18 @@
 //! The command line: one file a command.
 
 mod act;
+mod check;
 mod client;
 mod dead_letters;
+mod logs;
 mod run;
+mod status;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::Config;
 use crate::config::environment::Variables;
@@ -46,6 +50,27 @@ struct Arguments {
 enum Command {
     /// Run everything, until SIGTERM or SIGINT. SIGHUP reads the configuration again.
     Run(ConfigArgument),
+    /// Look at the configuration and at every server: what is well, and what is to be done.
+    Check(ConfigArgument),
+    /// Show hub and spokes, as the running process sees them.
+    Status {
+        #[command(flatten)]
+        config: ConfigArgument,
+        #[command(flatten)]
+        options: status::Options,
+    },
+    /// Show an actor's log.
+    Logs {
+        #[command(flatten)]
+        config: ConfigArgument,
+        #[command(flatten)]
+        options: logs::Options,
+    },
+    /// Print a script that completes commands in a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
     /// Stop a spoke's links, until they are resumed.
     Pause(ZoneArguments),
     /// Let a paused spoke go on.
@@ -105,6 +130,13 @@ pub fn main() -> Exit {
     // clap ends the process itself where the arguments are wrong, with the same exit code as ours.
     match Arguments::parse().command {
         Command::Run(config) => config.load().map_or_else(|exit| exit, |config| run::run(&config)),
+        Command::Check(config) => config.load().map_or_else(|exit| exit, |config| check::run(&config)),
+        Command::Status { config, options } => config.with(|config| status::run(config, &options)),
+        Command::Logs { config, options } => config.with(|config| logs::run(config, &options)),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "spokesync", &mut std::io::stdout());
+            Exit::Done
+        }
         Command::Pause(arguments) => arguments.act("pause"),
         Command::Resume(arguments) => arguments.act("resume"),
         Command::Restart(arguments) => arguments.act("restart"),

@@ -9,6 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::Exit;
+use super::watch::Watched;
 use crate::actors::coordinator::{Coordinator, Handles, Reload, Shutdown};
 use crate::config::environment::Variables;
 use crate::config::{Config, Source};
@@ -36,7 +37,7 @@ pub(super) fn run(config: &Config) -> Exit {
 }
 
 async fn serve(config: &Config, logs: Logs) -> anyhow::Result<Exit> {
-    let mut signals = Signals::listen()?;
+    let mut signals = Signals::listen(config)?;
     let handles = Handles::new(config);
     let coordinator = Coordinator::start(handles.clone(), config.clone());
     let server = http::start(&config.http, handles.board.clone(), coordinator.clone(), logs)
@@ -85,20 +86,26 @@ enum Wanted {
     Reload,
 }
 
-/// SIGTERM and SIGINT; SIGHUP.
+/// SIGTERM and SIGINT; SIGHUP, and changes of the file if they count.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    file: Option<Watched>,
 }
 
 impl Signals {
-    fn listen() -> anyhow::Result<Self> {
+    fn listen(config: &Config) -> anyhow::Result<Self> {
+        let file = match &config.source {
+            Source::File(file) if config.reload_on_change => Some(Watched::new(file).context("cannot watch the file")?),
+            _ => None,
+        };
         let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             hang_up: listen(SignalKind::hangup())?,
+            file,
         })
     }
 
@@ -107,7 +114,15 @@ impl Signals {
             _ = self.terminate.recv() => Wanted::Stop,
             _ = self.interrupt.recv() => Wanted::Stop,
             _ = self.hang_up.recv() => Wanted::Reload,
+            () = changed(self.file.as_mut()) => Wanted::Reload,
         }
+    }
+}
+
+async fn changed(file: Option<&mut Watched>) {
+    match file {
+        Some(file) => file.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -91,6 +91,7 @@ pub fn read(variables: &Variables) -> Result<Config, Invalid> {
             sync: Sync::default(),
             http: Http::default(),
             log: Log::default(),
+            reload_on_change: false,
             source: Source::Environment,
         }),
         _ => Err(Invalid::new("environment", problems)),

@@ -44,6 +44,7 @@ fn parse(text: &str, folder: &Path, variables: &Variables) -> Result<Config, Vec
     let http = http(&mut reader, &mut root, folder);
     let log = log(&mut reader, &mut root, folder);
     let spokes = spokes(&mut reader, &mut root, folder);
+    let reload_on_change = reader.boolean(&mut root, "reload_on_change").unwrap_or(false);
     reader.finish(root);
     unique(&mut reader, hub_uri.as_ref(), &spokes);
     match hub_uri {
@@ -53,6 +54,7 @@ fn parse(text: &str, folder: &Path, variables: &Variables) -> Result<Config, Vec
             sync,
             http,
             log,
+            reload_on_change,
             source: Source::Environment,
         }),
         _ => Err(reader.problems),

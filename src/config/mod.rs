@@ -37,6 +37,8 @@ pub struct Config {
     pub http: Http,
     /// Where the log goes.
     pub log: Log,
+    /// Whether the file is read again whenever it changes, not only on SIGHUP.
+    pub reload_on_change: bool,
     /// Where this was read, for messages.
     pub source: Source,
 }

@@ -107,6 +107,16 @@ impl<'t> Reader<'t> {
         }
     }
 
+    /// `true` or `false`.
+    pub(super) fn boolean(&mut self, table: &mut Table<'t>, key: &'static str) -> Option<bool> {
+        let (value, span) = table.take(key)?;
+        let DeValue::Boolean(value) = value else {
+            self.problem(&span, format!("{}: {key} must be true or false", table.name));
+            return None;
+        };
+        Some(value)
+    }
+
     /// A whole number within these bounds.
     pub(super) fn number(
         &mut self,

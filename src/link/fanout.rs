@@ -19,6 +19,7 @@ use crate::mongo::error::{Error, Failure};
 use crate::mongo::server::{Endpoint, Server};
 use crate::mongo::tail;
 use crate::observe::status::{Board, Cell, Counted, State};
+use crate::sync::batch::Kind;
 use crate::sync::names::Zone;
 use crate::sync::position::Position;
 use crate::sync::route::Routes;
@@ -255,6 +256,9 @@ pub async fn run(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &Cancellati
         let Some(batch) = stop.run_until_cancelled(feed.read()).await else { return Ok(Stopped) };
         let mut batch = batch.map_err(|error| lost(fanout, error))?;
         let last = batch.len().checked_sub(1).map(|last| batch.event(last).wall_time());
+        if batch.events().any(|event| event.kind() == Kind::CollectionLost) {
+            cell.set_error("a synced collection was dropped or renamed at the hub: the spokes keep its documents");
+        }
         let (events, end) = (batch.len(), batch.end().cluster_time());
         loop {
             let routed = feed.route(batch, &fanout.routes(), None).await?;

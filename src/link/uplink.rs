@@ -40,6 +40,10 @@ use crate::sync::uplink::{Decision, Owner, Uplink};
 /// at the spoke got a new session after the stream was opened.
 const ECHOES: usize = 1_000;
 
+/// What the status says then.
+const COLLECTION_LOST: &str =
+    "a synced collection was dropped or renamed at the spoke: the hub and the other spokes keep its documents";
+
 /// How often documents that are stamped may lose their stamp again before they are left for the next attempt.
 const STAMPS: u32 = 5;
 
@@ -198,6 +202,9 @@ async fn stream(
         }
         cell.received();
         let batches = Batches(batches);
+        if batches.events().any(|event| event.kind() == Kind::CollectionLost) {
+            cell.set_error(COLLECTION_LOST);
+        }
         applier.learn_collections(&side.source).await?;
         side.register_foreign(&batches).await?;
         side.wall_time = batches.events().filter_map(|event| event.wall_time()).last();

@@ -39,6 +39,8 @@ pub enum Error {
         code: Option<i32>,
         /// Whether the server says that its transaction can simply be tried again.
         again: bool,
+        /// Whether the server may have committed the transaction all the same.
+        unsure: bool,
         /// What to do about it.
         failure: Failure,
     },
@@ -102,6 +104,11 @@ impl Error {
         matches!(self, Self::Command { again: true, .. })
     }
 
+    /// True if the transaction may be committed or not, and to commit it again tells.
+    pub fn is_unsure(&self) -> bool {
+        matches!(self, Self::Command { unsure: true, .. })
+    }
+
     /// Puts a driver's error into words and classifies it.
     pub(crate) fn of_driver(server: &Arc<str>, doing: &'static str, error: &mongodb::error::Error) -> Self {
         let code = code(error);
@@ -111,6 +118,7 @@ impl Error {
             reason: describe(error),
             code,
             again: error.contains_label(mongodb::error::TRANSIENT_TRANSACTION_ERROR),
+            unsure: error.contains_label(mongodb::error::UNKNOWN_TRANSACTION_COMMIT_RESULT),
             failure: classify(error, code),
         }
     }

@@ -132,6 +132,11 @@ impl Server {
         self.client.database(&self.sync.metadata_database)
     }
 
+    /// The major and minor version.
+    pub fn version(&self) -> (i32, i32) {
+        self.version
+    }
+
     /// True if change streams say how to read paths with dots (`disambiguatedPaths`, from 6.1 on).
     pub fn disambiguates_paths(&self) -> bool {
         self.version >= (6, 1)
@@ -205,6 +210,7 @@ impl Server {
             reason: format!("error {code}: {message}"),
             code: Some(code),
             again: false,
+            unsure: false,
             failure: super::error::Failure::Transient,
         }
     }

@@ -4,7 +4,7 @@
 //! change is ours. A session is registered, majority-committed, before it is first used, so whoever sees the event of a
 //! transaction can look its tag up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bson::{Binary, Bson, Document, doc, spec::BinarySubtype};
@@ -100,15 +100,28 @@ impl Tags {
 /// Where a link's session at one server is kept between one generation of its loop and the next. It must not go back to the
 /// driver's pool, from which anything else would get it.
 #[derive(Clone, Default)]
-pub struct Slot(Arc<Mutex<Option<ClientSession>>>);
+pub struct Slot(Arc<Mutex<Sessions>>);
+
+/// A link's session, and those before it, which must not go back to the pool either.
+#[derive(Default)]
+struct Sessions {
+    present: Option<ClientSession>,
+    former: VecDeque<ClientSession>,
+}
+
+/// How long a session's registration outlives it: 60 days, longer than any oplog goes back.
+const REMEMBERED_MS: i64 = 60 * 24 * 3_600_000;
+
+/// So many former sessions are kept from the pool. Older ones have ended at the server long ago.
+const FORMER: usize = 50;
 
 /// A link's session, for as long as one generation of its loop uses it.
-pub struct TaggedSession(OwnedMutexGuard<Option<ClientSession>>);
+pub struct TaggedSession(OwnedMutexGuard<Sessions>);
 
 impl TaggedSession {
     /// The driver's session.
     pub fn get(&mut self) -> &mut ClientSession {
-        self.0.as_mut().expect("it was filled before it was given out")
+        self.0.present.as_mut().expect("it was filled before it was given out")
     }
 }
 
@@ -122,9 +135,11 @@ pub async fn tagged_session(server: &Server, link: &Link, slot: &Slot) -> Result
     // Whoever had it before is on its way out.
     let wait = async { Ok(slot.0.clone().lock_owned().await) };
     let mut slot = server.bounded("waiting for the session of its former self", wait).await?;
-    match slot.as_mut() {
-        Some(session) => super::transaction::abort(server, session).await,
-        None => *slot = Some(new_session(server, link).await?),
+    let present = new_session(server, link).await?;
+    let former = slot.present.replace(present);
+    slot.former.extend(former);
+    if slot.former.len() > FORMER {
+        slot.former.pop_front();
     }
     let mut session = TaggedSession(slot);
     kill_former(server, link, session.get()).await?;
@@ -143,26 +158,42 @@ async fn new_session(server: &Server, link: &Link) -> Result<ClientSession, Erro
     }
 }
 
-/// Ends the sessions that other processes had for the link.
+/// Ends the sessions that the link had before, and with them the transactions that they may have left open. Their
+/// registrations stay until their last change events have surely left every oplog.
 async fn kill_former(server: &Server, link: &Link, present: &ClientSession) -> Result<(), Error> {
     const AT_MOST: i32 = 1_000;
     let present = present.id().get("id").cloned().unwrap_or(Bson::Null);
+    let former = doc! { "link": link.to_string(), "_id": { "$ne": present }, "ended_at": { "$exists": false } };
     let find = doc! {
-        "find": "sessions", "filter": { "link": link.to_string(), "_id": { "$ne": present } },
-        "sort": { "opened_at": -1 }, "limit": AT_MOST, "batchSize": AT_MOST, "singleBatch": true,
+        "find": "sessions", "filter": former, "sort": { "opened_at": -1 },
+        "limit": AT_MOST, "batchSize": AT_MOST, "singleBatch": true,
     };
     let reply = server.run("reading its sessions", &server.metadata(), find).await?;
     let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
-    let former: Vec<Document> = batch
-        .into_iter()
-        .flatten()
-        .filter_map(|session| Some(doc! { "id": session.as_document()?.get("_id")?.clone() }))
-        .collect();
-    if !former.is_empty() {
-        let admin = server.client().database("admin");
-        server.run("ending the sessions of its former self", &admin, doc! { "killSessions": former }).await?;
+    let ids = batch.into_iter().flatten().filter_map(|session| session.as_document()?.get("_id"));
+    let ids: Vec<Bson> = ids.cloned().collect();
+    if ids.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let sessions: Vec<Document> = ids.iter().map(|id| doc! { "id": id }).collect();
+    let admin = server.client().database("admin");
+    match server.run("ending the sessions of its former self", &admin, doc! { "killSessions": sessions }).await {
+        // They end by themselves, a minute later.
+        Err(error) if error.code() == Some(codes::UNAUTHORIZED) => tracing::debug!(%error, "sessions not ended"),
+        result => drop(result?),
+    }
+    let now = bson::DateTime::now();
+    let ended = doc! {
+        "update": "sessions",
+        "updates": [{ "q": { "_id": { "$in": ids } }, "u": { "$set": { "ended_at": now } }, "multi": true }],
+    };
+    server.run("noting ended sessions", &server.metadata(), ended).await?;
+    let long_ago = bson::DateTime::from_millis(now.timestamp_millis().saturating_sub(REMEMBERED_MS));
+    let forget = doc! {
+        "delete": "sessions",
+        "deletes": [{ "q": { "link": link.to_string(), "ended_at": { "$lt": long_ago } }, "limit": 0 }],
+    };
+    server.run("forgetting old sessions", &server.metadata(), forget).await.map(drop)
 }
 
 /// Registers a session. `false` if it is registered for another link.

@@ -110,17 +110,26 @@ impl<'s> Transaction<'s> {
 
     /// Commits it, and tells the server's time of the commit, which is that of its change events.
     pub(super) async fn commit(self) -> Result<Timestamp, Error> {
-        let commit = self.session.commit_transaction().into_future();
-        self.server.bounded("committing a transaction", commit).await?;
+        let mut delays = delays();
+        loop {
+            let commit = self.session.commit_transaction().into_future();
+            let error = match self.server.bounded("committing a transaction", commit).await {
+                Ok(()) => break,
+                Err(error) => error,
+            };
+            // To commit it once more does no harm, and tells.
+            let Some(delay) = delays.next().filter(|_| error.is_unsure()) else { return Err(error) };
+            tokio::time::sleep(delay).await;
+        }
         let time = self.session.operation_time();
         time.ok_or_else(|| self.server.unsuitable("its answers have no operationTime"))
     }
 }
 
-/// Ends a session's transaction. Where that fails the server ends it by itself.
+/// Ends a session's transaction. Where that fails, the link's next session sees to it.
 pub(super) async fn abort(server: &Server, session: &mut ClientSession) {
     if let Err(error) = server.bounded("giving a transaction up", session.abort_transaction().into_future()).await {
-        tracing::debug!(%error, "a transaction was left to its time limit");
+        tracing::debug!(%error, "a transaction may still be open");
     }
 }
 

@@ -39,6 +39,8 @@ pub struct Site {
     spare: Vec<String>,
     /// The synced collections.
     pub namespaces: Vec<String>,
+    /// Lines for the beginning of `spokes.toml`.
+    pub first_config: String,
     /// More lines for `spokes.toml`.
     pub more_config: String,
     /// More lines for its `[http]`.
@@ -176,6 +178,7 @@ impl Site {
             on_unwatch: BTreeMap::new(),
             spare: Vec::new(),
             namespaces: vec![format!("{database}.messages")],
+            first_config: String::new(),
             more_config: String::new(),
             http_config: String::new(),
             database,
@@ -224,7 +227,7 @@ impl Site {
 
     /// Where the program's configuration is.
     pub fn write_config(&self) -> PathBuf {
-        let mut text = String::new();
+        let mut text = self.first_config.clone() + "\n";
         writeln!(text, "[hub]\nuri = {:?}", self.uris[HUB]).unwrap();
         writeln!(text, "[sync]\nnamespaces = {:?}\nmetadata_database = {:?}", self.namespaces, self.metadata())
             .unwrap();

@@ -1,0 +1,170 @@
+//! `spokesync check`: looks at every server, and says what is well and what is to be done.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bson::{Document, doc};
+
+use super::Exit;
+use crate::config::Config;
+use crate::mongo::error::Error;
+use crate::mongo::server::{Endpoint, Server};
+use crate::mongo::{tail, window};
+use crate::sync::names::Namespace;
+
+/// An oplog that holds less than this is soon too short for an outage.
+const SHORT_WINDOW: Duration = Duration::from_secs(6 * 3_600);
+
+/// Connections that a check needs.
+const CONNECTIONS: u32 = 4;
+
+/// How a finding is to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Well,
+    Warning,
+    Wrong,
+}
+
+/// One line.
+struct Finding {
+    verdict: Verdict,
+    text: String,
+}
+
+impl Finding {
+    fn well(text: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Well, text: text.into() }
+    }
+
+    fn warning(text: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Warning, text: text.into() }
+    }
+
+    fn wrong(text: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Wrong, text: text.into() }
+    }
+}
+
+pub(super) fn run(config: &Config) -> Exit {
+    println!("ok       configuration: {} spokes", config.spokes.len());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the system gives threads");
+    let findings = runtime.block_on(all(config));
+    let mut exit = Exit::Done;
+    for (server, findings) in findings {
+        for Finding { verdict, text } in findings {
+            let word = match verdict {
+                Verdict::Well => "ok",
+                Verdict::Warning => "warning",
+                Verdict::Wrong => "error",
+            };
+            println!("{word:<8} {server}: {text}");
+            if verdict == Verdict::Wrong {
+                exit = Exit::Failed;
+            }
+        }
+    }
+    exit
+}
+
+async fn all(config: &Config) -> Vec<(String, Vec<Finding>)> {
+    let sync = Arc::new(config.sync.clone());
+    let spokes = config.spokes.iter().map(|spoke| (format!("spoke {}", spoke.zone), spoke.uri.clone()));
+    let servers = std::iter::once(("hub".to_owned(), config.hub.clone())).chain(spokes);
+    let looking = servers.map(|(name, uri)| {
+        let endpoint = Endpoint::new(&name, uri, sync.clone(), CONNECTIONS);
+        async move { (name, look(&endpoint).await) }
+    });
+    futures_util::future::join_all(looking).await
+}
+
+async fn look(endpoint: &Endpoint) -> Vec<Finding> {
+    let server = match endpoint.connect().await {
+        Ok(server) => server,
+        Err(error) => return vec![Finding::wrong(reason(&error))],
+    };
+    let (major, minor) = server.version();
+    let mut findings = vec![Finding::well(format!("a replica set of MongoDB {major}.{minor} at {}", endpoint.hosts()))];
+    findings.push(match tail::present_position(&server).await {
+        Ok(_) => Finding::well("its change stream can be read"),
+        Err(error) => Finding::wrong(format!("{}; it needs find and changeStream on the collections", reason(&error))),
+    });
+    let writes = async {
+        server.prepare_metadata().await?;
+        server.tick().await
+    };
+    findings.push(match writes.await {
+        Ok(_) => Finding::well("its metadata database can be written"),
+        Err(error) => Finding::wrong(format!("{}; see the README for the privileges", reason(&error))),
+    });
+    let admin = server.client().database("admin");
+    let kill = server.run("ending no session", &admin, doc! { "killSessions": [] });
+    if let Err(error) = kill.await {
+        let advice = "without killAnySession the transaction of a killed process locks its documents for a minute";
+        findings.push(Finding::warning(format!("{}: {advice}", reason(&error))));
+    }
+    findings.push(oplog(&server).await);
+    for namespace in server.namespaces() {
+        findings.extend(indexes(&server, namespace).await);
+    }
+    findings
+}
+
+async fn oplog(server: &Server) -> Finding {
+    match window::window(server).await {
+        Ok(Some(window)) => {
+            let seconds = window.latest.time.saturating_sub(window.earliest.time);
+            let text = format!("its oplog goes back {:.1} hours", f64::from(seconds) / 3_600.0);
+            match Duration::from_secs(seconds.into()) < SHORT_WINDOW {
+                true => Finding::warning(format!("{text}: make it hold the longest outage that you want to ride out")),
+                false => Finding::well(text),
+            }
+        }
+        Ok(None) => Finding::warning("its oplog window is not known: give the privilege serverStatus"),
+        Err(error) => Finding::warning(reason(&error)),
+    }
+}
+
+async fn indexes(server: &Server, namespace: &Namespace) -> Vec<Finding> {
+    const NAMESPACE_NOT_FOUND: i32 = 26;
+    let database = server.client().database(&namespace.database);
+    let list = doc! { "listIndexes": &namespace.collection, "cursor": { "batchSize": 1_000 } };
+    let reply = match server.run("listing indexes", &database, list).await {
+        Ok(reply) => reply,
+        Err(error) if error.code() == Some(NAMESPACE_NOT_FOUND) => {
+            return vec![Finding::well(format!("{namespace} is not there yet"))];
+        }
+        Err(error) => return vec![Finding::warning(format!("{namespace}: {}", reason(&error)))],
+    };
+    let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
+    let indexes: Vec<&Document> = batch.into_iter().flatten().filter_map(bson::Bson::as_document).collect();
+    let named = |index: &Document| index.get_str("name").unwrap_or_default().to_owned();
+    let mut findings = Vec::new();
+    for index in &indexes {
+        if index.contains_key("expireAfterSeconds") {
+            let text = format!("{namespace}: {} expires documents: they are deleted everywhere", named(index));
+            findings.push(Finding::warning(text));
+        }
+        if index.get_bool("unique").unwrap_or(false) {
+            let text = format!("{namespace}: {} is unique: what breaks it becomes a dead letter", named(index));
+            findings.push(Finding::warning(text));
+        }
+    }
+    let leads = |index: &&Document| {
+        index
+            .get_document("key")
+            .is_ok_and(|key| key.keys().next().is_some_and(|first| first == server.partition_key()))
+    };
+    if !indexes.iter().any(leads) {
+        let key = server.partition_key();
+        let text = format!("{namespace}: an index on {{{key}: 1, _id: 1}} would make copying one zone of many faster");
+        findings.push(Finding::well(text));
+    }
+    findings
+}
+
+fn reason(error: &Error) -> String {
+    let text = error.to_string();
+    // The line names the server already.
+    text.split_once(": ").map_or(text.clone(), |(_, rest)| rest.to_owned())
+}

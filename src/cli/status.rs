@@ -1,0 +1,178 @@
+//! `spokesync status`: a table of hub and spokes, from the running process.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use anyhow::Result;
+use comfy_table::presets::NOTHING;
+use comfy_table::{Attribute, Cell, CellAlignment, Color, Table};
+use serde_json::Value;
+
+use super::client::Client;
+use crate::config::Config;
+
+/// How often a watched table is drawn again.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// How much of an error fits.
+const ERROR_WIDTH: usize = 70;
+
+#[derive(clap::Args)]
+pub(super) struct Options {
+    /// Draw it again every two seconds, until Ctrl-C.
+    #[arg(long)]
+    watch: bool,
+    /// As the process tells it.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(config: &Config, options: &Options) -> Result<()> {
+    let client = Client::of(config);
+    loop {
+        let status = client.get("/api/v1/status")?;
+        let text = if options.json { format!("{status:#}") } else { render(&status, std::io::stdout().is_terminal()) };
+        if options.watch && std::io::stdout().is_terminal() && !options.json {
+            // Home, the text, and nothing below it.
+            print!("\x1b[H\x1b[2J");
+        }
+        println!("{text}");
+        if !options.watch {
+            return Ok(());
+        }
+        std::thread::sleep(INTERVAL);
+    }
+}
+
+/// The table, within 80 columns.
+fn render(status: &Value, colours: bool) -> String {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header([
+        "spoke",
+        "state",
+        "up lag",
+        "rows up",
+        "down lag",
+        "rows down",
+        "loss in",
+        "dead",
+    ]);
+    for spoke in status["spokes"].as_array().into_iter().flatten() {
+        let (up, down) = (&spoke["uplink"], &spoke["downlink"]);
+        let loss = [up, down].into_iter().filter_map(|link| link["time_to_loss_seconds"].as_f64());
+        let loss = loss.min_by(f64::total_cmp);
+        table.add_row([
+            Cell::new(shorten(text(&spoke["zone"]), 16)),
+            state(text(&spoke["state"]), colours),
+            Cell::new(seconds(up["lag_seconds"].as_f64())),
+            Cell::new(text(&up["applied_total"])),
+            Cell::new(seconds(down["lag_seconds"].as_f64())),
+            Cell::new(text(&down["applied_total"])),
+            Cell::new(seconds(loss)),
+            Cell::new(text(&spoke["dead_letters"])),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let hub = &status["hub"];
+    let mut all = format!(
+        "hub {}, {} change streams, {} events, lag {}; up {}\n{table}",
+        text(&hub["state"]),
+        text(&hub["open_streams"]),
+        text(&hub["events_total"]),
+        seconds(hub["lag_seconds"].as_f64()),
+        seconds(status["uptime_seconds"].as_f64()),
+    );
+    for line in troubles(status) {
+        all += &format!("\n{line}");
+    }
+    all
+}
+
+/// What does not stream, and why.
+fn troubles(status: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut look = |name: String, link: &Value| {
+        if link["state"] != "streaming" && link["last_error"].is_string() {
+            lines.push(format!("{name}: {}", shorten(text(&link["last_error"]), ERROR_WIDTH)));
+        }
+    };
+    look("hub".to_owned(), &status["hub"]);
+    for spoke in status["spokes"].as_array().into_iter().flatten() {
+        for link in ["uplink", "downlink"] {
+            look(format!("{} {link}", text(&spoke["zone"])), &spoke[link]);
+        }
+    }
+    if status["configuration_error"].is_string() {
+        lines.push(format!("configuration: {}", text(&status["configuration_error"])));
+    }
+    lines
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn shorten(text: String, width: usize) -> String {
+    match text.char_indices().nth(width) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+fn state(state: String, colours: bool) -> Cell {
+    let colour = match state.as_str() {
+        "streaming" => Color::Green,
+        "halted" | "backoff" => Color::Red,
+        _ => Color::Yellow,
+    };
+    let cell = Cell::new(&state);
+    match colours {
+        true if state == "halted" => cell.fg(colour).add_attribute(Attribute::Bold),
+        true => cell.fg(colour),
+        false => cell,
+    }
+}
+
+/// A time in the unit that says most; `-` if it is not known.
+fn seconds(seconds: Option<f64>) -> String {
+    match seconds {
+        None => "-".to_owned(),
+        Some(seconds) if seconds < 100.0 => format!("{seconds:.1}s"),
+        Some(seconds) if seconds < 6_000.0 => format!("{:.0}m", seconds / 60.0),
+        Some(seconds) if seconds < 360_000.0 => format!("{:.0}h", seconds / 3_600.0),
+        Some(seconds) => format!("{:.0}d", seconds / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_table_fits_into_80_columns_and_names_what_is_wrong() {
+        let link = |state: &str, error: Option<&str>| {
+            json!({
+                "state": state, "lag_seconds": 1_234.5, "applied_total": 123_456_789, "time_to_loss_seconds": 86_400.0,
+                "last_error": error,
+            })
+        };
+        let long = "x".repeat(200);
+        let status = json!({
+            "uptime_seconds": 12.0,
+            "hub": { "state": "streaming", "open_streams": 1, "events_total": 5, "lag_seconds": 0.0, "last_error": null },
+            "spokes": [
+                { "zone": "a zone with a name that is long", "state": "initial_sync", "dead_letters": 12,
+                  "uplink": link("initial_sync", None), "downlink": link("backoff", Some(&long)) },
+            ],
+            "configuration_error": null,
+        });
+        let text = render(&status, false);
+        for line in text.lines().filter(|line| !line.starts_with("a zone with a name that is long downlink")) {
+            assert!(line.chars().count() <= 80, "{}: {line}", line.chars().count());
+        }
+        assert!(text.contains("long downlink: xxx") && !text.contains('\x1b'), "{text}");
+    }
+}
