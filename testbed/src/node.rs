@@ -1,5 +1,6 @@
 //! One `mongod` that is a replica set of its own.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,6 +29,8 @@ pub struct Options {
     pub replica_set: Option<String>,
     /// The address to listen on; 127.0.0.1 if not given.
     pub bind: Option<String>,
+    /// Whether users must log in. The administrator is `root` with the password `secret`.
+    pub users: bool,
     /// More arguments.
     pub arguments: Vec<String>,
 }
@@ -65,12 +68,21 @@ impl Node {
         })
         .await?;
         node.wait_for_primary().await?;
+        if node.options.users {
+            let root = doc! { "createUser": "root", "pwd": "secret", "roles": ["root"] };
+            admin.run_command(root).await.context("making the administrator")?;
+        }
         Ok(node)
     }
 
     /// The connection string.
     pub fn uri(&self) -> String {
-        format!("mongodb://127.0.0.1:{}/?replicaSet={}", self.port, self.replica_set())
+        self.uri_of(if self.options.users { "root:secret@" } else { "" })
+    }
+
+    /// The connection string of a user, given as `name:password@`.
+    pub fn uri_of(&self, user: &str) -> String {
+        format!("mongodb://{user}127.0.0.1:{}/?replicaSet={}", self.port, self.replica_set())
     }
 
     /// The port.
@@ -151,6 +163,12 @@ impl Node {
             .args(["--setParameter", "enableTestCommands=1"])
             .args(["--setParameter", "diagnosticDataCollectionEnabled=false"])
             .args(&self.options.arguments);
+        if self.options.users {
+            let key = self.folder.join("key");
+            std::fs::write(&key, "known to the members of the set alone").context("cannot write the key")?;
+            std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).context("cannot guard the key")?;
+            command.arg("--keyFile").arg(key);
+        }
         if let Some(megabytes) = self.options.oplog_megabytes {
             command.args(["--oplogSize", &megabytes.to_string()]);
         }

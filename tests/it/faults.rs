@@ -212,6 +212,51 @@ async fn two_processes_with_one_configuration_apply_nothing_twice_and_the_loser_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn wrong_credentials_halt_one_spoke_until_they_are_right_and_no_password_is_shown() {
+    let mut site = Site::own(TRIANGLE, Options { users: true, ..Options::default() }).await;
+    let least_privileges = async |name: &str| {
+        let admin = site.client(name).database("admin");
+        let collection = site.at(name).namespace();
+        let role = doc! { "createRole": "spokesync", "roles": [], "privileges": [
+            { "resource": { "db": &collection.db, "collection": &collection.coll },
+              "actions": ["find", "changeStream", "insert", "update", "remove"] },
+            { "resource": { "db": &collection.db, "collection": "" }, "actions": ["listCollections"] },
+            { "resource": { "db": site.metadata(), "collection": "" },
+              "actions": ["find", "insert", "update", "remove", "createCollection"] },
+            { "resource": { "cluster": true }, "actions": ["killAnySession", "serverStatus"] },
+        ] };
+        admin.run_command(role).await.unwrap();
+        let user = doc! { "createUser": "sync", "pwd": "hunter2", "roles": ["spokesync"] };
+        admin.run_command(user).await.unwrap();
+    };
+    for name in [HUB, "DFW", "HOU"] {
+        least_privileges(name).await;
+    }
+    for name in [HUB, "DFW", "HOU", "BOS"] {
+        let uri = site.nodes[name].uri_of("sync:hunter2@");
+        site.reach(name, &format!("{uri}&authSource=admin"));
+    }
+    site.launch();
+    let halted = async || {
+        let Ok(status) = site.program.as_ref().unwrap().status() else { return false };
+        let spokes = status["spokes"].as_array().unwrap();
+        spokes.iter().any(|spoke| spoke["zone"] == "BOS" && spoke["state"] == "halted")
+    };
+    eventually("BOS is halted", halted).await;
+    site.at("DFW").insert_one(doc! { "_id": 1, "_pk": "DFW" }).await.unwrap();
+    eventually("the others go on", async || site.at("HOU").find_one(doc! { "_id": 1 }).await.unwrap().is_some()).await;
+    let status = site.spoke_status("BOS").to_string();
+    assert!(status.to_lowercase().contains("auth"), "{status}");
+    let user = doc! { "createUser": "sync", "pwd": "hunter2", "roles": ["root"] };
+    site.client("BOS").database("admin").run_command(user).await.unwrap();
+    assert_eq!(site.program.as_ref().unwrap().post("/api/v1/spokes/BOS/restart").unwrap().0, 202);
+    site.ready().await;
+    site.assert_converged().await;
+    let everything = site.log() + &site.status().to_string() + &site.command(&["check"]).1;
+    assert!(!everything.contains("hunter2"), "{everything}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_end_comes_in_time_with_a_frozen_server_and_names_who_was_not_done() {
     let mut site = Site::own(TRIANGLE, Options::default()).await;
     site.start().await;
