@@ -4,7 +4,7 @@
 # make soak    a random programme of faults, for as long as asked
 # make bench   speed and cost against what the same servers do by themselves
 
-export MONGOD = $(shell ./scripts/get-mongod)
+demo test bench soak: export MONGOD = $(shell ./scripts/get-mongod)
 CARGO ?= cargo
 
 .PHONY: demo test check mongod bench soak

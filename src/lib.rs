@@ -13,7 +13,8 @@
 //! - [`actors`]: who runs which loop, and what happens when it ends
 //! - [`observe`]: what the outside may see; [`http`] and [`cli`] show it
 //!
-//! Imports go one way: `sync` uses nothing of ours, `mongo` uses `sync`, `link` uses both, `actors` use all three.
+//! Imports go one way: `sync` uses nothing of ours, `config` uses `sync`, `mongo` and `observe` use both, `link` uses all of
+//! these, `actors` use `link`, and `http` and `cli` come last.
 
 pub mod actors;
 pub mod cli;

@@ -98,7 +98,8 @@ async fn look(endpoint: &Endpoint) -> Vec<Finding> {
         Err(error) => Finding::wrong(format!("{}; see the README for the privileges", reason(&error))),
     });
     let admin = server.client().database("admin");
-    let kill = server.run("ending no session", &admin, doc! { "killSessions": [] });
+    let kill =
+        server.run("ending a session that nobody has", &admin, doc! { "killSessions": [{ "id": bson::Uuid::new() }] });
     if let Err(error) = kill.await {
         let advice = "without killAnySession the transaction of a killed process locks its documents for a minute";
         findings.push(Finding::warning(format!("{}: {advice}", reason(&error))));

@@ -52,6 +52,7 @@ impl Config {
             ("sync", self.sync != other.sync),
             ("http", self.http.listen != other.http.listen || token(self) != token(other)),
             ("log", self.log != other.log),
+            ("reload_on_change", self.reload_on_change != other.reload_on_change),
         ];
         sections.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }

@@ -22,7 +22,7 @@ pub(super) async fn list(sources: web::Data<Sources>) -> HttpResponse {
 
 pub(super) async fn attend(
     path: web::Path<(String, String)>,
-    selection: Option<web::Json<Selection>>,
+    body: web::Bytes,
     sources: web::Data<Sources>,
 ) -> HttpResponse {
     let (zone, wanted) = path.into_inner();
@@ -31,7 +31,17 @@ pub(super) async fn attend(
         "drop" => Wanted::Drop,
         other => return error(&mut HttpResponse::NotFound(), &format!("{other:?} is neither retry nor drop")),
     };
-    let ids = selection.map(web::Json::into_inner).unwrap_or_default().ids;
+    // What cannot be read must not pass for all of them.
+    let selection = match body.is_empty() {
+        true => Ok(Selection::default()),
+        false => serde_json::from_slice::<Selection>(&body),
+    };
+    let ids = match selection {
+        Ok(selection) => selection.ids,
+        Err(reason) => {
+            return error(&mut HttpResponse::BadRequest(), &format!("the body is not {{\"ids\": […]}}: {reason}"));
+        }
+    };
     let letters = Letters { zone: zone.clone(), request: Request { wanted, ids } };
     answer(&zone, sources.coordinator.send(letters).await)
 }

@@ -111,7 +111,7 @@ pub(super) async fn part(
         let source_at = walk.lead(start.max(job.source.now().await?)).await?;
         latest = latest.max(source_at);
         let destination_from = job.destination.now().await?;
-        while let Some((chunk, _)) = walk.follow(destination_from).await? {
+        while let Some((chunk, followed_at)) = walk.follow(destination_from).await? {
             if stop.is_cancelled() {
                 return Ok(Ended::Stopped);
             }
@@ -129,10 +129,19 @@ pub(super) async fn part(
                     applier.save(side, mark).await?;
                 }
             } else {
+                let (mut may_delete, mut source_at) = (may_delete, source_at);
+                let has_extras = chunk.differences.iter().any(|difference| difference.lead.is_none());
+                if job.policy == Policy::WatchAgain && has_extras {
+                    // Whatever applications wrote at the spoke in another zone, or moved there, must be known first.
+                    match job.uplink_has_carried(followed_at, stop).await? {
+                        Waited::Done => source_at = job.source.now().await?,
+                        Waited::Incomplete => may_delete = false,
+                        Waited::Stopped => return Ok(Ended::Stopped),
+                    }
+                }
                 let found = Found { differences: chunk.differences, source_at };
-                found
-                    .apply(applier, side, job, Mode { may_delete, policy: job.policy, is_guarded: false }, mark)
-                    .await?;
+                let mode = Mode { may_delete, policy: job.policy, is_guarded: false };
+                found.apply(applier, side, job, mode, mark).await?;
             }
         }
     }
@@ -269,6 +278,13 @@ impl<'a> Job<'a> {
         Ok(is_same)
     }
 
+    /// Waits until the uplink has gone past what the spoke had at this time.
+    async fn uplink_has_carried(&self, at: Timestamp, stop: &CancellationToken) -> Result<Waited, Error> {
+        self.destination.tick().await?;
+        let carried = self.spoke.links.carried(Direction::Uplink).at_least(at, stop);
+        Ok(self.spoke.patiently(Direction::Downlink, carried).await)
+    }
+
     /// Waits until the opposite link has brought to the source whatever the destination had at this time.
     async fn opposite_link_has_carried(&self, at: Timestamp, stop: &CancellationToken) -> Result<Waited, Error> {
         self.destination.tick().await?;
@@ -335,13 +351,15 @@ impl Found {
         if self.differences.is_empty() && end.is_none() {
             return Ok(Vec::new());
         }
-        let has_extras = self.differences.iter().any(|difference| difference.lead.is_none());
-        let protected = if has_extras { job.protected(mode.policy).await? } else { HashMap::new() };
+        let is_asked = mode.policy.is_two_way() || self.differences.iter().any(|difference| difference.lead.is_none());
+        let protected = if is_asked { job.protected(mode.policy).await? } else { HashMap::new() };
         let mut steps = Vec::new();
         let mut not_ours = Vec::new();
         for (event, difference) in self.differences.iter().enumerate() {
             let is_protected = !mode.may_delete || protected.contains_key(&difference.key);
             let write = match (difference.lead.as_deref(), difference.follow.as_deref()) {
+                // The source is not what it should be: the other link could not bring this document's changes there.
+                _ if mode.policy.is_two_way() && protected.contains_key(&difference.key) => None,
                 (Some(document), there) => Some(put(job, mode.policy, document, there)),
                 (None, _) if mode.policy == Policy::OwnerPushes => None,
                 (None, _) if mode.policy == Policy::Watch || is_protected => {

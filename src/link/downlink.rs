@@ -172,7 +172,7 @@ async fn copy_zones(
             side.cell().set_state(if is_again { State::Reconciling } else { State::InitialSync });
             let policy = match *zone == spoke.zone {
                 true => Policy::HubReconciles,
-                false if is_again || applier.checkpoint().left.contains(&part) => Policy::WatchAgain,
+                false if applier.checkpoint().left.contains(&part) => Policy::WatchAgain,
                 false => Policy::Watch,
             };
             // The owner's documents go up first.
@@ -216,17 +216,21 @@ async fn leave_zones(
     let Some(number) = routes.owner(side.spoke.zone.as_str()) else { return Ok(None) };
     let is_held = |part: &Part| routes.held(number).any(|zone| *zone == part.zone);
     let mut parts = applier.checkpoint().copied.clone();
-    parts.extend(applier.checkpoint().copying.iter().map(|progress| progress.part.clone()));
     parts.retain(|part| !is_held(part));
-    if parts.is_empty() {
-        return Ok(None);
-    }
     match side.spoke.on_unwatch {
+        OnUnwatch::Keep if parts.is_empty() => {}
         OnUnwatch::Keep => {
             applier.save(side, Mark::Left { kept: parts, purged: Vec::new() }).await?;
         }
         OnUnwatch::Purge => {
-            for part in parts {
+            // Left first, so that whatever interrupts this, it is known that the spoke no longer has all of it.
+            if !parts.is_empty() {
+                applier.save(side, Mark::Left { kept: parts.clone(), purged: Vec::new() }).await?;
+            }
+            // Also what was left before: by another policy, or in the middle of a reconcile.
+            let left = applier.checkpoint().left.iter().filter(|part| !is_held(part) && !parts.contains(part));
+            let left: Vec<Part> = left.cloned().collect();
+            for part in parts.into_iter().chain(left) {
                 if let Some(stopped) = copy::purge(applier, side, destination, &part, stop).await? {
                     return Ok(Some(stopped));
                 }

@@ -6,6 +6,7 @@
 //! - [`copy`]: the first copy of a zone, and the reconcile; [`walk`]: where two sides differ
 //! - [`carried`]: how far each link of a spoke has come, for the other one
 //! - [`load`]: what passes between the two halves of a link; [`apply`]: a batch into a transaction, up the ladder if need be
+//! - [`inbox`]: what the fan-out has for one spoke; [`progress`], [`transact`]: one batch on its way, one transaction of it
 //! - [`letters`]: what an operator wants done about dead letters
 //! - [`window`]: how far back a source's stream can begin
 //! - [`stamp`]: partition keys for documents that have none

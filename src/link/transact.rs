@@ -302,13 +302,11 @@ fn checkpoint_after(former: Checkpoint, ahead: &Ahead, mark: Option<&Mark>, writ
         Some(Mark::Copied(progress)) => checkpoint.copying = Some(progress.clone()),
         Some(Mark::Restarted(position)) => {
             checkpoint.position = Some(position.clone());
-            checkpoint.copied.clear();
-            checkpoint.copying = None;
+            forget_copied(&mut checkpoint);
             checkpoint.reconciling = Reconciling::Lost;
         }
         Some(Mark::Compares) => {
-            checkpoint.copied.clear();
-            checkpoint.copying = None;
+            forget_copied(&mut checkpoint);
             checkpoint.reconciling = Reconciling::Asked;
         }
         Some(Mark::Reconciled) => checkpoint.reconciling = Reconciling::No,
@@ -332,4 +330,45 @@ fn checkpoint_after(former: Checkpoint, ahead: &Ahead, mark: Option<&Mark>, writ
         None => {}
     }
     checkpoint
+}
+
+/// Everything must be copied again. Until it is, it counts as left: what is there was brought by this link. A first copy that
+/// was not done begins anew.
+fn forget_copied(checkpoint: &mut Checkpoint) {
+    checkpoint.copying = None;
+    for part in checkpoint.copied.drain(..) {
+        if !checkpoint.left.contains(&part) {
+            checkpoint.left.push(part);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mongo::checkpoint;
+    use crate::sync::names::{Namespace, Zone};
+
+    fn part(zone: &str) -> checkpoint::Part {
+        let namespace = Namespace { database: "a".to_owned(), collection: "b".to_owned() };
+        checkpoint::Part::new(&namespace, &Zone::new(zone))
+    }
+
+    #[test]
+    fn what_is_compared_again_is_still_known_to_be_ours() {
+        let ahead = Ahead::new(HashMap::new(), 10);
+        let progress = checkpoint::Progress { part: part("BOS"), after: RawBson::Int32(1) };
+        let before = Checkpoint {
+            copied: vec![part("DFW"), part("HOU")],
+            left: vec![part("HOU")],
+            copying: Some(progress),
+            ..Checkpoint::default()
+        };
+        let after = |former: Checkpoint, mark| checkpoint_after(former, &ahead, Some(&mark), &Written::default());
+        let compares = after(before, Mark::Compares);
+        assert_eq!((compares.copied.len(), compares.copying.is_none()), (0, true));
+        assert_eq!(compares.left, [part("HOU"), part("DFW")]);
+        let again = after(compares, Mark::Finished { part: part("DFW"), until: None });
+        assert_eq!((again.copied, again.left), (vec![part("DFW")], vec![part("HOU")]));
+    }
 }

@@ -133,6 +133,7 @@ async fn copy_own_zone(
             continue;
         }
         let is_first = reconciling == Reconciling::No;
+        let has_pushed = applier.checkpoint().left.contains(&Part::new(namespace, &spoke.zone));
         if reconciling != Reconciling::Asked {
             side.set_incomplete();
         }
@@ -149,7 +150,7 @@ async fn copy_own_zone(
             namespace: number,
             zone: &spoke.zone,
             within: Zones::One(spoke.zone.as_str()),
-            policy: if is_first { Policy::OwnerPushes } else { Policy::OwnerReconciles },
+            policy: if has_pushed { Policy::OwnerReconciles } else { Policy::OwnerPushes },
             can_wait: reconciling == Reconciling::Asked,
         };
         let ended = copy::part(applier, side, &job, stop).await?;

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use bson::raw::{RawBson, RawBsonRef, RawDocumentBuf, cstr};
-use bson::{Bson, DateTime, RawArrayBuf, Timestamp, doc, rawdoc};
+use bson::{DateTime, RawArrayBuf, Timestamp, doc, rawdoc};
 
 use super::error::Error;
 use super::server::Server;
@@ -99,15 +99,9 @@ pub struct Kept {
 pub async fn kept(server: &Server, link: &Link) -> Result<HashMap<Key, Kept>, Error> {
     let mut letters = HashMap::new();
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
-        let find = doc! {
-            "find": "dead_letters", "filter": { "_id.link": link.to_string(), "_id.ns": namespace.to_string() },
-            "projection": { "event": 0 }, "batchSize": 100_000, "singleBatch": true,
-            "readConcern": { "level": "majority" },
-        };
-        let reply = server.run("reading its dead letters", &server.metadata(), find).await?;
-        let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
-        letters
-            .extend(batch.into_iter().flatten().filter_map(Bson::as_document).filter_map(|saved| read(number, saved)));
+        let filter = doc! { "_id.link": link.to_string(), "_id.ns": namespace.to_string() };
+        let saved = server.all_of("dead_letters", filter, doc! { "event": 0 }).await?;
+        letters.extend(saved.iter().filter_map(|saved| read(number, saved)));
     }
     Ok(letters)
 }

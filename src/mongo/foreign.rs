@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
-use bson::{Bson, doc, rawdoc};
+use bson::{doc, rawdoc};
 
 use super::error::Error;
 use super::server::Server;
@@ -40,14 +40,9 @@ pub fn forget(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
 pub async fn registered(server: &Server) -> Result<HashMap<Key, RawBson>, Error> {
     let mut found = HashMap::new();
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
-        let find = doc! {
-            "find": "foreign", "filter": { "_id.ns": namespace.to_string() }, "projection": { "_id": 1 },
-            "batchSize": 100_000, "singleBatch": true, "readConcern": { "level": "majority" },
-        };
-        let reply = server.run("reading foreign documents", &server.metadata(), find).await?;
-        let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
-        for saved in batch.into_iter().flatten().filter_map(Bson::as_document) {
-            let saved = super::server::raw(saved);
+        let filter = doc! { "_id.ns": namespace.to_string() };
+        for saved in server.all_of("foreign", filter, doc! { "_id": 1 }).await? {
+            let saved = super::server::raw(&saved);
             let id = saved.get_document("_id").ok().and_then(|id| id.get("document").ok().flatten());
             found.extend(id.map(|id| (Key::new(number, id), RawBson::from(id))));
         }

@@ -180,6 +180,33 @@ impl Server {
         self.operation_time(&reply)
     }
 
+    /// All documents of one of our own collections that match, majority-committed, a page at a time.
+    pub(crate) async fn all_of(
+        &self,
+        collection: &str,
+        filter: Document,
+        projection: Document,
+    ) -> Result<Vec<Document>, Error> {
+        const PAGE: i32 = 5_000;
+        let mut all: Vec<Document> = Vec::new();
+        loop {
+            let after = all.last().and_then(|last| last.get("_id")).cloned();
+            let mut conditions = vec![filter.clone()];
+            conditions.extend(after.map(|after| doc! { "_id": { "$gt": after } }));
+            let find = doc! {
+                "find": collection, "filter": { "$and": conditions }, "projection": projection.clone(), "sort": { "_id": 1 },
+                "batchSize": PAGE, "singleBatch": true, "readConcern": { "level": "majority" },
+            };
+            let reply = self.run("reading its own collections", &self.metadata(), find).await?;
+            let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
+            let before = all.len();
+            all.extend(batch.into_iter().flatten().filter_map(Bson::as_document).cloned());
+            if all.len() == before {
+                return Ok(all);
+            }
+        }
+    }
+
     /// Makes the server's time go on, by a write that nobody looks at. Tells the new time: a change stream of this server that
     /// has come to it has brought everything before it.
     ///

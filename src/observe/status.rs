@@ -25,13 +25,13 @@ pub enum State {
     Streaming,
     /// It follows a change stream of its own, to where the others are.
     CatchingUp,
-    /// It compares both sides, because its place in the change stream is gone.
+    /// It compares both sides, because its place in the change stream is gone, or an operator wants it.
     Reconciling,
     /// It waits before it starts again.
     Backoff,
     /// Somebody paused it.
     Paused,
-    /// It cannot work before somebody changes something.
+    /// It cannot work before somebody changes something, or failed again and again. It is tried once a minute.
     Halted,
 }
 

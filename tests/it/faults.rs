@@ -219,7 +219,7 @@ async fn wrong_credentials_halt_one_spoke_until_they_are_right_and_no_password_i
         let collection = site.at(name).namespace();
         let role = doc! { "createRole": "spokesync", "roles": [], "privileges": [
             { "resource": { "db": &collection.db, "collection": &collection.coll },
-              "actions": ["find", "changeStream", "insert", "update", "remove"] },
+              "actions": ["find", "changeStream", "insert", "update", "remove", "listIndexes"] },
             { "resource": { "db": &collection.db, "collection": "" }, "actions": ["listCollections"] },
             { "resource": { "db": site.metadata(), "collection": "" },
               "actions": ["find", "insert", "update", "remove", "createCollection"] },

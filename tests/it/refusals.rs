@@ -126,6 +126,9 @@ async fn what_is_retried_brings_what_is_true_now_and_what_is_dropped_lets_later_
     let healed = site.at(HUB).find_one(doc! { "_id": "healed" }).await.unwrap().unwrap();
     assert_eq!(healed, doc! { "_id": "healed", "_pk": "DFW", "key": 2, "now": true });
     assert_eq!(letters(&site, HUB).await.len(), 2);
+    let typo = serde_json::json!({ "id": ["dropped"] });
+    let path = "/api/v1/spokes/DFW/dead-letters/drop";
+    assert_eq!(site.program.as_ref().unwrap().post_json(path, &typo).unwrap().0, 400);
     assert!(site.command(&["dead-letters", "drop", "DFW", "--id", "dropped"]).0);
     eventually("one is dropped", async || site.spoke_status("DFW")["dead_letters"] == 1).await;
     site.at("DFW").update_one(doc! { "_id": "dropped" }, doc! { "$set": { "key": 3 } }).await.unwrap();
