@@ -135,6 +135,7 @@ pub(super) async fn part(
                     // Whatever applications wrote at the spoke in another zone, or moved there, must be known first.
                     match job.uplink_has_carried(followed_at, stop).await? {
                         Waited::Done => source_at = job.source.now().await?,
+                        Waited::Incomplete if job.can_wait => return Ok(Ended::Postponed),
                         Waited::Incomplete => may_delete = false,
                         Waited::Stopped => return Ok(Ended::Stopped),
                     }
@@ -281,8 +282,19 @@ impl<'a> Job<'a> {
     /// Waits until the uplink has gone past what the spoke had at this time.
     async fn uplink_has_carried(&self, at: Timestamp, stop: &CancellationToken) -> Result<Waited, Error> {
         self.destination.tick().await?;
-        let carried = self.spoke.links.carried(Direction::Uplink).at_least(at, stop);
-        Ok(self.spoke.patiently(Direction::Downlink, carried).await)
+        let links = &self.spoke.links;
+        loop {
+            let carried = links.carried(Direction::Uplink).at_least(at, stop);
+            let waited = self.spoke.patiently(Direction::Downlink, carried).await;
+            // An uplink that has lost its place may be waiting for this link, unless that has lost its own as well.
+            if waited != Waited::Incomplete || links.carried(Direction::Downlink).is_complete() {
+                return Ok(waited);
+            }
+            let complete = links.carried(Direction::Uplink).complete(stop);
+            if self.spoke.patiently(Direction::Downlink, complete).await == Waited::Stopped {
+                return Ok(Waited::Stopped);
+            }
+        }
     }
 
     /// Waits until the opposite link has brought to the source whatever the destination had at this time.
