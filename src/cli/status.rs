@@ -62,7 +62,7 @@ fn render(status: &Value, colours: bool) -> String {
         let loss = [up, down].into_iter().filter_map(|link| link["time_to_loss_seconds"].as_f64());
         let loss = loss.min_by(f64::total_cmp);
         table.add_row([
-            Cell::new(shorten(text(&spoke["zone"]), 16)),
+            Cell::new(shorten(text(&spoke["zone"]), 14)),
             state(text(&spoke["state"]), colours),
             Cell::new(seconds(up["lag_seconds"].as_f64())),
             Cell::new(text(&up["applied_total"])),
@@ -71,6 +71,9 @@ fn render(status: &Value, colours: bool) -> String {
             Cell::new(seconds(loss)),
             Cell::new(text(&spoke["dead_letters"])),
         ]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
     }
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
