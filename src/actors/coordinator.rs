@@ -110,6 +110,8 @@ pub struct Coordinator {
     handles: Handles,
     config: Config,
     fanout: Option<Addr<HubFanout>>,
+    /// The wait for its next generation.
+    fanout_waiting: Option<SpawnHandle>,
     generation: u64,
     restarts: Restarts,
     spokes: HashMap<String, Addr<Spoke>>,
@@ -199,6 +201,7 @@ impl Coordinator {
             handles,
             config,
             fanout: None,
+            fanout_waiting: None,
             generation: 0,
             restarts: Restarts::default(),
             spokes: HashMap::new(),
@@ -213,6 +216,7 @@ impl Coordinator {
         if self.shutdown.is_some() {
             return;
         }
+        self.fanout_waiting = None;
         self.generation += 1;
         self.restarts.start(Instant::now());
         let generation = self.generation;
@@ -317,7 +321,8 @@ impl Handler<FanoutExited> for Coordinator {
         tracing::warn!(generation, %error, ?delay, "the hub's change stream ended, starting again");
         cell.failed(&error);
         cell.set_state(state);
-        context.run_later(delay, |coordinator, context| coordinator.start_fanout(context));
+        let waiting = context.run_later(delay, |coordinator, context| coordinator.start_fanout(context));
+        self.fanout_waiting = Some(waiting);
         self.go_on_stopping(context);
     }
 }
@@ -365,13 +370,25 @@ impl Handler<Reload> for Coordinator {
         let by_zone = |config: &Config| -> HashMap<Zone, config::Spoke> {
             config.spokes.iter().map(|spoke| (spoke.zone.clone(), spoke.clone())).collect()
         };
+        if self.handles.board.hub().state() == State::Halted
+            && let Some(waiting) = self.fanout_waiting.take()
+        {
+            context.cancel_future(waiting);
+            self.restarts.forget();
+            self.start_fanout(context);
+        }
         let (before, after) = (by_zone(&former), by_zone(&self.config));
         self.handles.fanout.set_routes(routes(&self.config));
         for (zone, spoke) in &before {
             let changed = match after.get(zone) {
                 None => "removed",
                 Some(present) if present != spoke => "changed",
-                Some(_) => continue,
+                Some(_) => {
+                    if let Some(running) = self.spokes.get(zone.as_str()) {
+                        running.do_send(spoke::Retry);
+                    }
+                    continue;
+                }
             };
             tracing::info!(%zone, changed, "configuration of a spoke");
             if changed == "changed" {

@@ -40,6 +40,11 @@ pub(super) struct StopChild;
 #[rtype(result = "()")]
 pub struct Stop;
 
+/// Sent by the coordinator when the configuration was read again: what halted may have been mended.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Retry;
+
 /// What an operator can have done about a spoke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -269,6 +274,23 @@ impl Handler<Act> for Spoke {
             }
         }
         Ok(())
+    }
+}
+
+impl Handler<Retry> for Spoke {
+    type Result = ();
+
+    fn handle(&mut self, _: Retry, context: &mut Self::Context) {
+        for link in Direction::BOTH {
+            if self.spoke.status.link(link).state() != State::Halted {
+                continue;
+            }
+            if let Some(waiting) = self.child(link).waiting.take() {
+                context.cancel_future(waiting);
+                self.child(link).restarts.forget();
+                self.start(link, context);
+            }
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use crate::mongo::transaction;
 use crate::sync::ahead::Ahead;
 use crate::sync::attempt::Next;
 use crate::sync::key::Key;
-use crate::sync::names::{Link, Namespace};
+use crate::sync::names::Link;
 use crate::sync::position::Position;
 use crate::sync::step::Step;
 
@@ -50,28 +50,14 @@ impl Applier {
         self.destination.checkpoint()
     }
 
-    /// Remembers, with the next checkpoint, which collections the source has, so that one which is dropped and made again is
-    /// noticed.
-    ///
-    /// # Errors
-    /// If the source does not answer.
-    pub async fn learn_collections(&mut self, source: &Server) -> Result<(), Error> {
-        let unknown = |namespace: &Namespace, known: &[Identity]| {
-            let name = namespace.to_string();
-            known.iter().all(|known| known.namespace != name).then_some(name)
-        };
-        let known = &self.checkpoint().collections;
-        if known.len() >= source.namespaces().len() {
-            return Ok(());
-        }
-        let mut learnt = known.clone();
-        for (namespace, uuid) in source.namespaces().iter().zip(source.collections().await?) {
-            if let (Some(namespace), Some(uuid)) = (unknown(namespace, known), uuid) {
-                learnt.push(Identity { namespace, uuid });
-            }
-        }
-        self.destination.set_collections(learnt);
-        Ok(())
+    /// The destination.
+    pub(super) fn server(&self) -> &Server {
+        self.destination.server()
+    }
+
+    /// Which collections the source and the destination have, to be saved with the next checkpoint.
+    pub(super) fn set_collections(&mut self, source: Vec<Identity>, here: Vec<Identity>) {
+        self.destination.set_collections(source, here);
     }
 
     /// The destination's time when the link was taken over.

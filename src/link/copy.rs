@@ -18,14 +18,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::apply::Applier;
 use super::carried::Waited;
+use super::collections;
 use super::load::{Expected, Load, Mark, Origin, Side};
 use super::walk::{self, Difference, End, Walk};
 use super::{Spoke, Stopped};
 use crate::mongo::checkpoint::{Part, Progress};
 use crate::mongo::error::Error;
-use crate::mongo::scan::{self, Area};
+use crate::mongo::scan::{self, Area, Which};
 use crate::mongo::server::Server;
-use crate::mongo::{dead_letters, foreign};
+use crate::mongo::{dead_letters, foreign, set_aside};
 use crate::sync::fields::Fields;
 use crate::sync::key::Key;
 use crate::sync::names::{Direction, Link, Zone};
@@ -101,10 +102,10 @@ pub(super) async fn part(
     let resumed = applier.checkpoint().copying.clone().filter(|progress| progress.part == part);
     let start = applier.checkpoint().position.as_ref().expect("it is saved before anything is copied").seen_until();
     tracing::info!(ns = part.namespace, zone = %job.zone, policy = ?job.policy, resumed = resumed.is_some(), "copying");
-    applier.learn_collections(job.source).await?;
+    // What a first copy finds missing is no deletion: the stream brings those.
+    let may_delete = collections::is_the_same(applier, job.source, job.namespace).await?;
     let cell = job.spoke.status.link(if job.policy.is_up() { Direction::Uplink } else { Direction::Downlink });
     cell.begin_copying(&part.namespace, job.zone, scan::estimate(job.source, job.source_end().area).await);
-    let may_delete = job.is_the_same_collection(applier, &part).await?;
     let mut walk = Walk::new(job.source_end(), job.destination_end(), resumed.map(|progress| progress.after));
     let (mut latest, mut documents, mut written) = (start, 0, 0);
     while !walk.is_finished() {
@@ -150,6 +151,7 @@ pub(super) async fn part(
     let until = (job.policy != Policy::HubReconciles).then_some(latest);
     tracing::info!(ns = part.namespace, zone = %job.zone, documents, differed = written, "copied");
     applier.save(side, Mark::Finished { part, until }).await?;
+    collections::learn(applier, side, job.source).await?;
     cell.end_copying();
     Ok(Ended::Done)
 }
@@ -212,7 +214,7 @@ pub(super) async fn purge(
         if stop.is_cancelled() {
             return Ok(Some(Stopped));
         }
-        let area = Area { namespace, zone: &part.zone, unstamped: false };
+        let area = Area { namespace, which: Which::Of(&part.zone) };
         let from = after.as_ref().map(RawBson::as_raw_bson_ref);
         let page = scan::page(spoke, area, from, None, spoke.now().await?).await?;
         let Some(last) = page.documents().next_back() else { break };
@@ -254,29 +256,12 @@ pub(super) async fn purge(
 
 impl<'a> Job<'a> {
     fn source_end(&self) -> End<'a> {
-        End { server: self.source, area: self.area(self.policy.is_up()) }
+        let which = if self.policy.is_up() { Which::OfOrUnstamped(self.zone) } else { Which::Of(self.zone) };
+        End { server: self.source, area: Area { namespace: self.namespace, which } }
     }
 
     fn destination_end(&self) -> End<'a> {
-        End { server: self.destination, area: self.area(false) }
-    }
-
-    fn area(&self, unstamped: bool) -> Area<'a> {
-        Area { namespace: self.namespace, zone: self.zone, unstamped }
-    }
-
-    /// What is missing in a collection that was dropped and made again was not deleted, as drops are never carried over.
-    async fn is_the_same_collection(&self, applier: &Applier, part: &Part) -> Result<bool, Error> {
-        let present = self.source.collections().await?[usize::from(self.namespace)];
-        let known = applier.checkpoint().collections.iter().find(|known| known.namespace == part.namespace);
-        let is_same = known.is_some_and(|known| Some(known.uuid) == present);
-        if !is_same && known.is_some() {
-            tracing::warn!(
-                ns = part.namespace,
-                "the collection is another one than before: nothing that it lacks is deleted at the other side"
-            );
-        }
-        Ok(is_same)
+        End { server: self.destination, area: Area { namespace: self.namespace, which: Which::Of(self.zone) } }
     }
 
     /// Waits until the uplink has gone past what the spoke had at this time.
@@ -386,6 +371,13 @@ impl Found {
             let hub_edit = (mode.policy == Policy::HubReconciles).then_some(Fields::All);
             let (key, id) = (difference.key.clone(), difference.id.as_raw_bson_ref());
             steps.push(Step { event, key, id, zones: job.within.clone(), write, hub_edit });
+        }
+        if mode.policy == Policy::WatchAgain {
+            // What is missing at the hub may also be what an application wrote here while nobody watched.
+            let doubtful = steps.iter().filter(|step| matches!(step.write, Write::Read(_)));
+            let follow = doubtful.filter_map(|step| self.differences[step.event].follow.as_deref());
+            let namespace = &job.source.namespaces()[usize::from(job.namespace)];
+            set_aside::keep(job.destination, namespace, &follow.collect::<Vec<_>>()).await?;
         }
         let registers = matches!(mode.policy, Policy::Watch | Policy::WatchAgain) && !not_ours.is_empty();
         let read_at = match mode.policy {

@@ -12,22 +12,23 @@ use tokio_util::sync::CancellationToken;
 
 use super::apply::Applier;
 use super::carried::{Reached, Waited};
+use super::collections;
 use super::copy::{self, Ended, Job, Policy};
 use super::feed::Feed;
 use super::inbox::{Delivery, Inbox};
 use super::letters;
 use super::load::{Commit, Load, Mark, Origin, Side};
-use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, Spoke, Stopped};
+use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, Spoke, Stopped, Turn};
 use crate::config::OnUnwatch;
 use crate::mongo::checkpoint::{Part, Reconciling};
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::read::{self, Snapshot, Wanted};
 use crate::mongo::server::Server;
 use crate::mongo::tail;
-use crate::mongo::{foreign, notes};
+use crate::mongo::{foreign, notes, set_aside};
 use crate::observe::status::{Cell, State};
 use crate::sync::ahead::Ahead;
-use crate::sync::batch::{EventRef, Malformed};
+use crate::sync::batch::{EventRef, Kind, Malformed};
 use crate::sync::conflicts::Conflicts;
 use crate::sync::downlink::{Downlink, Incoming};
 use crate::sync::fields::Fields;
@@ -55,13 +56,17 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     let mut applier = Applier::claim(&destination, &link, &spoke.links.downlink_session, &spoke.holder).await?;
     letters::show(cell, &applier, &hub);
     restore_conflicts(spoke, &destination, &link, applier.claimed_at()).await?;
+    spoke.links.foreign.load(&destination).await?;
+    set_aside::forget_old(&destination).await?;
     drop(starting);
     cell.resumes_at(applier.checkpoint().position.as_ref().map(Position::cluster_time));
+    let routes = spoke.fanout.routes();
     let mut side = HubSide {
         hub,
         spoke,
         link,
-        routes: spoke.fanout.routes(),
+        held: held(&routes, &spoke.zone),
+        routes,
         is_complete: false,
         deletable: None,
         wall_time: None,
@@ -71,12 +76,15 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
         applier.save(&mut side, Mark::Streamed(start)).await?;
     }
     loop {
+        let hub = side.hub.clone();
+        if collections::look(&mut applier, &mut side, &hub, spoke, Direction::Downlink).await? {
+            spoke.fanout.detach(&spoke.zone);
+        }
         // What an operator wants to be compared can wait; what was never copied, or was lost, cannot.
         let asked = applier.checkpoint().reconciling == Reconciling::Asked;
         let comparing = if asked { spoke.links.compare(Direction::Downlink) } else { None };
-        if (!asked || comparing.is_some())
-            && copy_zones(&mut applier, &mut side, &destination, stop).await? == Ended::Stopped
-        {
+        let only_new = asked && comparing.is_none();
+        if copy_zones(&mut applier, &mut side, &destination, only_new, stop).await? == Ended::Stopped {
             return Ok(Stopped);
         }
         drop(comparing);
@@ -87,32 +95,32 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
                 side.cell().set_error(&error.to_string());
                 restart(&mut applier, &mut side).await?;
             }
-            Ok(None) => {
+            Ok(Turn::Compare) => {
                 tracing::info!("comparing everything, as an operator wants");
                 spoke.fanout.detach(&spoke.zone);
                 applier.save(&mut side, Mark::Compares).await?;
             }
-            Ok(Some(stopped)) => return Ok(stopped),
+            Ok(Turn::Look) => {}
+            Ok(Turn::Stopped) => return Ok(Stopped),
             Err(error) => return Err(error),
         }
     }
 }
 
-/// Follows the hub's change stream, by the fan-out where that is possible. `None`: everything is to be compared.
-async fn stream(
-    applier: &mut Applier,
-    side: &mut HubSide<'_>,
-    stop: &CancellationToken,
-) -> Result<Option<Stopped>, Error> {
+/// Follows the hub's change stream, by the fan-out where that is possible.
+async fn stream(applier: &mut Applier, side: &mut HubSide<'_>, stop: &CancellationToken) -> Result<Turn, Error> {
     loop {
-        let Some(inbox) = reach_fanout(applier, side, stop).await? else { return Ok(Some(Stopped)) };
+        let Some(inbox) = reach_fanout(applier, side, stop).await? else { return Ok(Turn::Stopped) };
         side.cell().set_state(State::Streaming);
-        match empty(&inbox, applier, side, stop).await? {
-            Emptied::Detached => {}
-            Emptied::Stopped => return Ok(Some(Stopped)),
-            Emptied::ShouldCompare => return Ok(None),
+        if let Some(turn) = empty(&inbox, applier, side, stop).await? {
+            return Ok(turn);
         }
     }
+}
+
+/// The zones that a spoke holds by these routes.
+fn held(routes: &Routes, spoke: &Zone) -> Vec<Zone> {
+    routes.owner(spoke.as_str()).map(|number| routes.held(number).cloned().collect()).unwrap_or_default()
 }
 
 /// Begins at the present, once all that differs is brought.
@@ -138,18 +146,20 @@ async fn restore_conflicts(spoke: &Spoke, destination: &Server, link: &Link, now
 }
 
 /// The first copy of every zone that the spoke holds and has not copied yet: watched ones, then what the hub alone has of
-/// its own. Or, once the link has lost its place, what it missed.
+/// its own. Or, once the link has lost its place, what it missed. With `only_new`, what was never copied, while all else waits to
+/// be compared.
 async fn copy_zones(
     applier: &mut Applier,
     side: &mut HubSide<'_>,
     destination: &Server,
+    only_new: bool,
     stop: &CancellationToken,
 ) -> Result<Ended, Error> {
     let (hub, routes, spoke) = (side.hub.clone(), side.routes.clone(), side.spoke);
     let Some(number) = routes.owner(spoke.zone.as_str()) else { return Ok(Ended::Done) };
     let held: Vec<&str> = routes.held(number).map(Zone::as_str).collect();
     let watched = routes.held(number).filter(|zone| **zone != spoke.zone);
-    let reconciling = applier.checkpoint().reconciling;
+    let reconciling = if only_new { Reconciling::No } else { applier.checkpoint().reconciling };
     let is_again = reconciling != Reconciling::No;
     if leave_zones(applier, side, destination, stop).await?.is_some() {
         return Ok(Ended::Stopped);
@@ -160,7 +170,8 @@ async fn copy_zones(
     for zone in watched.chain([&spoke.zone]) {
         for (namespace_number, namespace) in (0u16..).zip(hub.namespaces()) {
             let part = Part::new(namespace, zone);
-            if applier.checkpoint().copied.contains(&part) {
+            let was_held = applier.checkpoint().left.contains(&part);
+            if applier.checkpoint().copied.contains(&part) || (only_new && was_held) {
                 continue;
             }
             // A zone that is new to the spoke takes nothing from what it has of its own.
@@ -172,7 +183,7 @@ async fn copy_zones(
             side.cell().set_state(if is_again { State::Reconciling } else { State::InitialSync });
             let policy = match *zone == spoke.zone {
                 true => Policy::HubReconciles,
-                false if applier.checkpoint().left.contains(&part) => Policy::WatchAgain,
+                false if was_held => Policy::WatchAgain,
                 false => Policy::Watch,
             };
             // The owner's documents go up first.
@@ -288,9 +299,13 @@ async fn reach_fanout(
     loop {
         let Some(batch) = stop.run_until_cancelled(feed.read()).await else { return Ok(None) };
         let routes = fanout.routes();
-        let Some(number) = routes.owner(zone.as_str()) else { return Ok(None) };
+        let Some(number) = routes.owner(zone.as_str()).filter(|_| side.holds_the_same(&routes)) else {
+            return Ok(None);
+        };
         let routed = Arc::new(feed.route(batch?, &routes, Some(number)).await?);
-        let mut delivery = Delivery { end: routed.batch.end().clone(), routed: Some((routed.clone(), number)) };
+        let is_collection_lost = routed.batch.events().any(|event| event.kind() == Kind::CollectionLost);
+        let end = routed.batch.end().clone();
+        let mut delivery = Delivery { end, routed: Some((routed.clone(), number)), routes, is_collection_lost };
         // What comes after this place comes through the inbox.
         if let Some(attachment) = attachment.as_ref().filter(|attachment| attachment.from < delivery.end) {
             delivery.end = attachment.from.clone();
@@ -308,29 +323,27 @@ async fn reach_fanout(
     }
 }
 
-/// Why nothing more is taken from the inbox.
-enum Emptied {
-    Detached,
-    Stopped,
-    ShouldCompare,
-}
-
-/// Applies what comes through the inbox.
+/// Applies what comes through the inbox. `None`: nothing more will come through it.
 async fn empty(
     inbox: &Inbox,
     applier: &mut Applier,
     side: &mut HubSide<'_>,
     stop: &CancellationToken,
-) -> Result<Emptied, Error> {
+) -> Result<Option<Turn>, Error> {
     let mut saved = Instant::now();
     loop {
-        if side.spoke.links.should_compare(Direction::Downlink, applier.checkpoint().reconciling) {
-            return Ok(Emptied::ShouldCompare);
+        if let Some(turn) = side.spoke.links.turn(Direction::Downlink, applier.checkpoint().reconciling) {
+            return Ok(Some(turn));
         }
         let next = side.cell().pulse().while_waiting(inbox.next());
-        let Some(first) = stop.run_until_cancelled(next).await else { return Ok(Emptied::Stopped) };
-        let Some(first) = first else { return Ok(Emptied::Detached) };
+        let Some(first) = stop.run_until_cancelled(next).await else { return Ok(Some(Turn::Stopped)) };
+        let Some(first) = first else { return Ok(None) };
         let deliveries = gather(first, inbox);
+        // What was routed for other zones than this loop began with lacks some, or brings some that were never copied. Whoever
+        // changed that has another loop started.
+        if !deliveries.iter().all(|delivery| side.holds_the_same(&delivery.routes)) {
+            return Ok(Some(Turn::Stopped));
+        }
         attend(applier, side).await?;
         let quiet = deliveries.iter().all(|delivery| delivery.routed.is_none());
         if quiet {
@@ -378,7 +391,9 @@ async fn apply(deliveries: Vec<Delivery>, applier: &mut Applier, side: &mut HubS
         side.routes = routed.routes.clone();
     }
     side.cell().received();
-    applier.learn_collections(&side.hub).await?;
+    if deliveries.iter().any(|delivery| delivery.is_collection_lost) {
+        side.spoke.links.both_must_look();
+    }
     let deliveries = Deliveries::new(deliveries, &side.position(applier));
     side.wall_time = deliveries.events.last().and_then(|picked| picked.event().wall_time());
     let rules = Rules { partition_key: side.hub.partition_key().to_owned(), precise: side.hub.disambiguates_paths() };
@@ -387,6 +402,8 @@ async fn apply(deliveries: Vec<Delivery>, applier: &mut Applier, side: &mut HubS
         deliveries.load(&rules, applier.ahead(), &conflicts).map_err(|error| side.hub.malformed(error))?
     };
     applier.apply(side, load).await?;
+    let hub = side.hub.clone();
+    collections::learn(applier, side, &hub).await?;
     letters::show(side.cell(), applier, &side.hub);
     Ok(())
 }
@@ -423,7 +440,7 @@ impl Deliveries {
     fn new(deliveries: Vec<Delivery>, start: &Position) -> Self {
         let end = deliveries.last().map_or(start, |delivery| &delivery.end).max(start).clone();
         let mut events = Vec::new();
-        for Delivery { routed, end } in deliveries {
+        for Delivery { routed, end, .. } in deliveries {
             let Some((routed, spoke)) = routed.filter(|_| end > *start) else { continue };
             for &(event, action) in routed.picks(spoke) {
                 let event = event as usize;
@@ -512,6 +529,8 @@ struct HubSide<'s> {
     spoke: &'s Spoke,
     link: Link,
     routes: Arc<Routes>,
+    /// The zones that the spoke holds.
+    held: Vec<Zone>,
     /// The spoke has all that the hub had before the link's place in the change stream.
     is_complete: bool,
     /// Saved notes up to this number are no longer needed.
@@ -523,6 +542,10 @@ struct HubSide<'s> {
 impl HubSide<'_> {
     fn cell(&self) -> &Cell {
         self.spoke.status.link(Direction::Downlink)
+    }
+
+    fn holds_the_same(&self, routes: &Arc<Routes>) -> bool {
+        Arc::ptr_eq(routes, &self.routes) || held(routes, &self.spoke.zone) == self.held
     }
 
     fn set_complete(&mut self, applier: &Applier) {
@@ -538,7 +561,7 @@ impl HubSide<'_> {
     /// The spoke has all that the hub had up to here.
     fn carried_up_to(&self, position: &Position) {
         if self.is_complete {
-            self.spoke.links.carried(Direction::Downlink).set(Reached::Until(position.seen_until()));
+            self.spoke.links.has_carried(Direction::Downlink, position);
         }
     }
 
@@ -564,8 +587,9 @@ impl Side for HubSide<'_> {
         Downlink { routes: &self.routes, spoke, partition_key, precise: false }.meaning(document)
     }
 
-    fn statements(&self) -> Vec<RawDocumentBuf> {
-        self.deletable.iter().map(|up_to| notes::delete(&self.link, *up_to)).collect()
+    fn statements(&self, steps: &[Step<'_>]) -> Vec<RawDocumentBuf> {
+        let notes = self.deletable.map(|up_to| notes::delete(&self.link, up_to));
+        notes.into_iter().chain(self.spoke.links.foreign.forgets(steps, self.hub.namespaces())).collect()
     }
 
     fn committed(&mut self, commit: Commit) {

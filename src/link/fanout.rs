@@ -155,10 +155,12 @@ impl Fanout {
         let routed = Arc::new(routed);
         state.position = Some(end.clone());
         let routes = routed.routes.clone();
+        let is_collection_lost = routed.batch.events().any(|event| event.kind() == Kind::CollectionLost);
         state.inboxes.retain(|zone, inbox| {
             let own = routes.owner(zone.as_str()).filter(|spoke| !routed.picks(*spoke).is_empty());
             let part = own.map(|spoke| (routed.excerpt(spoke).map_or_else(|| routed.clone(), Arc::new), spoke));
-            let kept = inbox.push(Delivery { routed: part, end: end.clone() });
+            let kept =
+                inbox.push(Delivery { routed: part, routes: routes.clone(), is_collection_lost, end: end.clone() });
             if !kept {
                 tracing::warn!(%zone, "the spoke does not keep up, it will catch up on a stream of its own");
             }

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use super::feed::Routed;
 use crate::sync::position::Position;
 use crate::sync::queue::{Full, Queue, Weight};
-use crate::sync::route::SpokeId;
+use crate::sync::route::{Routes, SpokeId};
 
 /// How much may wait for one spoke. What waits is shared by all spokes that wait for it.
 const CAPACITY: Weight = Weight { events: 50_000, bytes: 32_000_000 };
@@ -18,6 +18,10 @@ const CAPACITY: Weight = Weight { events: 50_000, bytes: 32_000_000 };
 pub struct Delivery {
     /// The reply, if any of it concerns the spoke.
     pub routed: Option<(Arc<Routed>, SpokeId)>,
+    /// By which routes that was decided.
+    pub routes: Arc<Routes>,
+    /// A synced collection was dropped or renamed at the hub meanwhile.
+    pub is_collection_lost: bool,
     /// Where the hub's stream stands after it.
     pub end: Position,
 }
@@ -41,8 +45,7 @@ impl Inbox {
         let accepted = {
             let mut queue = self.queue();
             let weight = delivery.weight();
-            match queue.last_mut().filter(|last| last.routed.is_none() && delivery.routed.is_none()) {
-                // Of positions alone only the last one matters.
+            match queue.last_mut().filter(|last| last.is_covered_by(&delivery)) {
                 Some(last) => {
                     *last = delivery;
                     true
@@ -96,6 +99,12 @@ impl Inbox {
 }
 
 impl Delivery {
+    /// Of positions alone only the last one matters, unless it was routed otherwise: then what lies before it may lack something.
+    fn is_covered_by(&self, later: &Self) -> bool {
+        let says_nothing = |delivery: &Self| delivery.routed.is_none() && !delivery.is_collection_lost;
+        says_nothing(self) && says_nothing(later) && Arc::ptr_eq(&self.routes, &later.routes)
+    }
+
     fn weight(&self) -> Weight {
         self.routed.as_ref().map_or(Weight::default(), |(routed, spoke)| routed.weight(*spoke))
     }

@@ -74,6 +74,8 @@ pub trait Origin {
 /// Where a link stands after a batch, or after a part of one.
 #[derive(Clone, Debug)]
 pub enum Mark {
+    /// Where it stood before.
+    Unmoved,
     /// After this place in the change stream.
     Streamed(Position),
     /// After this document of a copy.
@@ -87,6 +89,8 @@ pub enum Mark {
     },
     /// Its place in the change stream was lost: it begins here, and everything must be copied again.
     Restarted(Position),
+    /// The collections of these namespaces are others than before: they must be copied again, as at first.
+    Replaced(Vec<String>),
     /// An operator wants everything to be compared. It stays where it is in the change stream.
     Compares,
     /// All of that is done.
@@ -133,8 +137,8 @@ pub trait Side {
     /// What a document that was read means for the destination, which is known to have none of its zone if `absent`.
     fn meaning<'a>(&self, document: Option<&'a RawDocument>, absent: bool) -> Meaning<'a>;
 
-    /// Statements of its own for the next transaction.
-    fn statements(&self) -> Vec<RawDocumentBuf>;
+    /// Statements of its own for the transaction of these steps.
+    fn statements(&self, steps: &[Step<'_>]) -> Vec<RawDocumentBuf>;
 
     /// A transaction is committed.
     fn committed(&mut self, commit: Commit);

@@ -4,6 +4,7 @@
 //! - [`feed`]: the hub's change stream, with what routing needs; [`fanout`]: one feed for all spokes
 //! - [`downlink`]: what a feed brings to a spoke
 //! - [`copy`]: the first copy of a zone, and the reconcile; [`walk`]: where two sides differ
+//! - [`collections`]: whether the collections are still the same; [`foreign`]: what applications wrote in zones that are not theirs
 //! - [`carried`]: how far each link of a spoke has come, for the other one
 //! - [`load`]: what passes between the two halves of a link; [`apply`]: a batch into a transaction, up the ladder if need be
 //! - [`inbox`]: what the fan-out has for one spoke; [`progress`], [`transact`]: one batch on its way, one transaction of it
@@ -16,10 +17,12 @@
 
 pub mod apply;
 pub mod carried;
+mod collections;
 mod copy;
 pub mod downlink;
 pub mod fanout;
 pub mod feed;
+mod foreign;
 pub mod inbox;
 pub mod letters;
 pub mod load;
@@ -34,7 +37,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use carried::Carried;
+use carried::{Carried, Reached};
 use letters::Requests;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -44,10 +47,21 @@ use crate::mongo::tags::Slot;
 use crate::observe::status::SpokeCell;
 use crate::sync::conflicts::Conflicts;
 use crate::sync::names::{Direction, Zone};
+use crate::sync::position::Position;
 
 /// A loop ended because it was told to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped;
+
+/// Why a link no longer follows its change stream, though nothing failed.
+enum Turn {
+    /// It was told to stop.
+    Stopped,
+    /// Everything is to be compared.
+    Compare,
+    /// It must look whether the collections are still the same.
+    Look,
+}
 
 /// A batch holds at most so many change events.
 pub const BATCH_EVENTS: usize = 10_000;
@@ -107,6 +121,10 @@ pub struct Links {
     uplink: Carried,
     downlink: Carried,
     resync: [AtomicBool; 2],
+    /// Which links must look whether the collections are still the same.
+    looking: [AtomicBool; 2],
+    /// Documents of other zones at the spoke.
+    foreign: foreign::Known,
     /// Both links must not compare the spoke's own zone at once: each needs the other to go on meanwhile.
     comparing: Semaphore,
     letters: [Requests; 2],
@@ -122,6 +140,8 @@ impl Default for Links {
             uplink: Carried::default(),
             downlink: Carried::default(),
             resync: Default::default(),
+            looking: Default::default(),
+            foreign: foreign::Known::default(),
             comparing: Semaphore::new(1),
             letters: Default::default(),
         }
@@ -147,10 +167,40 @@ impl Links {
         &self.letters[direction as usize]
     }
 
-    /// True if this link should compare everything, and the other one is in a state to go on meanwhile.
-    fn should_compare(&self, direction: Direction, reconciling: Reconciling) -> bool {
+    /// The link must look whether the collections are still the same. Until it has, nobody may rely on how far it has come.
+    fn must_look(&self, direction: Direction) {
+        self.looking[direction as usize].store(true, Ordering::Release);
+        self.carried(direction).set(Reached::Incomplete);
+    }
+
+    /// A collection at one of the ends was dropped or renamed.
+    fn both_must_look(&self) {
+        for direction in Direction::BOTH {
+            self.must_look(direction);
+        }
+    }
+
+    fn has_looked(&self, direction: Direction) {
+        self.looking[direction as usize].store(false, Ordering::Release);
+    }
+
+    /// The link, which lacks nothing, has come so far.
+    fn has_carried(&self, direction: Direction, position: &Position) {
+        if !self.looking[direction as usize].load(Ordering::Acquire) {
+            self.carried(direction).set(Reached::Until(position.seen_until()));
+        }
+    }
+
+    /// What this link should do instead of following its change stream: look at the collections; or compare everything, if that
+    /// is wanted and the other link is in a state to go on meanwhile.
+    fn turn(&self, direction: Direction, reconciling: Reconciling) -> Option<Turn> {
+        if self.looking[direction as usize].load(Ordering::Acquire) {
+            return Some(Turn::Look);
+        }
         let is_wanted = self.resync[direction as usize].load(Ordering::Relaxed) || reconciling == Reconciling::Asked;
-        is_wanted && self.comparing.available_permits() > 0 && self.carried(direction.opposite()).is_complete()
+        let can =
+            is_wanted && self.comparing.available_permits() > 0 && self.carried(direction.opposite()).is_complete();
+        can.then_some(Turn::Compare)
     }
 
     /// Begins to compare, unless the other link does.

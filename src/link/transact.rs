@@ -148,7 +148,7 @@ pub(super) async fn transact(
             Err(refused) => return Ok(Outcome::Refused(refused)),
         }
     }
-    let mut ours = side.statements();
+    let mut ours = side.statements(&settled);
     ours.extend(part.ours.iter().cloned());
     if !written.edits.is_empty() {
         ours.push(notes::save(&link, number, &written.edits));
@@ -305,6 +305,14 @@ fn checkpoint_after(former: Checkpoint, ahead: &Ahead, mark: Option<&Mark>, writ
             forget_copied(&mut checkpoint);
             checkpoint.reconciling = Reconciling::Lost;
         }
+        Some(Mark::Replaced(namespaces)) => {
+            let is_replaced = |namespace: &String| namespaces.contains(namespace);
+            checkpoint.copied.retain(|part| !is_replaced(&part.namespace));
+            checkpoint.left.retain(|part| !is_replaced(&part.namespace));
+            checkpoint.collections.retain(|known| !is_replaced(&known.namespace));
+            checkpoint.destination_collections.retain(|known| !is_replaced(&known.namespace));
+            checkpoint.copying = None;
+        }
         Some(Mark::Compares) => {
             forget_copied(&mut checkpoint);
             checkpoint.reconciling = Reconciling::Asked;
@@ -327,7 +335,7 @@ fn checkpoint_after(former: Checkpoint, ahead: &Ahead, mark: Option<&Mark>, writ
                 *bound = until.max(*bound);
             }
         }
-        None => {}
+        Some(Mark::Unmoved) | None => {}
     }
     checkpoint
 }

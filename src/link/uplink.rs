@@ -19,10 +19,11 @@ use super::letters;
 use super::load::{Commit, Load, Mark, Origin, Side};
 use super::stamp::Stamper;
 use super::window;
-use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, REMEMBERED_DOCUMENTS, Spoke, Stopped};
+use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, Spoke, Stopped, Turn};
+use super::{collections, foreign};
 use crate::mongo::checkpoint::{Part, Reconciling};
 use crate::mongo::error::{Error, Failure};
-use crate::mongo::foreign;
+use crate::mongo::foreign as register;
 use crate::mongo::read::{self, Snapshot, Wanted};
 use crate::mongo::server::Server;
 use crate::mongo::tags::Tags;
@@ -71,26 +72,27 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
         stamper: Stamper::new(&source, &link, &spoke.links.stamp_session).await?,
         last_push: applier.claimed_at(),
         source,
+        hub: hub.clone(),
         spoke,
         is_complete: false,
-        foreign: HashMap::new(),
         wall_time: None,
     };
     drop(starting);
     let _watching = window::watch(&side.source, spoke.status.window());
     cell.resumes_at(applier.checkpoint().position.as_ref().map(Position::cluster_time));
-    side.foreign = foreign::registered(&side.source).await?;
+    spoke.links.foreign.load(&side.source).await?;
     if applier.checkpoint().position.is_none() {
         let start = tail::present_position(&side.source).await?;
         applier.save(&mut side, Mark::Streamed(start)).await?;
     }
     loop {
+        let source = side.source.clone();
+        collections::look(&mut applier, &mut side, &source, spoke, Direction::Uplink).await?;
         // What an operator wants to be compared can wait; what was never copied, or was lost, cannot.
         let asked = applier.checkpoint().reconciling == Reconciling::Asked;
         let comparing = if asked { spoke.links.compare(Direction::Uplink) } else { None };
-        if (!asked || comparing.is_some())
-            && copy_own_zone(&mut applier, &mut side, &hub, stop).await? == Ended::Stopped
-        {
+        let only_new = asked && comparing.is_none();
+        if copy_own_zone(&mut applier, &mut side, only_new, stop).await? == Ended::Stopped {
             return Ok(Stopped);
         }
         drop(comparing);
@@ -101,11 +103,12 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
                 side.cell().set_error(&error.to_string());
                 restart(&mut applier, &mut side).await?;
             }
-            Ok(None) => {
+            Ok(Turn::Compare) => {
                 tracing::info!("comparing everything, as an operator wants");
                 applier.save(&mut side, Mark::Compares).await?;
             }
-            Ok(Some(stopped)) => return Ok(stopped),
+            Ok(Turn::Look) => {}
+            Ok(Turn::Stopped) => return Ok(Stopped),
             Err(error) => return Err(error),
         }
     }
@@ -119,21 +122,22 @@ async fn restart(applier: &mut Applier, side: &mut SpokeSide<'_>) -> Result<(), 
 }
 
 /// The first copy: what the spoke has of its own zone goes up, and wins over what the hub has. Or, once the link has lost its
-/// place, what it missed.
+/// place, what it missed. With `only_new`, what was never copied, while all else waits to be compared.
 async fn copy_own_zone(
     applier: &mut Applier,
     side: &mut SpokeSide<'_>,
-    hub: &Server,
+    only_new: bool,
     stop: &CancellationToken,
 ) -> Result<Ended, Error> {
-    let (source, spoke) = (side.source.clone(), side.spoke);
-    let reconciling = applier.checkpoint().reconciling;
+    let (source, hub, spoke) = (side.source.clone(), side.hub.clone(), side.spoke);
+    let reconciling = if only_new { Reconciling::No } else { applier.checkpoint().reconciling };
     for (number, namespace) in (0u16..).zip(source.namespaces()) {
-        if applier.checkpoint().copied.contains(&Part::new(namespace, &spoke.zone)) {
+        let part = Part::new(namespace, &spoke.zone);
+        let has_pushed = applier.checkpoint().left.contains(&part);
+        if applier.checkpoint().copied.contains(&part) || (only_new && has_pushed) {
             continue;
         }
         let is_first = reconciling == Reconciling::No;
-        let has_pushed = applier.checkpoint().left.contains(&Part::new(namespace, &spoke.zone));
         if reconciling != Reconciling::Asked {
             side.set_incomplete();
         }
@@ -146,7 +150,7 @@ async fn copy_own_zone(
         let job = Job {
             spoke,
             source: &source,
-            destination: hub,
+            destination: &hub,
             namespace: number,
             zone: &spoke.zone,
             within: Zones::One(spoke.zone.as_str()),
@@ -164,12 +168,8 @@ async fn copy_own_zone(
     Ok(Ended::Done)
 }
 
-/// Follows the change stream. `None`: everything is to be compared.
-async fn stream(
-    applier: &mut Applier,
-    side: &mut SpokeSide<'_>,
-    stop: &CancellationToken,
-) -> Result<Option<Stopped>, Error> {
+/// Follows the change stream.
+async fn stream(applier: &mut Applier, side: &mut SpokeSide<'_>, stop: &CancellationToken) -> Result<Turn, Error> {
     let (rules, cell) = (side.rules, side.spoke.status.link(Direction::Uplink));
     let position = applier.checkpoint().position.clone();
     let source = Echoless::open(&side.source, position.as_ref()).await?;
@@ -179,10 +179,10 @@ async fn stream(
     let reader = AbortOnDropHandle::new(tokio::spawn(source.read_into(sender).in_current_span()));
     let mut saved = Instant::now();
     loop {
-        if side.spoke.links.should_compare(Direction::Uplink, applier.checkpoint().reconciling) {
-            return Ok(None);
+        if let Some(turn) = side.spoke.links.turn(Direction::Uplink, applier.checkpoint().reconciling) {
+            return Ok(turn);
         }
-        let Some(first) = stop.run_until_cancelled(replies.recv()).await else { return Ok(Some(Stopped)) };
+        let Some(first) = stop.run_until_cancelled(replies.recv()).await else { return Ok(Turn::Stopped) };
         let Some(first) = first else {
             return match reader.await {
                 Ok(error) => Err(error),
@@ -205,12 +205,14 @@ async fn stream(
         let batches = Batches(batches);
         if batches.events().any(|event| event.kind() == Kind::CollectionLost) {
             cell.set_error(COLLECTION_LOST);
+            side.spoke.links.both_must_look();
         }
-        applier.learn_collections(&side.source).await?;
         side.register_foreign(&batches).await?;
         side.wall_time = batches.events().filter_map(|event| event.wall_time()).last();
         let load = batches.load(rules, applier.ahead()).map_err(|error| side.source.malformed(error))?;
         applier.apply(side, load).await?;
+        let source = side.source.clone();
+        collections::learn(applier, side, &source).await?;
         letters::show(cell, applier, &side.source);
         saved = Instant::now();
     }
@@ -309,14 +311,13 @@ impl Origin for Batches {
 struct SpokeSide<'s> {
     rules: &'s Uplink,
     source: Server,
+    hub: Server,
     spoke: &'s Spoke,
     stamper: Stamper,
     /// The hub's time of the last push.
     last_push: Timestamp,
     /// The hub has all that the spoke had before the link's place in the change stream.
     is_complete: bool,
-    /// Other zones' documents that applications inserted at this spoke.
-    foreign: HashMap<Key, RawBson>,
     /// When the newest change of the batch under way was made.
     wall_time: Option<i64>,
 }
@@ -333,14 +334,14 @@ impl SpokeSide<'_> {
     fn pushed_up_to(&self, position: &Position) {
         self.spoke.links.conflicts().uplink_pushed(position.cluster_time(), self.last_push);
         if self.is_complete {
-            self.spoke.links.carried(Direction::Uplink).set(Reached::Until(position.seen_until()));
+            self.spoke.links.has_carried(Direction::Uplink, position);
         }
     }
 
     fn set_complete(&mut self, position: Option<&Position>) {
         self.is_complete = true;
         if let Some(position) = position {
-            self.spoke.links.carried(Direction::Uplink).set(Reached::Until(position.seen_until()));
+            self.spoke.links.has_carried(Direction::Uplink, position);
         }
     }
 
@@ -356,6 +357,7 @@ impl SpokeSide<'_> {
     /// Registers other zones' documents that were inserted at this spoke, so that a reconcile leaves them alone, before the
     /// link goes past them.
     async fn register_foreign(&mut self, batches: &Batches) -> Result<(), Error> {
+        let known = &self.spoke.links.foreign;
         let (mut new, mut gone) = (HashMap::new(), Vec::new());
         for event in batches.events() {
             let is_foreign = event.kind() == Kind::Insert
@@ -363,24 +365,18 @@ impl SpokeSide<'_> {
             if is_foreign {
                 let key = event.key().map_err(|error| self.source.malformed(error))?;
                 new.insert(key, RawBson::from(event.id().map_err(|error| self.source.malformed(error))?));
-            } else if event.kind() == Kind::Delete && !(self.foreign.is_empty() && new.is_empty()) {
+            } else if event.kind() == Kind::Delete && !(known.is_empty() && new.is_empty()) {
                 let key = event.key().map_err(|error| self.source.malformed(error))?;
                 new.remove(&key);
-                gone.extend(self.foreign.remove(&key).map(|id| (key, id)));
+                if known.may_hold(&key) {
+                    let namespace = &self.source.namespaces()[usize::from(key.namespace())];
+                    gone.push((namespace, event.id().map_err(|error| self.source.malformed(error))?));
+                }
             }
         }
-        let namespaces = self.source.namespaces();
-        let named = |key: &Key| &namespaces[usize::from(key.namespace())];
-        if !new.is_empty() {
-            let documents: Vec<_> = new.iter().map(|(key, id)| (named(key), id.as_raw_bson_ref())).collect();
-            foreign::run(&self.source, &foreign::register(&documents)).await?;
-        }
+        foreign::register(known, &self.source, &self.hub, &new.into_iter().collect::<Vec<_>>()).await?;
         if !gone.is_empty() {
-            let documents: Vec<_> = gone.iter().map(|(key, id)| (named(key), id.as_raw_bson_ref())).collect();
-            foreign::run(&self.source, &foreign::forget(&documents)).await?;
-        }
-        if self.foreign.len() < REMEMBERED_DOCUMENTS {
-            self.foreign.extend(new);
+            register::run(&self.source, &register::forget(&gone)).await?;
         }
         Ok(())
     }
@@ -420,7 +416,7 @@ impl Side for SpokeSide<'_> {
         self.rules.meaning(document, absent)
     }
 
-    fn statements(&self) -> Vec<RawDocumentBuf> {
+    fn statements(&self, _: &[Step<'_>]) -> Vec<RawDocumentBuf> {
         Vec::new()
     }
 

@@ -184,8 +184,7 @@ fn bytes(document: Option<&RawDocumentBuf>) -> Option<&[u8]> {
 }
 
 fn is_in(end: End<'_>, document: &RawDocument) -> bool {
-    is_in_zone(document, end.server.partition_key(), end.area.zone)
-        || (end.area.unstamped && document.get(end.server.partition_key()).is_ok_and(|value| value.is_none()))
+    document.get(end.server.partition_key()).is_ok_and(|key| end.area.which.includes(key))
 }
 
 /// True if the document is one of this zone.

@@ -26,8 +26,10 @@ pub struct Checkpoint {
     pub reconciling: Reconciling,
     /// Zones that it held once and left where they were: they are reconciled, too, if it holds them again.
     pub left: Vec<Part>,
-    /// Which collections it copied. A collection that was dropped and made again has another identity.
+    /// Which collections it brings changes from. A collection that was dropped and made again has another identity.
     pub collections: Vec<Identity>,
+    /// Which collections it brings them to.
+    pub destination_collections: Vec<Identity>,
 }
 
 /// Why a link compares what it has copied before.
@@ -42,7 +44,7 @@ pub enum Reconciling {
     Asked,
 }
 
-/// A collection and its UUID at the source.
+/// A collection and its UUID at one of the servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The collection, as `database.collection`.
@@ -144,6 +146,7 @@ pub fn save(link: &Link, sequence: i64, checkpoint: &Checkpoint) -> RawDocumentB
         "copied": checkpoint.copied.iter().map(part).collect::<Vec<_>>(),
         "left": checkpoint.left.iter().map(part).collect::<Vec<_>>(),
         "collections": checkpoint.collections.iter().map(identity).collect::<Vec<_>>(),
+        "destination_collections": checkpoint.destination_collections.iter().map(identity).collect::<Vec<_>>(),
         "reconciling": checkpoint.reconciling.as_str(),
         "saved_at": bson::DateTime::now(),
     };
@@ -230,6 +233,7 @@ fn read(server: &Server, link: &Link, saved: &Document) -> Result<Checkpoint, Er
         reconciling: saved.get_str("reconciling").map(Reconciling::read).unwrap_or_default(),
         left: left.map_err(|_| damaged(server, link, "left"))?,
         collections: documents(saved, "collections").filter_map(read_identity).collect(),
+        destination_collections: documents(saved, "destination_collections").filter_map(read_identity).collect(),
     })
 }
 

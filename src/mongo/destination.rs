@@ -98,9 +98,10 @@ impl Destination {
         &self.checkpoint
     }
 
-    /// Which collections the source has, as is to be saved with the next checkpoint.
-    pub fn set_collections(&mut self, collections: Vec<Identity>) {
-        self.checkpoint.collections = collections;
+    /// Which collections the source has, and which this server, as is to be saved with the next checkpoint.
+    pub fn set_collections(&mut self, source: Vec<Identity>, here: Vec<Identity>) {
+        self.checkpoint.collections = source;
+        self.checkpoint.destination_collections = here;
     }
 
     /// A number that no other transaction of this link has.

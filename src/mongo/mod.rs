@@ -8,7 +8,8 @@
 //! - [`tags`]: which sessions are ours; [`checkpoint`]: how far a link is
 //! - [`statement`]: steps as the server's write commands; [`transaction`]: several commands, all or none;
 //!   [`destination`]: the one transaction that applies a batch with its checkpoint
-//! - [`dead_letters`], [`notes`]: what else is saved in that transaction; [`foreign`]: documents that no link may delete
+//! - [`dead_letters`], [`notes`]: what else is saved in that transaction; [`foreign`]: documents that no link may delete;
+//!   [`set_aside`]: what a reconcile has deleted
 
 pub mod checkpoint;
 pub mod dead_letters;
@@ -19,6 +20,7 @@ pub mod notes;
 pub mod read;
 pub mod scan;
 pub mod server;
+pub mod set_aside;
 pub mod statement;
 pub mod tags;
 pub mod tail;

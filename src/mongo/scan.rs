@@ -3,7 +3,7 @@
 //! `{_id: {$gt: …}}` would stay within the type of the value; `$expr` compares across types, and uses the index
 //! (MongoDB 5.0 and later).
 
-use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
+use bson::raw::{CStr, RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::{Timestamp, rawdoc};
 
 use super::error::Error;
@@ -15,10 +15,51 @@ use crate::sync::names::Zone;
 pub struct Area<'a> {
     /// The collection's number.
     pub namespace: u16,
-    /// The zone.
-    pub zone: &'a Zone,
-    /// Whether documents without a partition key belong to it as well.
-    pub unstamped: bool,
+    /// Which of its documents.
+    pub which: Which<'a>,
+}
+
+/// Some documents of a collection, by their zone.
+#[derive(Clone, Copy, Debug)]
+pub enum Which<'a> {
+    /// Those of this zone.
+    Of(&'a Zone),
+    /// The same, and those without a partition key.
+    OfOrUnstamped(&'a Zone),
+    /// Those of none of these zones, with or without a partition key.
+    OfNone(&'a [Zone]),
+}
+
+impl Which<'_> {
+    /// Whether it includes a document with this partition key.
+    pub fn includes(self, key: Option<RawBsonRef<'_>>) -> bool {
+        let is = |zone: &Zone| key.and_then(RawBsonRef::as_str) == Some(zone.as_str());
+        match self {
+            Self::Of(zone) => is(zone),
+            Self::OfOrUnstamped(zone) => key.is_none() || is(zone),
+            Self::OfNone(zones) => !zones.iter().any(is),
+        }
+    }
+
+    /// The condition that says so.
+    fn filter(self, partition_key: &CStr) -> RawDocumentBuf {
+        let mut filter = RawDocumentBuf::new();
+        match self {
+            Self::Of(zone) => filter.append(partition_key, zone.as_str()),
+            Self::OfOrUnstamped(zone) => {
+                let mut own = RawDocumentBuf::new();
+                own.append(partition_key, zone.as_str());
+                let mut none = RawDocumentBuf::new();
+                none.append(partition_key, rawdoc! { "$exists": false });
+                filter.append(cstr!("$or"), RawArrayBuf::from_iter([own, none]));
+            }
+            Self::OfNone(zones) => {
+                let zones: RawArrayBuf = zones.iter().map(Zone::as_str).collect();
+                filter.append(partition_key, rawdoc! { "$nin": zones });
+            }
+        }
+        filter
+    }
 }
 
 /// One page of documents.
@@ -57,17 +98,7 @@ pub async fn page(
     not_before: Timestamp,
 ) -> Result<Page, Error> {
     let namespace = &server.namespaces()[usize::from(area.namespace)];
-    let key = server.partition_field();
-    let mut filter = RawDocumentBuf::new();
-    if area.unstamped {
-        let mut own = RawDocumentBuf::new();
-        own.append(key, area.zone.as_str());
-        let mut none = RawDocumentBuf::new();
-        none.append(key, rawdoc! { "$exists": false });
-        filter.append(cstr!("$or"), RawArrayBuf::from_iter([own, none]));
-    } else {
-        filter.append(key, area.zone.as_str());
-    }
+    let mut filter = area.which.filter(server.partition_field());
     let bounds = [(cstr!("$gt"), after), (cstr!("$lte"), up_to)];
     let bounds: RawArrayBuf = bounds
         .into_iter()
@@ -106,9 +137,8 @@ pub async fn page(
 pub async fn estimate(server: &Server, area: Area<'_>) -> Option<u64> {
     const QUICKLY_MS: i32 = 1_000;
     let namespace = &server.namespaces()[usize::from(area.namespace)];
-    let count = bson::doc! {
-        "count": &namespace.collection, "query": { server.partition_key(): area.zone.as_str() }, "maxTimeMS": QUICKLY_MS,
-    };
+    let query = bson::Document::try_from(area.which.filter(server.partition_field())).ok()?;
+    let count = bson::doc! { "count": &namespace.collection, "query": query, "maxTimeMS": QUICKLY_MS };
     let reply = server.run("counting a zone", &server.client().database(&namespace.database), count).await.ok()?;
     reply.get_i32("n").ok().and_then(|count| u64::try_from(count).ok())
 }

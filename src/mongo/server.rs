@@ -267,12 +267,12 @@ impl Server {
         Ok(self)
     }
 
-    /// The UUID of every synced collection, where there is one and it can be seen.
+    /// The UUID of every synced collection, where there is one. `None` if the user may not list collections.
     ///
     /// # Errors
     /// If one cannot be kept in step: a collation of its own makes a collection call different `_id`s equal, or zones, which
     /// change streams do not.
-    pub async fn collections(&self) -> Result<Vec<Option<[u8; 16]>>, Error> {
+    pub async fn collections(&self) -> Result<Option<Vec<Option<[u8; 16]>>>, Error> {
         let mut identities = Vec::new();
         for namespace in self.namespaces() {
             let database = self.client.database(&namespace.database);
@@ -280,9 +280,7 @@ impl Server {
             let reply = match self.run("listing collections", &database, command).await {
                 Ok(reply) => reply,
                 // Not worth a privilege of its own.
-                Err(error) if error.code() == Some(codes::UNAUTHORIZED) => {
-                    return Ok(vec![None; self.namespaces().len()]);
-                }
+                Err(error) if error.code() == Some(codes::UNAUTHORIZED) => return Ok(None),
                 Err(error) => return Err(error),
             };
             let found = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
@@ -305,7 +303,7 @@ impl Server {
                 _ => None,
             });
         }
-        Ok(identities)
+        Ok(Some(identities))
     }
 
     /// Makes our own collections, which a transaction should not have to.
@@ -313,7 +311,7 @@ impl Server {
     /// # Errors
     /// If one is missing and cannot be made.
     pub async fn prepare_metadata(&self) -> Result<(), Error> {
-        for collection in ["checkpoints", "sessions", "dead_letters", "hub_edits", "foreign", "ticks"] {
+        for collection in ["checkpoints", "sessions", "dead_letters", "hub_edits", "foreign", "set_aside", "ticks"] {
             match self.run("making its metadata collections", &self.metadata(), doc! { "create": collection }).await {
                 Err(error) if error.code() != Some(codes::NAMESPACE_EXISTS) => return Err(error),
                 _ => {}

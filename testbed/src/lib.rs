@@ -3,6 +3,7 @@
 //!
 //! - [`process`]: programs that do not outlive this one
 //! - [`node`]: one `mongod` that is a replica set of its own
+//! - [`set`]: one of three members
 //! - [`mongod`]: which `mongod` to run
 //! - [`program`]: spokesync itself
 //! - [`proxy`]: a wire that can be broken
@@ -12,3 +13,4 @@ pub mod node;
 pub mod process;
 pub mod program;
 pub mod proxy;
+pub mod set;

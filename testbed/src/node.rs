@@ -50,29 +50,52 @@ impl Node {
     /// # Errors
     /// If there is no `mongod`, or it does not start.
     pub async fn start(name: &str, options: Options) -> Result<Self> {
+        let node = Self::launch(name, options)?;
+        node.initiate(&[node.host()]).await?;
+        node.wait_for_primary().await?;
+        if node.options.users {
+            let root = doc! { "createUser": "root", "pwd": "secret", "roles": ["root"] };
+            let admin = node.direct_client().await?.database("admin");
+            admin.run_command(root).await.context("making the administrator")?;
+        }
+        Ok(node)
+    }
+
+    /// Starts a server that belongs to no replica set yet.
+    pub(crate) fn launch(name: &str, options: Options) -> Result<Self> {
         let port = match options.port {
             Some(port) => port,
             None => free_port()?,
         };
         let mut node = Self { port, folder: new_folder(name)?, options, process: None };
         node.run()?;
-        let client = node.direct_client().await?;
-        let set = node.replica_set().to_owned();
-        let members = doc! { "_id": set, "members": [{ "_id": 0, "host": format!("127.0.0.1:{port}") }] };
-        let admin = client.database("admin");
-        node.until("it can be initiated", async || {
-            let done = admin.run_command(doc! { "replSetInitiate": members.clone() }).await;
+        Ok(node)
+    }
+
+    /// Makes a replica set of these members, of which this is one.
+    pub(crate) async fn initiate(&self, hosts: &[String]) -> Result<()> {
+        let admin = self.direct_client().await?.database("admin");
+        let members = (0..).zip(hosts).map(|(id, host): (i32, _)| doc! { "_id": id, "host": host });
+        let set = doc! { "_id": self.replica_set(), "members": members.collect::<Vec<_>>() };
+        self.until("it can be initiated", async || {
+            let done = admin.run_command(doc! { "replSetInitiate": set.clone() }).await;
             // It may have been initiated by the call before this one.
             const ALREADY_INITIALIZED: i32 = 23;
             Ok(done.map_or_else(|error| code(&error) == Some(ALREADY_INITIALIZED), |_| true))
         })
-        .await?;
-        node.wait_for_primary().await?;
-        if node.options.users {
-            let root = doc! { "createUser": "root", "pwd": "secret", "roles": ["root"] };
-            admin.run_command(root).await.context("making the administrator")?;
-        }
-        Ok(node)
+        .await
+    }
+
+    /// Its address.
+    pub(crate) fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Whether it is primary now.
+    pub(crate) async fn is_primary(&self) -> bool {
+        let Ok(client) = self.direct_client().await else { return false };
+        let hello = client.database("admin").run_command(doc! { "hello": 1 }).await;
+        hello.is_ok_and(|hello| hello.get_bool("isWritablePrimary").unwrap_or(false))
     }
 
     /// The connection string.
@@ -177,12 +200,7 @@ impl Node {
     }
 
     async fn wait_for_primary(&self) -> Result<()> {
-        let admin = self.direct_client().await?.database("admin");
-        self.until("it is primary", async || {
-            let hello = admin.run_command(doc! { "hello": 1 }).await;
-            Ok(hello.is_ok_and(|hello| hello.get_bool("isWritablePrimary").unwrap_or(false)))
-        })
-        .await
+        self.until("it is primary", async || Ok(self.is_primary().await)).await
     }
 
     async fn direct_client(&self) -> Result<Client> {
@@ -192,7 +210,7 @@ impl Node {
         Ok(Client::with_options(options)?)
     }
 
-    async fn until(&self, what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    pub(crate) async fn until(&self, what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
         let deadline = Instant::now() + START_LIMIT;
         while !is_so().await? {
             if Instant::now() > deadline {

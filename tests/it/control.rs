@@ -88,6 +88,24 @@ async fn a_spoke_is_added_widened_narrowed_and_removed_while_the_others_go_on() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_zone_that_is_unwatched_and_watched_again_at_once_misses_nothing() {
+    let mut site = Site::shared(&[("DFW", &["HOU"]), ("HOU", &[])]).await;
+    site.start().await;
+    for round in 0..8 {
+        insert(&site, "HOU", &format!("HOU before {round}"), "HOU").await;
+        site.watch("DFW", &[]);
+        reload(&site).await;
+        insert(&site, "HOU", &format!("HOU between {round}"), "HOU").await;
+        insert(&site, "DFW", &format!("DFW {round}"), "DFW").await;
+        site.watch("DFW", &["HOU"]);
+        reload(&site).await;
+    }
+    site.ready().await;
+    site.assert_converged().await;
+    assert_eq!(count(&site, "DFW", "HOU").await, 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broken_file_changes_nothing_and_is_reported() {
     let mut site = Site::shared(TRIANGLE).await;
     site.start().await;

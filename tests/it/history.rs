@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bson::doc;
+use futures_util::TryStreamExt;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -145,6 +146,42 @@ async fn a_document_that_an_application_wrote_in_another_zone_is_not_taken_for_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_reconcile_takes_for_deleted_is_set_aside() {
+    let mut site = stopped_with(&["a", "b"]).await;
+    lose(&site, "uplink:DFW").await;
+    lose(&site, "downlink:DFW").await;
+    // An application wrote one while nobody watched, and the hub deleted another. Nothing tells which was which.
+    insert(&site, "DFW", "HOU foreign", "HOU").await;
+    delete(&site, HUB, "HOU a").await;
+    site.start().await;
+    site.assert_converged().await;
+    let kept = site.own_collection("DFW", "set_aside").find(doc! {}).sort(doc! { "_id.document": 1 }).await.unwrap();
+    let kept: Vec<_> = kept.try_collect().await.unwrap();
+    let documents: Vec<_> = kept.iter().map(|kept| kept.get_document("document").unwrap().clone()).collect();
+    let both = [doc! { "_id": "HOU a", "_pk": "HOU", "n": 0 }, doc! { "_id": "HOU foreign", "_pk": "HOU", "n": 1 }];
+    assert_eq!(documents, both);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_the_hub_has_got_meanwhile_is_no_longer_foreign() {
+    let mut site = Site::with_short_history(TRIANGLE).await;
+    site.start().await;
+    insert(&site, "DFW", "HOU both", "HOU").await;
+    eventually("it is registered", async || {
+        site.own_collection("DFW", "foreign").count_documents(doc! {}).await.unwrap() == 1
+    })
+    .await;
+    insert(&site, "HOU", "HOU both", "HOU").await;
+    site.assert_converged().await;
+    site.stop().await;
+    lose(&site, "downlink:DFW").await;
+    delete(&site, HUB, "HOU both").await;
+    site.start().await;
+    site.assert_converged().await;
+    assert_eq!(values(&site, "DFW", "HOU").await, expected(&[]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_document_that_the_hub_refused_is_not_taken_for_a_deleted_one() {
     let mut site = Site::with_short_history(TRIANGLE).await;
     insert(&site, HUB, "the same", "BOS").await;
@@ -166,9 +203,16 @@ async fn a_collection_that_was_dropped_and_made_again_deletes_nothing_elsewhere(
     insert(&site, "DFW", "DFW new", "DFW").await;
     lose(&site, "uplink:DFW").await;
     site.start().await;
-    site.settle().await;
+    site.assert_converged().await;
     assert_eq!(values(&site, HUB, "DFW").await, expected(&[("DFW a", 0), ("DFW b", 0), ("DFW new", 1)]));
     assert!(site.log().contains("the collection is another one than before"), "{}", site.log());
+    // From now on it is the one that the link knows, and what is deleted in it is deleted.
+    site.stop().await;
+    lose(&site, "uplink:DFW").await;
+    delete(&site, "DFW", "DFW a").await;
+    site.start().await;
+    site.assert_converged().await;
+    assert_eq!(values(&site, HUB, "DFW").await, expected(&[("DFW b", 0), ("DFW new", 1)]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -307,6 +307,17 @@ mod fan_out {
         site.at("DFW").insert_one(doc! { "_id": 3, "_pk": "DFW" }).await.unwrap();
         eventually("the spoke's stream goes on", async || present(&site, 3).await[2].is_some()).await;
         assert!(present(&site, 2).await[0].is_some(), "the hub keeps what the spoke dropped");
+        eventually("what was dropped at one side is brought back from the other", async || {
+            futures_util::future::join_all([1, 2, 3].map(|id| present(&site, id)))
+                .await
+                .iter()
+                .flatten()
+                .flatten()
+                .count()
+                == 9
+        })
+        .await;
+        site.assert_converged().await;
     }
 }
 

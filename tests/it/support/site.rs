@@ -113,8 +113,13 @@ impl Site {
     /// Finds a server for a spoke that will be added later.
     pub async fn reserve(&mut self, zone: &str) {
         let uri = self.spare.pop().expect("a server to spare");
-        self.clients.insert(zone.to_owned(), Client::with_uri_str(&uri).await.unwrap());
-        self.uris.insert(zone.to_owned(), uri);
+        self.adopt(zone, &uri).await;
+    }
+
+    /// This is the server of a spoke that will be added later.
+    pub async fn adopt(&mut self, zone: &str, uri: &str) {
+        self.clients.insert(zone.to_owned(), Client::with_uri_str(uri).await.unwrap());
+        self.uris.insert(zone.to_owned(), uri.to_owned());
     }
 
     /// Adds a spoke, which a server was reserved for.
