@@ -13,7 +13,9 @@ demo: mongod
 	$(CARGO) build --release --locked --bin spokesync --example demo --example vehicles
 	exec ./target/release/examples/demo
 
+test: export CHROMEDRIVER = $(shell ./scripts/get-chromedriver)
 test: mongod
+	@test -n "$(CHROMEDRIVER)"
 	$(CARGO) test --workspace --locked
 
 check:

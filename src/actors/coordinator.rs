@@ -18,7 +18,7 @@ use crate::link::fanout::Fanout;
 use crate::link::letters::Request;
 use crate::mongo::error::Failure;
 use crate::mongo::server::Endpoint;
-use crate::observe::status::{Board, State};
+use crate::observe::status::{Board, State, history};
 use crate::sync::names::{Direction, Zone};
 use crate::sync::route::Routes;
 
@@ -298,6 +298,7 @@ impl Actor for Coordinator {
         for spoke in spokes {
             self.start_spoke(spoke, context);
         }
+        context.run_interval(history::INTERVAL, |coordinator, _| coordinator.handles.board.sample());
     }
 }
 

@@ -269,7 +269,7 @@ impl Handler<Act> for Spoke {
             }
             Action::Restart => self.renew(context),
             Action::Resync => {
-                self.spoke.links.ask_for_resync();
+                self.spoke.ask_for_resync();
                 self.renew(context);
             }
         }

@@ -1,13 +1,55 @@
 //! `spokesync pause|resume|restart|resync ZONE`: acts on one spoke of the running process.
 
-use anyhow::Result;
-use serde_json::json;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
 use super::client::{Client, encode};
+use super::progress::Progress;
 use crate::config::Config;
+
+/// How often it is asked how far a resync is.
+const INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) fn run(config: &Config, action: &str, zone: &str) -> Result<()> {
     Client::of(config).post(&format!("/api/v1/spokes/{}/{action}", encode(zone)), &json!({}))?;
     println!("spoke {zone}: {action} accepted");
     Ok(())
+}
+
+/// Waits until both links of a spoke have compared everything.
+pub(super) fn wait_for_resync(config: &Config, zone: &str) -> Result<()> {
+    let client = Client::of(config);
+    let mut progress = Progress::new();
+    loop {
+        let status = client.get("/api/v1/status")?;
+        let spokes = status["spokes"].as_array().into_iter().flatten();
+        let spoke = spokes
+            .into_iter()
+            .find(|spoke| spoke["zone"] == zone)
+            .with_context(|| format!("there is no spoke {zone}"))?;
+        let links = ["uplink", "downlink"].map(|name| (name, &spoke[name]));
+        if links.iter().all(|(_, link)| link["comparing"] == false) {
+            progress.end();
+            println!("spoke {zone}: everything is compared");
+            return Ok(());
+        }
+        for (name, link) in links {
+            if let Some((what, documents, estimated)) = copying(zone, name, &link["copying"]) {
+                progress.show(&what, documents, estimated);
+            }
+        }
+        std::thread::sleep(INTERVAL);
+    }
+}
+
+/// What a link copies, in words, and how far it is.
+pub(super) fn copying(spoke: &str, link: &str, copying: &Value) -> Option<(String, u64, Option<u64>)> {
+    let (ns, zone) = (copying["ns"].as_str()?, copying["zone"].as_str()?);
+    Some((
+        format!("{spoke} {link}: {ns} zone {zone}"),
+        copying["documents"].as_u64()?,
+        copying["documents_estimated"].as_u64(),
+    ))
 }

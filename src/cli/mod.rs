@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod dead_letters;
 mod logs;
+mod progress;
 mod run;
 mod status;
 mod watch;
@@ -78,7 +79,13 @@ enum Command {
     /// Begin anew from the checkpoints, at once.
     Restart(ZoneArguments),
     /// Compare everything with the hub, and bring what differs.
-    Resync(ZoneArguments),
+    Resync {
+        #[command(flatten)]
+        spoke: ZoneArguments,
+        /// Wait until it is done, and show how far it is.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Show what was refused, and say what becomes of it.
     DeadLetters {
         #[command(flatten)]
@@ -140,7 +147,11 @@ pub fn main() -> Exit {
         Command::Pause(arguments) => arguments.act("pause"),
         Command::Resume(arguments) => arguments.act("resume"),
         Command::Restart(arguments) => arguments.act("restart"),
-        Command::Resync(arguments) => arguments.act("resync"),
+        Command::Resync { spoke, wait: false } => spoke.act("resync"),
+        Command::Resync { spoke, wait: true } => spoke.config.with(|config| {
+            act::run(config, "resync", &spoke.zone)?;
+            act::wait_for_resync(config, &spoke.zone)
+        }),
         Command::DeadLetters { config, wanted } => config.with(|config| dead_letters::run(config, &wanted)),
     }
 }

@@ -8,6 +8,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, Table};
 use serde_json::Value;
 
+use super::act::copying as copying_of;
 use super::client::Client;
 use crate::config::Config;
 
@@ -87,10 +88,26 @@ fn render(status: &Value, colours: bool) -> String {
         seconds(hub["lag_seconds"].as_f64()),
         seconds(status["uptime_seconds"].as_f64()),
     );
-    for line in troubles(status) {
+    for line in copies(status).into_iter().chain(troubles(status)) {
         all += &format!("\n{line}");
     }
     all
+}
+
+/// What is being copied, and how far that is.
+fn copies(status: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    for spoke in status["spokes"].as_array().into_iter().flatten() {
+        for link in ["uplink", "downlink"] {
+            let copying = &spoke[link]["copying"];
+            let Some((what, documents, estimated)) = copying_of(&text(&spoke["zone"]), link, copying) else { continue };
+            let of = estimated.map(|estimated| format!(" of about {estimated}")).unwrap_or_default();
+            let left = copying["seconds_remaining"].as_f64();
+            let left = left.map(|left| format!(", {} left", seconds(Some(left)))).unwrap_or_default();
+            lines.push(format!("{what}: {documents}{of} documents{left}"));
+        }
+    }
+    lines
 }
 
 /// What does not stream, and why.

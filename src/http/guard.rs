@@ -1,4 +1,4 @@
-//! Who may do what: the bearer token of `[http]`, and no changes on behalf of other sites' pages.
+//! Who may do what: the token of `[http]`, and no changes on behalf of other sites' pages.
 
 use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -6,6 +6,8 @@ use actix_web::http::Method;
 use actix_web::http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, ORIGIN, WWW_AUTHENTICATE};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpResponse, web};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::error;
@@ -24,7 +26,7 @@ impl Guard {
     /// True if the caller brings the token that the configuration asks for, if it asks for one.
     fn knows(&self, headers: &HeaderMap) -> bool {
         let Some(token) = &self.token else { return true };
-        let brought = text(headers, &AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+        let brought = text(headers, &AUTHORIZATION).and_then(token_of).unwrap_or_default();
         let expected = token.expose_secret();
         // Every byte is looked at, whatever comes before it.
         brought.len() == expected.len()
@@ -40,8 +42,9 @@ pub(super) async fn check<B: MessageBody + 'static>(
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
     let refusal = if !guard.knows(request.headers()) {
         let mut response = HttpResponse::Unauthorized();
-        response.insert_header((WWW_AUTHENTICATE, "Bearer"));
-        Some(error(&mut response, "give the token of [http] as a bearer token"))
+        response.append_header((WWW_AUTHENTICATE, "Basic realm=\"spokesync\""));
+        response.append_header((WWW_AUTHENTICATE, "Bearer"));
+        Some(error(&mut response, "give the token of [http] as a bearer token, or as a password with any name"))
     } else if request.method() != Method::GET && is_of_another_site(request.headers()) {
         Some(error(&mut HttpResponse::Forbidden(), "pages of other sites may change nothing here"))
     } else {
@@ -51,6 +54,16 @@ pub(super) async fn check<B: MessageBody + 'static>(
         Some(response) => Ok(request.into_response(response).map_into_right_body()),
         None => next.call(request).await.map(ServiceResponse::map_into_left_body),
     }
+}
+
+/// The token in an `Authorization` header: a bearer token, or the password of a browser, which cannot send any other.
+fn token_of(header: &str) -> Option<String> {
+    if let Some(token) = header.strip_prefix("Bearer ") {
+        return Some(token.to_owned());
+    }
+    let decoded = BASE64_STANDARD.decode(header.strip_prefix("Basic ")?).ok()?;
+    let (_, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
+    Some(password.to_owned())
 }
 
 /// True if a browser sends this for a page that did not come from here. What no browser sends has no such headers.
@@ -79,7 +92,16 @@ mod tests {
     fn only_the_whole_token_opens() {
         let guard = Guard::new(Some("open sesame".into()));
         assert!(guard.knows(&headers(&[("authorization", "Bearer open sesame")])));
-        for wrong in ["Bearer open sesam", "Bearer open sesame2", "Basic open sesame", "open sesame", ""] {
+        assert!(guard.knows(&headers(&[("authorization", "Basic YW55Ym9keTpvcGVuIHNlc2FtZQ==")])));
+        for wrong in [
+            "Basic YW55Ym9keTpvcGVu",
+            "Basic %%%",
+            "Bearer open sesam",
+            "Bearer open sesame2",
+            "Basic open sesame",
+            "open sesame",
+            "",
+        ] {
             assert!(!guard.knows(&headers(&[("authorization", wrong)])), "{wrong}");
         }
         assert!(!guard.knows(&headers(&[])));

@@ -1,6 +1,7 @@
 //! The HTTP interface.
 //!
 //! - [`guard`]: who may do what
+//! - [`page`]: the dashboard
 //! - [`spokes`]: what an operator can have done about a spoke; [`letters`]: and about its dead letters
 //! - [`logs`]: the actors' log streams
 //!
@@ -10,6 +11,7 @@
 mod guard;
 mod letters;
 mod logs;
+mod page;
 mod spokes;
 
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use crate::actors::coordinator::{Coordinator, Refused};
 use crate::config::Http;
 use crate::observe::logs::Logs;
+use crate::observe::metrics;
 use crate::observe::status::Board;
 
 /// What the answers are made of.
@@ -41,21 +44,27 @@ pub fn start(http: &Http, board: Arc<Board>, coordinator: Addr<Coordinator>, log
     let guard = guard::Guard::new(http.token.clone());
     let app = move || {
         let api = web::scope("/api/v1")
-            .wrap(from_fn(guard::check))
             .route("/status", web::get().to(status))
+            .route("/history", web::get().to(history))
             .route("/logs", web::get().to(logs::read))
             .route("/logs/actors", web::get().to(logs::actors))
             .route("/logs/level", web::post().to(logs::set_level))
             .route("/dead-letters", web::get().to(letters::list))
             .route("/spokes/{zone}/dead-letters/{wanted}", web::post().to(letters::attend))
             .route("/spokes/{zone}/{action}", web::post().to(spokes::act));
+        let guarded = web::scope("")
+            .wrap(from_fn(guard::check))
+            .route("/", web::get().to(page::index))
+            .route("/page/{name}", web::get().to(page::part))
+            .route("/metrics", web::get().to(metrics))
+            .service(api)
+            .default_service(web::to(unknown));
         App::new()
             .app_data(web::Data::new(sources.clone()))
             .app_data(web::Data::new(guard.clone()))
             .route("/healthz", web::get().to(healthz))
             .route("/readyz", web::get().to(readyz))
-            .service(api)
-            .default_service(web::to(unknown))
+            .service(guarded)
     };
     let server = HttpServer::new(app).workers(1).disable_signals().shutdown_timeout(1).bind(http.listen)?;
     Ok(server.run())
@@ -76,6 +85,17 @@ async fn readyz(sources: web::Data<Sources>) -> HttpResponse {
 
 async fn status(sources: web::Data<Sources>) -> HttpResponse {
     HttpResponse::Ok().json(sources.board.view())
+}
+
+async fn history(sources: web::Data<Sources>) -> HttpResponse {
+    HttpResponse::Ok().json(sources.board.history())
+}
+
+async fn metrics(sources: web::Data<Sources>) -> HttpResponse {
+    match metrics::render(&sources.board) {
+        Ok(text) => HttpResponse::Ok().content_type(metrics::CONTENT_TYPE).body(text),
+        Err(failed) => error(&mut HttpResponse::InternalServerError(), &failed.to_string()),
+    }
 }
 
 async fn unknown(request: HttpRequest) -> HttpResponse {

@@ -59,6 +59,9 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     spoke.links.foreign.load(&destination).await?;
     set_aside::forget_old(&destination).await?;
     drop(starting);
+    if applier.checkpoint().reconciling == Reconciling::Asked {
+        cell.set_comparing(true);
+    }
     cell.resumes_at(applier.checkpoint().position.as_ref().map(Position::cluster_time));
     let routes = spoke.fanout.routes();
     let mut side = HubSide {
@@ -212,6 +215,7 @@ async fn copy_zones(
     }
     if is_again {
         applier.save(side, Mark::Reconciled).await?;
+        side.cell().set_comparing(false);
     }
     Ok(Ended::Done)
 }

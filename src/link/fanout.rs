@@ -128,7 +128,8 @@ impl Fanout {
             return None;
         };
         state.waiting.remove(zone);
-        let inbox = Arc::<Inbox>::default();
+        let shown = self.board.get(zone.as_str()).map(|cell| cell.queue().clone()).unwrap_or_default();
+        let inbox = Arc::new(Inbox::new(shown));
         if let Some(former) = state.inboxes.insert(zone.clone(), inbox.clone()) {
             former.detach();
         }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::feed::Routed;
+use crate::observe::status::spoke::Depth;
 use crate::sync::position::Position;
 use crate::sync::queue::{Full, Queue, Weight};
 use crate::sync::route::{Routes, SpokeId};
@@ -31,15 +32,21 @@ pub struct Inbox {
     queue: Mutex<Queue<Delivery>>,
     changed: Notify,
     detached: AtomicBool,
-}
-
-impl Default for Inbox {
-    fn default() -> Self {
-        Self { queue: Mutex::new(Queue::new(CAPACITY)), changed: Notify::new(), detached: AtomicBool::new(false) }
-    }
+    shown: Depth,
 }
 
 impl Inbox {
+    /// An empty one, whose fill is shown there.
+    pub(super) fn new(shown: Depth) -> Self {
+        shown.set(Weight::default(), CAPACITY);
+        Self {
+            queue: Mutex::new(Queue::new(CAPACITY)),
+            changed: Notify::new(),
+            detached: AtomicBool::new(false),
+            shown,
+        }
+    }
+
     /// Adds what the fan-out has. `false` if the spoke is too far behind for it: then nothing more will come.
     pub(super) fn push(&self, delivery: Delivery) -> bool {
         let accepted = {
@@ -56,6 +63,7 @@ impl Inbox {
                 },
             }
         };
+        self.show();
         if !accepted {
             self.detach();
         }
@@ -84,13 +92,14 @@ impl Inbox {
 
     /// The next delivery, if one is there.
     pub fn try_next(&self) -> Option<Delivery> {
-        self.queue().pop()
+        let next = self.queue().pop();
+        self.show();
+        next
     }
 
-    /// What waits, and what may wait.
-    pub fn fill(&self) -> (Weight, Weight) {
+    fn show(&self) {
         let queue = self.queue();
-        (queue.weight(), queue.capacity())
+        self.shown.set(queue.weight(), queue.capacity());
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue<Delivery>> {

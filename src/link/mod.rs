@@ -98,6 +98,14 @@ pub struct Spoke {
 }
 
 impl Spoke {
+    /// Both links shall compare everything, as soon as they can.
+    pub fn ask_for_resync(&self) {
+        self.links.ask_for_resync();
+        for direction in Direction::BOTH {
+            self.status.link(direction).set_comparing(true);
+        }
+    }
+
     /// Awaits something that may take as long as it likes, such as the other link, and is no standstill of this one.
     async fn patiently<T>(&self, link: Direction, something: impl Future<Output = T>) -> T {
         self.status.link(link).pulse().while_waiting(something).await
@@ -155,8 +163,8 @@ impl Links {
         self.conflicts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Both links shall compare everything, from their next start on.
-    pub fn ask_for_resync(&self) {
+    /// Both links shall compare everything, from their next turn on.
+    fn ask_for_resync(&self) {
         for asked in &self.resync {
             asked.store(true, Ordering::Relaxed);
         }

@@ -79,6 +79,9 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     };
     drop(starting);
     let _watching = window::watch(&side.source, spoke.status.window());
+    if applier.checkpoint().reconciling == Reconciling::Asked {
+        cell.set_comparing(true);
+    }
     cell.resumes_at(applier.checkpoint().position.as_ref().map(Position::cluster_time));
     spoke.links.foreign.load(&side.source).await?;
     if applier.checkpoint().position.is_none() {
@@ -164,6 +167,7 @@ async fn copy_own_zone(
     }
     if reconciling != Reconciling::No {
         applier.save(side, Mark::Reconciled).await?;
+        side.cell().set_comparing(false);
     }
     Ok(Ended::Done)
 }

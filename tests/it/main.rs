@@ -7,6 +7,7 @@ mod concurrent;
 mod config;
 mod control;
 mod crash;
+mod dashboard;
 mod faults;
 mod fidelity;
 mod history;

@@ -1,5 +1,6 @@
 //! What the tests stand on: replica sets, the program between them, and ways to wait and to compare.
 
+pub mod browser;
 pub mod events;
 pub mod site;
 

@@ -1,0 +1,48 @@
+// A small line over the last minutes, with its newest and its largest value in words.
+
+import { el, setAttributes, setText, svg } from "./dom.js";
+import { formatSpan } from "./format.js";
+
+const POINTS = 120;
+const HEIGHT = 32;
+
+/** A chart with `show(values, intervalSeconds)`. Below `floor` the line does not fill the height, so that noise looks small. */
+export function makeChart(name, format, floor = 1) {
+  const line = svg("path", { class: "line" });
+  const area = svg("path", { class: "area" });
+  const drawing = svg("svg", { viewBox: `0 0 ${POINTS - 1} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" }, area, line);
+  const [now, most] = [el("b"), el("span", { class: "muted" })];
+  const caption = el("figcaption", {}, el("span", {}, name), now, most);
+  const show = (values = [], interval = 5) => {
+    const known = values.filter((value) => value != null);
+    const top = Math.max(floor, ...known);
+    const span = formatSpan(values.length * interval).replace(".0", "");
+    const summary = known.length ? `most ${format(Math.max(...known))} in ${span}` : "no history yet";
+    setText(now, format(values.at(-1)));
+    setText(most, summary);
+    const runs = splitRuns(values);
+    setAttributes(line, { d: runs.map((run) => drawRun(run, top)).join("") });
+    setAttributes(area, { d: runs.map((run) => closeRun(run, drawRun(run, top))).join("") });
+    setAttributes(drawing, { "aria-label": `${name}: now ${format(values.at(-1))}, ${summary}` });
+  };
+  return { node: el("figure", { class: "chart" }, caption, drawing), show };
+}
+
+/** Points that follow each other; where a value is not known, the line has a gap. The newest stands at the right. */
+function splitRuns(values) {
+  const runs = [];
+  values.forEach((value, index) => {
+    if (value == null) return;
+    const point = [POINTS - values.length + index, value];
+    if (values[index - 1] == null) runs.push([point]);
+    else runs.at(-1).push(point);
+  });
+  return runs;
+}
+
+function drawRun(run, top) {
+  const points = run.map(([x, value]) => `${x} ${(HEIGHT - 1.5 - (value / top) * (HEIGHT - 3)).toFixed(1)}`);
+  return `M${points.join("L")}${run.length === 1 ? "h-.5" : ""}`;
+}
+
+const closeRun = (run, path) => `${path}L${run.at(-1)[0]} ${HEIGHT}L${run[0][0]} ${HEIGHT}z`;

@@ -1,0 +1,428 @@
+//! The metrics, in the format of Prometheus and OpenMetrics. Every name is here.
+//!
+//! Numbers come from the status board's cells; asking for them waits for nothing. Counters outlive the restarts of a link, not
+//! those of the process.
+
+use std::fmt::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::status::verification::Phase;
+use super::status::view::{LinkView, SpokeView, StatusView};
+use super::status::{Board, SpokeCell, State};
+use crate::sync::names::Direction;
+
+/// What the answer is, for its `Content-Type`.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// How large a link's batches are, and how long its work takes.
+#[derive(Debug)]
+pub struct Timings {
+    batch: Histogram,
+    apply: Histogram,
+    delay: Histogram,
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        const SECONDS: [f64; 12] = [0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0, 300.0, 3_600.0];
+        const CHANGES: [f64; 6] = [1.0, 10.0, 100.0, 1_000.0, 5_000.0, 10_000.0];
+        Self { batch: Histogram::new(CHANGES), apply: Histogram::new(SECONDS), delay: Histogram::new(SECONDS) }
+    }
+}
+
+impl Timings {
+    /// So many changes were applied in so long; the newest of them was made at this time, in milliseconds since 1970.
+    pub(super) fn applied(&self, changes: usize, took: Option<Duration>, wall_time: Option<i64>) {
+        if changes == 0 {
+            return;
+        }
+        self.batch.observe(changes as f64);
+        if let Some(took) = took {
+            self.apply.observe(took.as_secs_f64());
+        }
+        if let Some(made_at) = wall_time {
+            let now = bson::DateTime::now().timestamp_millis();
+            self.delay.observe(now.saturating_sub(made_at).max(0) as f64 / 1e3);
+        }
+    }
+}
+
+/// All metrics of this board, as text.
+///
+/// # Errors
+/// Never: writing to a text does not fail.
+pub fn render(board: &Arc<Board>) -> Result<String, Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Metrics(board.clone())));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Metrics(Arc<Board>);
+
+impl Collector for Metrics {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let view = self.0.view();
+        let mut out = Output(encoder);
+        process(&mut out, &view)?;
+        hub(&mut out, &view)?;
+        verification(&mut out, &view)?;
+        for metric in LINK_METRICS {
+            metric.write(&mut out, &view)?;
+        }
+        for metric in SPOKE_METRICS {
+            metric.write(&mut out, &view)?;
+        }
+        timings(&mut out, &self.0)
+    }
+}
+
+/// Whether a number only grows.
+#[derive(Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+}
+
+impl Kind {
+    fn metric_type(self) -> MetricType {
+        match self {
+            Self::Counter => MetricType::Counter,
+            Self::Gauge => MetricType::Gauge,
+        }
+    }
+}
+
+struct Output<'e>(DescriptorEncoder<'e>);
+
+impl Output<'_> {
+    /// One number, by labels; unknown ones are left out.
+    fn family<'l>(
+        &mut self,
+        (name, help, kind): (&str, &str, Kind),
+        values: impl Iterator<Item = (Vec<(&'static str, &'l str)>, Option<f64>)>,
+    ) -> Result<(), Error> {
+        let mut family = self.0.encode_descriptor(name, help, None, kind.metric_type())?;
+        for (labels, value) in values {
+            let Some(value) = value else { continue };
+            let mut metric = family.encode_family(&labels)?;
+            match kind {
+                Kind::Counter => metric.encode_counter::<NoLabelSet, _, f64>(&value, None)?,
+                Kind::Gauge => metric.encode_gauge(&value)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn single(&mut self, name: &str, help: &str, kind: Kind, value: Option<f64>) -> Result<(), Error> {
+        let Some(value) = value else { return Ok(()) };
+        let mut metric = self.0.encode_descriptor(name, help, None, kind.metric_type())?;
+        match kind {
+            Kind::Counter => metric.encode_counter::<NoLabelSet, _, f64>(&value, None),
+            Kind::Gauge => metric.encode_gauge(&value),
+        }
+    }
+}
+
+fn process(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
+    let version = vec![("version", view.version)];
+    let info = ("spokesync_build_info", "The version that runs.", Kind::Gauge);
+    out.family(info, std::iter::once((version, Some(1.0))))?;
+    out.single("spokesync_uptime_seconds", "How long the process has run.", Kind::Gauge, Some(view.uptime_seconds))?;
+    let broken = Some(truth(view.configuration_error.is_some()));
+    let help = "1 if the configuration was to be read again and cannot be used.";
+    out.single("spokesync_configuration_broken", help, Kind::Gauge, broken)
+}
+
+fn hub(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
+    let hub = &view.hub;
+    let is = |state: State| Some(truth(hub.state == state));
+    let gauges = [
+        ("spokesync_hub_streaming", "1 if the hub's change stream is followed.", is(State::Streaming)),
+        ("spokesync_hub_halted", "1 if the hub's change stream cannot be followed.", is(State::Halted)),
+        ("spokesync_hub_lag_seconds", "Age of the newest change at the hub that is not distributed.", hub.lag_seconds),
+        ("spokesync_hub_change_streams", "Change streams that are open at the hub.", Some(hub.open_streams as f64)),
+    ];
+    for (name, help, value) in gauges {
+        out.single(name, help, Kind::Gauge, value)?;
+    }
+    let counters = [
+        ("spokesync_hub_events", "Change events of the hub that were distributed.", hub.events_total),
+        ("spokesync_hub_restarts", "How often the hub's change stream was opened again after a failure.", hub.restarts),
+    ];
+    for (name, help, value) in counters {
+        out.single(name, help, Kind::Counter, Some(value as f64))?;
+    }
+    Ok(())
+}
+
+fn verification(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
+    let Some(last) = &view.verification else { return Ok(()) };
+    let finished = last.finished_at.as_deref().and_then(|at| bson::DateTime::parse_rfc3339_str(at).ok());
+    let is_done = last.state == Phase::Done;
+    let gauges = [
+        (
+            "spokesync_verification_running",
+            "1 while a verification goes on.",
+            Some(truth(last.state == Phase::Running)),
+        ),
+        (
+            "spokesync_verification_failed",
+            "1 if the last verification could not tell.",
+            Some(truth(last.state == Phase::Failed)),
+        ),
+        (
+            "spokesync_verification_documents",
+            "Documents compared by the last verification.",
+            Some(last.documents as f64),
+        ),
+        (
+            "spokesync_verification_differences",
+            "Differences that the last verification found.",
+            is_done.then_some(last.differences as f64),
+        ),
+        (
+            "spokesync_verification_finished_timestamp_seconds",
+            "When the last verification ended.",
+            finished.map(|at| at.timestamp_millis() as f64 / 1e3),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        out.single(name, help, Kind::Gauge, value)?;
+    }
+    Ok(())
+}
+
+/// A number of each link.
+struct LinkMetric {
+    name: &'static str,
+    help: &'static str,
+    kind: Kind,
+    value: fn(&LinkView) -> Option<f64>,
+}
+
+const LINK_METRICS: [LinkMetric; 11] = [
+    LinkMetric {
+        name: "spokesync_link_streaming",
+        help: "1 if the link follows its change stream.",
+        kind: Kind::Gauge,
+        value: |link| Some(truth(link.state == State::Streaming)),
+    },
+    LinkMetric {
+        name: "spokesync_link_halted",
+        help: "1 if the link cannot work before somebody changes something.",
+        kind: Kind::Gauge,
+        value: |link| Some(truth(link.state == State::Halted)),
+    },
+    LinkMetric {
+        name: "spokesync_link_paused",
+        help: "1 if somebody paused the link.",
+        kind: Kind::Gauge,
+        value: |link| Some(truth(link.state == State::Paused)),
+    },
+    LinkMetric {
+        name: "spokesync_link_changes",
+        help: "Changes applied.",
+        kind: Kind::Counter,
+        value: |link| Some(link.applied_total as f64),
+    },
+    LinkMetric {
+        name: "spokesync_link_foreign_writes",
+        help: "Changes of other zones' documents that were refused.",
+        kind: Kind::Counter,
+        value: |link| Some(link.foreign_total as f64),
+    },
+    LinkMetric {
+        name: "spokesync_link_lag_seconds",
+        help: "Age of the newest change at the source that is not applied; 0 if there is none.",
+        kind: Kind::Gauge,
+        value: |link| link.lag_seconds,
+    },
+    LinkMetric {
+        name: "spokesync_link_checkpoint_age_seconds",
+        help: "How long ago the checkpoint was saved.",
+        kind: Kind::Gauge,
+        value: |link| link.checkpoint.as_ref().and_then(|checkpoint| checkpoint.age_seconds),
+    },
+    LinkMetric {
+        name: "spokesync_link_time_to_loss_seconds",
+        help: "How long until the checkpoint has left the source's oplog.",
+        kind: Kind::Gauge,
+        value: |link| link.time_to_loss_seconds,
+    },
+    LinkMetric {
+        name: "spokesync_link_restarts",
+        help: "How often the link was started again after a failure.",
+        kind: Kind::Counter,
+        value: |link| Some(link.restarts as f64),
+    },
+    LinkMetric {
+        name: "spokesync_link_copied_documents",
+        help: "Documents copied or compared of the zone that an initial sync or a reconcile is at.",
+        kind: Kind::Gauge,
+        value: |link| link.copying.as_ref().map(|copying| copying.documents as f64),
+    },
+    LinkMetric {
+        name: "spokesync_link_copied_documents_estimated",
+        help: "How many there are, about.",
+        kind: Kind::Gauge,
+        value: |link| Some(link.copying.as_ref()?.documents_estimated? as f64),
+    },
+];
+
+impl LinkMetric {
+    fn write(&self, out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
+        let links = view.spokes.iter().flat_map(|spoke| {
+            [(Direction::Uplink, &spoke.uplink), (Direction::Downlink, &spoke.downlink)]
+                .map(|(direction, link)| (labels(&spoke.zone, direction), (self.value)(link)))
+        });
+        out.family((self.name, self.help, self.kind), links)
+    }
+}
+
+/// A number of each spoke.
+struct SpokeMetric {
+    name: &'static str,
+    help: &'static str,
+    value: fn(&SpokeView) -> f64,
+}
+
+const SPOKE_METRICS: [SpokeMetric; 5] = [
+    SpokeMetric {
+        name: "spokesync_dead_letters",
+        help: "Changes that a destination refused and that wait for somebody.",
+        value: |spoke| spoke.dead_letters as f64,
+    },
+    SpokeMetric {
+        name: "spokesync_queue_events",
+        help: "Change events that wait for the spoke's writer.",
+        value: |spoke| spoke.queue.events as f64,
+    },
+    SpokeMetric {
+        name: "spokesync_queue_capacity_events",
+        help: "Change events that may wait for the spoke's writer.",
+        value: |spoke| spoke.queue.events_capacity as f64,
+    },
+    SpokeMetric {
+        name: "spokesync_queue_bytes",
+        help: "What the waiting events take in memory.",
+        value: |spoke| spoke.queue.bytes as f64,
+    },
+    SpokeMetric {
+        name: "spokesync_queue_capacity_bytes",
+        help: "What the waiting events may take in memory.",
+        value: |spoke| spoke.queue.bytes_capacity as f64,
+    },
+];
+
+impl SpokeMetric {
+    fn write(&self, out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
+        let spokes = view.spokes.iter().map(|spoke| (vec![("zone", spoke.zone.as_str())], Some((self.value)(spoke))));
+        out.family((self.name, self.help, Kind::Gauge), spokes)
+    }
+}
+
+/// A histogram of each link.
+type Timing = (&'static str, &'static str, fn(&Timings) -> &Histogram);
+
+fn timings(out: &mut Output<'_>, board: &Board) -> Result<(), Error> {
+    const ALL: [Timing; 3] = [
+        ("spokesync_link_batch_changes", "Changes in a batch.", |timings| &timings.batch),
+        ("spokesync_link_apply_seconds", "From receiving a batch until it is durable.", |timings| &timings.apply),
+        (
+            "spokesync_link_delay_seconds",
+            "From a change at the source until it is durable at the destination, of the newest in each batch.",
+            |timings| &timings.delay,
+        ),
+    ];
+    let spokes: Vec<(String, Arc<SpokeCell>)> = board.spokes().into_iter().collect();
+    for (name, help, histogram) in ALL {
+        let mut family = out.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (zone, cell) in &spokes {
+            for direction in Direction::BOTH {
+                histogram(cell.link(direction).timings()).encode(family.encode_family(&labels(zone, direction))?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn labels(zone: &str, direction: Direction) -> Vec<(&'static str, &str)> {
+    vec![("zone", zone), ("link", direction.as_str())]
+}
+
+fn truth(is_so: bool) -> f64 {
+    f64::from(u8::from(is_so))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::names::Zone;
+
+    fn rendered() -> String {
+        let board = Arc::new(Board::default());
+        let spoke = board.add(&Zone::new("DFW"), &[]);
+        spoke.link(Direction::Uplink).received();
+        spoke.link(Direction::Uplink).applied(7, 1, None, Some(bson::DateTime::now().timestamp_millis()));
+        render(&board).expect("a text")
+    }
+
+    #[test]
+    fn every_number_of_a_link_has_its_zone_and_its_link() {
+        let text = rendered();
+        for line in [
+            "spokesync_link_changes_total{zone=\"DFW\",link=\"uplink\"} 7.0",
+            "spokesync_link_foreign_writes_total{zone=\"DFW\",link=\"uplink\"} 1.0",
+            "spokesync_link_streaming{zone=\"DFW\",link=\"downlink\"} 0.0",
+            "spokesync_link_batch_changes_count{zone=\"DFW\",link=\"uplink\"} 1",
+            "spokesync_link_apply_seconds_bucket{le=\"3600.0\",zone=\"DFW\",link=\"uplink\"} 1",
+            "spokesync_dead_letters{zone=\"DFW\"} 0.0",
+            "spokesync_hub_change_streams 0.0",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn dashboard_and_alerts_name_only_metrics_that_there_are() {
+        let board = Arc::new(Board::default());
+        let cell = board.add(&Zone::new("DFW"), &[]);
+        cell.link(Direction::Uplink).begin_copying("a.b", &Zone::new("DFW"), Some(7));
+        assert!(board.verification().begin());
+        board.verification().end(0, None);
+        let text = render(&board).expect("a text");
+        let known: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let mut named = 0;
+        for file in ["deploy/grafana/spokesync.json", "deploy/prometheus/alerts.yml"] {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+            let text = std::fs::read_to_string(path).expect("it is there");
+            let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+            for name in words.filter(|word| word.starts_with("spokesync_")) {
+                let endings = ["_total", "_bucket", "_sum", "_count"];
+                let plain = endings.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name);
+                assert!(known.contains(&plain), "{file} names {name}");
+                named += 1;
+            }
+        }
+        assert!(named > 25, "{named}");
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        let text = rendered();
+        assert!(!text.contains("spokesync_link_time_to_loss_seconds{"), "{text}");
+        assert!(!text.contains("spokesync_verification"), "{text}");
+    }
+}

@@ -1,0 +1,159 @@
+//! All cells of the process.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use dashmap::DashMap;
+
+use super::cell::Cell;
+use super::history::{self, BoardHistoryView};
+use super::spoke::{SpokeCell, Window};
+use super::verification::VerificationCell;
+use super::view::{HubView, LetterView, StatusView};
+use crate::sync::names::{Direction, Zone};
+
+/// Counts things that are there for a while.
+#[derive(Clone, Debug, Default)]
+pub struct Gauge(Arc<AtomicUsize>);
+
+/// One of the things that a [`Gauge`] counts, until it is dropped.
+#[derive(Debug)]
+pub struct Counted(Arc<AtomicUsize>);
+
+impl Gauge {
+    /// One more.
+    pub fn counted(&self) -> Counted {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Counted(self.0.clone())
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// All cells of the process.
+#[derive(Debug)]
+pub struct Board {
+    started: Instant,
+    hub: Arc<Cell>,
+    hub_streams: Gauge,
+    hub_window: Window,
+    configuration_error: Mutex<Option<String>>,
+    verification: VerificationCell,
+    spokes: DashMap<Zone, Arc<SpokeCell>>,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            hub: Arc::default(),
+            hub_streams: Gauge::default(),
+            hub_window: Window::default(),
+            configuration_error: Mutex::default(),
+            verification: VerificationCell::default(),
+            spokes: DashMap::new(),
+        }
+    }
+}
+
+impl Board {
+    /// The cell of the hub's change stream.
+    pub fn hub(&self) -> &Arc<Cell> {
+        &self.hub
+    }
+
+    /// The hub's oplog window.
+    pub fn hub_window(&self) -> &Window {
+        &self.hub_window
+    }
+
+    /// Counts the change streams that are open at the hub.
+    pub fn hub_streams(&self) -> &Gauge {
+        &self.hub_streams
+    }
+
+    /// Why the file, as it is now, cannot be used; `None` if it can.
+    pub fn set_configuration_error(&self, error: Option<String>) {
+        *self.configuration_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
+    /// The cell of a spoke, which it keeps for as long as it is configured.
+    pub fn add(&self, zone: &Zone, watch: &[Zone]) -> Arc<SpokeCell> {
+        let new = || Arc::new(SpokeCell::new(zone, self.hub_window.clone()));
+        let cell = self.spokes.entry(zone.clone()).or_insert_with(new);
+        cell.set_watch(watch);
+        cell.clone()
+    }
+
+    /// The cell of a spoke, if it is configured.
+    pub fn get(&self, zone: &str) -> Option<Arc<SpokeCell>> {
+        self.spokes.get(zone).map(|cell| cell.clone())
+    }
+
+    /// The cells of all spokes, in the order of their zones.
+    pub fn spokes(&self) -> BTreeMap<String, Arc<SpokeCell>> {
+        self.spokes.iter().map(|cell| (cell.zone().to_string(), cell.clone())).collect()
+    }
+
+    /// The last comparison of everything.
+    pub fn verification(&self) -> &VerificationCell {
+        &self.verification
+    }
+
+    /// Notes how all is now; to be called every [`history::INTERVAL`].
+    pub fn sample(&self) {
+        self.hub.sample();
+        for spoke in &self.spokes {
+            spoke.sample();
+        }
+    }
+
+    /// How all was in the last minutes, as `/api/v1/history` answers it.
+    pub fn history(&self) -> BoardHistoryView {
+        let spokes = self.spokes().into_iter().map(|(zone, cell)| (zone, cell.history())).collect();
+        BoardHistoryView { interval_seconds: history::INTERVAL.as_secs(), hub: self.hub.history(), spokes }
+    }
+
+    /// The dead letters of all spokes, with the zone and the direction of their link.
+    pub fn letters(&self) -> Vec<LetterView> {
+        let mut views = Vec::new();
+        for spoke in &self.spokes {
+            for direction in Direction::BOTH {
+                let letters = spoke.link(direction).letters().into_iter();
+                let view = |letter| LetterView { zone: spoke.zone().to_string(), link: direction.as_str(), letter };
+                views.extend(letters.map(view));
+            }
+        }
+        views.sort_by(|one, other| (&one.zone, &one.letter.parked_at).cmp(&(&other.zone, &other.letter.parked_at)));
+        views
+    }
+
+    /// A spoke is no longer configured.
+    pub fn remove(&self, zone: &str) {
+        self.spokes.remove(zone);
+    }
+
+    /// Everything, as `/api/v1/status` answers it.
+    pub fn view(&self) -> StatusView {
+        let spokes = self.spokes();
+        StatusView {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            configuration_error: self.configuration_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            hub: HubView { open_streams: self.hub_streams.count(), ..self.hub.hub_view() },
+            verification: self.verification.view(),
+            spokes: spokes.values().map(|cell| cell.view()).collect(),
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The status board: one cell per link, written by the loops, read by whoever asks. Reading never waits for a server.
+//!
+//! - [`state`]: what a link is doing; [`cell`]: what is known of one link; [`spoke`]: of the two of one spoke
+//! - [`board`]: all cells of the process; [`view`]: how they are told
+//! - [`history`]: how it was in the last minutes; [`verification`]: the last comparison of everything
+
+pub mod board;
+pub mod cell;
+pub mod history;
+pub mod spoke;
+pub mod state;
+pub mod verification;
+pub mod view;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub use board::{Board, Counted};
+pub use cell::{Cell, Letter};
+pub use spoke::{SpokeCell, Window};
+pub use state::State;
+
+/// Milliseconds since 1970, by this machine's clock.
+fn now_millis() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The present time as RFC 3339.
+fn now_text() -> String {
+    bson::DateTime::now().try_to_rfc3339_string().unwrap_or_default()
+}

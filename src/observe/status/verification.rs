@@ -1,0 +1,110 @@
+//! The last comparison of everything, or the one under way.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use serde::Serialize;
+
+/// How it ended, or that it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// It goes on.
+    Running,
+    /// Everything was compared.
+    Done,
+    /// It could not be told whether all is equal.
+    Failed,
+}
+
+#[derive(Debug)]
+struct Facts {
+    phase: Phase,
+    started_at: String,
+    begun: Instant,
+    finished_at: Option<String>,
+    documents: u64,
+    estimated: Option<u64>,
+    differences: u64,
+    error: Option<String>,
+}
+
+/// What is known of it. Empty before the first one.
+#[derive(Debug, Default)]
+pub struct VerificationCell(Mutex<Option<Facts>>);
+
+impl VerificationCell {
+    /// One begins. `false`: another one is under way.
+    pub fn begin(&self) -> bool {
+        let mut facts = self.facts();
+        if facts.as_ref().is_some_and(|facts| facts.phase == Phase::Running) {
+            return false;
+        }
+        *facts = Some(Facts {
+            phase: Phase::Running,
+            started_at: super::now_text(),
+            begun: Instant::now(),
+            finished_at: None,
+            documents: 0,
+            estimated: None,
+            differences: 0,
+            error: None,
+        });
+        true
+    }
+
+    /// So many documents are compared, of about so many.
+    pub fn progress(&self, documents: u64, estimated: Option<u64>) {
+        if let Some(facts) = self.facts().as_mut() {
+            facts.documents = documents;
+            facts.estimated = estimated;
+        }
+    }
+
+    /// It ended with so many differences; with an error it cannot be told whether there are more.
+    pub fn end(&self, differences: u64, error: Option<String>) {
+        if let Some(facts) = self.facts().as_mut() {
+            facts.phase = if error.is_some() { Phase::Failed } else { Phase::Done };
+            facts.finished_at = Some(super::now_text());
+            facts.differences = differences;
+            facts.error = error;
+        }
+    }
+
+    pub(super) fn view(&self) -> Option<VerificationView> {
+        self.facts().as_ref().map(|facts| {
+            let is_running = facts.phase == Phase::Running;
+            let rate = facts.documents as f64 / facts.begun.elapsed().as_secs_f64().max(0.001);
+            let left = facts.estimated.map(|estimated| estimated.saturating_sub(facts.documents) as f64);
+            VerificationView {
+                state: facts.phase,
+                started_at: facts.started_at.clone(),
+                finished_at: facts.finished_at.clone(),
+                documents: facts.documents,
+                documents_estimated: facts.estimated,
+                documents_per_second: if is_running { rate } else { 0.0 },
+                seconds_remaining: left.filter(|_| is_running && rate > 0.0).map(|left| left / rate),
+                differences: facts.differences,
+                error: facts.error.clone(),
+            }
+        })
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Option<Facts>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// As the status tells it.
+#[derive(Clone, Debug, Serialize)]
+pub struct VerificationView {
+    pub(crate) state: Phase,
+    pub(crate) started_at: String,
+    pub(crate) finished_at: Option<String>,
+    pub(crate) documents: u64,
+    pub(crate) documents_estimated: Option<u64>,
+    pub(crate) documents_per_second: f64,
+    pub(crate) seconds_remaining: Option<f64>,
+    pub(crate) differences: u64,
+    pub(crate) error: Option<String>,
+}
