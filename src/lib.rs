@@ -10,11 +10,12 @@
 //! - [`sync`]: the rules, as functions on values
 //! - [`mongo`]: everything that talks to a server
 //! - [`link`]: the loops that carry changes, from a change stream to a transaction
+//! - [`verify`]: proves that both sides hold the same, or names and mends what differs
 //! - [`actors`]: who runs which loop, and what happens when it ends
 //! - [`observe`]: what the outside may see; [`http`] and [`cli`] show it
 //!
 //! Imports go one way: `sync` uses nothing of ours, `config` uses `sync`, `mongo` and `observe` use both, `link` uses all of
-//! these, `actors` use `link`, and `http` and `cli` come last.
+//! these, `verify` and `actors` use `link`, and `http` and `cli` come last.
 
 pub mod actors;
 pub mod cli;
@@ -24,3 +25,4 @@ pub mod link;
 pub mod mongo;
 pub mod observe;
 pub mod sync;
+pub mod verify;

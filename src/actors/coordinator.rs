@@ -6,27 +6,35 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use super::hub_fanout::HubFanout;
 use super::restarts::{Next, Restarts};
 use super::spoke::{self, Action, Spoke, StopChild};
-use super::{Outcome, spawn};
+use super::{Outcome, panic_message, spawn};
 use crate::config::{self, Config};
 use crate::link;
 use crate::link::fanout::Fanout;
 use crate::link::letters::Request;
-use crate::mongo::error::Failure;
+use crate::mongo::error::{Error, Failure};
 use crate::mongo::server::Endpoint;
 use crate::observe::status::{Board, State, history};
 use crate::sync::names::{Direction, Zone};
 use crate::sync::route::Routes;
+use crate::verify::options::{Options, Wanted};
+use crate::verify::report::{Report, Verdict};
 
 /// How long the spokes may take to finish what they have under way.
 const STOP_LIMIT: Duration = Duration::from_secs(7);
 
 /// How long connections may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
+/// An interrupted verification of this name is gone on with.
+const RUN: &str = "process";
 
 /// The name of the fan-out among those that must be gone.
 const FANOUT: &str = "hub/fanout";
@@ -82,6 +90,11 @@ pub struct Letters {
     pub request: Request,
 }
 
+/// Sent for an operator who wants hub and spokes to be compared.
+#[derive(Message)]
+#[rtype(result = "Result<(), Refused>")]
+pub struct Verify(pub Wanted);
+
 /// Why nothing was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -118,6 +131,8 @@ pub struct Coordinator {
     /// Spokes that begin anew, as they are configured now, once they are gone.
     replaced: HashSet<String>,
     shutdown: Option<oneshot::Sender<Vec<String>>>,
+    /// Ends a verification.
+    stop: CancellationToken,
 }
 
 /// Commands that one link may have under way at once at either server: its transaction, its stream, reads beside them.
@@ -207,6 +222,7 @@ impl Coordinator {
             spokes: HashMap::new(),
             replaced: HashSet::new(),
             shutdown: None,
+            stop: CancellationToken::new(),
         };
         let span = tracing::info_span!(parent: None, "coordinator", actor = "coordinator");
         spawn(span, coordinator, |error| tracing::error!(error, "the coordinator is gone"))
@@ -299,6 +315,14 @@ impl Actor for Coordinator {
             self.start_spoke(spoke, context);
         }
         context.run_interval(history::INTERVAL, |coordinator, _| coordinator.handles.board.sample());
+        if let Some(interval) = scheduled(&self.config) {
+            context.run_interval(interval, |coordinator, context| {
+                let options = Options::scheduled(&coordinator.config);
+                if coordinator.verify(options, context).is_err() {
+                    tracing::warn!("the last verification goes on, no other is begun");
+                }
+            });
+        }
     }
 }
 
@@ -430,6 +454,65 @@ impl Handler<ActOn> for Coordinator {
     }
 }
 
+impl Coordinator {
+    /// Begins to compare hub and spokes, unless that goes on already.
+    fn verify(&self, options: Options, context: &mut Context<Self>) -> Result<(), Refused> {
+        if !self.handles.board.verification().begin() {
+            return Err(Refused::Senseless("a verification goes on already".to_owned()));
+        }
+        tracing::info!(?options, "verification begins");
+        let (config, board, stop) = (self.config.clone(), self.handles.board.clone(), self.stop.clone());
+        let work = async move { crate::verify::run(&config, &options, RUN, board.verification(), &stop).await };
+        let task = AbortOnDropHandle::new(tokio::spawn(work.in_current_span()));
+        context.spawn(task.into_actor(self).map(|ended, coordinator: &mut Self, _| coordinator.verified(ended)));
+        Ok(())
+    }
+
+    fn verified(&self, ended: Result<Result<Report, Error>, JoinError>) {
+        let cell = self.handles.board.verification();
+        let report = match ended {
+            Ok(Ok(report)) => report,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "verification failed");
+                return cell.end(0, Some(error.to_string()));
+            }
+            Err(error) => {
+                let reason = if error.is_panic() { panic_message(error.into_panic()) } else { "stopped".to_owned() };
+                tracing::error!(error = reason, "verification failed");
+                return cell.end(0, Some(reason));
+            }
+        };
+        cell.set_report(serde_json::to_string(&report).unwrap_or_default());
+        let untold = report.untold.first().map(|untold| format!("spoke {}: {}", untold.spoke, untold.reason));
+        match report.verdict() {
+            Verdict::Equal => {
+                tracing::info!(documents = report.documents, repaired = report.repaired, "verified: equal")
+            }
+            Verdict::Different => tracing::error!(differences = report.differences, "verified: not equal"),
+            Verdict::Untold => tracing::warn!(reason = untold, "verification cannot tell"),
+        }
+        cell.end(report.differences, untold);
+    }
+}
+
+/// How often everything is compared, if the configuration wants that.
+fn scheduled(config: &Config) -> Option<Duration> {
+    let hours = config.verify.every_hours;
+    (hours > 0).then(|| Duration::from_secs(u64::from(hours) * 3_600))
+}
+
+impl Handler<Verify> for Coordinator {
+    type Result = Result<(), Refused>;
+
+    fn handle(&mut self, Verify(wanted): Verify, context: &mut Self::Context) -> Self::Result {
+        let options = Options::of(&wanted, &self.config);
+        match options.problem(&self.config) {
+            Some(problem) => Err(Refused::Senseless(problem)),
+            None => self.verify(options, context),
+        }
+    }
+}
+
 impl Handler<Letters> for Coordinator {
     type Result = Result<(), Refused>;
 
@@ -447,6 +530,7 @@ impl Handler<Shutdown> for Coordinator {
 
     fn handle(&mut self, shutdown: Shutdown, context: &mut Self::Context) {
         tracing::info!("stopping");
+        self.stop.cancel();
         self.shutdown = Some(shutdown.done);
         for spoke in self.spokes.values() {
             spoke.do_send(spoke::Stop);

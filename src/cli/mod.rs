@@ -8,6 +8,7 @@ mod logs;
 mod progress;
 mod run;
 mod status;
+mod verify;
 mod watch;
 
 use std::path::PathBuf;
@@ -27,6 +28,8 @@ pub enum Exit {
     Failed,
     /// It was called wrongly, or its configuration is wrong.
     Usage,
+    /// A verification found differences.
+    Different,
 }
 
 impl From<Exit> for ExitCode {
@@ -35,6 +38,7 @@ impl From<Exit> for ExitCode {
             Exit::Done => 0,
             Exit::Failed => 1,
             Exit::Usage => 2,
+            Exit::Different => 3,
         })
     }
 }
@@ -53,6 +57,14 @@ enum Command {
     Run(ConfigArgument),
     /// Look at the configuration and at every server: what is well, and what is to be done.
     Check(ConfigArgument),
+    /// Prove that hub and spokes hold the same documents, or list and mend what differs. Exit code 0: equal; 3: not; 1: it cannot be
+    /// told.
+    Verify {
+        #[command(flatten)]
+        config: ConfigArgument,
+        #[command(flatten)]
+        arguments: verify::Arguments,
+    },
     /// Show hub and spokes, as the running process sees them.
     Status {
         #[command(flatten)]
@@ -138,6 +150,9 @@ pub fn main() -> Exit {
     match Arguments::parse().command {
         Command::Run(config) => config.load().map_or_else(|exit| exit, |config| run::run(&config)),
         Command::Check(config) => config.load().map_or_else(|exit| exit, |config| check::run(&config)),
+        Command::Verify { config, arguments } => {
+            config.load().map_or_else(|exit| exit, |config| verify::run(&config, &arguments))
+        }
         Command::Status { config, options } => config.with(|config| status::run(config, &options)),
         Command::Logs { config, options } => config.with(|config| logs::run(config, &options)),
         Command::Completions { shell } => {

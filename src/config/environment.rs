@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::uri::Uri;
-use super::{Config, Http, Invalid, Log, OnUnwatch, Problem, Source, Spoke, Sync, zone};
+use super::{Config, Http, Invalid, Log, OnUnwatch, Problem, Source, Spoke, Sync, Verify, zone};
 
 /// Environment variables, taken once at the start.
 #[derive(Clone, Default)]
@@ -91,6 +91,7 @@ pub fn read(variables: &Variables) -> Result<Config, Invalid> {
             sync: Sync::default(),
             http: Http::default(),
             log: Log::default(),
+            verify: Verify::default(),
             reload_on_change: false,
             source: Source::Environment,
         }),

@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 use super::environment::Variables;
 use super::table::{At, Reader, Table};
 use super::uri::Uri;
-use super::{Config, Http, Invalid, Log, LogFormat, OnUnwatch, Source, Spoke, Sync, zone};
+use super::{Config, Http, Invalid, Log, LogFormat, OnUnwatch, Source, Spoke, Sync, Verify, zone};
 use crate::sync::names::{Namespace, Zone};
 
 /// Reads a file. Paths in it are relative to its folder.
@@ -43,6 +43,7 @@ fn parse(text: &str, folder: &Path, variables: &Variables) -> Result<Config, Vec
     let sync = sync(&mut reader, &mut root);
     let http = http(&mut reader, &mut root, folder);
     let log = log(&mut reader, &mut root, folder);
+    let verify = verify(&mut reader, &mut root);
     let spokes = spokes(&mut reader, &mut root, folder);
     let reload_on_change = reader.boolean(&mut root, "reload_on_change").unwrap_or(false);
     reader.finish(root);
@@ -54,6 +55,7 @@ fn parse(text: &str, folder: &Path, variables: &Variables) -> Result<Config, Vec
             sync,
             http,
             log,
+            verify,
             reload_on_change,
             source: Source::Environment,
         }),
@@ -263,6 +265,19 @@ fn log<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>, folder: &Path) -> Log 
     }
     reader.finish(table);
     log
+}
+
+fn verify<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>) -> Verify {
+    const YEAR: usize = 366 * 24;
+    let mut table = reader.section(root, "verify");
+    let mut number = |key, most| {
+        let number = reader.number(&mut table, key, 0..=most).map_or(0, |number| number.value);
+        u32::try_from(number).unwrap_or(u32::MAX)
+    };
+    let (every_hours, documents_per_second) = (number("every_hours", YEAR), number("documents_per_second", 10_000_000));
+    let secondary = reader.boolean(&mut table, "secondary").unwrap_or(false);
+    reader.finish(table);
+    Verify { every_hours, documents_per_second, secondary }
 }
 
 fn level_filter(name: &str) -> Result<LevelFilter, String> {

@@ -37,6 +37,8 @@ pub struct Config {
     pub http: Http,
     /// Where the log goes.
     pub log: Log,
+    /// How hub and spokes are compared.
+    pub verify: Verify,
     /// Whether the file is read again whenever it changes, not only on SIGHUP.
     pub reload_on_change: bool,
     /// Where this was read, for messages.
@@ -52,6 +54,7 @@ impl Config {
             ("sync", self.sync != other.sync),
             ("http", self.http.listen != other.http.listen || token(self) != token(other)),
             ("log", self.log != other.log),
+            ("verify", self.verify.every_hours != other.verify.every_hours),
             ("reload_on_change", self.reload_on_change != other.reload_on_change),
         ];
         sections.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
@@ -112,6 +115,17 @@ impl Default for Sync {
             catch_up_streams: 4,
         }
     }
+}
+
+/// How hub and spokes are compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verify {
+    /// Everything is compared so often, in hours, while the process runs; 0: only when somebody asks for it.
+    pub every_hours: u32,
+    /// At most so many documents a second are read from each side; 0: as fast as it goes.
+    pub documents_per_second: u32,
+    /// Whether secondaries may be read.
+    pub secondary: bool,
 }
 
 /// The HTTP interface.

@@ -3,7 +3,7 @@
 //! - [`guard`]: who may do what
 //! - [`page`]: the dashboard
 //! - [`spokes`]: what an operator can have done about a spoke; [`letters`]: and about its dead letters
-//! - [`logs`]: the actors' log streams
+//! - [`logs`]: the actors' log streams; [`verify`]: comparing everything
 //!
 //! What is asked for comes from the status board: no answer waits for a server. What is to be changed is a message to the
 //! coordinator.
@@ -13,6 +13,7 @@ mod letters;
 mod logs;
 mod page;
 mod spokes;
+mod verify;
 
 use std::sync::Arc;
 
@@ -49,6 +50,8 @@ pub fn start(http: &Http, board: Arc<Board>, coordinator: Addr<Coordinator>, log
             .route("/logs", web::get().to(logs::read))
             .route("/logs/actors", web::get().to(logs::actors))
             .route("/logs/level", web::post().to(logs::set_level))
+            .route("/verify", web::get().to(verify::last))
+            .route("/verify", web::post().to(verify::begin))
             .route("/dead-letters", web::get().to(letters::list))
             .route("/spokes/{zone}/dead-letters/{wanted}", web::post().to(letters::attend))
             .route("/spokes/{zone}/{action}", web::post().to(spokes::act));

@@ -24,7 +24,7 @@ use super::walk::{self, Difference, End, Walk};
 use super::{Spoke, Stopped};
 use crate::mongo::checkpoint::{Part, Progress};
 use crate::mongo::error::Error;
-use crate::mongo::scan::{self, Area, Which};
+use crate::mongo::scan::{self, Area, Range, Which};
 use crate::mongo::server::Server;
 use crate::mongo::{dead_letters, foreign, set_aside};
 use crate::sync::fields::Fields;
@@ -214,9 +214,9 @@ pub(super) async fn purge(
         if stop.is_cancelled() {
             return Ok(Some(Stopped));
         }
-        let area = Area { namespace, which: Which::Of(&part.zone) };
+        let area = Area::of(namespace, Which::Of(&part.zone));
         let from = after.as_ref().map(RawBson::as_raw_bson_ref);
-        let page = scan::page(spoke, area, from, None, spoke.now().await?).await?;
+        let page = scan::page(spoke, area, Range::from(from, spoke.now().await?)).await?;
         let Some(last) = page.documents().next_back() else { break };
         after = Some(scan::id_of(spoke, last)?);
         let mut differences = Vec::new();
@@ -257,11 +257,12 @@ pub(super) async fn purge(
 impl<'a> Job<'a> {
     fn source_end(&self) -> End<'a> {
         let which = if self.policy.is_up() { Which::OfOrUnstamped(self.zone) } else { Which::Of(self.zone) };
-        End { server: self.source, area: Area { namespace: self.namespace, which } }
+        End { server: self.source, area: Area::of(self.namespace, which), secondary: false }
     }
 
     fn destination_end(&self) -> End<'a> {
-        End { server: self.destination, area: Area { namespace: self.namespace, which: Which::Of(self.zone) } }
+        let area = Area::of(self.namespace, Which::Of(self.zone));
+        End { server: self.destination, area, secondary: false }
     }
 
     /// Waits until the uplink has gone past what the spoke had at this time.

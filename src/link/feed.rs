@@ -9,7 +9,7 @@ use bson::raw::{RawBsonRef, RawDocumentBuf};
 use crate::mongo::error::Error;
 use crate::mongo::read::{self, Snapshot, Wanted, When};
 use crate::mongo::server::Server;
-use crate::mongo::tags::Tags;
+use crate::mongo::tags::{Tag, Tags, repair_of};
 use crate::mongo::tail::{Selection, Tail};
 use crate::sync::batch::{Batch, EventRef, Kind, Malformed};
 use crate::sync::delta::{FieldChange, Update, field_change};
@@ -149,7 +149,8 @@ impl Feed {
         }
         let tag = event.session().and_then(|session| self.tags.get(&session));
         // Other tags, if there are any, are ours but not a spoke's.
-        let origin = tag.filter(|tag| tag.link == Link::uplink(&tag.zone).to_string()).map(|tag| &tag.zone);
+        let comes_up = |tag: &Tag| tag.link == Link::uplink(&tag.zone).to_string() || tag.link == repair_of(&tag.zone);
+        let origin = tag.filter(|tag| comes_up(tag)).map(|tag| &tag.zone);
         let before = match (event.kind(), origin, event.before()) {
             (Kind::Insert, ..) => Before::At(Place::Elsewhere),
             (_, Some(zone), _) => Before::At(routes.place(zone.as_str())),

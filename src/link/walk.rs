@@ -1,7 +1,7 @@
 //! Walks two sides of one zone of one collection in the order of `_id`, a page at a time, and tells where they differ.
 //!
-//! Equal means equal bytes. The *lead* side is read first, the *follow* side later; what a difference then means is for the
-//! caller to say. Memory is bounded by two pages, whatever either side holds.
+//! Equal means equal bytes. The *lead* side is read a page at a time, and the *follow* side over the same range of `_id`s; what a
+//! difference then means is for the caller to say. Memory is bounded by a few pages, whatever either side holds.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use bson::raw::{RawBson, RawDocument, RawDocumentBuf};
 
 use crate::mongo::error::Error;
 use crate::mongo::read::{self, Wanted, When};
-use crate::mongo::scan::{self, Area};
+use crate::mongo::scan::{self, Area, Page, PageSize, Range};
 use crate::mongo::server::Server;
 use crate::sync::key::Key;
 use crate::sync::names::Zone;
@@ -22,6 +22,8 @@ pub struct End<'a> {
     pub server: &'a Server,
     /// What is compared of it.
     pub area: Area<'a>,
+    /// Whether a secondary may answer.
+    pub secondary: bool,
 }
 
 /// A document that is not the same on both sides.
@@ -53,24 +55,60 @@ pub struct Walk<'a> {
     lead: End<'a>,
     follow: End<'a>,
     after: Option<RawBson>,
-    range: Option<Range>,
+    leading: Option<Leading>,
+    sizes: [PageSize; 2],
     finished: bool,
 }
 
 /// A page of the lead side, while the follow side is compared with it.
-struct Range {
+struct Leading {
     documents: Vec<Option<RawDocumentBuf>>,
-    places: HashMap<Key, usize>,
-    /// The last `_id` of the range; `None` if it goes to the end of the zone.
+    /// So many of them are compared.
+    compared: usize,
+    /// Where the others are, once the two sides were seen to differ.
+    places: Option<HashMap<Key, usize>>,
+    /// The last `_id` of the page; `None` if it goes to the end of the zone.
     last: Option<RawBson>,
     /// Up to where the follow side is compared.
     follow_after: Option<RawBson>,
 }
 
+/// A page of the lead side that was read, and is not compared yet.
+pub struct Ahead(Page, Option<RawBson>);
+
+impl Ahead {
+    /// When the page was like this.
+    pub fn at(&self) -> Timestamp {
+        self.0.at
+    }
+
+    /// The last `_id` in it; `None` if it is empty, and nothing comes after it.
+    pub fn last(&self) -> Option<&RawBson> {
+        self.1.as_ref()
+    }
+}
+
+/// Reads the page of a lead side behind this `_id`, as it is at one time, not before `not_before`.
+///
+/// # Errors
+/// If the server does not answer.
+pub async fn read_ahead(
+    lead: End<'_>,
+    size: PageSize,
+    after: Option<&RawBson>,
+    not_before: Timestamp,
+) -> Result<Ahead, Error> {
+    let range =
+        Range { size, secondary: lead.secondary, ..Range::from(after.map(RawBson::as_raw_bson_ref), not_before) };
+    let page = scan::page(lead.server, lead.area, range).await?;
+    let last = page.documents().next_back().map(|last| scan::id_of(lead.server, last)).transpose()?;
+    Ok(Ahead(page, last))
+}
+
 impl<'a> Walk<'a> {
     /// A walk that begins after this `_id`.
     pub fn new(lead: End<'a>, follow: End<'a>, after: Option<RawBson>) -> Self {
-        Self { lead, follow, after, range: None, finished: false }
+        Self { lead, follow, after, leading: None, sizes: [PageSize::default(); 2], finished: false }
     }
 
     /// True if both sides are at their end.
@@ -83,20 +121,23 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// If the server does not answer.
     pub async fn lead(&mut self, not_before: Timestamp) -> Result<Timestamp, Error> {
-        let after = self.after.as_ref().map(RawBson::as_raw_bson_ref);
-        let page = scan::page(self.lead.server, self.lead.area, after, None, not_before).await?;
-        let at = page.at;
-        let last = match page.documents().next_back() {
-            Some(last) => Some(scan::id_of(self.lead.server, last)?),
-            None => None,
-        };
-        let mut places = HashMap::new();
-        for (place, document) in page.documents().enumerate() {
-            places.insert(key_of(self.lead, document)?, place);
-        }
-        let documents = page.into_documents().into_iter().map(Some).collect();
-        self.range = Some(Range { documents, places, last, follow_after: self.after.clone() });
+        let ahead = read_ahead(self.lead, self.sizes[0], self.after.as_ref(), not_before).await?;
+        let at = ahead.at();
+        self.begin(ahead);
         Ok(at)
+    }
+
+    /// How large pages of the lead side should be.
+    pub fn lead_size(&self) -> PageSize {
+        self.sizes[0]
+    }
+
+    /// This page of the lead side is compared now.
+    pub fn begin(&mut self, Ahead(page, last): Ahead) {
+        self.sizes[0].learn(&page);
+        let documents = page.into_documents().into_iter().map(Some).collect();
+        let follow_after = self.after.clone();
+        self.leading = Some(Leading { documents, compared: 0, places: None, last, follow_after });
     }
 
     /// Compares the next page of the follow side, as it is at one time, not before `not_before`. Tells that time as well.
@@ -105,45 +146,82 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// If the server does not answer.
     pub async fn follow(&mut self, not_before: Timestamp) -> Result<Option<(Chunk, Timestamp)>, Error> {
-        let Some(mut range) = self.range.take() else { return Ok(None) };
-        let after = range.follow_after.as_ref().map(RawBson::as_raw_bson_ref);
-        let up_to = range.last.as_ref().map(RawBson::as_raw_bson_ref);
-        let page = scan::page(self.follow.server, self.follow.area, after, up_to, not_before).await?;
+        let Some(mut leading) = self.leading.take() else { return Ok(None) };
+        let range = Range {
+            after: leading.follow_after.as_ref().map(RawBson::as_raw_bson_ref),
+            up_to: leading.last.as_ref().map(RawBson::as_raw_bson_ref),
+            not_before,
+            size: self.sizes[1],
+            secondary: self.follow.secondary,
+        };
+        let page = scan::page(self.follow.server, self.follow.area, range).await?;
+        self.sizes[1].learn(&page);
         let at = page.at;
         let last = page.documents().next_back().map(|last| scan::id_of(self.follow.server, last)).transpose()?;
-        let mut chunk = Chunk::default();
-        for document in page.into_documents() {
-            chunk.documents += 1;
-            let key = key_of(self.follow, &document)?;
-            let lead = range.places.get(&key).and_then(|place| range.documents[*place].take());
-            if lead.as_ref().is_none_or(|lead| lead.as_bytes() != document.as_bytes()) {
-                let id = scan::id_of(self.follow.server, &document)?;
-                chunk.differences.push(Difference { key, id, lead, follow: Some(document) });
-            }
-        }
+        let mut chunk = Chunk { documents: page.documents().len(), ..Chunk::default() };
+        leading.compare(page.into_documents(), self.follow, &mut chunk)?;
         // The follow side has no more in this range where it ends with the same `_id`, or with nothing.
-        let reached = last.is_none() || (range.last.is_some() && last == range.last);
+        let reached = last.is_none() || (leading.last.is_some() && last == leading.last);
         if !reached {
             // With nothing left on the lead side, every page of the other is done for good.
-            if range.last.is_none() {
+            if leading.last.is_none() {
                 self.after.clone_from(&last);
                 chunk.done_up_to.clone_from(&last);
             }
-            range.follow_after = last;
-            self.range = Some(range);
+            leading.follow_after = last;
+            self.leading = Some(leading);
             return Ok(Some((chunk, at)));
         }
-        for document in range.documents.into_iter().flatten() {
+        for document in leading.documents.into_iter().flatten() {
             chunk.documents += 1;
             let (key, id) = (key_of(self.lead, &document)?, scan::id_of(self.lead.server, &document)?);
             chunk.differences.push(Difference { key, id, lead: Some(document), follow: None });
         }
-        self.finished = range.last.is_none();
-        if let Some(last) = range.last {
+        self.finished = leading.last.is_none();
+        if let Some(last) = leading.last {
             chunk.done_up_to = Some(last.clone());
             self.after = Some(last);
         }
         Ok(Some((chunk, at)))
+    }
+}
+
+impl Leading {
+    /// Compares a page of the follow side. What is equal is taken out of the lead side's page.
+    fn compare(&mut self, follow: Vec<RawDocumentBuf>, end: End<'_>, chunk: &mut Chunk) -> Result<(), Error> {
+        let mut follow = follow.into_iter().peekable();
+        // As long as both sides hold the same documents in the same order, nothing needs to be looked up.
+        while self.places.is_none() {
+            let lead = self.documents.get(self.compared).and_then(Option::as_ref);
+            if follow.next_if(|document| bytes(Some(document)) == bytes(lead)).is_none() {
+                break;
+            }
+            self.documents[self.compared] = None;
+            self.compared += 1;
+        }
+        for document in follow {
+            let key = key_of(end, &document)?;
+            let place = self.place(&key, end)?;
+            let lead = place.and_then(|place| self.documents[place].take());
+            if bytes(lead.as_ref()) != Some(document.as_bytes()) {
+                let id = scan::id_of(end.server, &document)?;
+                chunk.differences.push(Difference { key, id, lead, follow: Some(document) });
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, key: &Key, end: End<'_>) -> Result<Option<usize>, Error> {
+        if self.places.is_none() {
+            let mut places = HashMap::new();
+            for (place, document) in self.documents.iter().enumerate().skip(self.compared) {
+                if let Some(document) = document {
+                    places.insert(key_of(end, document)?, place);
+                }
+            }
+            self.places = Some(places);
+        }
+        Ok(self.places.as_ref().and_then(|places| places.get(key).copied()))
     }
 }
 

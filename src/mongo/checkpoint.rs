@@ -129,9 +129,22 @@ pub async fn peek(server: &Server, link: &Link) -> Result<Option<Checkpoint>, Er
     find(server, link).await?.map(|saved| read(server, link, &saved)).transpose()
 }
 
+/// A link's checkpoint as it was at this time of the server: it tells exactly what the server's documents of that time have in them.
+///
+/// # Errors
+/// As [`claim`].
+pub async fn at(server: &Server, link: &Link, time: Timestamp) -> Result<Option<Checkpoint>, Error> {
+    let concern = doc! { "level": "snapshot", "atClusterTime": time };
+    find_as(server, link, concern).await?.map(|saved| read(server, link, &saved)).transpose()
+}
+
 async fn find(server: &Server, link: &Link) -> Result<Option<Document>, Error> {
+    find_as(server, link, doc! { "level": "majority" }).await
+}
+
+async fn find_as(server: &Server, link: &Link, concern: Document) -> Result<Option<Document>, Error> {
     let find = doc! {
-        "find": "checkpoints", "filter": { "_id": link.to_string() }, "limit": 1, "readConcern": { "level": "majority" },
+        "find": "checkpoints", "filter": { "_id": link.to_string() }, "limit": 1, "readConcern": concern,
     };
     let reply = server.run("reading a checkpoint", &server.metadata(), find).await?;
     let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch")).ok();
@@ -203,7 +216,7 @@ fn read_identity(saved: &Document) -> Option<Identity> {
     Some(Identity { namespace: saved.get_str("ns").ok()?.to_owned(), uuid })
 }
 
-fn read(server: &Server, link: &Link, saved: &Document) -> Result<Checkpoint, Error> {
+pub(super) fn read(server: &Server, link: &Link, saved: &Document) -> Result<Checkpoint, Error> {
     let position = match saved.get_document("token") {
         Ok(token) => {
             let token = super::server::raw(token);

@@ -4,6 +4,8 @@
 //! - [`server`]: one replica set: connecting, checking, running a command within a time
 //! - [`tail`]: a change stream, one reply at a time
 //! - [`read`]: documents as they are at one cluster time; [`scan`]: a zone's documents in the order of their `_id`
+//! - [`digest`]: what buckets of a zone come to, computed by the server; [`repair`]: the transaction that mends what differs;
+//!   [`verifications`]: how far a verification is
 //! - [`window`]: how far back a change stream can begin
 //! - [`tags`]: which sessions are ours; [`checkpoint`]: how far a link is
 //! - [`statement`]: steps as the server's write commands; [`transaction`]: several commands, all or none;
@@ -14,10 +16,12 @@
 pub mod checkpoint;
 pub mod dead_letters;
 pub mod destination;
+pub mod digest;
 pub mod error;
 pub mod foreign;
 pub mod notes;
 pub mod read;
+pub mod repair;
 pub mod scan;
 pub mod server;
 pub mod set_aside;
@@ -25,4 +29,5 @@ pub mod statement;
 pub mod tags;
 pub mod tail;
 pub mod transaction;
+pub mod verifications;
 pub mod window;

@@ -6,6 +6,9 @@
 use bson::raw::{CStr, RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::{Timestamp, rawdoc};
 
+use mongodb::options::{ReadPreference, SelectionCriteria};
+
+use super::digest;
 use super::error::Error;
 use super::server::Server;
 use crate::sync::names::Zone;
@@ -17,6 +20,15 @@ pub struct Area<'a> {
     pub namespace: u16,
     /// Which of its documents.
     pub which: Which<'a>,
+    /// Of these only those that fall into these buckets.
+    pub buckets: Option<&'a [i32]>,
+}
+
+impl<'a> Area<'a> {
+    /// All of these documents.
+    pub fn of(namespace: u16, which: Which<'a>) -> Self {
+        Self { namespace, which, buckets: None }
+    }
 }
 
 /// Some documents of a collection, by their zone.
@@ -42,7 +54,7 @@ impl Which<'_> {
     }
 
     /// The condition that says so.
-    fn filter(self, partition_key: &CStr) -> RawDocumentBuf {
+    pub(super) fn filter(self, partition_key: &CStr) -> RawDocumentBuf {
         let mut filter = RawDocumentBuf::new();
         match self {
             Self::Of(zone) => filter.append(partition_key, zone.as_str()),
@@ -72,7 +84,7 @@ pub struct Page {
 
 impl Page {
     /// The documents in order.
-    pub fn documents(&self) -> impl DoubleEndedIterator<Item = &RawDocument> {
+    pub fn documents(&self) -> impl DoubleEndedIterator<Item = &RawDocument> + ExactSizeIterator {
         self.documents.iter().map(AsRef::as_ref)
     }
 
@@ -82,38 +94,81 @@ impl Page {
     }
 }
 
-/// At most so many documents in one page; the server also stops at 16 MB.
-pub const PAGE_DOCUMENTS: i32 = 5_000;
+/// At most so many documents in one page.
+const PAGE_DOCUMENTS: usize = 5_000;
 
-/// Reads the first documents whose `_id` is after `after` and, if given, not after `up_to`; all as they are at one time, not
-/// before `not_before`. A page is empty only at the end of the area.
+/// A page has about so many bytes, as far as the one before it tells; the server stops at 16 MB.
+const PAGE_BYTES: usize = 4_000_000;
+
+/// How large pages should be, learnt from those that were read.
+#[derive(Clone, Copy, Debug)]
+pub struct PageSize(usize);
+
+impl Default for PageSize {
+    fn default() -> Self {
+        Self(PAGE_DOCUMENTS)
+    }
+}
+
+impl PageSize {
+    /// A page was read.
+    pub fn learn(&mut self, page: &Page) {
+        let bytes: usize = page.documents().map(|document| document.as_bytes().len()).sum();
+        if let Some(each) = bytes.checked_div(page.documents.len()) {
+            self.0 = (PAGE_BYTES / each.max(1)).clamp(1, PAGE_DOCUMENTS);
+        }
+    }
+}
+
+/// Where a page begins and ends, and how it is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Range<'a> {
+    /// Only documents whose `_id` is after this one.
+    pub after: Option<RawBsonRef<'a>>,
+    /// Only documents whose `_id` is not after this one.
+    pub up_to: Option<RawBsonRef<'a>>,
+    /// As they are at one time, not before this one.
+    pub not_before: Timestamp,
+    /// How large the page should be.
+    pub size: PageSize,
+    /// Whether a secondary may answer.
+    pub secondary: bool,
+}
+
+impl Range<'_> {
+    /// From here on, as it is at one time, not before this one.
+    pub fn from(after: Option<RawBsonRef<'_>>, not_before: Timestamp) -> Range<'_> {
+        Range { after, up_to: None, not_before, size: PageSize::default(), secondary: false }
+    }
+}
+
+/// Reads the first documents of a range; all as they are at one time. A page is empty only at the end of the range.
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn page(
-    server: &Server,
-    area: Area<'_>,
-    after: Option<RawBsonRef<'_>>,
-    up_to: Option<RawBsonRef<'_>>,
-    not_before: Timestamp,
-) -> Result<Page, Error> {
+pub async fn page(server: &Server, area: Area<'_>, range: Range<'_>) -> Result<Page, Error> {
+    let Range { after, up_to, not_before, size, secondary } = range;
     let namespace = &server.namespaces()[usize::from(area.namespace)];
     let mut filter = area.which.filter(server.partition_field());
     let bounds = [(cstr!("$gt"), after), (cstr!("$lte"), up_to)];
-    let bounds: RawArrayBuf = bounds
-        .into_iter()
-        .filter_map(|(operator, id)| Some(rawdoc! { operator: ["$_id", { "$literal": id? }] }))
-        .collect();
+    let bounds =
+        bounds.into_iter().filter_map(|(operator, id)| Some(rawdoc! { operator: ["$_id", { "$literal": id? }] }));
+    let bounds: RawArrayBuf = bounds.chain(area.buckets.map(digest::is_in)).collect();
     if !bounds.is_empty() {
         filter.append(cstr!("$expr"), rawdoc! { "$and": bounds });
     }
     let find = rawdoc! {
         "find": namespace.collection.as_str(), "filter": filter, "sort": { "_id": 1 },
-        "batchSize": PAGE_DOCUMENTS, "singleBatch": true,
+        "batchSize": i32::try_from(size.0).unwrap_or(1), "singleBatch": true,
         "readConcern": { "level": "snapshot", "afterClusterTime": not_before },
     };
     let database = server.client().database(&namespace.database);
-    let mut cursor = server.bounded("reading a zone", database.run_raw_cursor_command(find).batch()).await?;
+    let mut run = database.run_raw_cursor_command(find);
+    if secondary {
+        let preference = ReadPreference::SecondaryPreferred { options: None };
+        run = run.selection_criteria(SelectionCriteria::ReadPreference(preference));
+    }
+    let mut cursor = server.bounded("reading a zone", run.batch()).await?;
     let reply = futures_util::StreamExt::next(&mut cursor);
     let reply = server.bounded("reading a zone", async { reply.await.transpose() }).await?;
     let reply = reply.ok_or_else(|| server.unsuitable("it answered a find with nothing"))?;

@@ -159,6 +159,20 @@ impl Server {
         }
     }
 
+    /// Runs a command that looks at many documents, and so may take longer: up to ten minutes.
+    ///
+    /// # Errors
+    /// If it fails or takes longer.
+    pub async fn run_long(
+        &self,
+        doing: &'static str,
+        database: &Database,
+        command: Document,
+    ) -> Result<Document, Error> {
+        const LIMIT: Duration = Duration::from_secs(600);
+        bounded(&self.name, doing, LIMIT, database.run_command(command).into_future()).await
+    }
+
     /// Awaits a call of the driver for at most [`CALL_LIMIT`].
     ///
     /// # Errors
@@ -311,7 +325,9 @@ impl Server {
     /// # Errors
     /// If one is missing and cannot be made.
     pub async fn prepare_metadata(&self) -> Result<(), Error> {
-        for collection in ["checkpoints", "sessions", "dead_letters", "hub_edits", "foreign", "set_aside", "ticks"] {
+        for collection in
+            ["checkpoints", "sessions", "dead_letters", "hub_edits", "foreign", "set_aside", "ticks", "verifications"]
+        {
             match self.run("making its metadata collections", &self.metadata(), doc! { "create": collection }).await {
                 Err(error) if error.code() != Some(codes::NAMESPACE_EXISTS) => return Err(error),
                 _ => {}

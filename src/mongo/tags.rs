@@ -135,7 +135,7 @@ pub async fn tagged_session(server: &Server, link: &Link, slot: &Slot) -> Result
     // Whoever had it before is on its way out.
     let wait = async { Ok(slot.0.clone().lock_owned().await) };
     let mut slot = server.bounded("waiting for the session of its former self", wait).await?;
-    let present = new_session(server, link).await?;
+    let present = new_session(server, &link.to_string(), &link.zone).await?;
     let former = slot.present.replace(present);
     slot.former.extend(former);
     if slot.former.len() > FORMER {
@@ -146,12 +146,12 @@ pub async fn tagged_session(server: &Server, link: &Link, slot: &Slot) -> Result
     Ok(session)
 }
 
-async fn new_session(server: &Server, link: &Link) -> Result<ClientSession, Error> {
+async fn new_session(server: &Server, name: &str, zone: &Zone) -> Result<ClientSession, Error> {
     // Sessions that are registered for other links stay in hand until one is found, or the pool would give them again.
     let mut others = Vec::new();
     loop {
         let session = server.bounded("starting a session", server.client().start_session().into_future()).await?;
-        if register(server, &session, link).await? {
+        if register(server, &session, name, zone).await? {
             return Ok(session);
         }
         others.push(session);
@@ -182,6 +182,11 @@ async fn kill_former(server: &Server, link: &Link, present: &ClientSession) -> R
         Err(error) if error.code() == Some(codes::UNAUTHORIZED) => tracing::debug!(%error, "sessions not ended"),
         result => drop(result?),
     }
+    note_ended(server, &link.to_string(), &ids).await
+}
+
+/// Notes that these sessions have ended, and forgets those that have long ago.
+async fn note_ended(server: &Server, name: &str, ids: &[Bson]) -> Result<(), Error> {
     let now = bson::DateTime::now();
     let ended = doc! {
         "update": "sessions",
@@ -191,25 +196,48 @@ async fn kill_former(server: &Server, link: &Link, present: &ClientSession) -> R
     let long_ago = bson::DateTime::from_millis(now.timestamp_millis().saturating_sub(REMEMBERED_MS));
     let forget = doc! {
         "delete": "sessions",
-        "deletes": [{ "q": { "link": link.to_string(), "ended_at": { "$lt": long_ago } }, "limit": 0 }],
+        "deletes": [{ "q": { "link": name, "ended_at": { "$lt": long_ago } }, "limit": 0 }],
     };
     server.run("forgetting old sessions", &server.metadata(), forget).await.map(drop)
 }
 
-/// Registers a session. `false` if it is registered for another link.
-async fn register(server: &Server, session: &ClientSession, link: &Link) -> Result<bool, Error> {
+/// The name under which the sessions of repairs of a zone are registered. At the hub what they write counts as the zone's own, as it
+/// comes from its spoke.
+pub fn repair_of(zone: &Zone) -> String {
+    format!("repair:{zone}")
+}
+
+/// A session for repairs in a zone. Unlike a link's it stands beside others of its name.
+///
+/// # Errors
+/// If the server does not answer.
+pub async fn repair_session(server: &Server, zone: &Zone) -> Result<ClientSession, Error> {
+    new_session(server, &repair_of(zone), zone).await
+}
+
+/// A session for repairs is not used any more. Its registration stays for as long as change events of it may be seen.
+///
+/// # Errors
+/// If the server does not answer.
+pub async fn end_repair(server: &Server, session: &ClientSession, zone: &Zone) -> Result<(), Error> {
+    let id = session.id().get("id").cloned().unwrap_or(Bson::Null);
+    note_ended(server, &repair_of(zone), &[id]).await
+}
+
+/// Registers a session. `false` if it is registered under another name.
+async fn register(server: &Server, session: &ClientSession, name: &str, zone: &Zone) -> Result<bool, Error> {
     let id = session.id().get("id").cloned().unwrap_or(Bson::Null);
     let insert = doc! {
         "insert": "sessions",
         "documents": [{
-            "_id": &id, "link": link.to_string(), "zone": link.zone.as_str(), "opened_at": bson::DateTime::now(),
+            "_id": &id, "link": name, "zone": zone.as_str(), "opened_at": bson::DateTime::now(),
         }],
         "writeConcern": majority(),
     };
     match server.run("registering a session", &server.metadata(), insert).await {
         Ok(_) => Ok(true),
         Err(error) if error.code() == Some(codes::DUPLICATE_KEY) => {
-            let find = doc! { "find": "sessions", "filter": { "_id": id, "link": link.to_string() }, "limit": 1 };
+            let find = doc! { "find": "sessions", "filter": { "_id": id, "link": name }, "limit": 1 };
             let reply = server.run("reading its sessions", &server.metadata(), find).await?;
             let found = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
             Ok(found.is_ok_and(|batch| !batch.is_empty()))

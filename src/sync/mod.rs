@@ -9,12 +9,14 @@
 //! - [`step`]: one change to one document of the destination; [`uplink`] and [`downlink`] decide it
 //! - [`plan`]: many steps as few commands; [`attempt`]: what to try when the destination refuses
 //! - [`queue`]: the bounded queue between the fan-out and a writer
+//! - [`difference`]: in which fields two documents differ
 
 pub mod ahead;
 pub mod attempt;
 pub mod batch;
 pub mod conflicts;
 pub mod delta;
+pub mod difference;
 pub mod downlink;
 pub mod fields;
 #[cfg(test)]

@@ -43,6 +43,18 @@ impl Position {
         }
     }
 
+    /// The exact moment that a reader stands at: it has seen everything up to it, and nothing after. (But for a transaction with
+    /// this cluster time of which it has seen only a part.)
+    pub fn moment(&self) -> Timestamp {
+        if self.is_of_event() { self.cluster_time } else { self.seen_until() }
+    }
+
+    /// Whether it is the place of an event. Others, which tell how far a stream is, lie before all events of their time. Behind the
+    /// cluster time a token has its version and its kind, as the numbers 1 and 0 or 128 (`resume_token.h`).
+    fn is_of_event(&self) -> bool {
+        !self.data().get(18..).is_some_and(|rest| rest.starts_with("2B0229"))
+    }
+
     /// What tokens compare by.
     fn data(&self) -> &str {
         self.token.get_str("_data").unwrap_or_default()
@@ -111,6 +123,13 @@ mod tests {
         assert!(!idle.has_seen(&event));
         assert!(position("826B04A69B000000032B0229296E04").has_seen(&event));
         assert!(Position::from_token(&event).expect("a token").has_seen(&event));
+    }
+
+    #[test]
+    fn who_stands_at_an_event_has_seen_its_time_and_who_stands_between_has_not() {
+        let time = Timestamp { time: 0x6B04_A69B, increment: 2 };
+        assert_eq!(position("826B04A69B000000022B022C0100296E5A1004").moment(), time);
+        assert_eq!(position("826B04A69B000000022B0229296E04").moment(), Timestamp { increment: 1, ..time });
     }
 
     #[test]

@@ -59,7 +59,10 @@ async fn hub_and_spokes_are_shown_and_a_spoke_is_paused_and_resumed_by_keyboard(
     site.kill();
     browser.shows("#stale", "no answer").await;
     site.start().await;
-    eventually("it answers again", async || browser.run("return document.querySelector('#stale').hidden", vec![]).await == true).await;
+    eventually("it answers again", async || {
+        browser.run("return document.querySelector('#stale').hidden", vec![]).await == true
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,7 +82,10 @@ async fn a_halted_spoke_a_paused_one_and_a_dead_hub_look_so_everywhere() {
     eventually("DFW is paused and HOU fails", async || state("DFW") == "paused" && state("HOU") == "backoff").await;
     site.nodes[HUB].freeze().unwrap();
     let metrics = || program.get("/metrics").unwrap().1.as_str().unwrap().to_owned();
-    eventually("the hub's lag grows", async || site.status()["hub"]["lag_seconds"].as_f64().is_some_and(|lag| lag > 4.0)).await;
+    eventually("the hub's lag grows", async || {
+        site.status()["hub"]["lag_seconds"].as_f64().is_some_and(|lag| lag > 4.0)
+    })
+    .await;
     let (code, missing) = program.get("/readyz").unwrap();
     assert_eq!(code, 503);
     let missing = missing["missing"].to_string();

@@ -11,9 +11,10 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("observe", &["sync", "config"]),
         ("mongo", &["sync", "config"]),
         ("link", &["sync", "mongo", "observe", "config"]),
-        ("actors", &["sync", "mongo", "link", "observe", "config"]),
-        ("http", &["observe", "config", "actors", "link"]),
-        ("cli", &["sync", "mongo", "link", "observe", "config", "actors", "http"]),
+        ("verify", &["sync", "mongo", "link", "observe", "config"]),
+        ("actors", &["sync", "mongo", "link", "observe", "config", "verify"]),
+        ("http", &["observe", "config", "actors", "link", "verify"]),
+        ("cli", &["sync", "mongo", "link", "observe", "config", "actors", "http", "verify"]),
     ])
 }
 

@@ -21,3 +21,4 @@ mod rows;
 mod soak;
 mod support;
 mod tokens;
+mod verify;

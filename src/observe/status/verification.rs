@@ -27,6 +27,8 @@ struct Facts {
     estimated: Option<u64>,
     differences: u64,
     error: Option<String>,
+    /// The whole report, as JSON.
+    report: Option<String>,
 }
 
 /// What is known of it. Empty before the first one.
@@ -49,6 +51,7 @@ impl VerificationCell {
             estimated: None,
             differences: 0,
             error: None,
+            report: None,
         });
         true
     }
@@ -71,7 +74,20 @@ impl VerificationCell {
         }
     }
 
-    pub(super) fn view(&self) -> Option<VerificationView> {
+    /// This is the whole report, as JSON.
+    pub fn set_report(&self, report: String) {
+        if let Some(facts) = self.facts().as_mut() {
+            facts.report = Some(report);
+        }
+    }
+
+    /// The whole report of the last one, as JSON.
+    pub fn report(&self) -> Option<String> {
+        self.facts().as_ref().and_then(|facts| facts.report.clone())
+    }
+
+    /// What is told of it.
+    pub fn view(&self) -> Option<VerificationView> {
         self.facts().as_ref().map(|facts| {
             let is_running = facts.phase == Phase::Running;
             let rate = facts.documents as f64 / facts.begun.elapsed().as_secs_f64().max(0.001);

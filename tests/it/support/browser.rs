@@ -22,7 +22,8 @@ pub struct Browser {
 impl Browser {
     /// Starts one, with a page of this width and height in pixels.
     pub async fn start(width: u32, height: u32) -> Self {
-        let driver = std::env::var("CHROMEDRIVER").expect("run this by make, which finds a chromedriver, or name one in $CHROMEDRIVER");
+        let driver = std::env::var("CHROMEDRIVER")
+            .expect("run this by make, which finds a chromedriver, or name one in $CHROMEDRIVER");
         let (port, folder) = (free_port().unwrap(), TempDir::new().unwrap());
         let mut command = Command::new(driver);
         command.arg(format!("--port={port}"));

@@ -12,6 +12,7 @@ use mongodb::{Client, Collection};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use testbed::node::{Node, Options, free_port};
+use testbed::process::Process;
 use testbed::program::Program;
 use tokio::sync::OnceCell;
 
@@ -108,6 +109,20 @@ impl Site {
         let output = command.args(arguments).arg("--config").arg(self.write_config()).output().unwrap();
         let text = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(text).unwrap())
+    }
+
+    /// Runs a command of the program that may be interrupted, and gives the process.
+    pub fn begin(&self, arguments: &[&str], output: &str) -> Process {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spokesync"));
+        command.args(arguments).arg("--config").arg(self.write_config());
+        Process::start(&command, &self.folder.path().join(output)).unwrap()
+    }
+
+    /// Runs another command of the program, and tells its exit code and what it wrote to standard output.
+    pub fn command_code(&self, arguments: &[&str]) -> (i32, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spokesync"));
+        let output = command.args(arguments).arg("--config").arg(self.write_config()).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
     }
 
     /// Finds a server for a spoke that will be added later.

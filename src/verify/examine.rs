@@ -1,0 +1,113 @@
+//! Looks at single documents of both sides, as they were at one exact place of a link.
+//!
+//! A link's checkpoint is saved with the documents that it covers. So whoever reads a destination's documents and its checkpoint at one
+//! cluster time, and the source's documents at the checkpoint's, sees two sides that must be equal, whatever is on its way. That
+//! holds for a zone which only the link writes at the destination. In a spoke's own zone both sides write; there it is looked from
+//! either side, and who is equal from one of them is equal.
+
+use std::collections::HashMap;
+
+use bson::Timestamp;
+use bson::raw::{RawBson, RawDocument, RawDocumentBuf};
+
+use super::part::Part;
+use crate::mongo::checkpoint::{self, Checkpoint};
+use crate::mongo::error::Error;
+use crate::mongo::read::{self, Snapshot, Wanted, When};
+use crate::sync::key::Key;
+use crate::sync::position::Position;
+
+/// Documents by their `_id`.
+pub(super) type Ids = HashMap<Key, RawBson>;
+
+/// A document that is not equal, as both sides had it.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) id: RawBson,
+    pub(super) hub: Option<RawDocumentBuf>,
+    pub(super) spoke: Option<RawDocumentBuf>,
+    /// It was seen at one exact place of the only link that writes it.
+    pub(super) is_exact: bool,
+}
+
+impl Seen {
+    /// True if both sides had it like this before.
+    pub(super) fn is_as(&self, before: &Self) -> bool {
+        let bytes = |document: &Option<RawDocumentBuf>| document.as_ref().map(|document| document.as_bytes().to_vec());
+        bytes(&self.hub) == bytes(&before.hub) && bytes(&self.spoke) == bytes(&before.spoke)
+    }
+}
+
+/// What was seen at one look.
+pub(super) struct Look {
+    /// What was not equal.
+    pub(super) differing: HashMap<Key, Seen>,
+    /// When it was read at the hub, and at the spoke.
+    pub(super) at_hub: Timestamp,
+    pub(super) at_spoke: Timestamp,
+    /// Where the links stood.
+    pub(super) down: Position,
+    pub(super) up: Position,
+}
+
+/// Looks at these documents.
+///
+/// # Errors
+/// If a server does not answer, or the spoke was never synced.
+pub(super) async fn look(part: &Part<'_>, ids: &Ids) -> Result<Look, Error> {
+    let wanted: Wanted<'_> = ids.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
+    // The spoke as it is now, and the hub as it was where the downlink stands.
+    let spoke = read::documents(part.spoke, &wanted, None, When::NotBefore(part.spoke.now().await?)).await?;
+    let down = checkpoint::at(part.spoke, &part.downlink(), spoke.at).await?;
+    let (down, mut is_exact) = part.place(down)?;
+    let hub = read::documents_at(part.hub, &wanted, down.moment()).await?;
+    is_exact &= hub.at == down.moment();
+    let (at_spoke, mut differing) = (spoke.at, HashMap::new());
+    for (key, id) in ids {
+        let (hub, spoke) = (of(&hub, key), of(&spoke, key));
+        if !part.agree(hub, spoke) {
+            let is_exact = is_exact && !part.is_own(hub) && !part.is_own(spoke);
+            let kept = |document: Option<&RawDocument>| document.map(RawDocument::to_owned);
+            differing.insert(key.clone(), Seen { id: id.clone(), hub: kept(hub), spoke: kept(spoke), is_exact });
+        }
+    }
+    // The hub as it is now, and the spoke as it was where the uplink stands.
+    let rest: Wanted<'_> = ids
+        .iter()
+        .filter(|(key, _)| differing.contains_key(*key))
+        .map(|(key, id)| (key.clone(), id.as_raw_bson_ref()))
+        .collect();
+    let hub = read::documents(part.hub, &rest, None, When::NotBefore(part.hub.now().await?)).await?;
+    let up = checkpoint::at(part.hub, &part.uplink(), hub.at).await?;
+    let (up, _) = part.place(up)?;
+    let spoke = read::documents_at(part.spoke, &rest, up.moment()).await?;
+    for key in rest.keys() {
+        let (hub, spoke) = (of(&hub, key), of(&spoke, key));
+        if (part.is_own(hub) || part.is_own(spoke)) && part.agree(hub, spoke) {
+            differing.remove(key);
+        }
+    }
+    Ok(Look { differing, at_hub: hub.at, at_spoke, down, up })
+}
+
+fn of<'s>(snapshot: &'s Snapshot, key: &Key) -> Option<&'s RawDocument> {
+    snapshot.documents.get(key).and_then(Option::as_deref)
+}
+
+impl Part<'_> {
+    /// Where a link stands, and whether all documents are exactly as they were there.
+    fn place(&self, checkpoint: Option<Checkpoint>) -> Result<(Position, bool), Error> {
+        let never = || self.spoke.unsuitable("it was never synced: `spokesync run` must have copied it first");
+        let checkpoint = checkpoint.ok_or_else(never)?;
+        let place = checkpoint.position.ok_or_else(never)?;
+        let time = place.cluster_time();
+        let is_ahead = self.held.iter().any(|zone| checkpoint.ahead.get(zone).is_some_and(|until| *until >= time));
+        Ok((place, !is_ahead))
+    }
+
+    /// True if the spoke has what it should have of a document that the hub has like this.
+    fn agree(&self, hub: Option<&RawDocument>, spoke: Option<&RawDocument>) -> bool {
+        let expected = hub.filter(|document| self.holds(document));
+        expected.map(RawDocument::as_bytes) == spoke.map(RawDocument::as_bytes)
+    }
+}
