@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bson::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::examine::{Ids, Look};
+use super::examine::{Ids, Look, Moment};
 use super::part::Part;
 use crate::mongo::checkpoint;
 use crate::mongo::error::Error;
@@ -19,7 +19,7 @@ use crate::sync::names::Link;
 use crate::sync::position::Position;
 
 /// How often checkpoints are looked at.
-const INTERVAL: Duration = Duration::from_millis(300);
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// The checkpoint of a quiet link moves every ten seconds: one that stands still for so long is not being carried.
 const STANDS_STILL: Duration = Duration::from_secs(25);
@@ -35,21 +35,16 @@ pub(super) enum Waited {
     Stopped,
 }
 
-/// Waits until both links have passed these times of their sources.
+/// Waits until both links have passed a moment of their sources.
 ///
 /// # Errors
 /// If a server does not answer.
-pub(super) async fn pass(
-    part: &Part<'_>,
-    at_hub: Timestamp,
-    at_spoke: Timestamp,
-    stop: &CancellationToken,
-) -> Result<Waited, Error> {
+pub(super) async fn pass(part: &Part<'_>, moment: Moment, stop: &CancellationToken) -> Result<Waited, Error> {
     // A stream tells that it is past a moment once something has happened after it.
     part.hub.tick().await?;
     part.spoke.tick().await?;
-    let downlink = wait(part.spoke, part.downlink(), at_hub, stop).await?;
-    let uplink = wait(part.hub, part.uplink(), at_spoke, stop).await?;
+    let downlink = wait(part.spoke, part.downlink(), moment.hub, stop).await?;
+    let uplink = wait(part.hub, part.uplink(), moment.spoke, stop).await?;
     Ok(match (downlink, uplink) {
         (Waited::Stopped, _) | (_, Waited::Stopped) => Waited::Stopped,
         (Waited::StandsStill, _) | (_, Waited::StandsStill) => Waited::StandsStill,

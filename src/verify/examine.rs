@@ -4,6 +4,9 @@
 //! cluster time, and the source's documents at the checkpoint's, sees two sides that must be equal, whatever is on its way. That
 //! holds for a zone which only the link writes at the destination. In a spoke's own zone both sides write; there it is looked from
 //! either side, and who is equal from one of them is equal.
+//!
+//! Such a look says nothing of what happened after that place. So it counts only once the link has passed the moment at which a document
+//! was seen to differ.
 
 use std::collections::HashMap;
 
@@ -38,56 +41,63 @@ impl Seen {
     }
 }
 
+/// A moment of both sides.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    pub(super) hub: Timestamp,
+    pub(super) spoke: Timestamp,
+}
+
+impl Moment {
+    /// Now.
+    pub(super) async fn now(part: &Part<'_>) -> Result<Self, Error> {
+        Ok(Self { hub: part.hub.now().await?, spoke: part.spoke.now().await? })
+    }
+}
+
 /// What was seen at one look.
 pub(super) struct Look {
     /// What was not equal.
     pub(super) differing: HashMap<Key, Seen>,
-    /// When it was read at the hub, and at the spoke.
-    pub(super) at_hub: Timestamp,
-    pub(super) at_spoke: Timestamp,
     /// Where the links stood.
     pub(super) down: Position,
     pub(super) up: Position,
 }
 
-/// Looks at these documents.
+/// Looks at these documents, which seemed to differ at some moment before `since`.
 ///
 /// # Errors
 /// If a server does not answer, or the spoke was never synced.
-pub(super) async fn look(part: &Part<'_>, ids: &Ids) -> Result<Look, Error> {
+pub(super) async fn look(part: &Part<'_>, ids: &Ids, since: Moment) -> Result<Look, Error> {
     let wanted: Wanted<'_> = ids.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
-    // The spoke as it is now, and the hub as it was where the downlink stands.
+    // The spoke as it is now, and the hub as it was where the downlink stands; then the other way round.
     let spoke = read::documents(part.spoke, &wanted, None, When::NotBefore(part.spoke.now().await?)).await?;
     let down = checkpoint::at(part.spoke, &part.downlink(), spoke.at).await?;
-    let (down, mut is_exact) = part.place(down)?;
-    let hub = read::documents_at(part.hub, &wanted, down.moment()).await?;
-    is_exact &= hub.at == down.moment();
-    let (at_spoke, mut differing) = (spoke.at, HashMap::new());
-    for (key, id) in ids {
-        let (hub, spoke) = (of(&hub, key), of(&spoke, key));
-        if !part.agree(hub, spoke) {
-            let is_exact = is_exact && !part.is_own(hub) && !part.is_own(spoke);
-            let kept = |document: Option<&RawDocument>| document.map(RawDocument::to_owned);
-            differing.insert(key.clone(), Seen { id: id.clone(), hub: kept(hub), spoke: kept(spoke), is_exact });
-        }
-    }
-    // The hub as it is now, and the spoke as it was where the uplink stands.
-    let rest: Wanted<'_> = ids
-        .iter()
-        .filter(|(key, _)| differing.contains_key(*key))
-        .map(|(key, id)| (key.clone(), id.as_raw_bson_ref()))
-        .collect();
-    let hub = read::documents(part.hub, &rest, None, When::NotBefore(part.hub.now().await?)).await?;
+    let (down, is_at_place) = part.place(down)?;
+    let hub_then = read::documents_at(part.hub, &wanted, down.moment()).await?;
+    let hub = read::documents(part.hub, &wanted, None, When::NotBefore(part.hub.now().await?)).await?;
     let up = checkpoint::at(part.hub, &part.uplink(), hub.at).await?;
     let (up, _) = part.place(up)?;
-    let spoke = read::documents_at(part.spoke, &rest, up.moment()).await?;
-    for key in rest.keys() {
+    let spoke_then = read::documents_at(part.spoke, &wanted, up.moment()).await?;
+
+    let has_come_down = hub_then.at >= since.hub && down.moment() >= since.hub;
+    let has_gone_up = spoke_then.at >= since.spoke && up.moment() >= since.spoke;
+    let is_exact = has_come_down && is_at_place && hub_then.at == down.moment();
+    let mut differing = HashMap::new();
+    for (key, id) in ids {
         let (hub, spoke) = (of(&hub, key), of(&spoke, key));
-        if (part.is_own(hub) || part.is_own(spoke)) && part.agree(hub, spoke) {
-            differing.remove(key);
+        let (hub_then, spoke_then) = (of(&hub_then, key), of(&spoke_then, key));
+        let is_own = [hub, spoke, hub_then, spoke_then].into_iter().any(|document| part.is_own(document));
+        let is_equal = part.agree(hub, spoke)
+            || (has_come_down && part.agree(hub_then, spoke))
+            || (is_own && has_gone_up && part.agree(hub, spoke_then));
+        if !is_equal {
+            let kept = |document: Option<&RawDocument>| document.map(RawDocument::to_owned);
+            let seen = Seen { id: id.clone(), hub: kept(hub), spoke: kept(spoke), is_exact: is_exact && !is_own };
+            differing.insert(key.clone(), seen);
         }
     }
-    Ok(Look { differing, at_hub: hub.at, at_spoke, down, up })
+    Ok(Look { differing, down, up })
 }
 
 fn of<'s>(snapshot: &'s Snapshot, key: &Key) -> Option<&'s RawDocument> {

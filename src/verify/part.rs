@@ -8,7 +8,7 @@ use bson::raw::{RawBson, RawDocument};
 use tokio_util::sync::CancellationToken;
 
 use super::carried::{self, Waited};
-use super::examine::{self, Ids, Seen};
+use super::examine::{self, Ids, Moment, Seen};
 use super::options::Options;
 use super::pace::Pace;
 use super::report::{Finding, Kind, PartReport, TOLD, Untold};
@@ -28,6 +28,9 @@ use crate::sync::names::{Link, Zone};
 
 /// How often a document is looked at that changes all the time.
 const ROUNDS: u32 = 12;
+
+/// Each time so many more documents did not seem equal, it is looked which of them only were on their way.
+const SIEVED_EVERY: usize = 1_000;
 
 /// More documents of a part than this are not looked at again one by one.
 const SUSPECTS: usize = TOLD;
@@ -54,6 +57,13 @@ pub(super) struct Part<'a> {
     pub(super) saved: PartName,
     /// How many documents of it are counted in the progress.
     pub(super) counted: AtomicU64,
+}
+
+/// Who watches how far a part is.
+struct Watched<'w> {
+    counted: &'w Counted<'w>,
+    pace: &'w Pace,
+    stop: &'w CancellationToken,
 }
 
 /// What persists of what did not seem equal.
@@ -175,6 +185,7 @@ impl Part<'_> {
         let mut walk = Walk::new(end(self.hub), end(self.spoke), saved.after.clone());
         let (hub_now, spoke_now) = (self.hub.now().await?, self.spoke.now().await?);
         let mut noted = saved.documents;
+        let watched = Watched { counted, pace, stop };
         let mut next = Some(walk::read_ahead(end(self.hub), walk.lead_size(), saved.after.as_ref(), hub_now).await?);
         while let Some(page) = next {
             // One page is read ahead at the hub while the spoke's is read and compared.
@@ -184,7 +195,7 @@ impl Part<'_> {
                 walk::read_ahead(end(self.hub), size, Some(last), hub_now).await.map(Some)
             };
             walk.begin(page);
-            let comparing = self.compare(&mut walk, spoke_now, saved, counted, pace);
+            let comparing = self.compare(&mut walk, spoke_now, saved, &watched);
             (next, ()) = futures_util::future::try_join(reading, comparing).await?;
             if stop.is_cancelled() {
                 return Ok(());
@@ -204,12 +215,12 @@ impl Part<'_> {
         walk: &mut Walk<'_>,
         not_before: Timestamp,
         saved: &mut Saved,
-        counted: &Counted<'_>,
-        pace: &Pace,
+        watched: &Watched<'_>,
     ) -> Result<(), Error> {
+        let Watched { counted, pace, stop } = watched;
         while let Some((chunk, _)) = walk.follow(not_before).await? {
             let differing = chunk.differences.into_iter().map(|difference| (difference.key, difference.id)).collect();
-            self.suspect(differing, saved).await?;
+            self.suspect(differing, saved, stop).await?;
             saved.documents += chunk.documents as u64;
             counted.set(self, saved.documents);
             saved.after = chunk.done_up_to.or(saved.after.take());
@@ -254,7 +265,7 @@ impl Part<'_> {
             let Some(last) = page.documents().next_back() else { break };
             saved.after = Some(scan::id_of(self.spoke, last)?);
             let documents = found.len();
-            self.suspect(found, saved).await?;
+            self.suspect(found, saved, stop).await?;
             pace.wait(documents).await;
             if stop.is_cancelled() {
                 return Ok(());
@@ -264,18 +275,21 @@ impl Part<'_> {
         Ok(())
     }
 
-    /// Keeps those of these documents that are not equal at an exact look either.
-    async fn suspect(&self, ids: Ids, saved: &mut Saved) -> Result<(), Error> {
-        if ids.is_empty() {
+    /// Keeps these documents; now and then those are left out that only were on their way.
+    async fn suspect(&self, ids: Ids, saved: &mut Saved, stop: &CancellationToken) -> Result<(), Error> {
+        let before = saved.suspects.len();
+        saved.suspects.extend(ids.into_values());
+        let after = saved.suspects.len();
+        // Nobody will look at each of very many again.
+        if before / SIEVED_EVERY == after / SIEVED_EVERY || before > SUSPECTS {
             return Ok(());
         }
-        // Nobody will look at each of so many again.
-        if saved.suspects.len() > SUSPECTS {
-            saved.suspects.extend(ids.into_values());
-            return Ok(());
+        let moment = Moment::now(self).await?;
+        if carried::pass(self, moment, stop).await? == Waited::Passed {
+            let suspects = self.by_key(std::mem::take(&mut saved.suspects));
+            let look = examine::look(self, &suspects, moment).await?;
+            saved.suspects.extend(look.differing.into_values().map(|seen| seen.id));
         }
-        let look = examine::look(self, &ids).await?;
-        saved.suspects.extend(look.differing.into_values().map(|seen| seen.id));
         Ok(())
     }
 
@@ -283,7 +297,7 @@ impl Part<'_> {
         ids.into_iter().map(|id| (Key::new(self.namespace, id.as_raw_bson_ref()), id)).collect()
     }
 
-    /// Looks at documents until the links have passed the first look, and longer at those that go on changing.
+    /// Looks at documents once the links have passed the present moment, and longer at those that go on changing.
     pub(super) async fn persisting(&self, mut ids: Ids, stop: &CancellationToken) -> Result<Persisting, Error> {
         let mut persisting = Persisting::default();
         let mut before: HashMap<Key, Seen> = HashMap::new();
@@ -291,8 +305,17 @@ impl Part<'_> {
             if ids.is_empty() || stop.is_cancelled() {
                 return Ok(persisting);
             }
-            let look = examine::look(self, &ids).await?;
+            let moment = Moment::now(self).await?;
+            let waited = carried::pass(self, moment, stop).await?;
+            let look = examine::look(self, &ids, moment).await?;
             ids.retain(|key, _| look.differing.contains_key(key));
+            if waited == Waited::StandsStill && !ids.is_empty() {
+                let under_way: HashSet<Key> = carried::under_way(self, &ids, &look).await?;
+                persisting.under_way = under_way.len();
+                let rest = look.differing.into_iter().filter(|(key, _)| !under_way.contains(key));
+                persisting.differing.extend(rest);
+                return Ok(persisting);
+            }
             // What both sides still have as they had it, though all that was on its way then has come.
             for (key, seen) in &look.differing {
                 let persists =
@@ -302,21 +325,7 @@ impl Part<'_> {
                     persisting.differing.insert(key.clone(), seen.clone());
                 }
             }
-            if ids.is_empty() {
-                return Ok(persisting);
-            }
-            match carried::pass(self, look.at_hub, look.at_spoke, stop).await? {
-                Waited::Passed => before = look.differing,
-                Waited::Stopped => return Ok(persisting),
-                Waited::StandsStill => {
-                    let under_way: HashSet<Key> = carried::under_way(self, &ids, &look).await?;
-                    persisting.under_way = under_way.len();
-                    let rest =
-                        look.differing.into_iter().filter(|(key, _)| ids.contains_key(key) && !under_way.contains(key));
-                    persisting.differing.extend(rest);
-                    return Ok(persisting);
-                }
-            }
+            before = look.differing;
         }
         persisting.unsettled = ids.len();
         Ok(persisting)

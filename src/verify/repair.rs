@@ -12,7 +12,7 @@ use bson::raw::{RawBson, RawDocumentBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::carried::{self, Waited};
-use super::examine::{Ids, Seen};
+use super::examine::{Ids, Moment, Seen};
 use super::pace::Pace;
 use super::part::Part;
 use super::report::{Finding, Kind};
@@ -183,11 +183,10 @@ impl<'p> Mender<'p> {
         let now = self.server.now().await?;
         let seen = read::documents(self.server, &wanted, None, When::NotBefore(now)).await?;
         // What the owner did until then must be at the hub, and what the hub had then must have come down.
-        let hub_now = if way == Way::Down { self.part.hub.now().await? } else { seen.at };
-        let spoke_now = if way == Way::Down { seen.at } else { self.part.spoke.now().await? };
-        if carried::pass(self.part, hub_now, spoke_now, stop).await? == Waited::Passed && way == Way::Down {
-            let hub_now = self.part.hub.now().await?;
-            carried::pass(self.part, hub_now, spoke_now, stop).await?;
+        let moment = Moment::now(self.part).await?;
+        if carried::pass(self.part, moment, stop).await? == Waited::Passed && way == Way::Down {
+            let moment = Moment { hub: self.part.hub.now().await?, ..moment };
+            carried::pass(self.part, moment, stop).await?;
         }
         let mut delays = delays();
         loop {
