@@ -70,7 +70,7 @@ pub const BATCH_EVENTS: usize = 10_000;
 pub const BATCH_BYTES: usize = 6_000_000;
 
 /// How often the checkpoint of a quiet link follows the stream's position, so that it stays in the oplog window.
-pub const QUIET_CHECKPOINT: Duration = Duration::from_secs(10);
+pub const QUIET_CHECKPOINT: Duration = Duration::from_secs(5);
 
 /// At most so many documents are remembered by themselves, in each map of each link.
 pub const REMEMBERED_DOCUMENTS: usize = 50_000;

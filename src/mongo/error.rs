@@ -134,6 +134,7 @@ pub(crate) mod codes {
     pub(crate) const CHANGE_STREAM_HISTORY_LOST: i32 = 286;
     pub(crate) const CAPPED_POSITION_LOST: i32 = 136;
     pub(crate) const SNAPSHOT_TOO_OLD: i32 = 239;
+    pub(crate) const SNAPSHOT_UNAVAILABLE: i32 = 246;
 }
 
 fn classify(error: &mongodb::error::Error, code: Option<i32>) -> Failure {

@@ -26,13 +26,13 @@ pub struct Snapshot {
 pub type Wanted<'a> = HashMap<Key, RawBsonRef<'a>>;
 
 /// Reads documents as they were at this time; or, if the server no longer knows that (it does for five minutes,
-/// `minSnapshotHistoryWindowInSeconds`), as they are now.
+/// `minSnapshotHistoryWindowInSeconds`) or the collection is younger, as they are now.
 ///
 /// # Errors
 /// If the server does not answer.
 pub async fn documents_at(server: &Server, wanted: &Wanted<'_>, time: Timestamp) -> Result<Snapshot, Error> {
     match documents(server, wanted, None, When::At(time)).await {
-        Err(error) if error.code() == Some(codes::SNAPSHOT_TOO_OLD) => {
+        Err(error) if matches!(error.code(), Some(codes::SNAPSHOT_TOO_OLD | codes::SNAPSHOT_UNAVAILABLE)) => {
             documents(server, wanted, None, When::NotBefore(time)).await
         }
         result => result,

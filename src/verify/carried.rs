@@ -21,8 +21,8 @@ use crate::sync::position::Position;
 /// How often checkpoints are looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// The checkpoint of a quiet link moves every ten seconds: one that stands still for so long is not being carried.
-const STANDS_STILL: Duration = Duration::from_secs(25);
+/// The checkpoint of a quiet link moves every five seconds: one that stands still for so long is not being carried.
+const STANDS_STILL: Duration = Duration::from_secs(12);
 
 /// What became of waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +43,9 @@ pub(super) async fn pass(part: &Part<'_>, moment: Moment, stop: &CancellationTok
     // A stream tells that it is past a moment once something has happened after it.
     part.hub.tick().await?;
     part.spoke.tick().await?;
-    let downlink = wait(part.spoke, part.downlink(), moment.hub, stop).await?;
-    let uplink = wait(part.hub, part.uplink(), moment.spoke, stop).await?;
-    Ok(match (downlink, uplink) {
+    let downlink = wait(part.spoke, part.downlink(), moment.hub, stop);
+    let uplink = wait(part.hub, part.uplink(), moment.spoke, stop);
+    Ok(match futures_util::future::try_join(downlink, uplink).await? {
         (Waited::Stopped, _) | (_, Waited::Stopped) => Waited::Stopped,
         (Waited::StandsStill, _) | (_, Waited::StandsStill) => Waited::StandsStill,
         _ => Waited::Passed,

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::StreamExt;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
@@ -38,8 +39,11 @@ use pace::Pace;
 use part::Part;
 use report::{PartReport, Report, Untold};
 
-/// So many parts are compared at once, each with a few pages in memory.
-const PARALLEL: usize = 2;
+/// So many parts are walked at once, each with a few pages in memory.
+const WALKING: usize = 2;
+
+/// So many parts are under way at once: most of them wait for the links.
+const PARALLEL: usize = 32;
 
 /// Commands that run at once at one server.
 const CONNECTIONS: u32 = 8;
@@ -85,7 +89,7 @@ pub async fn run(
     }
     let parts: Vec<Part<'_>> = spokes.iter().flat_map(|spoke| parts(&hub, spoke, options, &run)).collect();
     let estimated = estimate(&parts).await;
-    let counted = Counted { progress, estimated, documents: AtomicU64::new(0) };
+    let counted = Counted { progress, estimated, documents: AtomicU64::new(0), walking: Semaphore::new(WALKING) };
     let pace = Pace::new(options.documents_per_second);
     let mut verifying = Vec::new();
     for part in &parts {
@@ -171,11 +175,13 @@ async fn estimate(parts: &[Part<'_>]) -> Option<u64> {
     Some(sum)
 }
 
-/// Counts the documents of all parts.
+/// What all parts share: places for walking, and how far they are together.
 pub(crate) struct Counted<'p> {
     progress: &'p VerificationCell,
     estimated: Option<u64>,
     documents: AtomicU64,
+    /// Places for those who walk.
+    walking: Semaphore,
 }
 
 impl Counted<'_> {

@@ -121,6 +121,7 @@ impl Part<'_> {
         let mut saved = verifications::load(self.hub, &self.saved).await?;
         counted.set(self, saved.documents);
         if !saved.is_walked {
+            let _place = counted.walking.acquire().await.expect("it is never closed");
             match self.zone {
                 Some(zone) => self.walk(zone, options, &mut saved, counted, pace, stop).await?,
                 None => self.scan(&mut saved, pace, stop).await?,
