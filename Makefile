@@ -13,10 +13,11 @@ demo: mongod
 	$(CARGO) build --release --locked --bin spokesync --example demo --example vehicles
 	exec ./target/release/examples/demo
 
+# Most tests wait for servers most of the time, and so more of them run at once than there are cores.
 test: export CHROMEDRIVER = $(shell ./scripts/get-chromedriver)
 test: mongod
 	@test -n "$(CHROMEDRIVER)"
-	$(CARGO) test --workspace --locked
+	$(CARGO) test --workspace --locked -- --test-threads 4
 
 check:
 	$(CARGO) fmt --all --check

@@ -26,10 +26,16 @@ pub(super) async fn look(
     direction: Direction,
 ) -> Result<bool, Error> {
     let checkpoint = applier.checkpoint();
-    let mut replaced = others(source, &checkpoint.collections).await?;
+    let lost = spoke.links.lost_collections(direction);
+    let mut replaced: Vec<String> = lost
+        .iter()
+        .filter_map(|number| source.namespaces().get(usize::from(*number)))
+        .map(ToString::to_string)
+        .collect();
+    replaced.extend(others(source, &checkpoint.collections).await?);
     replaced.extend(others(applier.server(), &checkpoint.destination_collections).await?);
     if replaced.is_empty() {
-        spoke.links.has_looked(direction);
+        spoke.links.has_looked(direction, &lost);
         return Ok(false);
     }
     replaced.sort();
@@ -41,7 +47,7 @@ pub(super) async fn look(
     // The other link must not take what it finds missing for deleted before it knows.
     spoke.links.must_look(direction.opposite());
     applier.save(side, Mark::Replaced(replaced)).await?;
-    spoke.links.has_looked(direction);
+    spoke.links.has_looked(direction, &lost);
     Ok(true)
 }
 

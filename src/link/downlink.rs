@@ -2,7 +2,7 @@
 //!
 //! Promise: every change of a zone that the spoke holds reaches it once, in the hub's order, or is a dead letter there.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,11 +14,12 @@ use super::apply::Applier;
 use super::carried::{Reached, Waited};
 use super::collections;
 use super::copy::{self, Ended, Job, Policy};
+use super::deliveries::{Deliveries, Rules, gather};
 use super::feed::Feed;
 use super::inbox::{Delivery, Inbox};
 use super::letters;
-use super::load::{Commit, Load, Mark, Origin, Side};
-use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, Spoke, Stopped, Turn};
+use super::load::{Commit, Mark, Side};
+use super::{QUIET_CHECKPOINT, Spoke, Stopped, Turn};
 use crate::config::OnUnwatch;
 use crate::mongo::checkpoint::{Part, Reconciling};
 use crate::mongo::error::{Error, Failure};
@@ -27,15 +28,11 @@ use crate::mongo::server::Server;
 use crate::mongo::tail;
 use crate::mongo::{foreign, notes, set_aside};
 use crate::observe::status::{Cell, State};
-use crate::sync::ahead::Ahead;
-use crate::sync::batch::{EventRef, Kind, Malformed};
-use crate::sync::conflicts::Conflicts;
-use crate::sync::downlink::{Downlink, Incoming};
-use crate::sync::fields::Fields;
+use crate::sync::downlink::Downlink;
 use crate::sync::key::Key;
 use crate::sync::names::{Direction, Link, Zone};
 use crate::sync::position::Position;
-use crate::sync::route::{Action, Content, Routes, SpokeId};
+use crate::sync::route::Routes;
 use crate::sync::step::{Meaning, Step, Zones};
 
 /// A spoke whose stream is so close behind the fan-out's attaches, and reads only the rest by itself.
@@ -307,9 +304,9 @@ async fn reach_fanout(
             return Ok(None);
         };
         let routed = Arc::new(feed.route(batch?, &routes, Some(number)).await?);
-        let is_collection_lost = routed.batch.events().any(|event| event.kind() == Kind::CollectionLost);
+        let lost_collections = routed.batch.lost_collections();
         let end = routed.batch.end().clone();
-        let mut delivery = Delivery { end, routed: Some((routed.clone(), number)), routes, is_collection_lost };
+        let mut delivery = Delivery { end, routed: Some((routed.clone(), number)), routes, lost_collections };
         // What comes after this place comes through the inbox.
         if let Some(attachment) = attachment.as_ref().filter(|attachment| attachment.from < delivery.end) {
             delivery.end = attachment.from.clone();
@@ -349,7 +346,8 @@ async fn empty(
             return Ok(Some(Turn::Stopped));
         }
         attend(applier, side).await?;
-        let quiet = deliveries.iter().all(|delivery| delivery.routed.is_none());
+        let says_nothing = |delivery: &Delivery| delivery.routed.is_none() && delivery.lost_collections.is_empty();
+        let quiet = deliveries.iter().all(says_nothing);
         if quiet {
             side.quiet(&deliveries.last().expect("there is a first").end);
             if saved.elapsed() < QUIET_CHECKPOINT {
@@ -371,32 +369,15 @@ async fn attend(applier: &mut Applier, side: &mut HubSide<'_>) -> Result<(), Err
     Ok(())
 }
 
-/// This delivery, and what else is waiting, up to a bound.
-fn gather(first: Delivery, inbox: &Inbox) -> Vec<Delivery> {
-    let weigh = |delivery: &Delivery| {
-        let weight = delivery.routed.as_ref().map(|(routed, spoke)| (routed.picks(*spoke).len(), routed.batch.bytes()));
-        weight.unwrap_or_default()
-    };
-    let (mut events, mut bytes) = weigh(&first);
-    let mut deliveries = vec![first];
-    while events < BATCH_EVENTS && bytes < BATCH_BYTES {
-        let Some(next) = inbox.try_next() else { break };
-        let (more_events, more_bytes) = weigh(&next);
-        events += more_events;
-        bytes += more_bytes;
-        deliveries.push(next);
-    }
-    deliveries
-}
-
 /// Applies deliveries as one batch.
 async fn apply(deliveries: Vec<Delivery>, applier: &mut Applier, side: &mut HubSide<'_>) -> Result<(), Error> {
     if let Some((routed, _)) = deliveries.iter().rev().find_map(|delivery| delivery.routed.as_ref()) {
         side.routes = routed.routes.clone();
     }
     side.cell().received();
-    if deliveries.iter().any(|delivery| delivery.is_collection_lost) {
-        side.spoke.links.both_must_look();
+    let lost: Vec<u16> = deliveries.iter().flat_map(|delivery| delivery.lost_collections.iter().copied()).collect();
+    if !lost.is_empty() {
+        side.spoke.links.have_lost_collections(&lost);
     }
     let deliveries = Deliveries::new(deliveries, &side.position(applier));
     side.wall_time = deliveries.events.last().and_then(|picked| picked.event().wall_time());
@@ -410,121 +391,6 @@ async fn apply(deliveries: Vec<Delivery>, applier: &mut Applier, side: &mut HubS
     collections::learn(applier, side, &hub).await?;
     letters::show(side.cell(), applier, &side.hub);
     Ok(())
-}
-
-/// What does not change of a downlink's rules.
-struct Rules {
-    partition_key: String,
-    precise: bool,
-}
-
-/// Deliveries that are applied together. Their events for this spoke are numbered through.
-struct Deliveries {
-    events: Vec<Picked>,
-    start: Position,
-    end: Position,
-}
-
-/// An event that concerns this spoke, and what it does about it.
-struct Picked {
-    routed: Arc<super::feed::Routed>,
-    spoke: SpokeId,
-    event: usize,
-    action: Action,
-}
-
-impl Picked {
-    fn event(&self) -> EventRef<'_> {
-        self.routed.batch.event(self.event)
-    }
-}
-
-impl Deliveries {
-    /// Of these deliveries, what lies after `start`.
-    fn new(deliveries: Vec<Delivery>, start: &Position) -> Self {
-        let end = deliveries.last().map_or(start, |delivery| &delivery.end).max(start).clone();
-        let mut events = Vec::new();
-        for Delivery { routed, end, .. } in deliveries {
-            let Some((routed, spoke)) = routed.filter(|_| end > *start) else { continue };
-            for &(event, action) in routed.picks(spoke) {
-                let event = event as usize;
-                let token = routed.batch.event(event).token();
-                if !start.has_seen(token) && end.has_seen(token) {
-                    events.push(Picked { routed: routed.clone(), spoke, event, action });
-                }
-            }
-        }
-        Self { events, start: start.clone(), end }
-    }
-
-    /// What the events mean at the spoke.
-    fn load<'a>(&'a self, rules: &'a Rules, ahead: &Ahead, conflicts: &Conflicts) -> Result<Load<'a>, Malformed> {
-        let mut steps = Vec::new();
-        let mut read_at: HashMap<Key, Timestamp> = HashMap::new();
-        // Hub edits of this batch itself.
-        let mut pending: HashMap<Key, Fields> = HashMap::new();
-        for (number, picked) in self.events.iter().enumerate() {
-            let event = picked.event();
-            let key = event.key()?;
-            let at = event.cluster_time();
-            if read_at.get(&key).is_some_and(|read| at <= *read) {
-                continue;
-            }
-            let downlink = Downlink {
-                routes: &picked.routed.routes,
-                spoke: picked.spoke,
-                partition_key: &rules.partition_key,
-                precise: rules.precise,
-            };
-            let standing = |zones: &crate::sync::step::Zones<'_>| ahead.standing(&key, zones.names(), at);
-            let incoming = Incoming { action: picked.action, event, documents: &picked.routed.documents };
-            let decision = downlink.decide(incoming, &key, standing, conflicts, pending.get(&key));
-            let Some(decision) = decision else { continue };
-            if let Some(fields) = &decision.hub_edit {
-                let earlier = pending.remove(&key);
-                let fields = earlier.map_or_else(|| fields.clone(), |earlier| earlier.union(fields.clone()));
-                pending.insert(key.clone(), fields);
-            }
-            if matches!(picked.action, Action::Apply(Content::Read(_), _)) {
-                read_at.insert(key.clone(), picked.routed.read_at);
-            }
-            let id = event.id()?;
-            steps.push(Step {
-                event: number,
-                key,
-                id,
-                zones: decision.zones,
-                write: decision.write,
-                hub_edit: decision.hub_edit,
-            });
-        }
-        Ok(Load {
-            steps,
-            origin: self,
-            end: Some(Mark::Streamed(self.end.clone())),
-            last: self.events.last().map_or_else(|| self.start.seen_until(), |picked| picked.event().cluster_time()),
-            read_at,
-            changes: self.events.len(),
-            foreign: 0,
-            expected: None,
-            ours: Vec::new(),
-        })
-    }
-}
-
-impl Origin for Deliveries {
-    fn before(&self, event: usize) -> Option<Mark> {
-        let previous = match event.checked_sub(1) {
-            Some(previous) => self.events[previous].event().position()?,
-            None => self.start.clone(),
-        };
-        Some(Mark::Streamed(previous))
-    }
-
-    fn event(&self, event: usize) -> (RawDocumentBuf, Option<Timestamp>) {
-        let event = self.events[event].event();
-        (event.raw(), Some(event.cluster_time()))
-    }
 }
 
 /// The hub, as the downlink's source.

@@ -19,7 +19,6 @@ use crate::mongo::error::{Error, Failure};
 use crate::mongo::server::{Endpoint, Server};
 use crate::mongo::tail;
 use crate::observe::status::{Board, Cell, Counted, State};
-use crate::sync::batch::Kind;
 use crate::sync::names::Zone;
 use crate::sync::position::Position;
 use crate::sync::route::Routes;
@@ -156,12 +155,16 @@ impl Fanout {
         let routed = Arc::new(routed);
         state.position = Some(end.clone());
         let routes = routed.routes.clone();
-        let is_collection_lost = routed.batch.events().any(|event| event.kind() == Kind::CollectionLost);
+        let lost = routed.batch.lost_collections();
         state.inboxes.retain(|zone, inbox| {
             let own = routes.owner(zone.as_str()).filter(|spoke| !routed.picks(*spoke).is_empty());
             let part = own.map(|spoke| (routed.excerpt(spoke).map_or_else(|| routed.clone(), Arc::new), spoke));
-            let kept =
-                inbox.push(Delivery { routed: part, routes: routes.clone(), is_collection_lost, end: end.clone() });
+            let kept = inbox.push(Delivery {
+                routed: part,
+                routes: routes.clone(),
+                lost_collections: lost.clone(),
+                end: end.clone(),
+            });
             if !kept {
                 tracing::warn!(%zone, "the spoke does not keep up, it will catch up on a stream of its own");
             }
@@ -259,7 +262,7 @@ pub async fn run(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &Cancellati
         let Some(batch) = stop.run_until_cancelled(feed.read()).await else { return Ok(Stopped) };
         let mut batch = batch.map_err(|error| lost(fanout, error))?;
         let last = batch.len().checked_sub(1).map(|last| batch.event(last).wall_time());
-        if batch.events().any(|event| event.kind() == Kind::CollectionLost) {
+        if !batch.lost_collections().is_empty() {
             cell.set_error("a synced collection was dropped or renamed at the hub: the spokes keep its documents");
         }
         let (events, end) = (batch.len(), batch.end().cluster_time());

@@ -21,8 +21,8 @@ pub struct Delivery {
     pub routed: Option<(Arc<Routed>, SpokeId)>,
     /// By which routes that was decided.
     pub routes: Arc<Routes>,
-    /// A synced collection was dropped or renamed at the hub meanwhile.
-    pub is_collection_lost: bool,
+    /// The namespaces whose collection was dropped or renamed at the hub meanwhile.
+    pub lost_collections: Vec<u16>,
     /// Where the hub's stream stands after it.
     pub end: Position,
 }
@@ -110,7 +110,7 @@ impl Inbox {
 impl Delivery {
     /// Of positions alone only the last one matters, unless it was routed otherwise: then what lies before it may lack something.
     fn is_covered_by(&self, later: &Self) -> bool {
-        let says_nothing = |delivery: &Self| delivery.routed.is_none() && !delivery.is_collection_lost;
+        let says_nothing = |delivery: &Self| delivery.routed.is_none() && delivery.lost_collections.is_empty();
         says_nothing(self) && says_nothing(later) && Arc::ptr_eq(&self.routes, &later.routes)
     }
 

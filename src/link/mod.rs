@@ -2,7 +2,7 @@
 //!
 //! - [`uplink`]: a spoke's changes to the hub
 //! - [`feed`]: the hub's change stream, with what routing needs; [`fanout`]: one feed for all spokes
-//! - [`downlink`]: what a feed brings to a spoke
+//! - [`downlink`]: what a feed brings to a spoke; [`deliveries`]: as one batch
 //! - [`copy`]: the first copy of a zone, and the reconcile; [`walk`]: where two sides differ
 //! - [`collections`]: whether the collections are still the same; [`foreign`]: what applications wrote in zones that are not theirs
 //! - [`carried`]: how far each link of a spoke has come, for the other one
@@ -19,6 +19,7 @@ pub mod apply;
 pub mod carried;
 mod collections;
 mod copy;
+mod deliveries;
 pub mod downlink;
 pub mod fanout;
 pub mod feed;
@@ -33,6 +34,7 @@ pub mod uplink;
 pub mod walk;
 mod window;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -129,13 +131,21 @@ pub struct Links {
     uplink: Carried,
     downlink: Carried,
     resync: [AtomicBool; 2],
-    /// Which links must look whether the collections are still the same.
-    looking: [AtomicBool; 2],
+    /// What each link must look at: whether the collections are still the same.
+    looking: [Mutex<Looking>; 2],
     /// Documents of other zones at the spoke.
     foreign: foreign::Known,
     /// Both links must not compare the spoke's own zone at once: each needs the other to go on meanwhile.
     comparing: Semaphore,
     letters: [Requests; 2],
+}
+
+/// What a link must look at.
+#[derive(Debug, Default)]
+struct Looking {
+    is_wanted: bool,
+    /// Namespaces whose collections were seen to go.
+    lost: BTreeSet<u16>,
 }
 
 impl Default for Links {
@@ -177,24 +187,37 @@ impl Links {
 
     /// The link must look whether the collections are still the same. Until it has, nobody may rely on how far it has come.
     fn must_look(&self, direction: Direction) {
-        self.looking[direction as usize].store(true, Ordering::Release);
+        self.looking(direction).is_wanted = true;
         self.carried(direction).set(Reached::Incomplete);
     }
 
-    /// A collection at one of the ends was dropped or renamed.
-    fn both_must_look(&self) {
+    /// The collections of these namespaces were dropped or renamed at one of the ends.
+    fn have_lost_collections(&self, namespaces: &[u16]) {
         for direction in Direction::BOTH {
+            self.looking(direction).lost.extend(namespaces);
             self.must_look(direction);
         }
     }
 
-    fn has_looked(&self, direction: Direction) {
-        self.looking[direction as usize].store(false, Ordering::Release);
+    /// The namespaces whose collections were seen to go, whatever is there now.
+    fn lost_collections(&self, direction: Direction) -> BTreeSet<u16> {
+        self.looking(direction).lost.clone()
+    }
+
+    /// The link has looked, and knows that these were lost.
+    fn has_looked(&self, direction: Direction, lost: &BTreeSet<u16>) {
+        let mut looking = self.looking(direction);
+        looking.lost.retain(|namespace| !lost.contains(namespace));
+        looking.is_wanted = !looking.lost.is_empty();
+    }
+
+    fn looking(&self, direction: Direction) -> MutexGuard<'_, Looking> {
+        self.looking[direction as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The link, which lacks nothing, has come so far.
     fn has_carried(&self, direction: Direction, position: &Position) {
-        if !self.looking[direction as usize].load(Ordering::Acquire) {
+        if !self.looking(direction).is_wanted {
             self.carried(direction).set(Reached::Until(position.seen_until()));
         }
     }
@@ -202,7 +225,7 @@ impl Links {
     /// What this link should do instead of following its change stream: look at the collections; or compare everything, if that
     /// is wanted and the other link is in a state to go on meanwhile.
     fn turn(&self, direction: Direction, reconciling: Reconciling) -> Option<Turn> {
-        if self.looking[direction as usize].load(Ordering::Acquire) {
+        if self.looking(direction).is_wanted {
             return Some(Turn::Look);
         }
         let is_wanted = self.resync[direction as usize].load(Ordering::Relaxed) || reconciling == Reconciling::Asked;

@@ -207,9 +207,10 @@ async fn stream(applier: &mut Applier, side: &mut SpokeSide<'_>, stop: &Cancella
         }
         cell.received();
         let batches = Batches(batches);
-        if batches.events().any(|event| event.kind() == Kind::CollectionLost) {
+        let lost: Vec<u16> = batches.0.iter().flat_map(Batch::lost_collections).collect();
+        if !lost.is_empty() {
             cell.set_error(COLLECTION_LOST);
-            side.spoke.links.both_must_look();
+            side.spoke.links.have_lost_collections(&lost);
         }
         side.register_foreign(&batches).await?;
         side.wall_time = batches.events().filter_map(|event| event.wall_time()).last();

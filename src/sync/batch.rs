@@ -143,6 +143,12 @@ impl Batch {
         EventRef { bytes: &self.bytes, event: &self.events[index] }
     }
 
+    /// The numbers of the namespaces whose collection was dropped or renamed.
+    pub fn lost_collections(&self) -> Vec<u16> {
+        let lost = self.events().filter(|event| event.kind() == Kind::CollectionLost);
+        lost.map(|event| event.namespace()).collect()
+    }
+
     /// How many events there are.
     pub fn len(&self) -> usize {
         self.events.len()

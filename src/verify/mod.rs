@@ -6,17 +6,20 @@
 //! disturbed: how far the links are is read from their checkpoints.
 //!
 //! - [`options`]: what is compared, and how; [`report`]: what was found
-//! - [`part`]: one zone of one collection at one spoke; [`examine`]: single documents
+//! - [`part`]: one zone of one collection at one spoke; [`suspects`]: what does not seem equal there
+//! - [`examine`]: a look at single documents; [`findings`]: what persists, and what it is called
 //! - [`carried`]: waiting for the links, and what is on its way where nobody carries it
 //! - [`repair`]: mending what differs; [`pace`]: not too fast
 
 mod carried;
 mod examine;
+mod findings;
 pub mod options;
 mod pace;
 mod part;
 mod repair;
 pub mod report;
+mod suspects;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,7 +58,7 @@ struct Spoke {
     server: Server,
 }
 
-/// Compares what the options select. How far it is, is shown in `progress`; `run` names whoever runs it, for going on after an
+/// Compares what the options select. How far it is, is shown in `progress`; `name` is that of whoever runs it, for going on after an
 /// interruption.
 ///
 /// # Errors
@@ -63,7 +66,7 @@ struct Spoke {
 pub async fn run(
     config: &Config,
     options: &Options,
-    run: &str,
+    name: &str,
     progress: &VerificationCell,
     stop: &CancellationToken,
 ) -> Result<Report, Error> {
@@ -71,10 +74,10 @@ pub async fn run(
     let endpoint = |name: &str, uri| Endpoint::new(name, uri, sync.clone(), CONNECTIONS);
     let hub = endpoint("hub", config.hub.clone()).connect().await?;
     hub.prepare_metadata().await?;
-    let run = format!("{run} {}", options.name());
+    let name = format!("{name} {}", options.name());
     verifications::forget_stale(&hub).await?;
     if options.afresh {
-        verifications::forget(&hub, &run).await?;
+        verifications::forget(&hub, &name).await?;
     }
     let mut report = Report::default();
     let mut spokes = Vec::new();
@@ -87,13 +90,18 @@ pub async fn run(
             }
         }
     }
-    let parts: Vec<Part<'_>> = spokes.iter().flat_map(|spoke| parts(&hub, spoke, options, &run)).collect();
+    let parts: Vec<Part<'_>> = spokes.iter().flat_map(|spoke| parts(&hub, spoke, options, &name)).collect();
     let estimated = estimate(&parts).await;
-    let counted = Counted { progress, estimated, documents: AtomicU64::new(0), walking: Semaphore::new(WALKING) };
-    let pace = Pace::new(options.documents_per_second);
+    let run = Run {
+        options,
+        counted: Counted { progress, estimated, documents: AtomicU64::new(0) },
+        walking: Semaphore::new(WALKING),
+        pace: Pace::new(options.documents_per_second),
+        stop,
+    };
     let mut verifying = Vec::new();
     for part in &parts {
-        verifying.push(told(part, options, &counted, &pace, stop));
+        verifying.push(told(part, &run));
     }
     let mut reports = futures_util::stream::iter(verifying).buffer_unordered(PARALLEL);
     while let Some(part) = reports.next().await {
@@ -102,27 +110,21 @@ pub async fn run(
     drop(reports);
     report.finish(stop.is_cancelled());
     if !stop.is_cancelled() {
-        verifications::forget(&hub, &run).await?;
+        verifications::forget(&hub, &name).await?;
     }
     Ok(report)
 }
 
 /// What a part comes to, or why that cannot be told.
-async fn told(
-    part: &Part<'_>,
-    options: &Options,
-    counted: &Counted<'_>,
-    pace: &Pace,
-    stop: &CancellationToken,
-) -> PartReport {
+async fn told(part: &Part<'_>, run: &Run<'_>) -> PartReport {
     let mut delays = delays();
     loop {
-        let error = match part.verify(options, counted, pace, stop).await {
+        let error = match part.verify(run).await {
             Ok(report) => return report,
             Err(error) => error,
         };
         // A server that restarts is back in a moment, and the part goes on where it was.
-        let can_pass = matches!(error.failure(), Failure::Unreachable | Failure::Transient) && !stop.is_cancelled();
+        let can_pass = matches!(error.failure(), Failure::Unreachable | Failure::Transient) && !run.stop.is_cancelled();
         let Some(delay) = delays.next().filter(|_| can_pass) else {
             return PartReport::untold(part.untold(error.to_string()));
         };
@@ -175,13 +177,21 @@ async fn estimate(parts: &[Part<'_>]) -> Option<u64> {
     Some(sum)
 }
 
-/// What all parts share: places for walking, and how far they are together.
-pub(crate) struct Counted<'p> {
+/// What all parts share.
+struct Run<'r> {
+    options: &'r Options,
+    counted: Counted<'r>,
+    /// Places for those who walk.
+    walking: Semaphore,
+    pace: Pace,
+    stop: &'r CancellationToken,
+}
+
+/// How far all parts are together.
+struct Counted<'p> {
     progress: &'p VerificationCell,
     estimated: Option<u64>,
     documents: AtomicU64,
-    /// Places for those who walk.
-    walking: Semaphore,
 }
 
 impl Counted<'_> {

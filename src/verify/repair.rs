@@ -11,9 +11,9 @@ use bson::doc;
 use bson::raw::{RawBson, RawDocumentBuf};
 use tokio_util::sync::CancellationToken;
 
+use super::Run;
 use super::carried::{self, Waited};
 use super::examine::{Ids, Moment, Seen};
-use super::pace::Pace;
 use super::part::Part;
 use super::report::{Finding, Kind};
 use crate::mongo::error::Error;
@@ -61,13 +61,8 @@ fn way(part: &Part<'_>, finding: &Finding, seen: &Seen, purge_foreign: bool) -> 
 }
 
 /// Mends what can be mended, and notes it in the findings.
-pub(super) async fn repair(
-    part: &Part<'_>,
-    found: &mut [Found],
-    purge_foreign: bool,
-    pace: &Pace,
-    stop: &CancellationToken,
-) -> Result<(), Error> {
+pub(super) async fn repair(part: &Part<'_>, found: &mut [Found], run: &Run<'_>) -> Result<(), Error> {
+    let (purge_foreign, stop) = (run.options.purge_foreign, run.stop);
     let mut done: HashMap<Key, String> = HashMap::new();
     for wanted in [Way::Down, Way::Up, Way::Stamp] {
         let ids = found.iter().filter(|(_, finding, seen)| way(part, finding, seen, purge_foreign) == wanted);
@@ -80,7 +75,7 @@ pub(super) async fn repair(
                 Way::Up => done.extend(Mender::new(part, part.hub).await?.mend(ids, wanted, stop).await?),
                 _ => done.extend(stamp(part, ids).await?),
             }
-            pace.wait(number).await;
+            run.pace.wait(number).await;
             if stop.is_cancelled() {
                 return Ok(());
             }

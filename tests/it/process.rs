@@ -77,7 +77,26 @@ async fn health_readiness_and_status_have_the_agreed_form() {
         assert!(link["checkpoint"]["cluster_time"].as_str().unwrap().contains('.'));
         assert!(link["checkpoint"]["age_seconds"].is_number());
         assert!(link["time_to_loss_seconds"].is_number(), "{link}");
-        assert!(link["restarts"] == 0 && link["last_error"].is_null());
+        assert!(link["restarts"] == 0 && link["last_error"].is_null() && link["last_error_at"].is_null());
+        assert!(link["foreign_total"] == 0 && link["comparing"] == false && link["copying"].is_null());
+    }
+    let queue = &spoke["queue"];
+    assert!(queue["events"].is_u64() && queue["events_capacity"].as_u64().unwrap() > 0, "{queue}");
+    assert!(queue["bytes"].is_u64() && queue["bytes_capacity"].as_u64().unwrap() > 0, "{queue}");
+    assert!(status["verification"].is_null() && status["configuration_error"].is_null());
+    let history = program.get("/api/v1/history").unwrap().1;
+    assert_eq!(history["interval_seconds"], 5);
+    eventually("it is noted how it was", async || {
+        let history = program.get("/api/v1/history").unwrap().1;
+        let rates = history["spokes"]["DFW"]["uplink"]["rate"].as_array().unwrap();
+        rates.len() >= 2 && rates.len() == history["hub"]["lag"].as_array().unwrap().len()
+    })
+    .await;
+    let (code, metrics) = program.get("/metrics").unwrap();
+    assert_eq!(code, 200);
+    for line in ["spokesync_link_changes_total{zone=\"DFW\",link=\"uplink\"} 1", "spokesync_hub_streaming 1.0", "# EOF"]
+    {
+        assert!(metrics.as_str().unwrap().contains(line), "{line}\n{metrics}");
     }
 }
 

@@ -1,0 +1,155 @@
+//! Finds documents that do not seem equal: both sides of a zone are walked as fast as they can be read, or digests held against each
+//! other first. What is found may only have been on its way.
+
+use bson::Timestamp;
+use bson::raw::RawBson;
+use tokio_util::sync::CancellationToken;
+
+use super::Run;
+use super::carried::{self, Waited};
+use super::examine::{self, Ids, Moment};
+use super::part::Part;
+use super::report::TOLD;
+use crate::link::walk::{self, End, Walk};
+use crate::mongo::digest;
+use crate::mongo::error::Error;
+use crate::mongo::scan::{self, Area, PageSize, Range, Which};
+use crate::mongo::verifications::{self, Saved};
+use crate::sync::key::Key;
+use crate::sync::names::Zone;
+
+/// Each time so many more documents did not seem equal, it is looked which of them only were on their way.
+const SIEVED_EVERY: usize = 1_000;
+
+/// More documents of a part than this are not looked at again one by one.
+pub(super) const SUSPECTS: usize = TOLD;
+
+/// If more buckets than this differ, the whole zone is walked.
+const FEW_BUCKETS: usize = 64;
+
+/// How many documents are compared between two notes of how far it is.
+const SAVED_EVERY: u64 = 50_000;
+
+impl Part<'_> {
+    /// Walks both sides of a zone.
+    pub(super) async fn walk(&self, zone: &Zone, saved: &mut Saved, run: &Run<'_>) -> Result<(), Error> {
+        let options = run.options;
+        let area = Area::of(self.namespace, Which::Of(zone));
+        let buckets = if options.quick { Some(self.unequal_buckets(area, saved, run).await?) } else { None };
+        let buckets = match &buckets {
+            Some(buckets) if buckets.is_empty() => {
+                saved.is_walked = true;
+                return Ok(());
+            }
+            Some(buckets) if buckets.len() <= FEW_BUCKETS => Some(buckets.as_slice()),
+            _ => None,
+        };
+        let end = |server| End { server, area: Area { buckets, ..area }, secondary: options.secondary };
+        let mut walk = Walk::new(end(self.hub), end(self.spoke), saved.after.clone());
+        let (hub_now, spoke_now) = (self.hub.now().await?, self.spoke.now().await?);
+        let mut noted = saved.documents;
+        let mut next = Some(walk::read_ahead(end(self.hub), walk.lead_size(), saved.after.as_ref(), hub_now).await?);
+        while let Some(page) = next {
+            // One page is read ahead at the hub while the spoke's is read and compared.
+            let (size, last) = (walk.lead_size(), page.last().cloned());
+            let reading = async {
+                let Some(last) = &last else { return Ok(None) };
+                walk::read_ahead(end(self.hub), size, Some(last), hub_now).await.map(Some)
+            };
+            walk.begin(page);
+            let comparing = self.compare(&mut walk, spoke_now, saved, run);
+            (next, ()) = futures_util::future::try_join(reading, comparing).await?;
+            if run.stop.is_cancelled() {
+                return Ok(());
+            }
+            if saved.documents - noted >= SAVED_EVERY {
+                noted = saved.documents;
+                verifications::save(self.hub, &self.saved, saved).await?;
+            }
+        }
+        saved.is_walked = true;
+        Ok(())
+    }
+
+    /// Compares one page of the hub's.
+    async fn compare(
+        &self,
+        walk: &mut Walk<'_>,
+        not_before: Timestamp,
+        saved: &mut Saved,
+        run: &Run<'_>,
+    ) -> Result<(), Error> {
+        while let Some((chunk, _)) = walk.follow(not_before).await? {
+            let differing = chunk.differences.into_iter().map(|difference| (difference.key, difference.id)).collect();
+            self.suspect(differing, saved, run.stop).await?;
+            saved.documents += chunk.documents as u64;
+            run.counted.set(self, saved.documents);
+            saved.after = chunk.done_up_to.or(saved.after.take());
+            run.pace.wait(chunk.documents).await;
+        }
+        Ok(())
+    }
+
+    /// The buckets of the zone that do not come to the same at both sides.
+    async fn unequal_buckets(&self, area: Area<'_>, saved: &mut Saved, run: &Run<'_>) -> Result<Vec<i32>, Error> {
+        let (hub, spoke) =
+            futures_util::future::try_join(digest::digests(self.hub, area), digest::digests(self.spoke, area)).await?;
+        let documents = hub.values().map(digest::Digest::documents).sum();
+        let unequal = digest::unequal(&hub, &spoke);
+        if unequal.is_empty() {
+            saved.documents = documents;
+            run.counted.set(self, documents);
+        }
+        Ok(unequal)
+    }
+
+    /// Finds the documents of zones that the spoke does not hold.
+    pub(super) async fn scan(&self, saved: &mut Saved, run: &Run<'_>) -> Result<(), Error> {
+        let area = Area::of(self.namespace, Which::OfNone(self.held));
+        let now = self.spoke.now().await?;
+        let mut size = PageSize::default();
+        loop {
+            let after = saved.after.clone();
+            let range = Range { size, ..Range::from(after.as_ref().map(RawBson::as_raw_bson_ref), now) };
+            let page = scan::page(self.spoke, area, range).await?;
+            size.learn(&page);
+            let mut found = Ids::new();
+            for document in page.documents() {
+                let id = scan::id_of(self.spoke, document)?;
+                found.insert(Key::new(self.namespace, id.as_raw_bson_ref()), id);
+            }
+            let Some(last) = page.documents().next_back() else { break };
+            saved.after = Some(scan::id_of(self.spoke, last)?);
+            let documents = found.len();
+            self.suspect(found, saved, run.stop).await?;
+            run.pace.wait(documents).await;
+            if run.stop.is_cancelled() {
+                return Ok(());
+            }
+        }
+        saved.is_walked = true;
+        Ok(())
+    }
+
+    /// Keeps these documents; now and then those are left out that only were on their way.
+    async fn suspect(&self, ids: Ids, saved: &mut Saved, stop: &CancellationToken) -> Result<(), Error> {
+        let before = saved.suspects.len();
+        saved.suspects.extend(ids.into_values());
+        let after = saved.suspects.len();
+        // Nobody will look at each of very many again.
+        if before / SIEVED_EVERY == after / SIEVED_EVERY || before > SUSPECTS {
+            return Ok(());
+        }
+        let moment = Moment::now(self).await?;
+        if carried::pass(self, moment, stop).await? == Waited::Passed {
+            let suspects = self.by_key(std::mem::take(&mut saved.suspects));
+            let look = examine::look(self, &suspects, moment).await?;
+            saved.suspects.extend(look.differing.into_values().map(|seen| seen.id));
+        }
+        Ok(())
+    }
+
+    pub(super) fn by_key(&self, ids: Vec<RawBson>) -> Ids {
+        ids.into_iter().map(|id| (Key::new(self.namespace, id.as_raw_bson_ref()), id)).collect()
+    }
+}
