@@ -5,7 +5,11 @@
 mod figures;
 mod inserts;
 mod latency;
+mod reference;
 mod site;
+mod updates;
+mod verify;
+mod wire;
 
 use anyhow::Result;
 use figures::Figure;
@@ -17,8 +21,14 @@ async fn main() -> Result<()> {
     let mut figures = latency::measure(&site).await?;
     let load = inserts::Load { documents: 60_000, bytes: 500, rounds: 5 };
     figures.extend(inserts::measure(&site, &load).await?);
+    figures.extend(updates::measure(&site).await?);
     let memory = site.usage()?.peak_memory as f64 / 1e6;
-    figures.push(Figure::at_most("the program, over all of this", "MB of memory", memory, 200.0));
+    figures.push(Figure::at_most("the program under full load, 4 spokes", "MB of memory", memory, 120.0));
+    figures.extend(reference::measure(&site, &load).await?);
+    figures.extend(verify::measure(&site, &load).await?);
+    drop(site);
+    let far = Site::start_by_wires(3).await?;
+    figures.extend(wire::measure(&far, &load).await?);
 
     println!("{}", figures::table(&figures));
     let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("benchmarks.json");

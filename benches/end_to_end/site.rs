@@ -1,6 +1,7 @@
 //! The servers that are measured, and the program between them.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use mongodb::{Client, Collection};
 use tempfile::TempDir;
 use testbed::node::{Node, Options, free_port};
 use testbed::program::Program;
+use testbed::proxy::{Proxy, Wire};
 
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -58,12 +60,34 @@ pub struct Site {
     pub watchers: Vec<Place>,
     /// The program.
     pub program: Program,
+    /// Its configuration.
+    pub config: PathBuf,
+    wires: Vec<Proxy>,
     _folder: TempDir,
 }
 
 impl Site {
     /// Starts everything, with so many watching spokes.
     pub async fn start(watchers: usize) -> Result<Self> {
+        Self::start_by(watchers, false).await
+    }
+
+    /// The same, where the program reaches its spokes by wires that can be made slow.
+    pub async fn start_by_wires(watchers: usize) -> Result<Self> {
+        Self::start_by(watchers, true).await
+    }
+
+    /// From now on the wires do this.
+    pub fn set_wires(&self, wire: Wire) {
+        self.wires.iter().for_each(|proxy| proxy.set(wire));
+    }
+
+    /// How many bytes the wires have carried.
+    pub fn wire_bytes(&self) -> u64 {
+        self.wires.iter().map(Proxy::bytes).sum()
+    }
+
+    async fn start_by(watchers: usize, by_wires: bool) -> Result<Self> {
         let watching = (1..=watchers).map(async |number| Place::start(&format!("W{number}")).await);
         let watching = futures_util::future::try_join_all(watching);
         let (hub, source, watchers) = tokio::try_join!(Place::start("hub"), Place::start(SOURCE), watching)?;
@@ -71,17 +95,27 @@ impl Site {
         let address = format!("127.0.0.1:{}", free_port()?);
         let mut text = format!("[hub]\nuri = {:?}\n", hub.node.uri());
         write!(text, "[sync]\nnamespaces = [\"bench.messages\"]\n[http]\nlisten = {address:?}\n")?;
-        write!(text, "[[spoke]]\nzone = {SOURCE:?}\nuri = {:?}\n", source.node.uri())?;
-        for place in &watchers {
-            write!(text, "[[spoke]]\nzone = {:?}\nuri = {:?}\nwatch = [{SOURCE:?}]\n", place.name, place.node.uri())?;
+        let mut wires = Vec::new();
+        for place in std::iter::once(&source).chain(&watchers) {
+            let mut uri = place.node.uri();
+            if by_wires {
+                let wire = Proxy::to(place.node.port()).await?;
+                uri = wire.uri();
+                wires.push(wire);
+            }
+            let watch = if place.name == SOURCE { "" } else { SOURCE };
+            write!(text, "[[spoke]]\nzone = {:?}\nuri = {uri:?}\n", place.name)?;
+            if !watch.is_empty() {
+                writeln!(text, "watch = [{watch:?}]")?;
+            }
         }
         let config = folder.path().join("spokes.toml");
         std::fs::write(&config, text)?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_spokesync"));
-        command.arg("run").arg("--config").arg(config);
+        command.arg("run").arg("--config").arg(&config);
         let mut program = Program::start(&command, &address, &folder.path().join("log"))?;
         program.ready(Duration::from_secs(60)).await?;
-        Ok(Self { hub, source, watchers, program, _folder: folder })
+        Ok(Self { hub, source, watchers, program, config, wires, _folder: folder })
     }
 
     /// Every server that the source's changes go to.
@@ -135,7 +169,8 @@ pub struct Usage {
 }
 
 impl Usage {
-    fn of(process: u32) -> Result<Self> {
+    /// What the process with this number has used so far.
+    pub fn of(process: u32) -> Result<Self> {
         const TICKS_PER_SECOND: u64 = 100;
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
         // After the name, which may hold anything but ends with the last parenthesis: state is field 3, utime 14, stime 15.

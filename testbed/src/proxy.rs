@@ -2,20 +2,22 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// What the wire does with the bytes of every connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wire {
     /// It passes them on.
     Open,
-    /// It passes them on after this time, in each direction.
+    /// It passes them on this long after they came, in each direction, with as many under way as there are.
     Slow(Duration),
     /// It keeps every connection and passes nothing on.
     BlackHole,
@@ -28,8 +30,12 @@ pub enum Wire {
 pub struct Proxy {
     port: u16,
     wire: Arc<watch::Sender<Wire>>,
+    carried: Arc<AtomicU64>,
     accepting: JoinHandle<()>,
 }
+
+/// So many pieces may be under way in each direction of a connection.
+const UNDER_WAY: usize = 512;
 
 impl Proxy {
     /// A wire to this port.
@@ -40,15 +46,22 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port")?;
         let port = listener.local_addr()?.port();
         let wire = Arc::new(watch::Sender::new(Wire::Open));
-        let state = wire.clone();
+        let (state, carried) = (wire.clone(), Arc::<AtomicU64>::default());
+        let counter = carried.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 if *state.borrow() != Wire::Cut {
-                    tokio::spawn(connect(near, SocketAddr::from(([127, 0, 0, 1], target)), state.subscribe()));
+                    let target = SocketAddr::from(([127, 0, 0, 1], target));
+                    tokio::spawn(connect(near, target, state.subscribe(), counter.clone()));
                 }
             }
         });
-        Ok(Self { port, wire, accepting })
+        Ok(Self { port, wire, carried, accepting })
+    }
+
+    /// How many bytes it has carried, both ways together.
+    pub fn bytes(&self) -> u64 {
+        self.carried.load(Ordering::Relaxed)
     }
 
     /// A connection string for the server at the other end, which does not look for other ways to it.
@@ -69,33 +82,55 @@ impl Drop for Proxy {
     }
 }
 
-async fn connect(near: TcpStream, target: SocketAddr, wire: watch::Receiver<Wire>) {
+async fn connect(near: TcpStream, target: SocketAddr, wire: watch::Receiver<Wire>, carried: Arc<AtomicU64>) {
     let Ok(far) = TcpStream::connect(target).await else { return };
     let mut cut = wire.clone();
+    for stream in [&near, &far] {
+        // A piece that waits for the next one would be slower than the wire.
+        drop(stream.set_nodelay(true));
+    }
     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
     tokio::select! {
-        () = carry(near_in, far_out, wire.clone()) => {}
-        () = carry(far_in, near_out, wire) => {}
+        () = carry(near_in, far_out, wire.clone(), &carried) => {}
+        () = carry(far_in, near_out, wire, &carried) => {}
         _ = cut.wait_for(|wire| *wire == Wire::Cut) => {}
     }
 }
 
+/// A piece of what is carried, and when it is due at the other end.
+type Piece = (Instant, Vec<u8>);
+
 async fn carry(
+    from: impl AsyncReadExt + Unpin,
+    to: impl AsyncWriteExt + Unpin,
+    wire: watch::Receiver<Wire>,
+    carried: &AtomicU64,
+) {
+    let (sender, receiver) = mpsc::channel(UNDER_WAY);
+    tokio::join!(take(from, sender, wire.clone(), carried), give(receiver, to, wire));
+}
+
+async fn take(
     mut from: impl AsyncReadExt + Unpin,
-    mut to: impl AsyncWriteExt + Unpin,
-    mut wire: watch::Receiver<Wire>,
+    pieces: mpsc::Sender<Piece>,
+    wire: watch::Receiver<Wire>,
+    carried: &AtomicU64,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let Ok(bytes @ 1..) = from.read(&mut buffer).await else { return };
-        let state = *wire.borrow();
-        if let Wire::Slow(delay) = state {
-            tokio::time::sleep(delay).await;
-        }
-        if wire.wait_for(|wire| *wire != Wire::BlackHole).await.is_err() {
+        let delay = if let Wire::Slow(delay) = *wire.borrow() { delay } else { Duration::ZERO };
+        carried.fetch_add(bytes as u64, Ordering::Relaxed);
+        if pieces.send((Instant::now() + delay, buffer[..bytes].to_vec())).await.is_err() {
             return;
         }
-        if to.write_all(&buffer[..bytes]).await.is_err() {
+    }
+}
+
+async fn give(mut pieces: mpsc::Receiver<Piece>, mut to: impl AsyncWriteExt + Unpin, mut wire: watch::Receiver<Wire>) {
+    while let Some((due, bytes)) = pieces.recv().await {
+        tokio::time::sleep_until(due).await;
+        if wire.wait_for(|wire| *wire != Wire::BlackHole).await.is_err() || to.write_all(&bytes).await.is_err() {
             return;
         }
     }

@@ -63,6 +63,7 @@ async fn hub_and_spokes_are_shown_and_a_spoke_is_paused_and_resumed_by_keyboard(
         browser.run("return document.querySelector('#stale').hidden", vec![]).await == true
     })
     .await;
+    browser.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,6 +107,7 @@ async fn a_halted_spoke_a_paused_one_and_a_dead_hub_look_so_everywhere() {
     let shown = metrics() + &site.status().to_string() + &browser.text("body").await + &site.log();
     assert!(!shown.contains("hunter2"), "{shown}");
     site.nodes[HUB].thaw().unwrap();
+    browser.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,4 +121,5 @@ async fn a_browser_brings_the_token_as_a_password() {
     let browser = Browser::start(800, 600).await;
     browser.page.goto(&format!("http://operator:open-sesame@{}/", site.address())).await.unwrap();
     browser.shows("#ready", "the one spoke streams both ways").await;
+    browser.end().await;
 }

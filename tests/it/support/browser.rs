@@ -54,6 +54,11 @@ impl Browser {
         Self { page: page.unwrap(), _driver: driver, _folder: folder }
     }
 
+    /// Ends it. Its windows would outlive chromedriver.
+    pub async fn end(self) {
+        self.page.close().await.unwrap();
+    }
+
     /// Waits until an element that this CSS selector names shows this text.
     pub async fn shows(&self, selector: &str, text: &str) {
         let mut last = String::new();
