@@ -54,7 +54,7 @@ async fn run(config: &Config) -> Result<()> {
         applications.push(application(&programs, place, &log)?);
     }
     println!(
-        "vehicles write {RATE} messages a second in every zone; status at http://{}/api/v1/status\n",
+        "vehicles write {RATE} messages a second in every zone; the dashboard is at http://{}/\n",
         config.http.listen
     );
 
