@@ -189,14 +189,7 @@ impl Open<'_> {
     /// # Errors
     /// If the server fails.
     pub async fn documents(&mut self, wanted: &Wanted<'_>) -> Result<HashMap<Key, RawDocumentBuf>, Error> {
-        let mut found = HashMap::new();
-        for (number, namespace) in (0u16..).zip(self.server.namespaces()) {
-            let ids: Vec<_> = wanted.iter().filter(|(key, _)| key.namespace() == number).map(|(_, id)| *id).collect();
-            if !ids.is_empty() {
-                found.extend(self.transaction.documents(number, namespace, &ids).await?);
-            }
-        }
-        Ok(found)
+        self.transaction.documents(wanted).await
     }
 
     /// Sends commands on our own collections, saves the checkpoint, and commits. Tells the server's time of it.

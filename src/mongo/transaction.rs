@@ -1,5 +1,6 @@
 //! Transactions: majority-committed, each step within a time, tried again where the server says that this is safe.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -10,6 +11,7 @@ use mongodb::ClientSession;
 use mongodb::options::{Acknowledgment, TransactionOptions, WriteConcern};
 
 use super::error::{Error, shorten};
+use super::read::Wanted;
 use super::server::Server;
 use crate::sync::key::Key;
 use crate::sync::names::Namespace;
@@ -63,18 +65,17 @@ impl<'s> Transaction<'s> {
         Ok(found)
     }
 
-    /// The documents with these `_id`s that are there.
-    pub(super) async fn documents(
-        &mut self,
-        number: u16,
-        namespace: &Namespace,
-        ids: &[RawBsonRef<'_>],
-    ) -> Result<Vec<(Key, RawDocumentBuf)>, Error> {
-        let mut found = Vec::new();
-        self.find(number, namespace, ids, RawDocumentBuf::new(), |key, document| {
-            found.push((key, document.to_owned()))
-        })
-        .await?;
+    /// These documents as they are now; those that are not there are left out.
+    pub(super) async fn documents(&mut self, wanted: &Wanted<'_>) -> Result<HashMap<Key, RawDocumentBuf>, Error> {
+        let mut found = HashMap::new();
+        let server = self.server;
+        for (number, namespace) in (0u16..).zip(server.namespaces()) {
+            let ids: Vec<_> = wanted.iter().filter(|(key, _)| key.namespace() == number).map(|(_, id)| *id).collect();
+            if !ids.is_empty() {
+                let take = |key, document: &RawDocument| drop(found.insert(key, document.to_owned()));
+                self.find(number, namespace, &ids, RawDocumentBuf::new(), take).await?;
+            }
+        }
         Ok(found)
     }
 

@@ -243,7 +243,9 @@ impl Cell {
         if answers && !facts.waiting {
             return Some(0.0);
         }
-        let behind = now_millis().saturating_sub(facts.current_until?).max(0);
+        // What was not read since the start is as old as what is saved.
+        let saved = facts.checkpoint.map(|time| i64::from(time.time) * 1_000);
+        let behind = now_millis().saturating_sub(facts.current_until.or(saved)?).max(0);
         Some(Duration::from_millis(behind.unsigned_abs()).as_secs_f64())
     }
 
