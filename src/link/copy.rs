@@ -220,11 +220,11 @@ pub(super) async fn purge(
         let Some(last) = page.documents().next_back() else { break };
         after = Some(scan::id_of(spoke, last)?);
         let mut differences = Vec::new();
-        for document in page.into_documents() {
-            let id = scan::id_of(spoke, &document)?;
+        for document in page.documents() {
+            let id = scan::id_of(spoke, document)?;
             let key = Key::new(namespace, id.as_raw_bson_ref());
             if !foreign.contains_key(&key) {
-                differences.push(Difference { key, id, lead: None, follow: Some(document) });
+                differences.push(Difference { key, id, lead: None, follow: Some(document.to_owned()) });
             }
         }
         let found = Found { differences, source_at: Timestamp { time: 0, increment: 0 } };

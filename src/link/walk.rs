@@ -62,7 +62,9 @@ pub struct Walk<'a> {
 
 /// A page of the lead side, while the follow side is compared with it.
 struct Leading {
-    documents: Vec<Option<RawDocumentBuf>>,
+    page: Page,
+    /// Which of its documents the follow side has as well.
+    found: Vec<bool>,
     /// So many of them are compared.
     compared: usize,
     /// Where the others are, once the two sides were seen to differ.
@@ -135,9 +137,8 @@ impl<'a> Walk<'a> {
     /// This page of the lead side is compared now.
     pub fn begin(&mut self, Ahead(page, last): Ahead) {
         self.sizes[0].learn(&page);
-        let documents = page.into_documents().into_iter().map(Some).collect();
-        let follow_after = self.after.clone();
-        self.leading = Some(Leading { documents, compared: 0, places: None, last, follow_after });
+        let (found, follow_after) = (vec![false; page.len()], self.after.clone());
+        self.leading = Some(Leading { page, found, compared: 0, places: None, last, follow_after });
     }
 
     /// Compares the next page of the follow side, as it is at one time, not before `not_before`. Tells that time as well.
@@ -158,8 +159,8 @@ impl<'a> Walk<'a> {
         self.sizes[1].learn(&page);
         let at = page.at;
         let last = page.documents().next_back().map(|last| scan::id_of(self.follow.server, last)).transpose()?;
-        let mut chunk = Chunk { documents: page.documents().len(), ..Chunk::default() };
-        leading.compare(page.into_documents(), self.follow, &mut chunk)?;
+        let mut chunk = Chunk { documents: page.len(), ..Chunk::default() };
+        leading.compare(&page, self.follow, &mut chunk)?;
         // The follow side has no more in this range where it ends with the same `_id`, or with nothing.
         let reached = last.is_none() || (leading.last.is_some() && last == leading.last);
         if !reached {
@@ -172,10 +173,10 @@ impl<'a> Walk<'a> {
             self.leading = Some(leading);
             return Ok(Some((chunk, at)));
         }
-        for document in leading.documents.into_iter().flatten() {
+        for (document, _) in leading.page.documents().zip(&leading.found).filter(|(_, found)| !**found) {
             chunk.documents += 1;
-            let (key, id) = (key_of(self.lead, &document)?, scan::id_of(self.lead.server, &document)?);
-            chunk.differences.push(Difference { key, id, lead: Some(document), follow: None });
+            let (key, id) = (key_of(self.lead, document)?, scan::id_of(self.lead.server, document)?);
+            chunk.differences.push(Difference { key, id, lead: Some(document.to_owned()), follow: None });
         }
         self.finished = leading.last.is_none();
         if let Some(last) = leading.last {
@@ -187,25 +188,30 @@ impl<'a> Walk<'a> {
 }
 
 impl Leading {
-    /// Compares a page of the follow side. What is equal is taken out of the lead side's page.
-    fn compare(&mut self, follow: Vec<RawDocumentBuf>, end: End<'_>, chunk: &mut Chunk) -> Result<(), Error> {
-        let mut follow = follow.into_iter().peekable();
+    /// Compares a page of the follow side.
+    fn compare(&mut self, follow: &Page, end: End<'_>, chunk: &mut Chunk) -> Result<(), Error> {
+        let mut number = 0;
         // As long as both sides hold the same documents in the same order, nothing needs to be looked up.
-        while self.places.is_none() {
-            let lead = self.documents.get(self.compared).and_then(Option::as_ref);
-            if follow.next_if(|document| bytes(Some(document)) == bytes(lead)).is_none() {
-                break;
-            }
-            self.documents[self.compared] = None;
+        while self.places.is_none()
+            && self.compared < self.page.len()
+            && number < follow.len()
+            && self.page.document(self.compared).as_bytes() == follow.document(number).as_bytes()
+        {
+            self.found[self.compared] = true;
             self.compared += 1;
+            number += 1;
         }
-        for document in follow {
-            let key = key_of(end, &document)?;
+        for document in follow.documents().skip(number) {
+            let key = key_of(end, document)?;
             let place = self.place(&key, end)?;
-            let lead = place.and_then(|place| self.documents[place].take());
-            if bytes(lead.as_ref()) != Some(document.as_bytes()) {
-                let id = scan::id_of(end.server, &document)?;
-                chunk.differences.push(Difference { key, id, lead, follow: Some(document) });
+            let lead = place.map(|place| self.page.document(place));
+            if let Some(place) = place {
+                self.found[place] = true;
+            }
+            if lead.map(RawDocument::as_bytes) != Some(document.as_bytes()) {
+                let id = scan::id_of(end.server, document)?;
+                let lead = lead.map(RawDocument::to_owned);
+                chunk.differences.push(Difference { key, id, lead, follow: Some(document.to_owned()) });
             }
         }
         Ok(())
@@ -214,10 +220,8 @@ impl Leading {
     fn place(&mut self, key: &Key, end: End<'_>) -> Result<Option<usize>, Error> {
         if self.places.is_none() {
             let mut places = HashMap::new();
-            for (place, document) in self.documents.iter().enumerate().skip(self.compared) {
-                if let Some(document) = document {
-                    places.insert(key_of(end, document)?, place);
-                }
+            for (place, document) in self.page.documents().enumerate().skip(self.compared) {
+                places.insert(key_of(end, document)?, place);
             }
             self.places = Some(places);
         }

@@ -7,6 +7,7 @@ use bson::raw::{CStr, RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocument
 use bson::{Timestamp, rawdoc};
 
 use mongodb::options::{ReadPreference, SelectionCriteria};
+use mongodb::raw_batch_cursor::RawBatch;
 
 use super::digest;
 use super::error::Error;
@@ -74,10 +75,12 @@ impl Which<'_> {
     }
 }
 
-/// One page of documents.
+/// One page of documents, as they lie in the server's reply.
 #[derive(Debug)]
 pub struct Page {
-    documents: Vec<RawDocumentBuf>,
+    reply: RawBatch,
+    /// Where in the reply each document is.
+    places: Vec<std::ops::Range<usize>>,
     /// The server's time at which they were like this.
     pub at: Timestamp,
 }
@@ -85,12 +88,26 @@ pub struct Page {
 impl Page {
     /// The documents in order.
     pub fn documents(&self) -> impl DoubleEndedIterator<Item = &RawDocument> + ExactSizeIterator {
-        self.documents.iter().map(AsRef::as_ref)
+        (0..self.places.len()).map(|number| self.document(number))
     }
 
-    /// The documents in order, to be kept.
-    pub fn into_documents(self) -> Vec<RawDocumentBuf> {
-        self.documents
+    /// The document with this number.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn document(&self, number: usize) -> &RawDocument {
+        let bytes = &self.reply.as_raw_document().as_bytes()[self.places[number].clone()];
+        RawDocument::from_bytes(bytes).expect("the place was taken from a document")
+    }
+
+    /// How many documents there are.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
     }
 }
 
@@ -114,7 +131,7 @@ impl PageSize {
     /// A page was read.
     pub fn learn(&mut self, page: &Page) {
         let bytes: usize = page.documents().map(|document| document.as_bytes().len()).sum();
-        if let Some(each) = bytes.checked_div(page.documents.len()) {
+        if let Some(each) = bytes.checked_div(page.len()) {
             self.0 = (PAGE_BYTES / each.max(1)).clamp(1, PAGE_DOCUMENTS);
         }
     }
@@ -173,19 +190,22 @@ pub async fn page(server: &Server, area: Area<'_>, range: Range<'_>) -> Result<P
     let reply = server.bounded("reading a zone", async { reply.await.transpose() }).await?;
     let reply = reply.ok_or_else(|| server.unsuitable("it answered a find with nothing"))?;
     let at = reply.as_raw_document().get_document("cursor").and_then(|cursor| cursor.get_timestamp("atClusterTime"));
-    let mut documents = Vec::new();
+    let mut places = Vec::new();
+    let start = reply.as_raw_document().as_bytes().as_ptr().addr();
     let slices = reply.doc_slices().map_err(|error| Error::of_driver(server.name(), "reading a zone", &error))?;
     for document in slices {
         if let RawBsonRef::Document(document) = document.map_err(|error| server.malformed(error))? {
-            documents.push(document.to_owned());
+            let place = document.as_bytes().as_ptr().addr() - start;
+            places.push(place..place + document.as_bytes().len());
         }
     }
     // Where there is no such collection there is no time of the read either.
-    match at {
-        Ok(at) => Ok(Page { documents, at }),
-        Err(_) if documents.is_empty() => Ok(Page { documents, at: not_before }),
-        Err(_) => Err(super::read::no_read_time(server)),
-    }
+    let at = match at {
+        Ok(at) => at,
+        Err(_) if places.is_empty() => not_before,
+        Err(_) => return Err(super::read::no_read_time(server)),
+    };
+    Ok(Page { reply, places, at })
 }
 
 /// About how many documents there are, if the server can count them quickly.
