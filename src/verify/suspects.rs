@@ -4,7 +4,6 @@
 use bson::Timestamp;
 use bson::raw::RawBson;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::Run;
 use super::carried::{self, Waited};
@@ -53,25 +52,13 @@ impl Part<'_> {
         while let Some(page) = next {
             // One page is read ahead at the hub while the spoke's is read and compared.
             let (size, last) = (walk.lead_size(), page.last().cloned());
-            let reading = last.map(|last| {
-                // On a thread of its own: a page takes as long to take in as to compare.
-                let (server, zone, namespace) = (self.hub.clone(), zone.clone(), self.namespace);
-                let (buckets, secondary) = (buckets.map(<[i32]>::to_vec), run.options.secondary);
-                AbortOnDropHandle::new(tokio::spawn(async move {
-                    let area = Area { namespace, which: Which::Of(&zone), buckets: buckets.as_deref() };
-                    let end = End { server: &server, area, secondary };
-                    walk::read_ahead(end, size, Some(&last), hub_now).await
-                }))
-            });
-            walk.begin(page);
-            self.compare(&mut walk, spoke_now, saved, run).await?;
-            next = match reading {
-                Some(reading) => match reading.await {
-                    Ok(page) => Some(page?),
-                    Err(error) => std::panic::resume_unwind(error.into_panic()),
-                },
-                None => None,
+            let reading = async {
+                let Some(last) = &last else { return Ok(None) };
+                walk::read_ahead(end(self.hub), size, Some(last), hub_now).await.map(Some)
             };
+            walk.begin(page);
+            let comparing = self.compare(&mut walk, spoke_now, saved, run);
+            (next, ()) = futures_util::future::try_join(reading, comparing).await?;
             if run.stop.is_cancelled() {
                 return Ok(());
             }
