@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Exit;
@@ -92,6 +93,8 @@ pub(super) fn run(config: &Config, arguments: &Arguments) -> Exit {
 async fn verify(config: &Config, options: &Options) -> Result<Report, crate::mongo::error::Error> {
     let (cell, stop) = (VerificationCell::default(), CancellationToken::new());
     cell.begin();
+    // One listener for all of it, or a signal between two looks would be missed.
+    let mut interrupts = signal(SignalKind::interrupt()).expect("the system lets a program listen for signals");
     let mut progress = Progress::new();
     let verifying = crate::verify::run(config, options, RUN, &cell, &stop);
     tokio::pin!(verifying);
@@ -101,12 +104,8 @@ async fn verify(config: &Config, options: &Options) -> Result<Report, crate::mon
                 progress.end();
                 return report;
             }
-            // A second Ctrl-C is not asked for: what is under way ends within a page.
-            interrupted = tokio::signal::ctrl_c(), if !stop.is_cancelled() => {
-                if interrupted.is_ok() {
-                    stop.cancel();
-                }
-            }
+            // What is under way ends within a page.
+            _ = interrupts.recv() => stop.cancel(),
             () = tokio::time::sleep(INTERVAL) => {
                 if let Some(view) = cell.view() {
                     progress.show("comparing", view.documents, view.documents_estimated);
