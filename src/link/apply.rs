@@ -188,8 +188,9 @@ impl Applier {
             self.ahead.has_read(key, zones.iter().map(String::as_str), at);
         }
         let position = self.advance(mark);
+        let (foreign, has_own_note) = (written.foreign, written.has_own_note);
         let hub_edits = Written::hub_edits(written.edits);
-        Commit { at, position, hub_edits, number, changes: 0, foreign: written.foreign, parked: 0 }
+        Commit { at, position, hub_edits, number, has_own_note, changes: 0, foreign, parked: 0 }
     }
 
     /// Makes the step a dead letter. The link's mark stays before it; what follows in the batch moves it past.

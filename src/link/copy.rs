@@ -5,10 +5,8 @@
 //! document is read is in the document, and what changes later is in the stream. The checkpoint holds the last `_id` that is
 //! done, so whatever interrupts this, it goes on there.
 //!
-//! In a spoke's own zone both sides write, and changes are under way in both directions. There a difference is looked at
-//! again: first the destination's document is read, then the opposite link must have carried everything up to that moment,
-//! then the source's document is read. What still differs, the source has changed; and it is written only if the destination's
-//! document is still the one that was read, which the transaction itself sees.
+//! In a spoke's own zone both sides write, and changes are under way in both directions. There each difference is [settled by
+//! itself](super::settle).
 
 use std::collections::HashMap;
 
@@ -20,7 +18,8 @@ use super::apply::Applier;
 use super::carried::Waited;
 use super::collections;
 use super::load::{Expected, Load, Mark, Origin, Side};
-use super::walk::{self, Difference, End, Walk};
+use super::settle::{Settled, Unsettled};
+use super::walk::{Difference, End, Walk};
 use super::{Spoke, Stopped};
 use crate::mongo::checkpoint::{Part, Progress};
 use crate::mongo::error::Error;
@@ -31,9 +30,6 @@ use crate::sync::fields::Fields;
 use crate::sync::key::Key;
 use crate::sync::names::{Direction, Link, Zone};
 use crate::sync::step::{Read, Step, Write, Zones};
-
-/// How often a document that changes all the time at the destination is looked at again before it is written all the same.
-const ROUNDS: u32 = 10;
 
 /// What is brought, and from where to where.
 pub(super) struct Job<'a> {
@@ -108,6 +104,7 @@ pub(super) async fn part(
     cell.begin_copying(&part.namespace, job.zone, scan::estimate(job.source, job.source_end().area).await);
     let mut walk = Walk::new(job.source_end(), job.destination_end(), resumed.map(|progress| progress.after));
     let (mut latest, mut documents, mut written) = (start, 0, 0);
+    let mut unsettled = Unsettled::new(may_delete);
     while !walk.is_finished() {
         let source_at = walk.lead(start.max(job.source.now().await?)).await?;
         latest = latest.max(source_at);
@@ -121,13 +118,12 @@ pub(super) async fn part(
             written += chunk.differences.len();
             let mark = chunk.done_up_to.map(|after| Mark::Copied(Progress { part: part.clone(), after }));
             if job.policy.is_two_way() {
-                let ids = chunk.differences.into_iter().map(|difference| (difference.key, difference.id)).collect();
-                match settle(applier, side, job, ids, may_delete, stop).await? {
-                    Settled::Until(at) => latest = latest.max(at),
-                    Settled::Not(ended) => return Ok(ended),
-                }
-                if let Some(mark) = mark {
-                    applier.save(side, mark).await?;
+                unsettled.add(chunk.differences, mark);
+                if unsettled.is_due() {
+                    match unsettled.settle(applier, side, job, stop).await? {
+                        Settled::Until(at) => latest = latest.max(at),
+                        Settled::Not(ended) => return Ok(ended),
+                    }
                 }
             } else {
                 let (mut may_delete, mut source_at) = (may_delete, source_at);
@@ -147,6 +143,10 @@ pub(super) async fn part(
             }
         }
     }
+    match unsettled.settle(applier, side, job, stop).await? {
+        Settled::Until(at) => latest = latest.max(at),
+        Settled::Not(ended) => return Ok(ended),
+    }
     // Of a spoke's own zone only the documents that came down are newer at the spoke, and those are known.
     let until = (job.policy != Policy::HubReconciles).then_some(latest);
     tracing::info!(ns = part.namespace, zone = %job.zone, documents, differed = written, "copied");
@@ -154,46 +154,6 @@ pub(super) async fn part(
     collections::learn(applier, side, job.source).await?;
     cell.end_copying();
     Ok(Ended::Done)
-}
-
-enum Settled {
-    /// All of it, as the source had it at this time at the latest.
-    Until(Timestamp),
-    Not(Ended),
-}
-
-/// Settles documents that both sides may be changing.
-async fn settle(
-    applier: &mut Applier,
-    side: &mut impl Side,
-    job: &Job<'_>,
-    mut ids: HashMap<Key, RawBson>,
-    may_delete: bool,
-    stop: &CancellationToken,
-) -> Result<Settled, Error> {
-    let mut latest = Timestamp { time: 0, increment: 0 };
-    for round in 1.. {
-        if ids.is_empty() {
-            break;
-        }
-        let (there, at) = walk::these(job.destination_end(), &ids, job.destination.now().await?).await?;
-        let mut mode = Mode { may_delete, policy: job.policy, is_guarded: round <= ROUNDS };
-        match job.opposite_link_has_carried(at, stop).await? {
-            Waited::Done => {}
-            Waited::Incomplete if job.can_wait => return Ok(Settled::Not(Ended::Postponed)),
-            Waited::Incomplete => {
-                tracing::warn!(zone = %job.zone, "the downlink has lost its place as well: data wins over deletion");
-                mode.policy = Policy::OwnerPushes;
-            }
-            Waited::Stopped => return Ok(Settled::Not(Ended::Stopped)),
-        }
-        let (here, source_at) = walk::these(job.source_end(), &ids, job.source.now().await?).await?;
-        latest = latest.max(source_at);
-        let differences = walk::compare(ids.clone(), here, there);
-        let changed = Found { differences, source_at }.apply(applier, side, job, mode, None).await?;
-        ids.retain(|key, _| changed.contains(key));
-    }
-    Ok(Settled::Until(latest))
 }
 
 /// Deletes what the spoke holds of a zone that it does not watch any more, but for what is known not to be ours.
@@ -255,12 +215,12 @@ pub(super) async fn purge(
 }
 
 impl<'a> Job<'a> {
-    fn source_end(&self) -> End<'a> {
+    pub(super) fn source_end(&self) -> End<'a> {
         let which = if self.policy.is_up() { Which::OfOrUnstamped(self.zone) } else { Which::Of(self.zone) };
         End { server: self.source, area: Area::of(self.namespace, which), secondary: false }
     }
 
-    fn destination_end(&self) -> End<'a> {
+    pub(super) fn destination_end(&self) -> End<'a> {
         let area = Area::of(self.namespace, Which::Of(self.zone));
         End { server: self.destination, area, secondary: false }
     }
@@ -284,7 +244,11 @@ impl<'a> Job<'a> {
     }
 
     /// Waits until the opposite link has brought to the source whatever the destination had at this time.
-    async fn opposite_link_has_carried(&self, at: Timestamp, stop: &CancellationToken) -> Result<Waited, Error> {
+    pub(super) async fn opposite_link_has_carried(
+        &self,
+        at: Timestamp,
+        stop: &CancellationToken,
+    ) -> Result<Waited, Error> {
         self.destination.tick().await?;
         let links = &self.spoke.links;
         if self.policy.is_up() {
@@ -323,22 +287,22 @@ impl<'a> Job<'a> {
 
 /// How differences are written.
 #[derive(Clone, Copy)]
-struct Mode {
-    policy: Policy,
-    may_delete: bool,
+pub(super) struct Mode {
+    pub(super) policy: Policy,
+    pub(super) may_delete: bool,
     /// Only where the destination still has what was read.
-    is_guarded: bool,
+    pub(super) is_guarded: bool,
 }
 
 /// Differences, the source leading, as the source was at one time.
-struct Found {
-    differences: Vec<Difference>,
-    source_at: Timestamp,
+pub(super) struct Found {
+    pub(super) differences: Vec<Difference>,
+    pub(super) source_at: Timestamp,
 }
 
 impl Found {
     /// Writes what they mean. Tells the documents that have changed at the destination and were left alone.
-    async fn apply(
+    pub(super) async fn apply(
         &self,
         applier: &mut Applier,
         side: &mut impl Side,

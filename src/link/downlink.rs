@@ -52,7 +52,7 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     hub.prepare_metadata().await?;
     let mut applier = Applier::claim(&destination, &link, &spoke.links.downlink_session, &spoke.holder).await?;
     letters::show(cell, &applier, &hub);
-    restore_conflicts(spoke, &destination, &link, applier.claimed_at()).await?;
+    let last_own_note = restore_conflicts(spoke, &destination, &link, &applier).await?;
     spoke.links.foreign.load(&destination).await?;
     set_aside::forget_old(&destination).await?;
     drop(starting);
@@ -69,6 +69,7 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
         routes,
         is_complete: false,
         deletable: None,
+        last_own_note,
         wall_time: None,
     };
     if applier.checkpoint().position.is_none() {
@@ -131,18 +132,28 @@ async fn restart(applier: &mut Applier, side: &mut HubSide<'_>) -> Result<(), Er
     applier.save(side, Mark::Restarted(start)).await
 }
 
-/// What was saved of hub edits that own changes may still have to be held against.
-async fn restore_conflicts(spoke: &Spoke, destination: &Server, link: &Link, now: Timestamp) -> Result<(), Error> {
-    let saved = notes::load(destination, link).await?;
+/// What was saved of hub edits that own changes may still have to be held against. Tells the number of the last note that is a
+/// document of its own.
+async fn restore_conflicts(
+    spoke: &Spoke,
+    destination: &Server,
+    link: &Link,
+    applier: &Applier,
+) -> Result<Option<i64>, Error> {
+    let now = applier.claimed_at();
+    let mut saved = notes::load(destination, link).await?;
+    let last_own_note = saved.last().map(|note| note.number);
+    saved.extend(applier.checkpoint().notes.iter().cloned());
+    saved.sort_by_key(|note| note.number);
     let mut conflicts = spoke.links.conflicts();
     conflicts.restart();
     for note in saved {
-        for (key, fields) in note.edits {
+        for (key, fields) in note.edits() {
             conflicts.record(key, fields, now);
         }
         conflicts.record_note(note.number, now);
     }
-    Ok(())
+    Ok(last_own_note)
 }
 
 /// The first copy of every zone that the spoke holds and has not copied yet: watched ones, then what the hub alone has of
@@ -405,6 +416,8 @@ struct HubSide<'s> {
     is_complete: bool,
     /// Saved notes up to this number are no longer needed.
     deletable: Option<i64>,
+    /// The number of the last note that is a document of its own, if there are any.
+    last_own_note: Option<i64>,
     /// When the newest change of the batch under way was made.
     wall_time: Option<i64>,
 }
@@ -458,11 +471,22 @@ impl Side for HubSide<'_> {
     }
 
     fn statements(&self, steps: &[Step<'_>]) -> Vec<RawDocumentBuf> {
-        let notes = self.deletable.map(|up_to| notes::delete(&self.link, up_to));
+        let up_to = self.deletable.filter(|_| self.last_own_note.is_some());
+        let notes = up_to.map(|up_to| notes::delete(&self.link, up_to));
         notes.into_iter().chain(self.spoke.links.foreign.forgets(steps, self.hub.namespaces())).collect()
     }
 
+    fn outlived_notes(&self) -> Option<i64> {
+        self.deletable
+    }
+
     fn committed(&mut self, commit: Commit) {
+        if self.deletable >= self.last_own_note {
+            self.last_own_note = None;
+        }
+        if commit.has_own_note {
+            self.last_own_note = Some(commit.number);
+        }
         let mut conflicts = self.spoke.links.conflicts();
         if !commit.hub_edits.is_empty() {
             for (key, fields) in commit.hub_edits {

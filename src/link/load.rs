@@ -115,6 +115,8 @@ pub struct Commit {
     pub hub_edits: Vec<(Key, Fields)>,
     /// The number under which they are saved.
     pub number: i64,
+    /// The note of these is a document of its own.
+    pub has_own_note: bool,
     /// How many changes it covers, with or without a step.
     pub changes: usize,
     /// How many changes of other zones' documents were left out.
@@ -139,6 +141,9 @@ pub trait Side {
 
     /// Statements of its own for the transaction of these steps.
     fn statements(&self, steps: &[Step<'_>]) -> Vec<RawDocumentBuf>;
+
+    /// Up to this number notes of hub edits are no longer needed.
+    fn outlived_notes(&self) -> Option<i64>;
 
     /// A transaction is committed.
     fn committed(&mut self, commit: Commit);

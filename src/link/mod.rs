@@ -3,7 +3,7 @@
 //! - [`uplink`]: a spoke's changes to the hub
 //! - [`feed`]: the hub's change stream, with what routing needs; [`fanout`]: one feed for all spokes
 //! - [`downlink`]: what a feed brings to a spoke; [`deliveries`]: as one batch
-//! - [`copy`]: the first copy of a zone, and the reconcile; [`walk`]: where two sides differ
+//! - [`copy`]: the first copy of a zone, and the reconcile; [`walk`]: where two sides differ; [`settle`]: what it means where both write
 //! - [`collections`]: whether the collections are still the same; [`foreign`]: what applications wrote in zones that are not theirs
 //! - [`carried`]: how far each link of a spoke has come, for the other one
 //! - [`load`]: what passes between the two halves of a link; [`apply`]: a batch into a transaction, up the ladder if need be
@@ -28,6 +28,7 @@ pub mod inbox;
 pub mod letters;
 pub mod load;
 mod progress;
+mod settle;
 pub mod stamp;
 mod transact;
 pub mod uplink;

@@ -11,7 +11,7 @@ use super::walk;
 use crate::mongo::checkpoint::{Checkpoint, Reconciling};
 use crate::mongo::destination::{Destination, Open, Refused, Sent};
 use crate::mongo::error::Error;
-use crate::mongo::notes::{self, Edit};
+use crate::mongo::notes::{Edit, Note};
 use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
 use crate::mongo::statement;
@@ -60,6 +60,8 @@ pub(super) struct Written {
     pub(super) read_at: Vec<(Key, Vec<String>, Timestamp)>,
     /// Hub edits of the spoke's own documents.
     pub(super) edits: Vec<Edit>,
+    /// The note of these is a document of its own.
+    pub(super) has_own_note: bool,
     /// How many documents were another zone's, and left out.
     pub(super) foreign: usize,
     /// Documents that the destination does not have as it was expected: their steps were left out.
@@ -150,10 +152,15 @@ pub(super) async fn transact(
     }
     let mut ours = side.statements(&settled);
     ours.extend(part.ours.iter().cloned());
-    if !written.edits.is_empty() {
-        ours.push(notes::save(&link, number, &written.edits));
+    let mut checkpoint = checkpoint_after(former, ahead, part.mark.as_ref(), &written);
+    if let Some(up_to) = side.outlived_notes() {
+        checkpoint.notes.retain(|note| note.number > up_to);
     }
-    let checkpoint = checkpoint_after(former, ahead, part.mark.as_ref(), &written);
+    if !written.edits.is_empty() {
+        let note = Note::new(number, &written.edits);
+        written.has_own_note = !note.fits_into(&checkpoint);
+        if written.has_own_note { ours.push(note.save(&link)) } else { checkpoint.notes.push(note) }
+    }
     let at = open.commit(&ours, &checkpoint).await?;
     destination.committed(checkpoint);
     Ok(Outcome::Committed(Committed { at, number, written }))

@@ -425,6 +425,11 @@ impl Side for SpokeSide<'_> {
         Vec::new()
     }
 
+    fn outlived_notes(&self) -> Option<i64> {
+        // There are none at the hub.
+        None
+    }
+
     fn committed(&mut self, commit: Commit) {
         self.last_push = commit.at;
         let cluster_time = commit.position.as_ref().map(Position::cluster_time);

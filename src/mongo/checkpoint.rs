@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
-use bson::raw::{RawBson, RawDocumentBuf};
+use bson::raw::{RawArrayBuf, RawBson, RawDocumentBuf, cstr};
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, Timestamp, doc, rawdoc};
 
 use super::error::Error;
+use super::notes::Note;
 use super::server::{Server, majority};
 use crate::sync::names::{Link, Namespace, Zone};
 use crate::sync::position::Position;
@@ -30,6 +31,8 @@ pub struct Checkpoint {
     pub collections: Vec<Identity>,
     /// Which collections it brings them to.
     pub destination_collections: Vec<Identity>,
+    /// Small notes of hub edits.
+    pub notes: Vec<Note>,
 }
 
 /// Why a link compares what it has copied before.
@@ -177,13 +180,15 @@ pub fn save(link: &Link, sequence: i64, checkpoint: &Checkpoint) -> RawDocumentB
         set.insert("token", Document::try_from(position.token()).unwrap_or_default());
         set.insert("cluster_time", position.cluster_time());
     }
-    let mut update = doc! { "$set": set };
+    let mut set = super::server::raw(&set);
+    set.append(cstr!("hub_edits"), checkpoint.notes.iter().map(Note::to_raw).collect::<RawArrayBuf>());
+    let mut update = rawdoc! { "$set": set };
     if !unset.is_empty() {
-        update.insert("$unset", unset);
+        update.append(cstr!("$unset"), super::server::raw(&unset));
     }
     rawdoc! {
         "update": "checkpoints",
-        "updates": [{ "q": { "_id": link.to_string(), "seq": sequence }, "u": super::server::raw(&update) }],
+        "updates": [{ "q": { "_id": link.to_string(), "seq": sequence }, "u": update }],
     }
 }
 
@@ -247,6 +252,7 @@ pub(super) fn read(server: &Server, link: &Link, saved: &Document) -> Result<Che
         left: left.map_err(|_| damaged(server, link, "left"))?,
         collections: documents(saved, "collections").filter_map(read_identity).collect(),
         destination_collections: documents(saved, "destination_collections").filter_map(read_identity).collect(),
+        notes: documents(saved, "hub_edits").filter_map(|note| Note::read(&super::server::raw(note))).collect(),
     })
 }
 

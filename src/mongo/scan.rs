@@ -1,7 +1,7 @@
 //! The documents of one zone of one collection, in the order of their `_id` over all BSON types, a page at a time.
 //!
-//! `{_id: {$gt: …}}` would stay within the type of the value; `$expr` compares across types, and uses the index
-//! (MongoDB 5.0 and later).
+//! `{_id: {$gt: …}}` stays within the type of the value; `$expr` compares across types. Both use the index (MongoDB 5.0 and
+//! later), but `$expr` is also evaluated for every document, so that it is only asked where it says something else.
 
 use bson::raw::{CStr, RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::{Timestamp, rawdoc};
@@ -164,16 +164,88 @@ impl Range<'_> {
 /// # Errors
 /// If the server does not answer.
 pub async fn page(server: &Server, area: Area<'_>, range: Range<'_>) -> Result<Page, Error> {
-    let Range { after, up_to, not_before, size, secondary } = range;
+    let bounds = Bounds::of(&range);
+    let page = read(server, area, range, bounds).await?;
+    match bounds {
+        // There may be more of other types.
+        Bounds::WithinType if page.is_empty() && range.up_to.is_none() => {
+            read(server, area, range, Bounds::AcrossTypes).await
+        }
+        _ => Ok(page),
+    }
+}
+
+/// How the bounds of a range are told to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bounds {
+    /// By operators that stay within the type of their value.
+    WithinType,
+    /// By `$expr`.
+    AcrossTypes,
+}
+
+impl Bounds {
+    /// The cheaper way for a range, which may leave out what is of another type at its open end.
+    fn of(range: &Range<'_>) -> Self {
+        match (range.after, range.up_to) {
+            (Some(after), None) if Kind::of(after).is_some() => Self::WithinType,
+            (Some(after), Some(up_to)) if Kind::of(after).is_some_and(|kind| Kind::of(up_to) == Some(kind)) => {
+                Self::WithinType
+            }
+            _ => Self::AcrossTypes,
+        }
+    }
+
+    fn append(self, filter: &mut RawDocumentBuf, range: &Range<'_>, buckets: Option<&[i32]>) {
+        let bounds = [(cstr!("$gt"), range.after), (cstr!("$lte"), range.up_to)];
+        let bounds = bounds.into_iter().filter_map(|(operator, id)| Some((operator, id?)));
+        let mut expressions = RawArrayBuf::new();
+        match self {
+            Self::WithinType => {
+                let mut id = RawDocumentBuf::new();
+                bounds.for_each(|(operator, bound)| id.append(operator, bound));
+                filter.append(cstr!("_id"), id);
+            }
+            Self::AcrossTypes => {
+                bounds.for_each(|(operator, id)| expressions.push(rawdoc! { operator: ["$_id", { "$literal": id }] }))
+            }
+        }
+        buckets.into_iter().for_each(|buckets| expressions.push(digest::is_in(buckets)));
+        if !expressions.is_empty() {
+            filter.append(cstr!("$expr"), rawdoc! { "$and": expressions });
+        }
+    }
+}
+
+/// Types within which `$gt` and `$lte` order all values as an index does. NaN is not: nothing is greater than that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Number,
+    String,
+    ObjectId,
+    DateTime,
+    Binary,
+}
+
+impl Kind {
+    fn of(id: RawBsonRef<'_>) -> Option<Self> {
+        match id {
+            RawBsonRef::Int32(_) | RawBsonRef::Int64(_) => Some(Self::Number),
+            RawBsonRef::Double(number) if !number.is_nan() => Some(Self::Number),
+            RawBsonRef::String(_) => Some(Self::String),
+            RawBsonRef::ObjectId(_) => Some(Self::ObjectId),
+            RawBsonRef::DateTime(_) => Some(Self::DateTime),
+            RawBsonRef::Binary(_) => Some(Self::Binary),
+            _ => None,
+        }
+    }
+}
+
+async fn read(server: &Server, area: Area<'_>, range: Range<'_>, bounds: Bounds) -> Result<Page, Error> {
     let namespace = &server.namespaces()[usize::from(area.namespace)];
     let mut filter = area.which.filter(server.partition_field());
-    let bounds = [(cstr!("$gt"), after), (cstr!("$lte"), up_to)];
-    let bounds =
-        bounds.into_iter().filter_map(|(operator, id)| Some(rawdoc! { operator: ["$_id", { "$literal": id? }] }));
-    let bounds: RawArrayBuf = bounds.chain(area.buckets.map(digest::is_in)).collect();
-    if !bounds.is_empty() {
-        filter.append(cstr!("$expr"), rawdoc! { "$and": bounds });
-    }
+    bounds.append(&mut filter, &range, area.buckets);
+    let Range { not_before, size, secondary, .. } = range;
     let find = rawdoc! {
         "find": namespace.collection.as_str(), "filter": filter, "sort": { "_id": 1 },
         "batchSize": i32::try_from(size.0).unwrap_or(1), "singleBatch": true,
