@@ -25,12 +25,22 @@ impl Figure {
 
     /// A number that should not be smaller.
     pub fn at_least(name: &str, unit: &'static str, value: f64, goal: f64) -> Self {
-        Self { goal: Some(Goal::AtLeast(goal)), ..Self::plain(name, unit, value) }
+        Self::plain(name, unit, value).should_be_at_least(goal)
     }
 
     /// A number that should not be larger.
     pub fn at_most(name: &str, unit: &'static str, value: f64, goal: f64) -> Self {
-        Self { goal: Some(Goal::AtMost(goal)), ..Self::plain(name, unit, value) }
+        Self::plain(name, unit, value).should_be_at_most(goal)
+    }
+
+    /// It should not be smaller than this.
+    pub fn should_be_at_least(self, goal: f64) -> Self {
+        Self { goal: Some(Goal::AtLeast(goal)), ..self }
+    }
+
+    /// It should not be larger than this.
+    pub fn should_be_at_most(self, goal: f64) -> Self {
+        Self { goal: Some(Goal::AtMost(goal)), ..self }
     }
 
     fn goal(&self) -> String {
