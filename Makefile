@@ -30,6 +30,7 @@ soak: mongod
 	SOAK_MINUTES=$(MINUTES) $(CARGO) test --locked --test it -- soak --nocapture
 
 # Everything, or only some parts: make bench ONLY=latency,inserts
+ONLY ?= $(BENCH_ONLY)
 bench: mongod
 	BENCH_ONLY=$(ONLY) $(CARGO) bench --locked --bench end_to_end
 

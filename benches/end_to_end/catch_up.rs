@@ -25,9 +25,6 @@ const ROUNDS: usize = 3;
 
 /// From the start of the program until the hub has everything, against reading the change stream and inserting, in turn.
 pub async fn measure(parts: &Parts, site: &mut Site) -> Result<Vec<Figure>> {
-    site.stop_program().await?;
-    // The first start copies what there is.
-    site.start_program().await?;
     let load = Load::new(site.uplink().zone, parts.share_of(DOCUMENTS, 1_000), BYTES);
     let (mut ratios, mut rates) = (Vec::new(), Vec::new());
     for round in 0..=ROUNDS {

@@ -24,15 +24,6 @@ pub async fn same(route: &Route<'_>, filter: &Document, documents: usize) -> Res
     Ok(())
 }
 
-/// Nobody has any of these documents.
-pub async fn none(route: &Route<'_>, filter: &Document) -> Result<()> {
-    for place in route.destinations.iter().chain([&route.source]) {
-        let found = place.messages().find_one(filter.clone()).await?;
-        ensure!(found.is_none(), "{} still has {found:?}", place.name);
-    }
-    Ok(())
-}
-
 async fn read(place: &Place, filter: &Document) -> Result<Cursor<RawDocumentBuf>> {
     place.messages().find(filter.clone()).sort(doc! { "_id": 1 }).await.context("cannot read")
 }

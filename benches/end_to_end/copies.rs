@@ -23,9 +23,6 @@ pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     if parts.have("initial") {
         figures.extend(initial::measure(&mut site, &load).await?);
     }
-    if parts.have("catch-up") {
-        figures.extend(catch_up::measure(parts, &mut site).await?);
-    }
     site.stop_program().await?;
     site.start_program().await?;
     site.settle(&site.uplink()).await?;
@@ -34,6 +31,10 @@ pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     }
     if parts.have("verify") {
         figures.extend(verify::measure(parts, &site).await?);
+    }
+    // The last one: it adds many documents, and the others say how many they compare.
+    if parts.have("catch-up") {
+        figures.extend(catch_up::measure(parts, &mut site).await?);
     }
     Ok(figures)
 }

@@ -21,7 +21,7 @@ pub const WAITING: usize = 4;
 
 /// From the start of the program until all that the spoke holds is at the hub, against doing it directly, in turn.
 pub async fn measure(site: &mut Site, load: &Load) -> Result<Vec<Figure>> {
-    let (mut ratios, mut rates) = (Vec::new(), Vec::new());
+    let (mut ratios, mut rates, mut starts) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
         let floor = directly(site, load).await?;
         let synced = synced(site).await?;
@@ -29,12 +29,14 @@ pub async fn measure(site: &mut Site, load: &Load) -> Result<Vec<Figure>> {
         if round > 0 {
             ratios.push(synced.as_secs_f64() / floor.as_secs_f64());
             rates.push(load.documents as f64 / synced.as_secs_f64());
+            starts.push(restart(site).await?.as_secs_f64());
         }
     }
     let name = format!("initial sync of {} documents of {}, with the start", load.documents, load.size());
     Ok(vec![
         Figure::plain(&name, "times reading and inserting them once", median(&mut ratios)),
         Figure::plain(&name, "documents/s", median(&mut rates)),
+        Figure::plain("a start with nothing to copy", "s", median(&mut starts)),
     ])
 }
 
@@ -43,6 +45,13 @@ async fn synced(site: &mut Site) -> Result<Duration> {
     let begun = Instant::now();
     site.start_program().await?;
     site.settle(&site.uplink()).await?;
+    Ok(begun.elapsed())
+}
+
+async fn restart(site: &mut Site) -> Result<Duration> {
+    site.stop_program().await?;
+    let begun = Instant::now();
+    site.start_program().await?;
     Ok(begun.elapsed())
 }
 

@@ -72,7 +72,7 @@ async fn write(messages: Collection<bson::RawDocumentBuf>, load: Load, stop: Arc
 }
 
 async fn timed(route: &Route<'_>, changes: usize) -> Result<Latency> {
-    let last = route.destinations.last().context("a destination")?.messages().clone_with_type::<bson::Document>();
+    let last = route.last()?.messages().clone_with_type::<bson::Document>();
     let mut arrivals = last.watch().pipeline([doc! { "$match": { "fullDocument.is_probe": true } }]).await?;
     let mut latency = Latency::default();
     for number in 0..changes {

@@ -51,6 +51,7 @@ async fn main() -> Result<()> {
     let measured = measure(&parts, &mut figures).await;
     // What was measured before something failed is worth showing.
     println!("{}", figures::table(&figures));
+    println!("what has a goal:\n{}", figures::table(figures.iter().filter(|figure| figure.has_goal())));
     let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("benchmarks.json");
     std::fs::write(&file, serde_json::to_string_pretty(&figures::json(&figures))?)?;
     println!("the same as JSON: {}", file.display());

@@ -53,6 +53,13 @@ pub struct Route<'s> {
     pub destinations: Vec<&'s Place>,
 }
 
+impl Route<'_> {
+    /// The destination that the changes come to last.
+    pub fn last(&self) -> Result<&Place> {
+        self.destinations.last().copied().context("a route has a destination")
+    }
+}
+
 impl Site {
     /// Starts everything, with so many spokes.
     pub async fn start(spokes: usize, wires: Wires) -> Result<Self> {
