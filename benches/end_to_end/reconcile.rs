@@ -12,7 +12,7 @@ use super::site::Site;
 use super::verify::read_both;
 
 /// How often it is measured; the first round, which only warms up, is not counted here.
-const ROUNDS: i32 = 3;
+const ROUNDS: i32 = 2;
 
 /// One document of so many differs.
 const OF: i32 = 100;
