@@ -16,7 +16,7 @@ use super::throughput::program;
 use super::usage::Usage;
 
 /// How many documents there are at least; `BENCH_VERIFY_DOCUMENTS` says otherwise.
-const DOCUMENTS: usize = 200_000;
+const DOCUMENTS: usize = 1_000_000;
 
 /// The size of those that are missing to that.
 const BYTES: usize = 500;
