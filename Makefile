@@ -29,8 +29,10 @@ MINUTES ?= 10
 soak: mongod
 	SOAK_MINUTES=$(MINUTES) $(CARGO) test --locked --test it -- soak --nocapture
 
+# Everything, or only some parts: make bench ONLY=latency,inserts
+ONLY ?= $(BENCH_ONLY)
 bench: mongod
-	$(CARGO) bench --locked --bench end_to_end
+	BENCH_ONLY=$(ONLY) $(CARGO) bench --locked --bench end_to_end
 
 mongod:
 	@test -n "$(MONGOD)"

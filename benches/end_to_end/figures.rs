@@ -1,6 +1,6 @@
 //! What was measured, as a table and as JSON.
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 
 /// One number.
@@ -25,12 +25,27 @@ impl Figure {
 
     /// A number that should not be smaller.
     pub fn at_least(name: &str, unit: &'static str, value: f64, goal: f64) -> Self {
-        Self { goal: Some(Goal::AtLeast(goal)), ..Self::plain(name, unit, value) }
+        Self::plain(name, unit, value).should_be_at_least(goal)
     }
 
     /// A number that should not be larger.
     pub fn at_most(name: &str, unit: &'static str, value: f64, goal: f64) -> Self {
-        Self { goal: Some(Goal::AtMost(goal)), ..Self::plain(name, unit, value) }
+        Self::plain(name, unit, value).should_be_at_most(goal)
+    }
+
+    /// It should not be smaller than this.
+    pub fn should_be_at_least(self, goal: f64) -> Self {
+        Self { goal: Some(Goal::AtLeast(goal)), ..self }
+    }
+
+    /// It should not be larger than this.
+    pub fn should_be_at_most(self, goal: f64) -> Self {
+        Self { goal: Some(Goal::AtMost(goal)), ..self }
+    }
+
+    /// Whether there is a goal for it.
+    pub fn has_goal(&self) -> bool {
+        self.goal.is_some()
     }
 
     fn goal(&self) -> String {
@@ -50,9 +65,9 @@ impl Figure {
 }
 
 /// The figures for people.
-pub fn table(figures: &[Figure]) -> Table {
+pub fn table<'f>(figures: impl IntoIterator<Item = &'f Figure>) -> Table {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(["what", "figure", "", "goal", "reached"]);
+    table.load_preset(UTF8_BORDERS_ONLY).set_header(["what", "figure", "", "goal", "reached"]);
     for figure in figures {
         let reached = figure.is_reached().map_or("", |reached| if reached { "yes" } else { "no" });
         let value = if figure.value < 100.0 { format!("{:.2}", figure.value) } else { format!("{:.0}", figure.value) };

@@ -1,59 +1,111 @@
-//! How long a single change takes while nothing else happens.
+//! How long a single change takes while nothing else happens, against writing it directly at each server on its way.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use bson::{Document, doc};
-use mongodb::Collection;
-use mongodb::options::WriteConcern;
 
 use super::figures::{Figure, median, percentile};
-use super::site::{Place, SOURCE, Site};
+use super::loaded;
+use super::parts::Parts;
+use super::place::{Place, majority};
+use super::site::{Route, Site, Wires};
 
 /// How many changes are timed.
-const CHANGES: i64 = 200;
+const CHANGES: usize = 200;
 
 /// How long one change may take.
-const LIMIT: Duration = Duration::from_secs(10);
+pub const LIMIT: Duration = Duration::from_secs(10);
 
-/// A write at the hub until it is visible at the spoke, against writing both by hand.
-pub async fn measure(site: &Site) -> Result<Vec<Figure>> {
-    let (hub, spoke) = (&site.hub, &site.source);
-    let (mut direct, mut synced) = (Vec::new(), Vec::new());
-    for number in 0..CHANGES {
-        let begun = Instant::now();
-        for place in [hub, spoke] {
-            majority(&place.floor()).insert_one(doc! { "_id": format!("latency {number}") }).await?;
-        }
-        direct.push(begun.elapsed().as_secs_f64() * 1e3);
-        let id = format!("latency {number}");
-        let begun = Instant::now();
-        majority(&hub.messages()).insert_one(doc! { "_id": &id, "_pk": SOURCE }).await?;
-        seen(spoke, &id).await?;
-        synced.push(begun.elapsed().as_secs_f64() * 1e3);
+/// Every route, with nothing else going on and with an application that writes at half of what the route can take.
+pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
+    let site = Site::start(3, Wires::None).await?;
+    let mut figures = Vec::new();
+    let changes = parts.share_of(CHANGES, 20);
+    figures.extend(idle(&site.downlink(), changes).await?.figures("idle, hub → spoke", true));
+    figures.extend(idle(&site.uplink(), changes).await?.figures("idle, spoke → hub", false));
+    figures.extend(idle(&onward(&site), changes).await?.figures("idle, spoke → hub → spoke", false));
+    for (route, name) in [
+        (site.downlink(), "half the maximum, hub → spoke"),
+        (site.uplink(), "half the maximum, spoke → hub"),
+        (onward(&site), "half the maximum, spoke → hub → spoke"),
+    ] {
+        figures.extend(loaded::measure(parts, &site, &route).await?.figures(name, false));
     }
-    let name = "idle, hub to spoke";
-    let (floor, taken) = (median(&mut direct), median(&mut synced));
-    Ok(vec![
-        Figure::at_most(name, "times two majority writes, p50", taken / floor, 2.5),
-        Figure::at_most(name, "times two majority writes, p99", percentile(&mut synced, 0.99) / floor, 4.0),
-        Figure::plain(name, "ms, p50", taken),
-        Figure::plain(name, "ms for two majority writes", floor),
-    ])
+    Ok(figures)
 }
 
-/// The collection, written with write concern majority.
-pub fn majority(collection: &Collection<Document>) -> Collection<Document> {
-    let mut options = mongodb::options::CollectionOptions::default();
-    options.write_concern = Some(WriteConcern::majority());
-    collection.client().database(&collection.namespace().db).collection_with_options(collection.name(), options)
+/// The change is looked for at the last destination only.
+fn onward(site: &Site) -> Route<'_> {
+    let mut route = site.onward();
+    route.destinations.truncate(2);
+    route
 }
 
-/// Waits until the document is there.
-pub async fn seen(place: &Place, id: &str) -> Result<()> {
+/// A change until it is visible at the last destination, against one majority write at each server, in turn.
+async fn idle(route: &Route<'_>, changes: usize) -> Result<Latency> {
+    let mut latency = Latency::default();
+    for number in 0..changes {
+        let id = format!("idle {} {number}", route.name);
+        latency.directly.push(directly(route, &id).await?);
+        latency.synced.push(synced(route, &id).await?);
+    }
+    Ok(latency)
+}
+
+/// One majority write at each server on the way, one after the other, in milliseconds.
+pub async fn directly(route: &Route<'_>, id: &str) -> Result<f64> {
+    let begun = Instant::now();
+    for place in std::iter::once(&route.source).chain(&route.destinations) {
+        majority(&place.floor()).insert_one(doc! { "_id": id, "_pk": route.zone }).await?;
+    }
+    Ok(begun.elapsed().as_secs_f64() * 1e3)
+}
+
+/// One majority write at the source until it is seen at the last destination, in milliseconds.
+pub async fn synced(route: &Route<'_>, id: &str) -> Result<f64> {
+    let begun = Instant::now();
+    majority(&route.source.messages()).insert_one(probe(route, id)).await?;
+    seen(route.last()?, id).await?;
+    Ok(begun.elapsed().as_secs_f64() * 1e3)
+}
+
+/// A document that is waited for.
+pub fn probe(route: &Route<'_>, id: &str) -> Document {
+    doc! { "_id": id, "_pk": route.zone, "is_probe": true }
+}
+
+async fn seen(place: &Place, id: &str) -> Result<()> {
     let begun = Instant::now();
     while place.messages().find_one(doc! { "_id": id }).await?.is_none() {
         ensure!(begun.elapsed() < LIMIT, "{id} does not arrive at {}", place.name);
     }
     Ok(())
+}
+
+/// What was timed, in milliseconds.
+#[derive(Default)]
+pub struct Latency {
+    /// Majority writes at each server.
+    pub directly: Vec<f64>,
+    /// Until it was seen.
+    pub synced: Vec<f64>,
+}
+
+impl Latency {
+    fn figures(mut self, name: &str, has_goals: bool) -> Vec<Figure> {
+        let floor = median(&mut self.directly);
+        let mut at = |share| percentile(&mut self.synced, share);
+        let (p50, p95, p99) = (at(0.5), at(0.95), at(0.99));
+        let usual = Figure::plain(name, "times direct majority writes, p50", p50 / floor);
+        let worst = Figure::plain(name, "times the median of direct majority writes, p99", p99 / floor);
+        vec![
+            if has_goals { usual.should_be_at_most(2.5) } else { usual },
+            if has_goals { worst.should_be_at_most(4.0) } else { worst },
+            Figure::plain(name, "ms, p50", p50),
+            Figure::plain(name, "ms, p95", p95),
+            Figure::plain(name, "ms, p99", p99),
+            Figure::plain(name, "ms for direct majority writes, p50", floor),
+        ]
+    }
 }

@@ -2,66 +2,67 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use bson::{Document, doc};
 use futures_util::StreamExt;
-use mongodb::options::WriteConcern;
+use mongodb::Collection;
 
+use super::application::{self, Load};
+use super::check;
 use super::figures::{Figure, median};
-use super::inserts::{self, Load};
-use super::site::Site;
+use super::parts::Parts;
+use super::place::majority;
+use super::site::{Site, Wires};
+use super::throughput::{load, program};
 
 /// How many documents it carries in each round.
 const DOCUMENTS: usize = 1_000;
 
-/// How often it is measured.
+/// How large each of them is.
+const BYTES: usize = 500;
+
+/// How often it is measured; the first round, which only warms up, is not counted here.
 const ROUNDS: usize = 3;
 
 /// From one spoke to the hub, in both ways, in turn.
-pub async fn measure(site: &Site, load: &Load) -> Result<Vec<Figure>> {
+pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
+    let site = Site::start(1, Wires::None).await?;
+    let route = site.uplink();
+    let (many, few) = (load(parts, &route, BYTES), Load::new(route.zone, parts.share_of(DOCUMENTS, 50), BYTES));
     let (mut ratios, mut rates) = (Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
-        let reference = one_by_one(site).await?;
-        let begun = Instant::now();
-        inserts::insert(&site.source.messages(), load, load.rounds + 1 + round).await?;
-        site.settle().await?;
-        let program = load.documents as f64 / begun.elapsed().as_secs_f64();
+        let reference = one_by_one(&site, &few, round).await?;
+        let taken = program(&site, &route, &many.inserts(round)).await?;
         if round > 0 {
-            ratios.push(program / reference);
+            ratios.push(many.documents as f64 / taken.as_secs_f64() / reference);
             rates.push(reference);
         }
     }
+    check::same(&route, &many.filter(), many.documents * (ROUNDS + 1)).await?;
+    let name = format!("{}: inserts of {}", route.name, many.size());
     Ok(vec![
-        Figure::at_least(
-            "inserts, the program with 3 watching spokes",
-            "times the reference way",
-            median(&mut ratios),
-            100.0,
-        ),
-        Figure::plain("inserts, the reference way, 1 spoke up", "documents/s", median(&mut rates)),
+        Figure::at_least(&name, "times the reference way", median(&mut ratios), 100.0),
+        Figure::plain(&name, "documents/s in the reference way", median(&mut rates)),
     ])
 }
 
 /// Documents a second, from the change stream of the source to the hub.
-async fn one_by_one(site: &Site) -> Result<f64> {
-    let source = site.source.floor().clone_with_type::<Document>();
-    let hub = site.hub.floor();
-    let mut options = mongodb::options::CollectionOptions::default();
-    options.write_concern = Some(WriteConcern::majority());
-    let hub = hub.client().database(&hub.namespace().db).collection_with_options::<Document>("reference", options);
-    source.delete_many(doc! { "_id": { "$type": "string" } }).await?;
-    let mut stream = source.watch().await?;
-    let text = "x".repeat(380);
-    source
-        .insert_many((0..DOCUMENTS).map(|number| doc! { "_id": format!("reference {number}"), "text": &text }))
-        .await?;
+async fn one_by_one(site: &Site, load: &Load, round: usize) -> Result<f64> {
+    let source = site.spokes[0].floor();
+    let hub = majority(&site.hub.floor());
+    let positions: Collection<Document> = hub.client().database(&hub.namespace().db).collection("positions");
+    let mut events = source.clone_with_type::<Document>().watch().await?;
+    application::write(&source, &load.inserts(round)).await?;
     let begun = Instant::now();
-    for _ in 0..DOCUMENTS {
-        let event = stream.next().await.context("the change stream ended")??;
+    for _ in 0..load.documents {
+        let event = events.next().await.context("the change stream ended")??;
         let document = event.full_document.context("an insert has its document")?;
         hub.replace_one(doc! { "_id": document.get("_id") }, &document).upsert(true).await?;
         let position = doc! { "_id": "position", "token": bson::serialize_to_bson(&event.id)? };
-        hub.replace_one(doc! { "_id": "position" }, position).upsert(true).await?;
+        positions.replace_one(doc! { "_id": "position" }, position).upsert(true).await?;
     }
-    Ok(DOCUMENTS as f64 / begun.elapsed().as_secs_f64())
+    let taken = begun.elapsed();
+    let found = hub.count_documents(load.filter()).await?;
+    ensure!(found == (load.documents * (round + 1)) as u64, "the hub holds {found} documents");
+    Ok(load.documents as f64 / taken.as_secs_f64())
 }

@@ -1,184 +1,178 @@
-//! The servers that are measured, and the program between them.
+//! A hub and its spokes, each a server of its own, with the program between them; and the ways that changes take there.
+//!
+//! | zone | written at | watched by |
+//! |---|---|---|
+//! | `S1` | its owner, the hub | nobody |
+//! | `S2` | its owner | all other spokes |
+//! | [`SHARED`] | the hub; no spoke owns it | all spokes |
 
-use std::fmt::Write as _;
-use std::path::PathBuf;
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use bson::{Document, Timestamp, doc};
-use mongodb::{Client, Collection};
-use tempfile::TempDir;
-use testbed::node::{Node, Options, free_port};
-use testbed::program::Program;
-use testbed::proxy::{Proxy, Wire};
+use anyhow::{Context, Result};
+use testbed::node::Options;
+use testbed::proxy::{Bytes, Proxy, Wire};
 
-/// How long anything may take.
-const LIMIT: Duration = Duration::from_secs(300);
+use super::place::Place;
+use super::running::{Awaited, Running, Spoke};
+use super::usage::Usage;
 
-/// The zone that applications write in. The other spokes watch it.
-pub const SOURCE: &str = "SRC";
+/// A zone that no spoke owns, and all watch.
+pub const SHARED: &str = "SHARED";
 
-/// One server.
-pub struct Place {
-    /// `hub`, or the zone that the spoke owns.
-    pub name: String,
-    node: Node,
-    client: Client,
+/// Which servers the program reaches by wires that can be made slow, and count.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wires {
+    /// None.
+    None,
+    /// The spokes.
+    Spokes,
+    /// The spokes and the hub.
+    All,
 }
 
-impl Place {
-    async fn start(name: &str) -> Result<Self> {
-        let node = Node::start(name, Options::default()).await?;
-        let client = node.client().await?;
-        Ok(Self { name: name.to_owned(), node, client })
-    }
-
-    /// The collection that is kept in step.
-    pub fn messages(&self) -> Collection<Document> {
-        self.client.database("bench").collection("messages")
-    }
-
-    /// A collection that spokesync does not look at.
-    pub fn floor(&self) -> Collection<Document> {
-        self.client.database("floor").collection("messages")
-    }
-
-    async fn time(&self) -> Result<Timestamp> {
-        let reply = self.client.database("admin").run_command(doc! { "ping": 1 }).await?;
-        Ok(reply.get_timestamp("operationTime")?)
-    }
-}
-
-/// A hub, the spoke of [`SOURCE`], and spokes that watch it.
+/// A hub, its spokes, and the program between them.
 pub struct Site {
     /// The hub.
     pub hub: Place,
-    /// The spoke that applications write at.
-    pub source: Place,
-    /// The spokes that watch it.
-    pub watchers: Vec<Place>,
-    /// The program.
-    pub program: Program,
-    /// Its configuration.
-    pub config: PathBuf,
-    wires: Vec<Proxy>,
-    _folder: TempDir,
+    /// The spokes, by number: the first is `S1`.
+    pub spokes: Vec<Place>,
+    hub_wire: Option<Proxy>,
+    spoke_wires: Vec<Proxy>,
+    running: Option<Running>,
+}
+
+/// A way that changes take: from the server where an application writes to all those that they go to.
+pub struct Route<'s> {
+    /// For people.
+    pub name: String,
+    /// The zone that is written.
+    pub zone: &'s str,
+    /// Where an application writes.
+    pub source: &'s Place,
+    /// Where the changes arrive.
+    pub destinations: Vec<&'s Place>,
+}
+
+impl Route<'_> {
+    /// The destination that the changes come to last.
+    pub fn last(&self) -> Result<&Place> {
+        self.destinations.last().copied().context("a route has a destination")
+    }
 }
 
 impl Site {
-    /// Starts everything, with so many watching spokes.
-    pub async fn start(watchers: usize) -> Result<Self> {
-        Self::start_by(watchers, false).await
+    /// Starts everything, with so many spokes.
+    pub async fn start(spokes: usize, wires: Wires) -> Result<Self> {
+        let mut site = Self::prepare(spokes, wires).await?;
+        site.start_program().await?;
+        Ok(site)
     }
 
-    /// The same, where the program reaches its spokes by wires that can be made slow.
-    pub async fn start_by_wires(watchers: usize) -> Result<Self> {
-        Self::start_by(watchers, true).await
-    }
-
-    /// From now on the wires do this.
-    pub fn set_wires(&self, wire: Wire) {
-        self.wires.iter().for_each(|proxy| proxy.set(wire));
-    }
-
-    /// How many bytes the wires have carried.
-    pub fn wire_bytes(&self) -> u64 {
-        self.wires.iter().map(Proxy::bytes).sum()
-    }
-
-    async fn start_by(watchers: usize, by_wires: bool) -> Result<Self> {
-        let watching = (1..=watchers).map(async |number| Place::start(&format!("W{number}")).await);
-        let watching = futures_util::future::try_join_all(watching);
-        let (hub, source, watchers) = tokio::try_join!(Place::start("hub"), Place::start(SOURCE), watching)?;
-        let folder = TempDir::new()?;
-        let address = format!("127.0.0.1:{}", free_port()?);
-        let mut text = format!("[hub]\nuri = {:?}\n", hub.node.uri());
-        write!(text, "[sync]\nnamespaces = [\"bench.messages\"]\n[http]\nlisten = {address:?}\n")?;
-        let mut wires = Vec::new();
-        for place in std::iter::once(&source).chain(&watchers) {
-            let mut uri = place.node.uri();
-            if by_wires {
-                let wire = Proxy::to(place.node.port()).await?;
-                uri = wire.uri();
-                wires.push(wire);
-            }
-            let watch = if place.name == SOURCE { "" } else { SOURCE };
-            write!(text, "[[spoke]]\nzone = {:?}\nuri = {uri:?}\n", place.name)?;
-            if !watch.is_empty() {
-                writeln!(text, "watch = [{watch:?}]")?;
+    /// Starts the servers only.
+    pub async fn prepare(spokes: usize, wires: Wires) -> Result<Self> {
+        let starting = (1..=spokes).map(async |number| Place::start(&format!("S{number}"), Options::default()).await);
+        let starting = futures_util::future::try_join_all(starting);
+        let (hub, spokes) = tokio::try_join!(Place::start("hub", Options::default()), starting)?;
+        let hub_wire = if wires == Wires::All { Some(Proxy::to(hub.port()).await?) } else { None };
+        let mut spoke_wires = Vec::new();
+        if wires != Wires::None {
+            for spoke in &spokes {
+                spoke_wires.push(Proxy::to(spoke.port()).await?);
             }
         }
-        let config = folder.path().join("spokes.toml");
-        std::fs::write(&config, text)?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_spokesync"));
-        command.arg("run").arg("--config").arg(&config);
-        let mut program = Program::start(&command, &address, &folder.path().join("log"))?;
-        program.ready(Duration::from_secs(60)).await?;
-        Ok(Self { hub, source, watchers, program, config, wires, _folder: folder })
+        Ok(Self { hub, spokes, hub_wire, spoke_wires, running: None })
     }
 
-    /// Every server that the source's changes go to.
-    pub fn destinations(&self) -> impl Iterator<Item = &Place> {
-        std::iter::once(&self.hub).chain(&self.watchers)
-    }
-
-    /// Waits until all that the source holds now is at every destination.
-    pub async fn settle(&self) -> Result<()> {
-        self.wait_for(SOURCE, "uplink", self.source.time().await?).await?;
-        let now = self.hub.time().await?;
-        for place in &self.watchers {
-            self.wait_for(&place.name, "downlink", now).await?;
-        }
+    /// Starts the program, and waits until every spoke streams both ways.
+    pub async fn start_program(&mut self) -> Result<()> {
+        let hub = self.hub_wire.as_ref().map_or_else(|| self.hub.uri(), Proxy::uri);
+        let spokes: Vec<Spoke> = (0..self.spokes.len()).map(|number| self.describe(number)).collect();
+        self.running = Some(Running::start(&hub, &spokes).await?);
         Ok(())
     }
 
-    async fn wait_for(&self, zone: &str, link: &str, time: Timestamp) -> Result<()> {
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            let status = self.program.status()?;
-            let spokes = status["spokes"].as_array().context("spokes")?;
-            let spoke = spokes.iter().find(|spoke| spoke["zone"] == zone).context("the spoke")?;
-            let position = spoke[link]["position"].as_str().and_then(|position| position.split_once('.'));
-            let position = position.and_then(|(time, increment)| {
-                Some(Timestamp { time: time.parse().ok()?, increment: increment.parse().ok()? })
-            });
-            if position >= Some(time) {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!("{zone}'s {link} does not come to {time}: {spoke}");
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    /// Ends the program, if it runs.
+    pub async fn stop_program(&mut self) -> Result<()> {
+        match self.running.take() {
+            Some(running) => running.stop().await,
+            None => Ok(()),
         }
+    }
+
+    fn describe(&self, number: usize) -> Spoke {
+        let place = &self.spokes[number];
+        let mut watch = vec![SHARED.to_owned()];
+        if self.spokes.len() > 1 && number != 1 {
+            watch.push("S2".to_owned());
+        }
+        let uri = self.spoke_wires.get(number).map_or_else(|| place.uri(), Proxy::uri);
+        Spoke { zone: place.name.clone(), uri, watch }
+    }
+
+    /// The program.
+    pub fn running(&self) -> Result<&Running> {
+        self.running.as_ref().context("the program does not run")
     }
 
     /// What the program has used so far.
     pub fn usage(&self) -> Result<Usage> {
-        Usage::of(self.program.process().id())
+        self.running()?.usage()
     }
-}
 
-/// What a process has used.
-#[derive(Clone, Copy, Debug)]
-pub struct Usage {
-    /// CPU time.
-    pub cpu: Duration,
-    /// The most memory that it had at once, in bytes.
-    pub peak_memory: u64,
-}
+    /// CPU time that the program has used so far.
+    pub fn cpu(&self) -> Result<Duration> {
+        Ok(self.usage()?.cpu)
+    }
 
-impl Usage {
-    /// What the process with this number has used so far.
-    pub fn of(process: u32) -> Result<Self> {
-        const TICKS_PER_SECOND: u64 = 100;
-        let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-        // After the name, which may hold anything but ends with the last parenthesis: state is field 3, utime 14, stime 15.
-        let fields: Vec<&str> = stat.rsplit_once(')').context("a name")?.1.split_whitespace().collect();
-        let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-        let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
-        let kilobytes: u64 = peak.trim().trim_end_matches(" kB").parse()?;
-        Ok(Self { cpu: Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND), peak_memory: kilobytes * 1_024 })
+    /// From a spoke to the hub.
+    pub fn uplink(&self) -> Route<'_> {
+        let source = &self.spokes[0];
+        Route { name: "spoke → hub".to_owned(), zone: &source.name, source, destinations: vec![&self.hub] }
+    }
+
+    /// From the hub to the one spoke that owns the zone.
+    pub fn downlink(&self) -> Route<'_> {
+        let spoke = &self.spokes[0];
+        Route { name: "hub → spoke".to_owned(), zone: &spoke.name, source: &self.hub, destinations: vec![spoke] }
+    }
+
+    /// From the hub to all spokes.
+    pub fn fan_out(&self) -> Route<'_> {
+        let name = format!("hub → {} {}", self.spokes.len(), if self.spokes.len() == 1 { "spoke" } else { "spokes" });
+        Route { name, zone: SHARED, source: &self.hub, destinations: self.spokes.iter().collect() }
+    }
+
+    /// From a spoke by the hub to all others.
+    pub fn onward(&self) -> Route<'_> {
+        let source = &self.spokes[1];
+        let others = self.spokes.iter().filter(|place| place.name != source.name);
+        let destinations: Vec<&Place> = std::iter::once(&self.hub).chain(others).collect();
+        let name = format!("spoke → hub → {} spokes", destinations.len() - 1);
+        Route { name, zone: &source.name, source, destinations }
+    }
+
+    /// Waits until all that the source holds now is at every destination.
+    pub async fn settle(&self, route: &Route<'_>) -> Result<()> {
+        let running = self.running()?;
+        if route.source.name != self.hub.name {
+            let time = route.source.time().await?;
+            running.wait_for(&[Awaited { zone: &route.source.name, link: "uplink", time }]).await?;
+        }
+        let time = self.hub.time().await?;
+        let downlinks = route.destinations.iter().filter(|place| place.name != self.hub.name);
+        let awaited = downlinks.map(|place| Awaited { zone: &place.name, link: "downlink", time });
+        running.wait_for(&awaited.collect::<Vec<_>>()).await
+    }
+
+    /// From now on the wires to the spokes do this.
+    pub fn set_wires(&self, wire: Wire) {
+        self.spoke_wires.iter().for_each(|proxy| proxy.set(wire));
+    }
+
+    /// What the wires to the hub and to the first spoke have carried.
+    pub fn wire_bytes(&self) -> Result<(Bytes, Bytes)> {
+        let hub = self.hub_wire.as_ref().context("no wire to the hub")?;
+        let spoke = self.spoke_wires.first().context("no wire to the spoke")?;
+        Ok((hub.bytes(), spoke.bytes()))
     }
 }

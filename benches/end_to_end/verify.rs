@@ -3,43 +3,49 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use bson::{Document, RawDocumentBuf, doc};
-use futures_util::TryStreamExt;
-use mongodb::Collection;
+use anyhow::{Context, Result, anyhow, ensure};
+use bson::doc;
+use futures_util::StreamExt;
 
+use super::application::Load;
 use super::figures::{Figure, median};
-use super::inserts::{self, Load};
-use super::site::{Place, SOURCE, Site, Usage};
+use super::parts::Parts;
+use super::place::Place;
+use super::site::Site;
+use super::throughput::program;
+use super::usage::Usage;
 
-/// How many documents there should be; `BENCH_VERIFY_DOCUMENTS` says otherwise.
-const DOCUMENTS: u64 = 1_000_000;
+/// How many documents there are at least; `BENCH_VERIFY_DOCUMENTS` says otherwise.
+const DOCUMENTS: usize = 1_000_000;
 
-/// How often it is measured.
+/// The size of those that are missing to that.
+const BYTES: usize = 500;
+
+/// How many of these are inserted before the hub is waited for.
+const TOGETHER: usize = 50_000;
+
+/// How often it is measured; the first round, which only warms up, is not counted here.
 const ROUNDS: usize = 3;
 
 /// How often the process's memory is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Compares the zone of the source at hub and spoke in both ways, in turn.
-pub async fn measure(site: &Site, load: &Load) -> Result<Vec<Figure>> {
-    let wanted =
-        std::env::var("BENCH_VERIFY_DOCUMENTS").ok().and_then(|number| number.parse().ok()).unwrap_or(DOCUMENTS);
-    let documents = fill(site, load, wanted).await?;
-    let (mut ratios, mut rates, mut peak) = (Vec::new(), Vec::new(), 0);
+/// Compares the zone of the first spoke at hub and spoke in both ways, in turn.
+pub async fn measure(parts: &Parts, site: &Site) -> Result<Vec<Figure>> {
+    let asked = std::env::var("BENCH_VERIFY_DOCUMENTS").ok().and_then(|number| number.parse().ok());
+    fill(site, asked.unwrap_or(parts.share_of(DOCUMENTS, 1_000))).await?;
+    let (mut ratios, mut rates, mut peak, mut documents) = (Vec::new(), Vec::new(), 0, 0);
     for round in 0..=ROUNDS {
-        let begun = Instant::now();
-        let read = futures_util::future::try_join(read(&site.hub), read(&site.source)).await?;
-        let floor = begun.elapsed();
-        ensure!(read == (documents, documents), "{read:?} documents were read, of {documents}");
-        let (taken, memory) = verify(site, documents).await?;
+        let floor = read_both(site).await?;
+        let (taken, memory) = verify(site, floor.documents).await?;
+        documents = floor.documents;
+        peak = peak.max(memory);
         if round > 0 {
-            ratios.push(taken.as_secs_f64() / floor.as_secs_f64());
+            ratios.push(taken.as_secs_f64() / floor.taken.as_secs_f64());
             rates.push(documents as f64 / taken.as_secs_f64());
-            peak = peak.max(memory);
         }
     }
-    let name = format!("verify of {documents} documents of {} bytes", load.bytes);
+    let name = format!("verify of {documents} documents of {} kB", BYTES as f64 / 1e3);
     Ok(vec![
         Figure::at_most(&name, "times reading them once from both sides", median(&mut ratios), 1.5),
         Figure::plain(&name, "documents/s", median(&mut rates)),
@@ -47,49 +53,69 @@ pub async fn measure(site: &Site, load: &Load) -> Result<Vec<Figure>> {
     ])
 }
 
-/// Inserts until there are so many documents, and tells how many there are.
-async fn fill(site: &Site, load: &Load, wanted: u64) -> Result<u64> {
-    let messages = site.source.messages();
-    let mut number = messages.count_documents(doc! {}).await?;
-    let mut round = usize::try_from(number)?.div_ceil(load.documents);
-    while number < wanted {
-        inserts::insert(&messages, load, round).await?;
-        round += 1;
-        number = messages.count_documents(doc! {}).await?;
+/// Inserts until there are so many documents.
+async fn fill(site: &Site, wanted: usize) -> Result<()> {
+    let route = site.uplink();
+    let found = usize::try_from(route.source.messages().count_documents(doc! { "_pk": route.zone }).await?)?;
+    let mut missing = wanted.saturating_sub(found);
+    while missing > 0 {
+        let load = Load::new(route.zone, missing.min(TOGETHER), BYTES);
+        program(site, &route, &load.inserts(0)).await?;
+        missing -= load.documents;
     }
-    site.settle().await?;
-    Ok(number)
+    Ok(())
 }
 
-/// Reads every document of the zone once, and tells how many there are.
-async fn read(place: &Place) -> Result<u64> {
-    let messages: Collection<Document> = place.messages();
-    let mut documents = messages.clone_with_type::<RawDocumentBuf>().find(doc! { "_pk": SOURCE }).await?;
+/// What reading both sides gave.
+pub struct Read {
+    /// How many documents each side holds.
+    pub documents: usize,
+    /// How long it took.
+    pub taken: Duration,
+}
+
+/// Reads every document of the zone once at both sides, side by side, in no order.
+pub async fn read_both(site: &Site) -> Result<Read> {
+    let route = site.uplink();
+    let begun = Instant::now();
+    let reading = [&site.hub, route.source].map(async |place| read(place, route.zone).await);
+    let read = futures_util::future::try_join_all(reading).await?;
+    ensure!(read[0] == read[1], "the hub holds {} documents, and the spoke {}", read[0], read[1]);
+    Ok(Read { documents: read[0], taken: begun.elapsed() })
+}
+
+async fn read(place: &Place, zone: &str) -> Result<usize> {
+    let mut replies = place.messages().find(doc! { "_pk": zone }).batch().await?;
     let mut number = 0;
-    while documents.try_next().await?.is_some() {
-        number += 1;
+    while let Some(reply) = replies.next().await {
+        number += reply?.doc_slices()?.into_iter().count();
     }
     Ok(number)
 }
 
 /// Runs `spokesync verify`, and tells how long it took, and how much memory at most.
-async fn verify(site: &Site, documents: u64) -> Result<(Duration, u64)> {
+async fn verify(site: &Site, documents: usize) -> Result<(Duration, u64)> {
+    let zone = site.uplink().zone;
     let begun = Instant::now();
     let mut command = Command::new(env!("CARGO_BIN_EXE_spokesync"));
-    command
-        .args(["verify", "--afresh", "--json", "--spoke", SOURCE, "--zone", SOURCE])
-        .arg("--config")
-        .arg(&site.config);
-    let mut child =
-        command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("cannot start spokesync verify")?;
+    command.args(["verify", "--afresh", "--json", "--spoke", zone, "--zone", zone]);
+    command.arg("--config").arg(&site.running()?.config).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().context("cannot start spokesync verify")?;
+    // It waits for whoever reads what it writes.
+    let mut output = child.stdout.take().context("its output")?;
+    let reading = std::thread::spawn(move || std::io::read_to_string(&mut output));
     let (mut peak, id) = (0, child.id());
-    while child.try_wait()?.is_none() {
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
         // It may end between the two.
         peak = Usage::of(id).map_or(peak, |usage| usage.peak_memory.max(peak));
         tokio::time::sleep(LOOK).await;
-    }
-    let (taken, output) = (begun.elapsed(), child.wait_with_output()?);
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    ensure!(output.status.code() == Some(0) && report["documents"] == documents, "not equal: {report}");
+    };
+    let taken = begun.elapsed();
+    let output = reading.join().map_err(|_| anyhow!("its output was not read"))??;
+    let report: serde_json::Value = serde_json::from_str(&output)?;
+    ensure!(status.code() == Some(0) && report["documents"] == documents, "not equal: {report}");
     Ok((taken, peak))
 }

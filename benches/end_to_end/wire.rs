@@ -1,70 +1,74 @@
 //! What a long wire between the program and the spokes costs: 25 ms each way.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use bson::doc;
+use anyhow::Result;
 use testbed::proxy::Wire;
 
-use super::figures::{Figure, median};
-use super::inserts::{self, Load};
-use super::latency::{majority, seen};
-use super::site::{SOURCE, Site};
+use super::application::Load;
+use super::check;
+use super::figures::{Figure, median, percentile};
+use super::latency::synced;
+use super::parts::Parts;
+use super::site::{Route, Site, Wires};
+use super::throughput::{load, program};
 
 /// How long a byte takes, one way.
 const ONE_WAY: Duration = Duration::from_millis(25);
 
+/// The size of what is written.
+const BYTES: usize = 500;
+
 /// How many single changes are timed.
 const CHANGES: usize = 40;
 
-/// How often throughput is measured.
-const ROUNDS: usize = 4;
+/// How often throughput is measured; the first round, which only warms up, is not counted here.
+const ROUNDS: usize = 3;
 
-/// With the delay and without, in turn. The site's program must reach its spokes by wires.
-pub async fn measure(site: &Site, load: &Load) -> Result<Vec<Figure>> {
-    let (mut ratios, mut bytes) = (Vec::new(), Vec::new());
-    for round in 0..=ROUNDS {
-        let (near, carried) = timed(site, load, 2 * round, Wire::Open).await?;
-        let (far, _) = timed(site, load, 2 * round + 1, Wire::Slow(ONE_WAY)).await?;
-        if round > 0 {
-            ratios.push(near.as_secs_f64() / far.as_secs_f64());
-            bytes.push(carried as f64 / load.documents as f64);
-        }
+/// A round is so many times as long as elsewhere: the way of the last documents counts in, and it is long here.
+const LONGER: usize = 3;
+
+/// Throughput and latency of uplink and fan-out.
+pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
+    let site = Site::start(3, Wires::Spokes).await?;
+    let mut figures = Vec::new();
+    for route in [site.uplink(), site.fan_out()] {
+        figures.push(throughput(parts, &site, &route).await?);
     }
     site.set_wires(Wire::Slow(ONE_WAY));
-    let mut round_trips = Vec::new();
-    for number in 0..CHANGES {
-        let id = format!("wire {number}");
-        let begun = Instant::now();
-        majority(&site.hub.messages()).insert_one(doc! { "_id": &id, "_pk": SOURCE }).await?;
-        seen(&site.source, &id).await?;
-        round_trips.push(begun.elapsed().as_secs_f64() / (2 * ONE_WAY).as_secs_f64());
-    }
-    site.set_wires(Wire::Open);
-    let name = "50 ms of round trip to every spoke";
-    let wires = site.watchers.len() + 1;
-    Ok(vec![
-        Figure::at_least(name, "of the rate without, 1 up, 3 down", median(&mut ratios), 0.8),
-        Figure::at_most(name, "round trips idle, hub to spoke, p50", median(&mut round_trips), 4.0),
-        Figure::plain(
-            &format!("inserts of {} bytes, over {wires} wires", load.bytes),
-            "bytes per document",
-            median(&mut bytes),
-        ),
-    ])
+    let changes = parts.share_of(CHANGES, 10);
+    let [usual, worst] = latency(&site.downlink(), changes).await?;
+    figures.push(usual.should_be_at_most(4.0));
+    figures.push(worst);
+    figures.extend(latency(&site.uplink(), changes).await?);
+    Ok(figures)
 }
 
-/// How long a round takes with such wires, and how many bytes they carry.
-async fn timed(site: &Site, load: &Load, round: usize, wire: Wire) -> Result<(Duration, u64)> {
-    site.set_wires(wire);
-    let (before, begun) = (site.wire_bytes(), Instant::now());
-    inserts::insert(&site.source.messages(), load, round).await?;
-    site.settle().await?;
-    let (taken, carried) = (begun.elapsed(), site.wire_bytes() - before);
-    let expected = load.documents * (round + 1);
-    for place in site.destinations() {
-        let found = place.messages().count_documents(doc! {}).await?;
-        ensure!(found == expected as u64, "{} holds {found} of {expected} documents", place.name);
+/// With the delay and without, in turn.
+async fn throughput(parts: &Parts, site: &Site, route: &Route<'_>) -> Result<Figure> {
+    let load = Load::new(route.zone, LONGER * load(parts, route, BYTES).documents, BYTES);
+    let mut ratios = Vec::new();
+    for round in 0..=ROUNDS {
+        site.set_wires(Wire::Open);
+        let near = program(site, route, &load.inserts(2 * round)).await?;
+        site.set_wires(Wire::Slow(ONE_WAY));
+        let far = program(site, route, &load.inserts(2 * round + 1)).await?;
+        if round > 0 {
+            ratios.push(near.as_secs_f64() / far.as_secs_f64());
+        }
     }
-    Ok((taken, carried))
+    check::same(route, &load.filter(), load.documents * 2 * (ROUNDS + 1)).await?;
+    let name = format!("50 ms of round trip, {}: inserts of {}", route.name, load.size());
+    Ok(Figure::at_least(&name, "of the rate without", median(&mut ratios), 0.8))
+}
+
+async fn latency(route: &Route<'_>, changes: usize) -> Result<[Figure; 2]> {
+    let mut round_trips = Vec::new();
+    for number in 0..changes {
+        let milliseconds = synced(route, &format!("wire {} {number}", route.name)).await?;
+        round_trips.push(milliseconds / (2 * ONE_WAY).as_millis() as f64);
+    }
+    let name = format!("50 ms of round trip, idle, {}", route.name);
+    let usual = Figure::plain(&name, "round trips, p50", median(&mut round_trips));
+    Ok([usual, Figure::plain(&name, "round trips, p95", percentile(&mut round_trips, 0.95))])
 }

@@ -30,8 +30,23 @@ pub enum Wire {
 pub struct Proxy {
     port: u16,
     wire: Arc<watch::Sender<Wire>>,
-    carried: Arc<AtomicU64>,
+    counters: Arc<Counters>,
     accepting: JoinHandle<()>,
+}
+
+/// How many bytes a wire has carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bytes {
+    /// To the server.
+    pub to_server: u64,
+    /// From the server.
+    pub from_server: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    to_server: AtomicU64,
+    from_server: AtomicU64,
 }
 
 /// So many pieces may be under way in each direction of a connection.
@@ -46,22 +61,23 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port")?;
         let port = listener.local_addr()?.port();
         let wire = Arc::new(watch::Sender::new(Wire::Open));
-        let (state, carried) = (wire.clone(), Arc::<AtomicU64>::default());
-        let counter = carried.clone();
+        let (state, counters) = (wire.clone(), Arc::<Counters>::default());
+        let counting = counters.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 if *state.borrow() != Wire::Cut {
                     let target = SocketAddr::from(([127, 0, 0, 1], target));
-                    tokio::spawn(connect(near, target, state.subscribe(), counter.clone()));
+                    tokio::spawn(connect(near, target, state.subscribe(), counting.clone()));
                 }
             }
         });
-        Ok(Self { port, wire, carried, accepting })
+        Ok(Self { port, wire, counters, accepting })
     }
 
-    /// How many bytes it has carried, both ways together.
-    pub fn bytes(&self) -> u64 {
-        self.carried.load(Ordering::Relaxed)
+    /// How many bytes it has taken so far, in each direction.
+    pub fn bytes(&self) -> Bytes {
+        let counted = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Bytes { to_server: counted(&self.counters.to_server), from_server: counted(&self.counters.from_server) }
     }
 
     /// A connection string for the server at the other end, which does not look for other ways to it.
@@ -82,7 +98,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn connect(near: TcpStream, target: SocketAddr, wire: watch::Receiver<Wire>, carried: Arc<AtomicU64>) {
+async fn connect(near: TcpStream, target: SocketAddr, wire: watch::Receiver<Wire>, counters: Arc<Counters>) {
     let Ok(far) = TcpStream::connect(target).await else { return };
     let mut cut = wire.clone();
     for stream in [&near, &far] {
@@ -91,8 +107,8 @@ async fn connect(near: TcpStream, target: SocketAddr, wire: watch::Receiver<Wire
     }
     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
     tokio::select! {
-        () = carry(near_in, far_out, wire.clone(), &carried) => {}
-        () = carry(far_in, near_out, wire, &carried) => {}
+        () = carry(near_in, far_out, wire.clone(), &counters.to_server) => {}
+        () = carry(far_in, near_out, wire, &counters.from_server) => {}
         _ = cut.wait_for(|wire| *wire == Wire::Cut) => {}
     }
 }

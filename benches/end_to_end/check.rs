@@ -1,0 +1,29 @@
+//! Whether what was measured was also right: a fast wrong result fails.
+
+use anyhow::{Context, Result, ensure};
+use bson::{Document, RawDocumentBuf, doc};
+use mongodb::Cursor;
+
+use super::place::Place;
+use super::site::Route;
+
+/// All destinations hold the same documents as the source, byte by byte, and so many.
+pub async fn same(route: &Route<'_>, filter: &Document, documents: usize) -> Result<()> {
+    for destination in &route.destinations {
+        let mut theirs = read(destination, filter).await?;
+        let mut ours = read(route.source, filter).await?;
+        let mut number = 0;
+        while ours.advance().await? {
+            let differs = || format!("{} differs from {} at {:?}", destination.name, route.source.name, ours.current());
+            ensure!(theirs.advance().await? && ours.current() == theirs.current(), differs());
+            number += 1;
+        }
+        ensure!(!theirs.advance().await?, "{} has more than {}", destination.name, route.source.name);
+        ensure!(number == documents, "there are {number} of {documents} documents at {}", destination.name);
+    }
+    Ok(())
+}
+
+async fn read(place: &Place, filter: &Document) -> Result<Cursor<RawDocumentBuf>> {
+    place.messages().find(filter.clone()).sort(doc! { "_id": 1 }).await.context("cannot read")
+}

@@ -1,0 +1,181 @@
+//! A hub and any number of spokes that one server plays, by an address of its own for each.
+//!
+//! It shows what spokes cost the hub and the program. The one server for all of them is far busier than a real spoke would be, and
+//! so throughput is not measured here.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bson::{Bson, Document, doc};
+use testbed::node::Options;
+
+use super::application::{self, Load};
+use super::check;
+use super::place::Place;
+use super::running::{Awaited, Running, Spoke};
+use super::site::Route;
+use super::usage::Usage;
+
+/// The hub, the server that plays all spokes, and the program between them.
+pub struct Crowd {
+    hub: Place,
+    players: Place,
+    running: Option<Running>,
+}
+
+/// What so many spokes watch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// All the same zone.
+    Same,
+    /// Each another zone.
+    Disjoint,
+}
+
+impl Watch {
+    /// The zone that the spoke with this number watches.
+    fn zone(self, number: usize) -> String {
+        match self {
+            Self::Same => "SHARED".to_owned(),
+            Self::Disjoint => format!("Z{number}"),
+        }
+    }
+}
+
+/// What hub applications write: a batch in each interval, for so many intervals.
+pub struct Pace {
+    /// How many documents are in a batch.
+    pub documents: usize,
+    /// How large each of them is.
+    pub bytes: usize,
+    /// How much time is between two batches.
+    pub interval: Duration,
+    /// How many batches there are.
+    pub batches: usize,
+}
+
+/// CPU time that was used while something went on.
+#[derive(Clone, Copy)]
+pub struct Spent {
+    /// By the hub.
+    pub hub: Duration,
+    /// By the program.
+    pub program: Duration,
+}
+
+impl Crowd {
+    /// Starts both servers.
+    pub async fn prepare() -> Result<Self> {
+        let options = Options { bind: Some("0.0.0.0".to_owned()), ..Options::default() };
+        let (hub, players) = tokio::try_join!(Place::start("hub", options.clone()), Place::start("spokes", options))?;
+        Ok(Self { hub, players, running: None })
+    }
+
+    /// Starts the program anew, with so many spokes.
+    pub async fn start(&mut self, spokes: usize, watch: Watch) -> Result<()> {
+        if let Some(running) = self.running.take() {
+            running.stop().await?;
+        }
+        let spoke = |number| Spoke {
+            zone: zone(number),
+            uri: format!("mongodb://127.0.1.{number}:{}/?directConnection=true", self.players.port()),
+            watch: vec![watch.zone(number)],
+        };
+        let spokes: Vec<Spoke> = (1..=spokes).map(spoke).collect();
+        self.running = Some(Running::start(&self.hub.uri(), &spokes).await?);
+        Ok(())
+    }
+
+    /// What hub and program use while nothing happens.
+    pub async fn rest(&self, duration: Duration) -> Result<Spent> {
+        self.spent(async || {
+            tokio::time::sleep(duration).await;
+            Ok(())
+        })
+        .await
+    }
+
+    /// What they use while hub applications write at this pace, until every spoke has what it watches.
+    pub async fn work(&self, spokes: usize, watch: Watch, pace: &Pace) -> Result<Spent> {
+        let zones = if watch == Watch::Same { 1 } else { spokes };
+        let loads: Vec<Load> =
+            (1..=zones).map(|number| Load::new(&watch.zone(number), pace.documents, pace.bytes)).collect();
+        let before = self.applied()?;
+        let spent = self.spent(async || {
+            let mut interval = tokio::time::interval(pace.interval);
+            for number in 0..pace.batches {
+                interval.tick().await;
+                let batches = loads[number % zones].inserts(number / zones);
+                application::write(&self.hub.messages(), &batches).await?;
+            }
+            self.settle(spokes).await
+        });
+        let spent = spent.await?;
+        for (number, load) in loads.iter().enumerate() {
+            let batches = (pace.batches + zones - 1 - number) / zones;
+            check::same(&self.route(), &load.filter(), batches * pace.documents).await?;
+        }
+        let deliveries = pace.batches * pace.documents * if watch == Watch::Same { spokes } else { 1 };
+        let applied = self.applied()? - before;
+        ensure!(applied == deliveries as u64, "{applied} and not {deliveries} changes were delivered");
+        Ok(spent)
+    }
+
+    /// How many change streams are open at the hub, as it says itself.
+    pub async fn open_streams(&self) -> Result<usize> {
+        let pipeline = [doc! { "$currentOp": { "allUsers": true, "idleCursors": true } }];
+        let mut operations = self.hub.admin().aggregate(pipeline).await?;
+        let mut streams = 0;
+        while operations.advance().await? {
+            streams += usize::from(is_stream(&operations.deserialize_current()?));
+        }
+        Ok(streams)
+    }
+
+    /// What the program uses.
+    pub fn usage(&self) -> Result<Usage> {
+        self.running()?.usage()
+    }
+
+    fn running(&self) -> Result<&Running> {
+        self.running.as_ref().context("the program does not run")
+    }
+
+    fn route(&self) -> Route<'_> {
+        Route { name: "hub → all".to_owned(), zone: "", source: &self.hub, destinations: vec![&self.players] }
+    }
+
+    async fn spent(&self, doing: impl AsyncFnOnce() -> Result<()>) -> Result<Spent> {
+        let hub = self.hub.process()?;
+        let before = (Usage::of(hub)?.cpu, self.usage()?.cpu);
+        doing().await?;
+        Ok(Spent { hub: Usage::of(hub)?.cpu - before.0, program: self.usage()?.cpu - before.1 })
+    }
+
+    async fn settle(&self, spokes: usize) -> Result<()> {
+        let time = self.hub.time().await?;
+        let zones: Vec<String> = (1..=spokes).map(zone).collect();
+        let awaited: Vec<Awaited<'_>> = zones.iter().map(|zone| Awaited { zone, link: "downlink", time }).collect();
+        self.running()?.wait_for(&awaited).await
+    }
+
+    /// How many changes all downlinks together have applied.
+    fn applied(&self) -> Result<u64> {
+        let status = self.running()?.status()?;
+        let spokes = status["spokes"].as_array().context("spokes")?;
+        Ok(spokes.iter().filter_map(|spoke| spoke["downlink"]["applied_total"].as_u64()).sum())
+    }
+}
+
+fn zone(number: usize) -> String {
+    format!("C{number}")
+}
+
+/// Whether a running operation or an idle cursor is a change stream.
+fn is_stream(operation: &Document) -> bool {
+    let pipeline = || {
+        let command = operation.get_document("cursor").ok()?.get_document("originatingCommand").ok()?;
+        command.get_array("pipeline").ok()?.first().and_then(Bson::as_document)
+    };
+    pipeline().is_some_and(|stage| stage.contains_key("$changeStream"))
+}

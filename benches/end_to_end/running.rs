@@ -1,0 +1,134 @@
+//! The program as a process of its own, with its configuration.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use bson::Timestamp;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use testbed::node::free_port;
+use testbed::program::Program;
+
+use super::place::NAMESPACE;
+use super::usage::Usage;
+
+/// How long anything may take.
+pub const LIMIT: Duration = Duration::from_secs(300);
+
+/// How often it is asked how far it is: each answer costs it CPU.
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// A spoke as the configuration names it.
+pub struct Spoke {
+    /// The zone that it owns.
+    pub zone: String,
+    /// Its connection string.
+    pub uri: String,
+    /// The zones that it watches.
+    pub watch: Vec<String>,
+}
+
+/// One of a spoke's links, as the status names it, and how far it should come.
+pub struct Awaited<'z> {
+    /// The spoke's zone.
+    pub zone: &'z str,
+    /// `uplink` or `downlink`.
+    pub link: &'static str,
+    /// A time of its source.
+    pub time: Timestamp,
+}
+
+/// A running program.
+pub struct Running {
+    program: Program,
+    /// Its configuration.
+    pub config: PathBuf,
+    _folder: TempDir,
+}
+
+impl Running {
+    /// Starts the program, and waits until every spoke streams both ways.
+    pub async fn start(hub_uri: &str, spokes: &[Spoke]) -> Result<Self> {
+        let folder = TempDir::new()?;
+        let address = format!("127.0.0.1:{}", free_port()?);
+        let mut text = format!("[hub]\nuri = {hub_uri:?}\n[sync]\nnamespaces = [{NAMESPACE:?}]\n");
+        writeln!(text, "[http]\nlisten = {address:?}")?;
+        for Spoke { zone, uri, watch } in spokes {
+            writeln!(text, "[[spoke]]\nzone = {zone:?}\nuri = {uri:?}\nwatch = {watch:?}")?;
+        }
+        let config = folder.path().join("spokes.toml");
+        std::fs::write(&config, text)?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spokesync"));
+        command.arg("run").arg("--config").arg(&config);
+        let mut program = Program::start(&command, &address, &folder.path().join("log"))?;
+        program.ready(LIMIT).await?;
+        Ok(Self { program, config, _folder: folder })
+    }
+
+    /// Ends it as an operator does.
+    pub async fn stop(mut self) -> Result<()> {
+        let exit = self.program.stop(Signal::SIGTERM, LIMIT).await?;
+        ensure!(exit == Some(0), "it ended with {exit:?}; its log:\n{}", self.program.log());
+        Ok(())
+    }
+
+    /// What it has used so far.
+    pub fn usage(&self) -> Result<Usage> {
+        Usage::of(self.program.process().id())
+    }
+
+    /// Its status.
+    pub fn status(&self) -> Result<Value> {
+        self.program.status()
+    }
+
+    /// Waits until all these links have come so far.
+    pub async fn wait_for(&self, awaited: &[Awaited<'_>]) -> Result<()> {
+        let have_come = |status: &Value| awaited.iter().all(|awaited| position(status, awaited) >= Some(awaited.time));
+        self.wait_until("every change is where it belongs", have_come).await
+    }
+
+    /// Asks for a comparison of everything that a spoke holds, and waits until both links have done it.
+    pub async fn resync(&self, zone: &str) -> Result<()> {
+        let (code, answer) = self.program.post(&format!("/api/v1/spokes/{zone}/resync"))?;
+        ensure!(code == 202, "{code} {answer}");
+        // The answer may come before the links know of it.
+        let compares = |status: &Value| links(status, zone).any(|link| link["comparing"] == true);
+        self.wait_until("a comparison begins", compares).await?;
+        self.wait_until("everything is compared", |status| links(status, zone).all(|link| link["comparing"] == false))
+            .await
+    }
+
+    async fn wait_until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let status = self.status()?;
+            if is_so(&status) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("it does not come so far that {what}: {status}; its log:\n{}", self.program.log());
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+    }
+}
+
+fn spoke<'s>(status: &'s Value, zone: &str) -> Option<&'s Value> {
+    status["spokes"].as_array()?.iter().find(|spoke| spoke["zone"] == zone)
+}
+
+fn links<'s>(status: &'s Value, zone: &str) -> impl Iterator<Item = &'s Value> {
+    let spoke = spoke(status, zone);
+    ["uplink", "downlink"].into_iter().filter_map(move |link| spoke.map(|spoke| &spoke[link]))
+}
+
+fn position(status: &Value, awaited: &Awaited<'_>) -> Option<Timestamp> {
+    let position = spoke(status, awaited.zone)?[awaited.link]["position"].as_str()?;
+    let (time, increment) = position.split_once('.')?;
+    Some(Timestamp { time: time.parse().ok()?, increment: increment.parse().ok()? })
+}

@@ -1,0 +1,192 @@
+//! How many changes a second come from an application to all destinations, against the same work done directly.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::application::{self, Batch, Load};
+use super::figures::{Figure, median};
+use super::parts::Parts;
+use super::site::{Route, Site, Wires};
+use super::{check, floors, updates};
+
+/// How often everything is measured; the first round, which only warms up, is not counted here.
+const ROUNDS: usize = 3;
+
+/// The same for inserts of the size that has a goal.
+const MORE_ROUNDS: usize = 5;
+
+/// The size that has a goal, and is updated, deleted and mixed as well.
+const USUAL_BYTES: usize = 500;
+
+/// The other sizes, which are inserted only.
+const OTHER_BYTES: [usize; 3] = [200, 5_000, 100_000];
+
+/// So many documents are written in a round, at source and destinations together, unless they are large.
+const DOCUMENTS: usize = 90_000;
+
+/// So many bytes are.
+const BYTES: usize = 180_000_000;
+
+/// Every route of a site with so many spokes.
+pub async fn measure(parts: &Parts, spokes: usize) -> Result<Vec<Figure>> {
+    let site = Site::start(spokes, Wires::None).await?;
+    let mut figures = Vec::new();
+    if spokes == 1 {
+        figures.extend(usual(parts, &site, &site.uplink(), true).await?);
+        figures.extend(others(parts, &site, &site.uplink()).await?);
+    }
+    figures.extend(usual(parts, &site, &site.fan_out(), spokes == 3).await?);
+    if spokes == 3 {
+        if parts.have("inserts") {
+            let route = site.onward();
+            let load = load(parts, &route, USUAL_BYTES);
+            figures.extend(inserts(&site, &route, &load, ROUNDS).await?.figures(&route, "inserts", &load, false));
+        }
+        figures.push(memory(&site, "after changes of documents of 0.5 kB")?);
+    }
+    figures.extend(others(parts, &site, &site.fan_out()).await?);
+    if spokes == 3 {
+        figures.push(memory(&site, "after all loads")?);
+    }
+    Ok(figures)
+}
+
+/// Inserts, updates, deletes and the mix of documents of the usual size.
+async fn usual(parts: &Parts, site: &Site, route: &Route<'_>, has_goals: bool) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    let load = load(parts, route, USUAL_BYTES);
+    if parts.have("inserts") {
+        let measured = inserts(site, route, &load, MORE_ROUNDS).await?;
+        figures.extend(measured.figures(route, "inserts", &load, has_goals));
+    } else if parts.have_any(&["updates", "deletes"]) {
+        fill(site, route, &load, ROUNDS + 1).await?;
+    }
+    if parts.have("updates") {
+        let measured = in_turn(site, route, ROUNDS, |round| load.updates(round, 1)).await?;
+        check::same(route, &load.filter(), held(parts, &load)).await?;
+        figures.extend(measured.figures(route, "updates", &load, false));
+    }
+    if parts.have("deletes") {
+        let measured = in_turn(site, route, ROUNDS, |round| load.deletes(round)).await?;
+        let left = held(parts, &load) - load.documents * (ROUNDS + 1);
+        check::same(route, &load.filter(), left).await?;
+        figures.extend(measured.figures(route, "deletes", &load, false));
+    }
+    if parts.have("mix") {
+        let load = self::load(parts, route, USUAL_BYTES);
+        let measured = in_turn(site, route, ROUNDS, |round| load.mix(round)).await?;
+        check::same(route, &load.filter(), (ROUNDS + 1) * load.left_by_mix()).await?;
+        figures.extend(measured.figures(route, "inserts, updates, deletes 70:25:5", &load, false));
+    }
+    Ok(figures)
+}
+
+/// How many documents there are before any is deleted.
+fn held(parts: &Parts, load: &Load) -> usize {
+    load.documents * if parts.have("inserts") { MORE_ROUNDS + 1 } else { ROUNDS + 1 }
+}
+
+/// Inserts of other sizes, and small updates of large documents.
+async fn others(parts: &Parts, site: &Site, route: &Route<'_>) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    if parts.have("inserts") {
+        for bytes in OTHER_BYTES {
+            let load = load(parts, route, bytes);
+            figures.extend(inserts(site, route, &load, ROUNDS).await?.figures(route, "inserts", &load, false));
+        }
+    }
+    if parts.have("updates") {
+        figures.extend(updates::measure(site, route, &load(parts, route, updates::BYTES)).await?);
+    }
+    Ok(figures)
+}
+
+/// As many documents as make a round of about a second.
+pub fn load(parts: &Parts, route: &Route<'_>, bytes: usize) -> Load {
+    let documents = DOCUMENTS.min(BYTES / bytes) / (route.destinations.len() + 1);
+    Load::new(route.zone, parts.share_of(documents, 20), bytes)
+}
+
+async fn inserts(site: &Site, route: &Route<'_>, load: &Load, rounds: usize) -> Result<Measured> {
+    let measured = in_turn(site, route, rounds, |round| load.inserts(round)).await?;
+    check::same(route, &load.filter(), load.documents * (rounds + 1)).await?;
+    Ok(measured)
+}
+
+/// Brings documents to all servers, and to the collections of the floor.
+pub async fn fill(site: &Site, route: &Route<'_>, load: &Load, rounds: usize) -> Result<()> {
+    for round in 0..rounds {
+        let batches = Arc::new(load.inserts(round));
+        floors::pipelined(route, &batches, &batches).await?;
+        program(site, route, &batches).await?;
+    }
+    check::same(route, &load.filter(), load.documents * rounds).await
+}
+
+/// What rounds of both ways gave.
+#[derive(Default)]
+pub struct Measured {
+    ratios: Vec<f64>,
+    rates: Vec<f64>,
+    floors: Vec<f64>,
+    /// CPU time of the program, and how many changes it has delivered by that.
+    cpu: Duration,
+    delivered: f64,
+}
+
+/// Does the same work in both ways, in turn.
+pub async fn in_turn(
+    site: &Site,
+    route: &Route<'_>,
+    rounds: usize,
+    changes: impl Fn(usize) -> Vec<Batch>,
+) -> Result<Measured> {
+    let mut measured = Measured::default();
+    // The first round only warms everything up.
+    for round in 0..=rounds {
+        let batches = Arc::new(changes(round));
+        let floor = floors::pipelined(route, &batches, &batches).await?;
+        let before = site.cpu()?;
+        let synced = program(site, route, &batches).await?;
+        let cpu = site.cpu()? - before;
+        if round > 0 {
+            let changes = batches.iter().map(Batch::changes).sum::<usize>() as f64;
+            measured.ratios.push(floor.as_secs_f64() / synced.as_secs_f64());
+            measured.rates.push(changes / synced.as_secs_f64());
+            measured.floors.push(changes / floor.as_secs_f64());
+            measured.cpu += cpu;
+            measured.delivered += changes * route.destinations.len() as f64;
+        }
+    }
+    Ok(measured)
+}
+
+/// Writes at the source, and waits until all is everywhere.
+pub async fn program(site: &Site, route: &Route<'_>, batches: &[Batch]) -> Result<Duration> {
+    let begun = Instant::now();
+    application::write(&route.source.messages(), batches).await?;
+    site.settle(route).await?;
+    Ok(begun.elapsed())
+}
+
+impl Measured {
+    fn figures(mut self, route: &Route<'_>, what: &str, load: &Load, has_goals: bool) -> Vec<Figure> {
+        let name = format!("{}: {what} of {}", route.name, load.size());
+        let ratio = Figure::plain(&name, "of the rate of doing it directly", median(&mut self.ratios));
+        let cost = self.cpu.as_secs_f64() * 1e6 / self.delivered;
+        let cost = Figure::plain(&name, "s of CPU per million delivered", cost);
+        vec![
+            if has_goals { ratio.should_be_at_least(0.85) } else { ratio },
+            Figure::plain(&name, "changes/s in all destinations", median(&mut self.rates)),
+            Figure::plain(&name, "changes/s directly", median(&mut self.floors)),
+            if has_goals { cost.should_be_at_most(4.0) } else { cost },
+        ]
+    }
+}
+
+fn memory(site: &Site, when: &str) -> Result<Figure> {
+    let peak = site.usage()?.peak_memory as f64 / 1e6;
+    Ok(Figure::at_most(&format!("the program with 3 spokes under full load, {when}"), "MB of memory", peak, 120.0))
+}
