@@ -41,9 +41,6 @@ use anyhow::{Context, Result};
 use figures::Figure;
 use parts::Parts;
 
-/// How many spokes watch what hub applications write, in each measurement of throughput.
-const FAN_OUTS: [usize; 3] = [1, 3, 8];
-
 #[tokio::main]
 async fn main() -> Result<()> {
     let parts = Parts::asked()?;
@@ -60,7 +57,7 @@ async fn main() -> Result<()> {
 
 async fn measure(parts: &Parts, figures: &mut Vec<Figure>) -> Result<()> {
     if parts.have_any(&["inserts", "updates", "deletes", "mix"]) {
-        for spokes in FAN_OUTS {
+        for &spokes in &parts.fan_outs {
             let name = format!("throughput, fan-out to {spokes}");
             add(figures, &name, throughput::measure(parts, spokes)).await?;
         }

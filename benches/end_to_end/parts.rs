@@ -1,7 +1,7 @@
 //! Which parts are measured, and how much work they do.
 //!
 //! `BENCH_ONLY=latency,inserts` names the parts; without it all are measured. `BENCH_WORK=0.05` does a twentieth of the work,
-//! which shows that everything runs, and gives no figures worth keeping.
+//! which shows that everything runs, and gives no figures worth keeping. `BENCH_SPOKES=1,3` measures throughput with so many spokes.
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -24,6 +24,8 @@ const NAMES: [&str; 13] = [
 
 /// What was asked for.
 pub struct Parts {
+    /// How many spokes watch what hub applications write, in each measurement of throughput.
+    pub fan_outs: Vec<usize>,
     only: Vec<String>,
     work: f64,
 }
@@ -44,7 +46,11 @@ impl Parts {
             Err(_) => 1.0,
         };
         ensure!(work > 0.0, "BENCH_WORK is above 0");
-        Ok(Self { only, work })
+        let fan_outs = std::env::var("BENCH_SPOKES").unwrap_or_else(|_| "1,3,8".to_owned());
+        let fan_outs: Result<Vec<usize>, _> = fan_outs.split(',').map(|number| number.trim().parse()).collect();
+        let fan_outs = fan_outs.context("BENCH_SPOKES is a list of numbers, such as 1,3")?;
+        ensure!(!fan_outs.contains(&0), "without spokes there is nothing to measure");
+        Ok(Self { fan_outs, only, work })
     }
 
     /// Whether this part is to be measured.

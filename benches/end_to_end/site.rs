@@ -58,6 +58,12 @@ impl Route<'_> {
     pub fn last(&self) -> Result<&Place> {
         self.destinations.last().copied().context("a route has a destination")
     }
+
+    /// CPU time that all servers on it have used so far.
+    pub fn cpu(&self) -> Result<Duration> {
+        let places = std::iter::once(&self.source).chain(&self.destinations);
+        places.map(|place| Ok(Usage::of(place.process()?)?.cpu)).sum()
+    }
 }
 
 impl Site {

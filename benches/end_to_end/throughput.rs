@@ -134,6 +134,9 @@ pub struct Measured {
     /// CPU time of the program, and how many changes it has delivered by that.
     cpu: Duration,
     delivered: f64,
+    /// CPU time of all servers on the route, directly and with the program, and for how many changes.
+    servers: [Duration; 2],
+    changes: f64,
 }
 
 /// Does the same work in both ways, in turn.
@@ -147,10 +150,11 @@ pub async fn in_turn(
     // The first round only warms everything up.
     for round in 0..=rounds {
         let batches = Arc::new(changes(round));
+        let at_first = route.cpu()?;
         let floor = floors::pipelined(route, &batches, &batches).await?;
-        let before = site.cpu()?;
+        let (between, before) = (route.cpu()?, site.cpu()?);
         let synced = program(site, route, &batches).await?;
-        let cpu = site.cpu()? - before;
+        let (at_last, cpu) = (route.cpu()?, site.cpu()? - before);
         if round > 0 {
             let changes = batches.iter().map(Batch::changes).sum::<usize>() as f64;
             measured.ratios.push(floor.as_secs_f64() / synced.as_secs_f64());
@@ -158,6 +162,9 @@ pub async fn in_turn(
             measured.floors.push(changes / floor.as_secs_f64());
             measured.cpu += cpu;
             measured.delivered += changes * route.destinations.len() as f64;
+            measured.servers[0] += between - at_first;
+            measured.servers[1] += at_last - between;
+            measured.changes += changes;
         }
     }
     Ok(measured)
@@ -177,11 +184,14 @@ impl Measured {
         let ratio = Figure::plain(&name, "of the rate of doing it directly", median(&mut self.ratios));
         let cost = self.cpu.as_secs_f64() * 1e6 / self.delivered;
         let cost = Figure::plain(&name, "s of CPU per million delivered", cost);
+        let servers = self.servers.map(|cpu| cpu.as_secs_f64() * 1e6 / self.changes);
         vec![
             if has_goals { ratio.should_be_at_least(0.85) } else { ratio },
             Figure::plain(&name, "changes/s in all destinations", median(&mut self.rates)),
             Figure::plain(&name, "changes/s directly", median(&mut self.floors)),
             if has_goals { cost.should_be_at_most(4.0) } else { cost },
+            Figure::plain(&name, "s of the servers' CPU per million changes", servers[1]),
+            Figure::plain(&name, "s of the servers' CPU per million changes directly", servers[0]),
         ]
     }
 }

@@ -175,7 +175,7 @@ async fn send(
 ) -> Result<Result<usize, RefusedChange>, Error> {
     let mut missed = 0;
     for ready in statement::render(commands, steps, server.namespaces(), server.partition_field()) {
-        match open.send(&ready).await? {
+        match open.send(ready).await? {
             Sent::Done(statements) => missed += statements,
             Sent::Refused(refused) => return Ok(Err(RefusedChange::new(refused, steps))),
         }

@@ -148,8 +148,8 @@ impl Open<'_> {
     ///
     /// # Errors
     /// If the server fails.
-    pub async fn send(&mut self, ready: &Ready) -> Result<Sent, Error> {
-        let reply = match self.transaction.send("applying a batch", &ready.database, ready.command.clone()).await {
+    pub async fn send(&mut self, ready: Ready) -> Result<Sent, Error> {
+        let reply = match self.transaction.send("applying a batch", &ready.database, ready.command).await {
             Ok(reply) => reply,
             Err(error) => {
                 let Some(code) = error.code().filter(|code| REFUSALS.contains(code)) else { return Err(error) };
