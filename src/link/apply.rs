@@ -9,6 +9,7 @@ use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
 
 use super::REMEMBERED_DOCUMENTS;
+use super::batch_size::BatchSize;
 use super::load::{Commit, Load, Mark, Origin, Side};
 use super::progress::{Later, Progress};
 use super::transact::{Committed, Outcome, Part, RefusedChange, RefusedStep, Written, transact};
@@ -24,6 +25,7 @@ use crate::sync::attempt::Next;
 use crate::sync::key::Key;
 use crate::sync::names::Link;
 use crate::sync::position::Position;
+use crate::sync::queue::Weight;
 use crate::sync::step::Step;
 
 /// Applies a link's batches at its destination.
@@ -31,6 +33,7 @@ pub struct Applier {
     destination: Destination,
     ahead: Ahead,
     parked: HashMap<Key, Kept>,
+    batch_size: BatchSize,
 }
 
 impl Applier {
@@ -42,7 +45,7 @@ impl Applier {
         let destination = Destination::claim(server, link, slot, holder).await?;
         let ahead = Ahead::new(destination.checkpoint().ahead.clone(), REMEMBERED_DOCUMENTS);
         let parked = dead_letters::kept(server, link).await?;
-        Ok(Self { destination, ahead, parked })
+        Ok(Self { destination, ahead, parked, batch_size: BatchSize::default() })
     }
 
     /// The checkpoint as it is saved.
@@ -63,6 +66,11 @@ impl Applier {
     /// The destination's time when the link was taken over.
     pub fn claimed_at(&self) -> Timestamp {
         self.destination.claimed_at()
+    }
+
+    /// How much one batch may hold.
+    pub(super) fn batch_size(&self) -> Weight {
+        self.batch_size.limit()
     }
 
     /// What the destination has ahead of the link's position.
@@ -166,7 +174,10 @@ impl Applier {
         let mut delays = transaction::delays();
         loop {
             let error = match transact(&mut self.destination, &self.ahead, side, part, progress).await {
-                Ok(Outcome::Committed(committed)) => return Ok(Outcome::Committed(committed)),
+                Ok(Outcome::Committed(committed)) => {
+                    self.batch_size.learn(committed.round_trip);
+                    return Ok(Outcome::Committed(committed));
+                }
                 Ok(refused) => {
                     self.destination.abort().await;
                     return Ok(refused);
@@ -183,7 +194,7 @@ impl Applier {
 
     /// Remembers what a committed transaction leaves behind.
     fn remember(&mut self, committed: Committed, mark: Option<Mark>) -> Commit {
-        let Committed { at, number, written } = committed;
+        let Committed { at, number, written, .. } = committed;
         for (key, zones, at) in written.read_at {
             self.ahead.has_read(key, zones.iter().map(String::as_str), at);
         }

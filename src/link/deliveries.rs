@@ -9,7 +9,6 @@ use bson::raw::RawDocumentBuf;
 use super::feed::Routed;
 use super::inbox::{Delivery, Inbox};
 use super::load::{Load, Mark, Origin};
-use super::{BATCH_BYTES, BATCH_EVENTS};
 use crate::sync::ahead::Ahead;
 use crate::sync::batch::{EventRef, Malformed};
 use crate::sync::conflicts::Conflicts;
@@ -17,18 +16,19 @@ use crate::sync::downlink::{Downlink, Incoming};
 use crate::sync::fields::Fields;
 use crate::sync::key::Key;
 use crate::sync::position::Position;
+use crate::sync::queue::Weight;
 use crate::sync::route::{Action, Content, SpokeId};
 use crate::sync::step::Step;
 
 /// This delivery, and what else is waiting, up to a bound.
-pub(super) fn gather(first: Delivery, inbox: &Inbox) -> Vec<Delivery> {
+pub(super) fn gather(first: Delivery, inbox: &Inbox, limit: Weight) -> Vec<Delivery> {
     let weigh = |delivery: &Delivery| {
         let weight = delivery.routed.as_ref().map(|(routed, spoke)| (routed.picks(*spoke).len(), routed.batch.bytes()));
         weight.unwrap_or_default()
     };
     let (mut events, mut bytes) = weigh(&first);
     let mut deliveries = vec![first];
-    while events < BATCH_EVENTS && bytes < BATCH_BYTES {
+    while events < limit.events && bytes < limit.bytes {
         let Some(next) = inbox.try_next() else { break };
         let (more_events, more_bytes) = weigh(&next);
         events += more_events;

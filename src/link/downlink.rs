@@ -78,9 +78,7 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     }
     loop {
         let hub = side.hub.clone();
-        if collections::look(&mut applier, &mut side, &hub, spoke, Direction::Downlink).await? {
-            spoke.fanout.detach(&spoke.zone);
-        }
+        collections::look(&mut applier, &mut side, &hub, spoke, Direction::Downlink).await?;
         // What an operator wants to be compared can wait; what was never copied, or was lost, cannot.
         let asked = applier.checkpoint().reconciling == Reconciling::Asked;
         let comparing = if asked { spoke.links.compare(Direction::Downlink) } else { None };
@@ -98,7 +96,6 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
             }
             Ok(Turn::Compare) => {
                 tracing::info!("comparing everything, as an operator wants");
-                spoke.fanout.detach(&spoke.zone);
                 applier.save(&mut side, Mark::Compares).await?;
             }
             Ok(Turn::Look) => {}
@@ -114,6 +111,8 @@ async fn stream(applier: &mut Applier, side: &mut HubSide<'_>, stop: &Cancellati
         let Some(inbox) = reach_fanout(applier, side, stop).await? else { return Ok(Turn::Stopped) };
         side.cell().set_state(State::Streaming);
         if let Some(turn) = empty(&inbox, applier, side, stop).await? {
+            // Nobody should wait for what this inbox has.
+            side.spoke.fanout.detach(&side.spoke.zone);
             return Ok(turn);
         }
     }
@@ -350,7 +349,7 @@ async fn empty(
         let next = side.cell().pulse().while_waiting(inbox.next());
         let Some(first) = stop.run_until_cancelled(next).await else { return Ok(Some(Turn::Stopped)) };
         let Some(first) = first else { return Ok(None) };
-        let deliveries = gather(first, inbox);
+        let deliveries = gather(first, inbox, applier.batch_size());
         // What was routed for other zones than this loop began with lacks some, or brings some that were never copied. Whoever
         // changed that has another loop started.
         if !deliveries.iter().all(|delivery| side.holds_the_same(&delivery.routes)) {

@@ -2,13 +2,15 @@
 //!
 //! A spoke attaches with the position of its checkpoint and is told from where on its inbox is filled. What lies between
 //! the two it reads by a stream of its own; where its checkpoint is the newer one it leaves out what it has. A spoke that
-//! does not keep up is detached, and comes back when it has caught up. The fan-out waits for nobody.
+//! does not keep up is detached, and comes back when it has caught up.
+//!
+//! Where an inbox is full the fan-out waits only as long as every spoke has something to do: nobody is held up by another.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Stopped;
@@ -37,6 +39,8 @@ pub struct Fanout {
     /// Counts the spokes that came to wait for that.
     arrivals: watch::Sender<u64>,
     lanes: Semaphore,
+    /// Some inbox has become emptier, or has come or gone.
+    taken: Arc<Notify>,
     board: Arc<Board>,
 }
 
@@ -49,6 +53,15 @@ struct Shared {
     inboxes: HashMap<Zone, Arc<Inbox>>,
     /// The stream's place was lost: it can only start at the present.
     lost: bool,
+}
+
+/// What became of a reply.
+enum Distributed {
+    Done,
+    /// Some inbox is full, and none is empty.
+    MustWait,
+    /// It was routed by what is no longer configured.
+    NoLongerRouted,
 }
 
 /// One of the few places for a spoke's own stream.
@@ -81,6 +94,7 @@ impl Fanout {
             starts: watch::Sender::new(0),
             arrivals: watch::Sender::new(0),
             lanes: Semaphore::new(catching_up),
+            taken: Arc::default(),
             board,
         }
     }
@@ -128,7 +142,8 @@ impl Fanout {
         };
         state.waiting.remove(zone);
         let shown = self.board.get(zone.as_str()).map(|cell| cell.queue().clone()).unwrap_or_default();
-        let inbox = Arc::new(Inbox::new(shown));
+        let inbox = Arc::new(Inbox::new(shown, self.taken.clone()));
+        self.taken.notify_one();
         if let Some(former) = state.inboxes.insert(zone.clone(), inbox.clone()) {
             former.detach();
         }
@@ -141,36 +156,42 @@ impl Fanout {
         state.waiting.remove(zone);
         if let Some(inbox) = state.inboxes.remove(zone) {
             inbox.detach();
+            self.taken.notify_one();
         }
     }
 
-    /// Gives every spoke its part of a reply. Gives it back if it is routed by what is no longer configured: a spoke that has
-    /// attached meanwhile relies on the present routes.
-    fn distribute(&self, routed: Routed) -> Option<Routed> {
+    /// Gives every spoke its part of a reply.
+    fn distribute(&self, routed: &Arc<Routed>) -> Distributed {
         let mut state = self.state();
+        // A spoke that has attached meanwhile relies on the present routes.
         if !Arc::ptr_eq(&state.routes, &routed.routes) {
-            return Some(routed);
+            return Distributed::NoLongerRouted;
         }
-        let end = routed.batch.end().clone();
-        let routed = Arc::new(routed);
-        state.position = Some(end.clone());
-        let routes = routed.routes.clone();
-        let lost = routed.batch.lost_collections();
-        state.inboxes.retain(|zone, inbox| {
-            let own = routes.owner(zone.as_str()).filter(|spoke| !routed.picks(*spoke).is_empty());
-            let part = own.map(|spoke| (routed.excerpt(spoke).map_or_else(|| routed.clone(), Arc::new), spoke));
-            let kept = inbox.push(Delivery {
-                routed: part,
-                routes: routes.clone(),
-                lost_collections: lost.clone(),
-                end: end.clone(),
-            });
-            if !kept {
-                tracing::warn!(%zone, "the spoke does not keep up, it will catch up on a stream of its own");
+        let lost_collections = routed.batch.lost_collections();
+        let delivery = |zone: &Zone| {
+            let own = routed.routes.owner(zone.as_str()).filter(|spoke| !routed.picks(*spoke).is_empty());
+            Delivery {
+                routed: own.map(|spoke| (routed.excerpt(spoke).map_or_else(|| routed.clone(), Arc::new), spoke)),
+                routes: routed.routes.clone(),
+                lost_collections: lost_collections.clone(),
+                end: routed.batch.end().clone(),
             }
-            kept
-        });
-        None
+        };
+        let deliveries: HashMap<Zone, Delivery> =
+            state.inboxes.keys().map(|zone| (zone.clone(), delivery(zone))).collect();
+        let is_full = state.inboxes.iter().any(|(zone, inbox)| !inbox.has_room_for(&deliveries[zone]));
+        if is_full && !state.inboxes.values().any(|inbox| inbox.is_empty()) {
+            return Distributed::MustWait;
+        }
+        state.position = Some(routed.batch.end().clone());
+        for (zone, delivery) in deliveries {
+            let Some(inbox) = state.inboxes.get(&zone) else { continue };
+            if !inbox.push(delivery) {
+                tracing::warn!(%zone, "the spoke does not keep up, it will catch up on a stream of its own");
+                state.inboxes.remove(&zone);
+            }
+        }
+        Distributed::Done
     }
 
     /// Where the stream goes on, or starts.
@@ -261,17 +282,24 @@ pub async fn run(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &Cancellati
     cell.set_state(State::Streaming);
     loop {
         let Some(batch) = stop.run_until_cancelled(feed.read()).await else { return Ok(Stopped) };
-        let mut batch = batch.map_err(|error| lost(fanout, error))?;
+        let batch = batch.map_err(|error| lost(fanout, error))?;
         let last = batch.len().checked_sub(1).map(|last| batch.event(last).wall_time());
         if !batch.lost_collections().is_empty() {
             cell.set_error("a synced collection was dropped or renamed at the hub: the spokes keep its documents");
         }
         let (events, end) = (batch.len(), batch.end().cluster_time());
+        let mut routed = Arc::new(feed.route(batch, &fanout.routes(), None).await?);
         loop {
-            let routed = feed.route(batch, &fanout.routes(), None).await?;
-            match fanout.distribute(routed) {
-                None => break,
-                Some(stale) => batch = stale.batch,
+            match fanout.distribute(&routed) {
+                Distributed::Done => break,
+                Distributed::MustWait => {
+                    let taken = cell.pulse().while_waiting(fanout.taken.notified());
+                    let Some(()) = stop.run_until_cancelled(taken).await else { return Ok(Stopped) };
+                }
+                Distributed::NoLongerRouted => {
+                    let batch = routed.batch.clone();
+                    routed = Arc::new(feed.route(batch, &fanout.routes(), None).await?);
+                }
             }
         }
         match last {

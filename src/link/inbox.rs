@@ -31,20 +31,33 @@ pub struct Delivery {
 pub struct Inbox {
     queue: Mutex<Queue<Delivery>>,
     changed: Notify,
+    /// Tells the fan-out that something was taken out of it.
+    taken: Arc<Notify>,
     detached: AtomicBool,
     shown: Depth,
 }
 
 impl Inbox {
-    /// An empty one, whose fill is shown there.
-    pub(super) fn new(shown: Depth) -> Self {
+    /// An empty one, whose fill is shown there, and that tells by `taken` when something is taken out of it.
+    pub(super) fn new(shown: Depth, taken: Arc<Notify>) -> Self {
         shown.set(Weight::default(), CAPACITY);
         Self {
             queue: Mutex::new(Queue::new(CAPACITY)),
             changed: Notify::new(),
+            taken,
             detached: AtomicBool::new(false),
             shown,
         }
+    }
+
+    /// True if nothing waits in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue().is_empty()
+    }
+
+    /// True if this would be accepted.
+    pub(super) fn has_room_for(&self, delivery: &Delivery) -> bool {
+        self.queue().has_room_for(delivery.weight())
     }
 
     /// Adds what the fan-out has. `false` if the spoke is too far behind for it: then nothing more will come.
@@ -94,6 +107,7 @@ impl Inbox {
     pub fn try_next(&self) -> Option<Delivery> {
         let next = self.queue().pop();
         self.show();
+        self.taken.notify_one();
         next
     }
 

@@ -7,6 +7,7 @@
 //! - [`collections`]: whether the collections are still the same; [`foreign`]: what applications wrote in zones that are not theirs
 //! - [`carried`]: how far each link of a spoke has come, for the other one
 //! - [`load`]: what passes between the two halves of a link; [`apply`]: a batch into a transaction, up the ladder if need be
+//! - [`batch_size`]: how much goes into one transaction
 //! - [`inbox`]: what the fan-out has for one spoke; [`progress`], [`transact`]: one batch on its way, one transaction of it
 //! - [`letters`]: what an operator wants done about dead letters
 //! - [`window`]: how far back a source's stream can begin
@@ -16,6 +17,7 @@
 //! which goes on from the checkpoint.
 
 pub mod apply;
+mod batch_size;
 pub mod carried;
 mod collections;
 mod copy;
@@ -65,12 +67,6 @@ enum Turn {
     /// It must look whether the collections are still the same.
     Look,
 }
-
-/// A batch holds at most so many change events.
-pub const BATCH_EVENTS: usize = 10_000;
-
-/// A batch is closed when it has so many bytes; one reply of a server may still be larger.
-pub const BATCH_BYTES: usize = 6_000_000;
 
 /// How often the checkpoint of a quiet link follows the stream's position, so that it stays in the oplog window.
 pub const QUIET_CHECKPOINT: Duration = Duration::from_secs(5);

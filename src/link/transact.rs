@@ -1,6 +1,7 @@
 //! One transaction of a link: a part of a batch into the destination, with whatever must be read for it.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
@@ -9,7 +10,7 @@ use super::load::{Expected, Mark, Side};
 use super::progress::Progress;
 use super::walk;
 use crate::mongo::checkpoint::{Checkpoint, Reconciling};
-use crate::mongo::destination::{Destination, Open, Refused, Sent};
+use crate::mongo::destination::{Destination, Open, Refused, Saved, Sent};
 use crate::mongo::error::Error;
 use crate::mongo::notes::{Edit, Note};
 use crate::mongo::read::Wanted;
@@ -48,6 +49,8 @@ pub(super) enum Outcome {
 pub(super) struct Committed {
     /// The destination's time.
     pub(super) at: Timestamp,
+    /// How long a round trip to the destination takes.
+    pub(super) round_trip: Duration,
     /// The number that it saved its hub edits under.
     pub(super) number: i64,
     pub(super) written: Written,
@@ -161,9 +164,9 @@ pub(super) async fn transact(
         written.has_own_note = !note.fits_into(&checkpoint);
         if written.has_own_note { ours.push(note.save(&link)) } else { checkpoint.notes.push(note) }
     }
-    let at = open.commit(&ours, &checkpoint).await?;
+    let Saved { at, round_trip } = open.commit(&ours, &checkpoint).await?;
     destination.committed(checkpoint);
-    Ok(Outcome::Committed(Committed { at, number, written }))
+    Ok(Outcome::Committed(Committed { at, round_trip, number, written }))
 }
 
 /// Sends commands that are made of these steps. Tells how many statements found no document.

@@ -19,7 +19,7 @@ use super::letters;
 use super::load::{Commit, Load, Mark, Origin, Side};
 use super::stamp::Stamper;
 use super::window;
-use super::{BATCH_BYTES, BATCH_EVENTS, QUIET_CHECKPOINT, Spoke, Stopped, Turn};
+use super::{QUIET_CHECKPOINT, Spoke, Stopped, Turn};
 use super::{collections, foreign};
 use crate::mongo::checkpoint::{Part, Reconciling};
 use crate::mongo::error::{Error, Failure};
@@ -34,6 +34,7 @@ use crate::sync::batch::{Batch, EventRef, Kind, Malformed};
 use crate::sync::key::Key;
 use crate::sync::names::{Direction, Link};
 use crate::sync::position::Position;
+use crate::sync::queue::Weight;
 use crate::sync::step::{Meaning, Step, Zones};
 use crate::sync::uplink::{Decision, Owner, Uplink};
 
@@ -193,7 +194,7 @@ async fn stream(applier: &mut Applier, side: &mut SpokeSide<'_>, stop: &Cancella
                 Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
             };
         };
-        let batches = gather(first, &mut replies);
+        let batches = gather(first, &mut replies, applier.batch_size());
         attend(applier, side).await?;
         let end = batches.last().expect("there is a first").end().clone();
         if batches.iter().all(|batch| batch.is_empty()) {
@@ -233,10 +234,10 @@ async fn attend(applier: &mut Applier, side: &mut SpokeSide<'_>) -> Result<(), E
 }
 
 /// This reply, and what else is waiting, up to a bound.
-fn gather(first: Batch, replies: &mut mpsc::Receiver<Batch>) -> Vec<Batch> {
+fn gather(first: Batch, replies: &mut mpsc::Receiver<Batch>, limit: Weight) -> Vec<Batch> {
     let (mut events, mut bytes) = (first.len(), first.bytes());
     let mut batches = vec![first];
-    while events < BATCH_EVENTS && bytes < BATCH_BYTES {
+    while events < limit.events && bytes < limit.bytes {
         let Ok(next) = replies.try_recv() else { break };
         events += next.len();
         bytes += next.bytes();

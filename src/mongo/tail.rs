@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// At most so many events in one reply; the server also stops at 16 MB.
 const REPLY_EVENTS: u32 = 5_000;
 
+/// How many bytes a reply should have, about: what waits is in memory.
+const REPLY_BYTES: usize = 4_000_000;
+
 /// What a stream brings.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
@@ -37,6 +40,8 @@ pub struct Tail {
     server: Server,
     selection: Selection,
     cursor: RawBatchCursor,
+    /// At most so many events in one reply.
+    reply_events: u32,
     /// Events up to here have been seen although the server sends them again.
     seen: Option<Position>,
     last: Timestamp,
@@ -49,19 +54,19 @@ impl Tail {
     /// If the server does not open it; [`super::error::Failure::HistoryLost`] if the position is no longer in its oplog.
     pub async fn open(server: &Server, position: Option<&Position>, selection: Selection) -> Result<Self, Error> {
         let start = position.map_or_else(Document::new, |position| doc! { "startAfter": token(position) });
-        let (cursor, seen) = match open(server, start, &selection).await {
+        let (cursor, seen) = match open(server, start, &selection, REPLY_EVENTS).await {
             Ok(cursor) => (cursor, None),
             // The token is of an event that this stream leaves out, or of another kind of stream. Its time still holds.
             Err(error) if matches!(error.code(), Some(codes::CHANGE_STREAM_FATAL | codes::INVALID_RESUME_TOKEN)) => {
                 let Some(position) = position else { return Err(error) };
                 tracing::debug!(server = %server.name(), %error, "resume token not usable, going by its cluster time");
                 let start = doc! { "startAtOperationTime": position.cluster_time() };
-                (open(server, start, &selection).await?, Some(position.clone()))
+                (open(server, start, &selection, REPLY_EVENTS).await?, Some(position.clone()))
             }
             Err(error) => return Err(error),
         };
         let last = position.map_or(Timestamp { time: 0, increment: 0 }, Position::cluster_time);
-        Ok(Self { server: server.clone(), selection, cursor, seen, last })
+        Ok(Self { server: server.clone(), selection, cursor, reply_events: REPLY_EVENTS, seen, last })
     }
 
     /// What the stream brings.
@@ -85,12 +90,16 @@ impl Tail {
             None => return Err(self.server.unsuitable("the change stream ended without saying so")),
         };
         let batch = Batch::decode(reply.as_raw_document(), self.server.namespaces());
-        let batch = self.without_seen(batch.map_err(|error| self.server.malformed(error))?);
+        let batch = batch.map_err(|error| self.server.malformed(error))?;
+        let reply_events = reply_events(self.reply_events, batch.len(), batch.bytes());
+        let batch = self.without_seen(batch);
         self.check_time(&batch)?;
-        if batch.is_closed() {
-            // The collection was dropped or renamed. The stream that starts after that sees what comes next.
+        // The collection was dropped or renamed, and the stream that starts after that sees what comes next. Or the cursor's
+        // replies are too large, or too small.
+        if batch.is_closed() || reply_events != self.reply_events {
+            self.reply_events = reply_events;
             let start = doc! { "startAfter": token(batch.end()) };
-            self.cursor = open(&self.server, start, &self.selection).await?;
+            self.cursor = open(&self.server, start, &self.selection, reply_events).await?;
         }
         Ok(batch)
     }
@@ -120,6 +129,15 @@ impl Tail {
     }
 }
 
+/// How many events a reply should have at most, after one of so many had so many bytes. What is about right is left as it is: the
+/// stream must be opened anew for it.
+fn reply_events(now: u32, events: usize, bytes: usize) -> u32 {
+    let fitting = (events * REPLY_BYTES).checked_div(bytes).and_then(|fitting| u32::try_from(fitting).ok());
+    let fitting = fitting.unwrap_or(REPLY_EVENTS).clamp(1, REPLY_EVENTS);
+    let is_full = u32::try_from(events) == Ok(now);
+    if (bytes > 2 * REPLY_BYTES && fitting < now) || (is_full && fitting / 4 >= now) { fitting } else { now }
+}
+
 /// The place where a stream that is opened now starts.
 ///
 /// # Errors
@@ -133,7 +151,12 @@ fn token(position: &Position) -> Bson {
     Document::try_from(position.token()).map_or(Bson::Null, Bson::Document)
 }
 
-async fn open(server: &Server, start: Document, selection: &Selection) -> Result<RawBatchCursor, Error> {
+async fn open(
+    server: &Server,
+    start: Document,
+    selection: &Selection,
+    reply_events: u32,
+) -> Result<RawBatchCursor, Error> {
     let mut stage = start;
     if selection.zone_before && server.has_pre_images() {
         stage.insert("fullDocumentBeforeChange", "whenAvailable");
@@ -154,9 +177,9 @@ async fn open(server: &Server, start: Document, selection: &Selection) -> Result
     let call = async {
         if let [only] = namespaces {
             let collection = database.collection::<Document>(&only.collection);
-            collection.aggregate(pipeline).batch_size(REPLY_EVENTS).max_await_time(PATIENCE).batch().await
+            collection.aggregate(pipeline).batch_size(reply_events).max_await_time(PATIENCE).batch().await
         } else {
-            database.aggregate(pipeline).batch_size(REPLY_EVENTS).max_await_time(PATIENCE).batch().await
+            database.aggregate(pipeline).batch_size(reply_events).max_await_time(PATIENCE).batch().await
         }
     };
     server.bounded("opening the change stream", call).await
@@ -199,4 +222,21 @@ fn projection(server: &Server, selection: &Selection) -> Document {
         fields.insert(format!("fullDocumentBeforeChange.{}", server.partition_key()), 1);
     }
     doc! { "$project": fields }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_of_large_events_have_fewer_and_grow_again_when_events_are_small() {
+        assert_eq!(reply_events(5_000, 5_000, 5_000_000), 5_000);
+        assert_eq!(reply_events(5_000, 160, 16_000_000), 40);
+        assert_eq!(reply_events(40, 40, 4_000_000), 40);
+        assert_eq!(reply_events(40, 40, 40_000), 4_000);
+        assert_eq!(reply_events(40, 3, 3_000), 40, "it was not full");
+        assert_eq!(reply_events(5_000, 1, 16_000_000), 1);
+        assert_eq!(reply_events(1, 1, 16_000_000), 1);
+        assert_eq!(reply_events(5_000, 0, 300), 5_000);
+    }
 }

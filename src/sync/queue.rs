@@ -14,6 +14,12 @@ pub struct Weight {
     pub bytes: usize,
 }
 
+impl Weight {
+    fn plus(self, other: Self) -> Self {
+        Self { events: self.events + other.events, bytes: self.bytes + other.bytes }
+    }
+}
+
 /// The queue is full; here is the item back.
 #[derive(Debug)]
 pub struct Full<T>(pub T);
@@ -37,14 +43,23 @@ impl<T> Queue<T> {
     /// # Errors
     /// Gives the item back if it does not fit.
     pub fn push(&mut self, item: T, weight: Weight) -> Result<(), Full<T>> {
-        let events = self.weight.events + weight.events;
-        let bytes = self.weight.bytes + weight.bytes;
-        if !self.items.is_empty() && (events > self.capacity.events || bytes > self.capacity.bytes) {
+        if !self.has_room_for(weight) {
             return Err(Full(item));
         }
-        self.weight = Weight { events, bytes };
+        self.weight = self.weight.plus(weight);
         self.items.push_back((item, weight));
         Ok(())
+    }
+
+    /// True if an item of this weight would be accepted.
+    pub fn has_room_for(&self, weight: Weight) -> bool {
+        let Weight { events, bytes } = self.weight.plus(weight);
+        self.items.is_empty() || (events <= self.capacity.events && bytes <= self.capacity.bytes)
+    }
+
+    /// True if there is no item in it.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
     }
 
     /// Takes the first item.

@@ -1,0 +1,66 @@
+//! How much goes into one transaction: more where the way to the destination is long, so that its round trips are shared by more
+//! changes. What waits for a transaction is in memory, so it is no more than that takes.
+
+use std::time::Duration;
+
+use crate::sync::queue::Weight;
+
+/// What a batch holds at most where the destination is near; one reply of a server may still be larger.
+const NEAR: Weight = Weight { events: 10_000, bytes: 6_000_000 };
+
+/// For each such time of a round trip a batch is larger by [`NEAR`].
+const STEP: Duration = Duration::from_millis(25);
+
+/// At most so many times [`NEAR`].
+const MOST: usize = 3;
+
+/// The size of a link's batches, learnt from the round trips to its destination.
+#[derive(Debug, Default)]
+pub(super) struct BatchSize {
+    round_trip: Duration,
+}
+
+impl BatchSize {
+    /// A statement that is little work has taken so long.
+    pub(super) fn learn(&mut self, round_trip: Duration) {
+        const WEIGHT: u32 = 4;
+        self.round_trip = (self.round_trip * (WEIGHT - 1) + round_trip) / WEIGHT;
+    }
+
+    /// What a batch may hold.
+    pub(super) fn limit(&self) -> Weight {
+        let times = usize::try_from(self.round_trip.as_nanos() / STEP.as_nanos()).unwrap_or(MOST);
+        let times = (1 + times).min(MOST);
+        Weight { events: NEAR.events * times, bytes: NEAR.bytes * times }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_grow_with_the_way_and_shrink_again() {
+        let mut size = BatchSize::default();
+        assert_eq!(size.limit(), NEAR);
+        for _ in 0..20 {
+            size.learn(Duration::from_millis(60));
+        }
+        assert_eq!(size.limit().events, 3 * NEAR.events);
+        for _ in 0..20 {
+            size.learn(Duration::from_secs(9));
+        }
+        assert_eq!(size.limit().bytes, MOST * NEAR.bytes);
+        for _ in 0..40 {
+            size.learn(Duration::from_millis(1));
+        }
+        assert_eq!(size.limit(), NEAR);
+    }
+
+    #[test]
+    fn one_slow_answer_changes_little() {
+        let mut size = BatchSize::default();
+        size.learn(Duration::from_millis(90));
+        assert_eq!(size.limit(), NEAR);
+    }
+}
