@@ -4,6 +4,7 @@
 //! Promise: the link's mark never passes a change that is neither applied nor parked.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
@@ -117,7 +118,7 @@ impl Applier {
         later.take(&mut load.steps, 0, &self.parked);
         let mut skipped = Vec::new();
         loop {
-            let range = progress.part(load.steps.len());
+            let range = one_transaction(&load.steps, progress.part(load.steps.len()), self.batch_size.limit().bytes);
             let is_last = range.end == load.steps.len();
             let (mark, ours) = if is_last {
                 let later = later.statement(self.destination.link(), self.destination.server().namespaces());
@@ -264,6 +265,20 @@ impl Applier {
     }
 }
 
+/// Of these steps the first, if all of them have far more bytes than one batch should have: one reply can.
+fn one_transaction(steps: &[Step<'_>], range: Range<usize>, bytes: usize) -> Range<usize> {
+    let sizes = || steps[range.clone()].iter().map(|step| step.write.bytes());
+    if sizes().sum::<usize>() <= 2 * bytes {
+        return range;
+    }
+    let mut sum = 0;
+    let fitting = sizes().take_while(|size| {
+        sum += size;
+        sum <= bytes
+    });
+    range.start..range.start + fitting.count().max(1)
+}
+
 /// The place of a refused step among those that were tried. Where the server does not tell the step: half of them, so that
 /// in the end it stands alone.
 fn culprit(steps: &[Step<'_>], refused: Option<&RefusedStep>) -> usize {
@@ -283,5 +298,32 @@ impl Origin for Nowhere {
 
     fn event(&self, _: usize) -> (RawDocumentBuf, Option<Timestamp>) {
         (RawDocumentBuf::new(), None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::step::{Write, Zones};
+    use bson::raw::RawBsonRef;
+
+    #[test]
+    fn what_one_reply_has_too_much_of_goes_into_several_transactions() {
+        let document = bson::rawdoc! { "_id": 1, "text": "x".repeat(1_000) };
+        let id = RawBsonRef::Int32(1);
+        let step = |event| Step {
+            event,
+            key: Key::new(0, id),
+            id,
+            zones: Zones::One("DFW"),
+            write: Write::Insert(&document),
+            hub_edit: None,
+        };
+        let steps: Vec<_> = (0..10).map(step).collect();
+        assert_eq!(one_transaction(&steps, 0..10, 6_000), 0..10, "not much too much");
+        assert_eq!(one_transaction(&steps, 0..10, 2_500), 0..2);
+        assert_eq!(one_transaction(&steps, 2..10, 2_500), 2..4);
+        assert_eq!(one_transaction(&steps, 8..10, 100), 8..9, "one is always done");
+        assert_eq!(one_transaction(&[], 0..0, 100), 0..0);
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::sync::queue::Weight;
 
-/// What a batch holds at most where the destination is near; one reply of a server may still be larger.
-const NEAR: Weight = Weight { events: 10_000, bytes: 6_000_000 };
+/// What a batch holds at most where the destination is near; one reply of a server more may still be in it.
+const NEAR: Weight = Weight { events: 10_000, bytes: 5_000_000 };
 
 /// For each such time of a round trip a batch is larger by [`NEAR`].
 const STEP: Duration = Duration::from_millis(25);

@@ -12,7 +12,7 @@ use crate::sync::queue::{Full, Queue, Weight};
 use crate::sync::route::{Routes, SpokeId};
 
 /// How much may wait for one spoke. What waits is shared by all spokes that wait for it.
-const CAPACITY: Weight = Weight { events: 50_000, bytes: 32_000_000 };
+const CAPACITY: Weight = Weight { events: 50_000, bytes: 24_000_000 };
 
 /// One reply of the hub's change stream, as far as it concerns one spoke.
 #[derive(Clone, Debug)]

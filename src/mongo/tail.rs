@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bson::{Bson, Document, Timestamp, doc};
 use futures_util::StreamExt;
-use mongodb::raw_batch_cursor::RawBatchCursor;
+use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
 use super::error::{Error, codes};
 use super::server::{CALL_LIMIT, Server};
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const REPLY_EVENTS: u32 = 5_000;
 
 /// How many bytes a reply should have, about: what waits is in memory.
-const REPLY_BYTES: usize = 4_000_000;
+const REPLY_BYTES: usize = 3_000_000;
 
 /// What a stream brings.
 #[derive(Clone, Debug, Default)]
@@ -89,7 +89,7 @@ impl Tail {
             Some(Err(error)) => return Err(Error::of_driver(self.server.name(), doing, &error)),
             None => return Err(self.server.unsuitable("the change stream ended without saying so")),
         };
-        let batch = Batch::decode(reply.as_raw_document(), self.server.namespaces());
+        let batch = Batch::decode(Reply(reply), self.server.namespaces());
         let batch = batch.map_err(|error| self.server.malformed(error))?;
         let reply_events = reply_events(self.reply_events, batch.len(), batch.bytes());
         let batch = self.without_seen(batch);
@@ -126,6 +126,15 @@ impl Tail {
             self.last = time;
         }
         Ok(())
+    }
+}
+
+/// A reply's bytes where they came.
+struct Reply(RawBatch);
+
+impl AsRef<[u8]> for Reply {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_raw_document().as_bytes()
     }
 }
 
@@ -231,9 +240,9 @@ mod tests {
     #[test]
     fn replies_of_large_events_have_fewer_and_grow_again_when_events_are_small() {
         assert_eq!(reply_events(5_000, 5_000, 5_000_000), 5_000);
-        assert_eq!(reply_events(5_000, 160, 16_000_000), 40);
+        assert_eq!(reply_events(5_000, 160, 16_000_000), 30);
         assert_eq!(reply_events(40, 40, 4_000_000), 40);
-        assert_eq!(reply_events(40, 40, 40_000), 4_000);
+        assert_eq!(reply_events(40, 40, 40_000), 3_000);
         assert_eq!(reply_events(40, 3, 3_000), 40, "it was not full");
         assert_eq!(reply_events(5_000, 1, 16_000_000), 1);
         assert_eq!(reply_events(1, 1, 16_000_000), 1);

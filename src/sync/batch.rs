@@ -3,6 +3,9 @@
 //! A batch owns the reply's bytes; events are offsets into them, so that one batch can be shared by every spoke that
 //! wants part of it and no document is copied on its way.
 
+use std::fmt;
+use std::sync::Arc;
+
 use bson::Timestamp;
 use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
 
@@ -88,23 +91,35 @@ impl Span {
     }
 }
 
+/// The bytes of a reply, wherever they are.
+pub trait Bytes: AsRef<[u8]> + Send + Sync {}
+
+impl<T: AsRef<[u8]> + Send + Sync> Bytes for T {}
+
 /// One reply of a change stream.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Batch {
-    bytes: Vec<u8>,
+    bytes: Arc<dyn Bytes>,
     events: Vec<Event>,
     end: Position,
     closed: bool,
 }
 
+impl fmt::Debug for Batch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (events, end) = (&self.events, &self.end);
+        formatter.debug_struct("Batch").field("events", events).field("end", end).finish_non_exhaustive()
+    }
+}
+
 impl Batch {
-    /// Decodes a server's reply to `aggregate` or `getMore`. Events of other namespaces become [`Kind::Other`].
+    /// Decodes a server's reply to `aggregate` or `getMore`, which it keeps. Events of other namespaces become [`Kind::Other`].
     ///
     /// # Errors
     /// If the reply is not that of a change stream.
-    pub fn decode(reply: &RawDocument, namespaces: &[Namespace]) -> Result<Self, Malformed> {
-        let bytes = reply.as_bytes().to_vec();
-        let whole = RawDocument::from_bytes(&bytes)?;
+    pub fn decode(reply: impl Bytes + 'static, namespaces: &[Namespace]) -> Result<Self, Malformed> {
+        let bytes: &[u8] = reply.as_ref();
+        let whole = RawDocument::from_bytes(bytes)?;
         let mut events = Vec::new();
         let mut end = None;
         let mut closed = false;
@@ -116,7 +131,7 @@ impl Batch {
                         let RawBsonRef::Document(event) = event? else {
                             return Err(Malformed("an event is no document".to_owned()));
                         };
-                        events.push(decode_event(event, &bytes, namespaces)?);
+                        events.push(decode_event(event, bytes, namespaces)?);
                     }
                 }
                 (name, RawBsonRef::Document(token)) if name == "postBatchResumeToken" => {
@@ -127,12 +142,12 @@ impl Batch {
             }
         }
         let end = end.ok_or_else(|| Malformed("it has no postBatchResumeToken".to_owned()))?;
-        Ok(Self { bytes, events, end, closed })
+        Ok(Self { bytes: Arc::new(reply), events, end, closed })
     }
 
     /// The events in the stream's order.
     pub fn events(&self) -> impl ExactSizeIterator<Item = EventRef<'_>> {
-        self.events.iter().map(|event| EventRef { bytes: &self.bytes, event })
+        self.events.iter().map(|event| EventRef { bytes: (*self.bytes).as_ref(), event })
     }
 
     /// The event with this number.
@@ -140,7 +155,7 @@ impl Batch {
     /// # Panics
     /// If there is no such event.
     pub fn event(&self, index: usize) -> EventRef<'_> {
-        EventRef { bytes: &self.bytes, event: &self.events[index] }
+        EventRef { bytes: (*self.bytes).as_ref(), event: &self.events[index] }
     }
 
     /// The numbers of the namespaces whose collection was dropped or renamed.
@@ -161,7 +176,7 @@ impl Batch {
 
     /// The reply's size in bytes, which is what the batch keeps in memory.
     pub fn bytes(&self) -> usize {
-        self.bytes.len()
+        (*self.bytes).as_ref().len()
     }
 
     /// The place after everything in this reply.
@@ -181,13 +196,14 @@ impl Batch {
 
     /// A batch of only these events, with memory of its own, that ends at `end`.
     pub fn excerpt(&self, indices: impl Iterator<Item = usize>, end: Position) -> Self {
+        let whole = (*self.bytes).as_ref();
         let mut bytes = Vec::new();
         let mut events = Vec::new();
         for index in indices {
             let mut event = self.events[index].clone();
             let from = event.whole;
             let to = u32::try_from(bytes.len()).expect("an excerpt is smaller than its batch");
-            bytes.extend_from_slice(&self.bytes[from.start as usize..from.end as usize]);
+            bytes.extend_from_slice(&whole[from.start as usize..from.end as usize]);
             let shift = |span: Span| span.moved(from.start, to);
             event.whole = shift(event.whole);
             event.token = shift(event.token);
@@ -197,7 +213,7 @@ impl Batch {
             event.before = event.before.map(shift);
             events.push(event);
         }
-        Self { bytes, events, end, closed: self.closed }
+        Self { bytes: Arc::new(bytes), events, end, closed: self.closed }
     }
 }
 
@@ -393,7 +409,7 @@ pub(crate) mod tests {
         let last = TOKENS[events.len().saturating_sub(1)];
         let reply = doc! { "cursor": { "nextBatch": events, "id": 7_i64, "postBatchResumeToken": { "_data": last } } };
         let reply = RawDocumentBuf::try_from(&reply).expect("valid");
-        Batch::decode(&reply, &[Namespace::parse("a.b").expect("valid")]).expect("valid")
+        Batch::decode(reply.as_bytes().to_vec(), &[Namespace::parse("a.b").expect("valid")]).expect("valid")
     }
 
     #[test]
@@ -435,7 +451,7 @@ pub(crate) mod tests {
         let reply = rawdoc! {
             "cursor": { "nextBatch": [], "id": 0_i64, "postBatchResumeToken": { "_data": TOKENS[0] } },
         };
-        let batch = Batch::decode(&reply, &[]).expect("valid");
+        let batch = Batch::decode(reply.as_bytes().to_vec(), &[]).expect("valid");
         assert!(batch.is_closed() && batch.is_empty());
     }
 
@@ -455,7 +471,7 @@ pub(crate) mod tests {
             }], "postBatchResumeToken": end } },
         ];
         for reply in garbage {
-            assert!(Batch::decode(&reply, &namespaces).is_err(), "{reply:?}");
+            assert!(Batch::decode(reply.as_bytes().to_vec(), &namespaces).is_err(), "{reply:?}");
         }
     }
 }

@@ -65,6 +65,14 @@ pub enum Write<'a> {
 }
 
 impl Write<'_> {
+    /// How many bytes of documents it carries, about.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Insert(document) | Self::Replace { document, .. } => document.as_bytes().len(),
+            _ => 0,
+        }
+    }
+
     /// True if this moves the document out of the zones in which it may be.
     pub fn is_move(&self, partition_key: &str) -> bool {
         match self {
