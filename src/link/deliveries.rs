@@ -95,6 +95,10 @@ impl Deliveries {
         // Hub edits of this batch itself.
         let mut pending: HashMap<Key, Fields> = HashMap::new();
         for (number, picked) in self.events.iter().enumerate() {
+            // Most own changes that come back meet nothing.
+            if matches!(picked.action, Action::Own) && conflicts.is_empty() && pending.is_empty() {
+                continue;
+            }
             let event = picked.event();
             let key = event.key()?;
             let at = event.cluster_time();

@@ -158,7 +158,6 @@ impl Feed {
             (_, None, None) => Before::Unknown,
         };
         let mut facts = Facts {
-            key: event.key()?,
             before,
             after: After::AsBefore,
             deleted: event.kind() == Kind::Delete,
@@ -203,9 +202,9 @@ async fn find_zones(
         return Ok(());
     }
     let found = read::documents(hub, &missing, Some(hub.partition_field()), When::NotBefore(not_before)).await?;
-    for facts in facts.iter_mut() {
+    for (event, facts) in batch.events().zip(facts) {
         let Some(lost) = facts.as_mut().filter(|facts| is_lost(facts)) else { continue };
-        match found.documents.get(&lost.key) {
+        match found.documents.get(&event.key().map_err(|error| hub.malformed(error))?) {
             Some(Some(document)) => {
                 let zone = document.get_str(hub.partition_key()).ok();
                 lost.before = Before::At(zone.map_or(Place::Elsewhere, |zone| routes.place(zone)));
@@ -233,14 +232,16 @@ async fn read_documents(
     let Snapshot { at, documents: mut read } = read::documents_at(hub, &missing, last).await?;
     let mut documents = Vec::new();
     let mut numbers: HashMap<Key, u32> = HashMap::new();
-    for facts in facts.iter_mut().flatten().filter(|facts| facts.must_read) {
-        let number = match numbers.get(&facts.key) {
+    for (event, facts) in batch.events().zip(facts) {
+        let Some(facts) = facts.as_mut().filter(|facts| facts.must_read) else { continue };
+        let key = event.key().map_err(|error| hub.malformed(error))?;
+        let number = match numbers.get(&key) {
             Some(&number) => number,
             None => {
                 let number = u32::try_from(documents.len()).expect("fewer than events");
-                let Some(document) = read.remove(&facts.key) else { continue };
+                let Some(document) = read.remove(&key) else { continue };
                 documents.push(document);
-                numbers.insert(facts.key.clone(), number);
+                numbers.insert(key, number);
                 number
             }
         };
@@ -257,9 +258,9 @@ fn wanted<'a>(
 ) -> Result<Wanted<'a>, Error> {
     let mut wanted = Wanted::new();
     for (event, facts) in batch.events().zip(facts) {
-        if let Some(facts) = facts.as_ref().filter(|facts| is_wanted(facts)) {
+        if facts.as_ref().is_some_and(&is_wanted) {
             let id = event.id().map_err(|error| hub.malformed(error))?;
-            wanted.insert(facts.key.clone(), id);
+            wanted.insert(event.key().map_err(|error| hub.malformed(error))?, id);
         }
     }
     Ok(wanted)
@@ -275,7 +276,6 @@ enum After {
 /// What is known of one event.
 #[derive(Debug)]
 struct Facts {
-    key: Key,
     before: Before,
     after: After,
     deleted: bool,
