@@ -78,7 +78,31 @@ struct Leading {
 /// A page of the lead side that was read, and is not compared yet.
 pub struct Ahead(Page, Option<RawBson>);
 
+/// A page of the follow side that was read, and is not compared yet.
+pub struct Followed {
+    page: Page,
+    last: Option<RawBson>,
+    reaches_end: bool,
+}
+
+impl Followed {
+    /// The last `_id` in it, if it does not reach the end of its range: there the next page begins.
+    pub fn next(&self) -> Option<&RawBson> {
+        self.last.as_ref().filter(|_| !self.reaches_end)
+    }
+
+    /// How large pages of this side should be.
+    pub fn teach(&self, size: &mut PageSize) {
+        size.learn(&self.page);
+    }
+}
+
 impl Ahead {
+    /// How large pages of this side should be.
+    pub fn teach(&self, size: &mut PageSize) {
+        size.learn(&self.0);
+    }
+
     /// When the page was like this.
     pub fn at(&self) -> Timestamp {
         self.0.at
@@ -107,6 +131,27 @@ pub async fn read_ahead(
     Ok(Ahead(page, last))
 }
 
+/// Reads the page of a follow side behind this `_id` and up to that one, as it is at one time, not before `not_before`.
+///
+/// # Errors
+/// If the server does not answer.
+pub async fn read_followed(
+    follow: End<'_>,
+    size: PageSize,
+    after: Option<&RawBson>,
+    up_to: Option<&RawBson>,
+    not_before: Timestamp,
+) -> Result<Followed, Error> {
+    let (after, last_of_lead) = (after.map(RawBson::as_raw_bson_ref), up_to);
+    let up_to = up_to.map(RawBson::as_raw_bson_ref);
+    let range = Range { after, up_to, not_before, size, secondary: follow.secondary };
+    let page = scan::page(follow.server, follow.area, range).await?;
+    let last = page.documents().next_back().map(|last| scan::id_of(follow.server, last)).transpose()?;
+    // It has no more in this range where it ends with the same `_id`, or with nothing.
+    let reaches_end = last.is_none() || (last_of_lead.is_some() && last.as_ref() == last_of_lead);
+    Ok(Followed { page, last, reaches_end })
+}
+
 impl<'a> Walk<'a> {
     /// A walk that begins after this `_id`.
     pub fn new(lead: End<'a>, follow: End<'a>, after: Option<RawBson>) -> Self {
@@ -129,41 +174,41 @@ impl<'a> Walk<'a> {
         Ok(at)
     }
 
-    /// How large pages of the lead side should be.
-    pub fn lead_size(&self) -> PageSize {
-        self.sizes[0]
-    }
-
     /// This page of the lead side is compared now.
-    pub fn begin(&mut self, Ahead(page, last): Ahead) {
-        self.sizes[0].learn(&page);
+    pub fn begin(&mut self, ahead: Ahead) {
+        ahead.teach(&mut self.sizes[0]);
+        let Ahead(page, last) = ahead;
         let (found, follow_after) = (vec![false; page.len()], self.after.clone());
         self.leading = Some(Leading { page, found, compared: 0, places: None, last, follow_after });
     }
 
-    /// Compares the next page of the follow side, as it is at one time, not before `not_before`. Tells that time as well.
+    /// Reads and compares the next page of the follow side, as it is at one time, not before `not_before`. Tells that time as well.
     /// `None`: the page of the lead side is done.
     ///
     /// # Errors
     /// If the server does not answer.
     pub async fn follow(&mut self, not_before: Timestamp) -> Result<Option<(Chunk, Timestamp)>, Error> {
-        let Some(mut leading) = self.leading.take() else { return Ok(None) };
-        let range = Range {
-            after: leading.follow_after.as_ref().map(RawBson::as_raw_bson_ref),
-            up_to: leading.last.as_ref().map(RawBson::as_raw_bson_ref),
-            not_before,
-            size: self.sizes[1],
-            secondary: self.follow.secondary,
-        };
-        let page = scan::page(self.follow.server, self.follow.area, range).await?;
-        self.sizes[1].learn(&page);
-        let at = page.at;
-        let last = page.documents().next_back().map(|last| scan::id_of(self.follow.server, last)).transpose()?;
+        let Some(leading) = &self.leading else { return Ok(None) };
+        let (after, up_to) = (leading.follow_after.as_ref(), leading.last.as_ref());
+        let followed = read_followed(self.follow, self.sizes[1], after, up_to, not_before).await?;
+        followed.teach(&mut self.sizes[1]);
+        let at = followed.page.at;
+        Ok(Some((self.compare(followed)?, at)))
+    }
+
+    /// Compares the next page of the follow side with that of the lead side.
+    ///
+    /// # Errors
+    /// If a document is damaged.
+    ///
+    /// # Panics
+    /// If no page of the lead side was begun.
+    pub fn compare(&mut self, followed: Followed) -> Result<Chunk, Error> {
+        let mut leading = self.leading.take().expect("a page of the lead side comes first");
+        let Followed { page, last, reaches_end } = followed;
         let mut chunk = Chunk { documents: page.len(), ..Chunk::default() };
         leading.compare(&page, self.follow, &mut chunk)?;
-        // The follow side has no more in this range where it ends with the same `_id`, or with nothing.
-        let reached = last.is_none() || (leading.last.is_some() && last == leading.last);
-        if !reached {
+        if !reaches_end {
             // With nothing left on the lead side, every page of the other is done for good.
             if leading.last.is_none() {
                 self.after.clone_from(&last);
@@ -171,7 +216,7 @@ impl<'a> Walk<'a> {
             }
             leading.follow_after = last;
             self.leading = Some(leading);
-            return Ok(Some((chunk, at)));
+            return Ok(chunk);
         }
         for (document, _) in leading.page.documents().zip(&leading.found).filter(|(_, found)| !**found) {
             chunk.documents += 1;
@@ -183,7 +228,7 @@ impl<'a> Walk<'a> {
             chunk.done_up_to = Some(last.clone());
             self.after = Some(last);
         }
-        Ok(Some((chunk, at)))
+        Ok(chunk)
     }
 }
 

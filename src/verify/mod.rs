@@ -6,7 +6,7 @@
 //! disturbed: how far the links are is read from their checkpoints.
 //!
 //! - [`options`]: what is compared, and how; [`report`]: what was found
-//! - [`part`]: one zone of one collection at one spoke; [`suspects`]: what does not seem equal there
+//! - [`part`]: one zone of one collection at one spoke; [`reading`]: both sides of it; [`suspects`]: what does not seem equal there
 //! - [`examine`]: a look at single documents; [`findings`]: what persists, and what it is called
 //! - [`carried`]: waiting for the links, and what is on its way where nobody carries it
 //! - [`repair`]: mending what differs; [`pace`]: not too fast
@@ -17,6 +17,7 @@ mod findings;
 pub mod options;
 mod pace;
 mod part;
+mod reading;
 mod repair;
 pub mod report;
 mod suspects;

@@ -1,16 +1,17 @@
 //! Finds documents that do not seem equal: both sides of a zone are walked as fast as they can be read, or digests held against each
 //! other first. What is found may only have been on its way.
 
-use bson::Timestamp;
 use bson::raw::RawBson;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Run;
 use super::carried::{self, Waited};
 use super::examine::{self, Ids, Moment};
 use super::part::Part;
+use super::reading::{self, Pages};
 use super::report::TOLD;
-use crate::link::walk::{self, End, Walk};
+use crate::link::walk::{End, Walk};
 use crate::mongo::digest;
 use crate::mongo::error::Error;
 use crate::mongo::scan::{self, Area, PageSize, Range, Which};
@@ -45,48 +46,41 @@ impl Part<'_> {
             _ => None,
         };
         let end = |server| End { server, area: Area { buckets, ..area }, secondary: options.secondary };
-        let mut walk = Walk::new(end(self.hub), end(self.spoke), saved.after.clone());
-        let (hub_now, spoke_now) = (self.hub.now().await?, self.spoke.now().await?);
-        let mut noted = saved.documents;
-        let mut next = Some(walk::read_ahead(end(self.hub), walk.lead_size(), saved.after.as_ref(), hub_now).await?);
-        while let Some(page) = next {
-            // One page is read ahead at the hub while the spoke's is read and compared.
-            let (size, last) = (walk.lead_size(), page.last().cloned());
-            let reading = async {
-                let Some(last) = &last else { return Ok(None) };
-                walk::read_ahead(end(self.hub), size, Some(last), hub_now).await.map(Some)
-            };
-            walk.begin(page);
-            let comparing = self.compare(&mut walk, spoke_now, saved, run);
-            (next, ()) = futures_util::future::try_join(reading, comparing).await?;
-            if run.stop.is_cancelled() {
-                return Ok(());
-            }
-            if saved.documents - noted >= SAVED_EVERY {
-                noted = saved.documents;
-                verifications::save(self.hub, &self.saved, saved).await?;
-            }
-        }
-        saved.is_walked = true;
-        Ok(())
+        let (hub, spoke) = (end(self.hub), end(self.spoke));
+        let (sender, pages) = mpsc::channel(1);
+        let reading = reading::read(hub, spoke, saved.after.clone(), sender);
+        let comparing = self.compare(Walk::new(hub, spoke, saved.after.clone()), pages, saved, run);
+        futures_util::future::try_join(reading, comparing).await.map(drop)
     }
 
-    /// Compares one page of the hub's.
+    /// Compares pages as they come.
     async fn compare(
         &self,
-        walk: &mut Walk<'_>,
-        not_before: Timestamp,
+        mut walk: Walk<'_>,
+        mut pages: mpsc::Receiver<Pages>,
         saved: &mut Saved,
         run: &Run<'_>,
     ) -> Result<(), Error> {
-        while let Some((chunk, _)) = walk.follow(not_before).await? {
+        let mut noted = saved.documents;
+        while !walk.is_finished() {
+            let next = run.stop.run_until_cancelled(pages.recv()).await;
+            let Some(Some(Pages { lead, followed })) = next else { return Ok(()) };
+            if let Some(lead) = lead {
+                walk.begin(lead);
+            }
+            let chunk = walk.compare(followed)?;
             let differing = chunk.differences.into_iter().map(|difference| (difference.key, difference.id)).collect();
             self.suspect(differing, saved, run.stop).await?;
             saved.documents += chunk.documents as u64;
             run.counted.set(self, saved.documents);
             saved.after = chunk.done_up_to.or(saved.after.take());
+            if saved.documents - noted >= SAVED_EVERY {
+                noted = saved.documents;
+                verifications::save(self.hub, &self.saved, saved).await?;
+            }
             run.pace.wait(chunk.documents).await;
         }
+        saved.is_walked = true;
         Ok(())
     }
 
