@@ -9,7 +9,7 @@ use super::application::Load;
 use super::check;
 use super::figures::{Figure, median};
 use super::site::Site;
-use super::verify::read_both;
+use super::verify::{Order, read_both};
 
 /// How often it is measured; the first round, which only warms up, is not counted here.
 const ROUNDS: i32 = 2;
@@ -22,7 +22,7 @@ pub async fn measure(site: &Site, load: &Load) -> Result<Vec<Figure>> {
     let route = site.uplink();
     let (mut ratios, mut rates) = (Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
-        let floor = read_both(site).await?.taken;
+        let floor = read_both(site, Order::None).await?.taken;
         differ(site, load, round).await?;
         let begun = Instant::now();
         site.running()?.resync(route.zone).await?;

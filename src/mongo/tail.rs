@@ -6,7 +6,7 @@
 //!
 //! Promise: every event after the start, once, in order; or an error.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bson::{Bson, Document, Timestamp, doc};
 use futures_util::StreamExt;
@@ -15,15 +15,16 @@ use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 use super::error::{Error, codes};
 use super::server::{CALL_LIMIT, Server};
 use crate::sync::batch::{Batch, SessionId};
+use crate::sync::distance;
 use crate::sync::position::Position;
 
 /// How long the server waits for an event before it answers with a position alone.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// At most so many events in one reply; the server also stops at 16 MB.
+/// At most so many events in one reply of a near server; any server also stops at 16 MB.
 const REPLY_EVENTS: u32 = 5_000;
 
-/// How many bytes a reply should have, about: what waits is in memory.
+/// How many bytes a reply of a near server should have, about: what waits is in memory.
 const REPLY_BYTES: usize = 3_000_000;
 
 /// What a stream brings.
@@ -42,6 +43,8 @@ pub struct Tail {
     cursor: RawBatchCursor,
     /// At most so many events in one reply.
     reply_events: u32,
+    /// How many times as large as those of a near server its replies may be.
+    times: usize,
     /// Events up to here have been seen although the server sends them again.
     seen: Option<Position>,
     last: Timestamp,
@@ -53,20 +56,22 @@ impl Tail {
     /// # Errors
     /// If the server does not open it; [`super::error::Failure::HistoryLost`] if the position is no longer in its oplog.
     pub async fn open(server: &Server, position: Option<&Position>, selection: Selection) -> Result<Self, Error> {
+        let times = distance::times(round_trip(server).await?);
+        let reply_events = most_events(times);
         let start = position.map_or_else(Document::new, |position| doc! { "startAfter": token(position) });
-        let (cursor, seen) = match open(server, start, &selection, REPLY_EVENTS).await {
+        let (cursor, seen) = match open(server, start, &selection, reply_events).await {
             Ok(cursor) => (cursor, None),
             // The token is of an event that this stream leaves out, or of another kind of stream. Its time still holds.
             Err(error) if matches!(error.code(), Some(codes::CHANGE_STREAM_FATAL | codes::INVALID_RESUME_TOKEN)) => {
                 let Some(position) = position else { return Err(error) };
                 tracing::debug!(server = %server.name(), %error, "resume token not usable, going by its cluster time");
                 let start = doc! { "startAtOperationTime": position.cluster_time() };
-                (open(server, start, &selection, REPLY_EVENTS).await?, Some(position.clone()))
+                (open(server, start, &selection, reply_events).await?, Some(position.clone()))
             }
             Err(error) => return Err(error),
         };
         let last = position.map_or(Timestamp { time: 0, increment: 0 }, Position::cluster_time);
-        Ok(Self { server: server.clone(), selection, cursor, reply_events: REPLY_EVENTS, seen, last })
+        Ok(Self { server: server.clone(), selection, cursor, reply_events, times, seen, last })
     }
 
     /// What the stream brings.
@@ -91,7 +96,7 @@ impl Tail {
         };
         let batch = Batch::decode(Reply(reply), self.server.namespaces());
         let batch = batch.map_err(|error| self.server.malformed(error))?;
-        let reply_events = reply_events(self.reply_events, batch.len(), batch.bytes());
+        let reply_events = reply_events(self.times, self.reply_events, batch.len(), batch.bytes());
         let batch = self.without_seen(batch);
         self.check_time(&batch)?;
         // The collection was dropped or renamed, and the stream that starts after that sees what comes next. Or the cursor's
@@ -138,13 +143,26 @@ impl AsRef<[u8]> for Reply {
     }
 }
 
+fn most_events(times: usize) -> u32 {
+    REPLY_EVENTS.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX))
+}
+
 /// How many events a reply should have at most, after one of so many had so many bytes. What is about right is left as it is: the
 /// stream must be opened anew for it.
-fn reply_events(now: u32, events: usize, bytes: usize) -> u32 {
-    let fitting = (events * REPLY_BYTES).checked_div(bytes).and_then(|fitting| u32::try_from(fitting).ok());
-    let fitting = fitting.unwrap_or(REPLY_EVENTS).clamp(1, REPLY_EVENTS);
+fn reply_events(times: usize, now: u32, events: usize, bytes: usize) -> u32 {
+    let (most_events, most_bytes) = (most_events(times), REPLY_BYTES * times);
+    let fitting = (events * most_bytes).checked_div(bytes).and_then(|fitting| u32::try_from(fitting).ok());
+    let fitting = fitting.unwrap_or(most_events).clamp(1, most_events);
     let is_full = u32::try_from(events) == Ok(now);
-    if (bytes > 2 * REPLY_BYTES && fitting < now) || (is_full && fitting / 4 >= now) { fitting } else { now }
+    if (bytes > 2 * most_bytes && fitting < now) || (is_full && fitting / 4 >= now) { fitting } else { now }
+}
+
+/// How long a round trip takes, by a connection that is open.
+async fn round_trip(server: &Server) -> Result<Duration, Error> {
+    server.now().await?;
+    let begun = Instant::now();
+    server.now().await?;
+    Ok(begun.elapsed())
 }
 
 /// The place where a stream that is opened now starts.
@@ -239,13 +257,14 @@ mod tests {
 
     #[test]
     fn replies_of_large_events_have_fewer_and_grow_again_when_events_are_small() {
-        assert_eq!(reply_events(5_000, 5_000, 5_000_000), 5_000);
-        assert_eq!(reply_events(5_000, 160, 16_000_000), 30);
-        assert_eq!(reply_events(40, 40, 4_000_000), 40);
-        assert_eq!(reply_events(40, 40, 40_000), 3_000);
-        assert_eq!(reply_events(40, 3, 3_000), 40, "it was not full");
-        assert_eq!(reply_events(5_000, 1, 16_000_000), 1);
-        assert_eq!(reply_events(1, 1, 16_000_000), 1);
-        assert_eq!(reply_events(5_000, 0, 300), 5_000);
+        assert_eq!(reply_events(1, 5_000, 5_000, 5_000_000), 5_000);
+        assert_eq!(reply_events(1, 5_000, 160, 16_000_000), 30);
+        assert_eq!(reply_events(1, 40, 40, 4_000_000), 40);
+        assert_eq!(reply_events(1, 40, 40, 40_000), 3_000);
+        assert_eq!(reply_events(1, 40, 3, 3_000), 40, "it was not full");
+        assert_eq!(reply_events(1, 5_000, 1, 16_000_000), 1);
+        assert_eq!(reply_events(1, 1, 1, 16_000_000), 1);
+        assert_eq!(reply_events(1, 5_000, 0, 300), 5_000);
+        assert_eq!(reply_events(3, 15_000, 15_000, 15_000_000), 15_000, "the way is long");
     }
 }

@@ -8,7 +8,7 @@
 //! - [`ahead`], [`conflicts`]: which events a destination has already, or must see again
 //! - [`step`]: one change to one document of the destination; [`uplink`] and [`downlink`] decide it
 //! - [`plan`]: many steps as few commands; [`attempt`]: what to try when the destination refuses
-//! - [`queue`]: the bounded queue between the fan-out and a writer
+//! - [`queue`]: the bounded queue between the fan-out and a writer; [`distance`]: how much is sent at once
 //! - [`difference`]: in which fields two documents differ
 
 pub mod ahead;
@@ -17,6 +17,7 @@ pub mod batch;
 pub mod conflicts;
 pub mod delta;
 pub mod difference;
+pub mod distance;
 pub mod downlink;
 pub mod fields;
 #[cfg(test)]
