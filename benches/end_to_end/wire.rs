@@ -26,7 +26,7 @@ const CHANGES: usize = 40;
 const ROUNDS: usize = 3;
 
 /// A round is so many times as long as elsewhere: the way of the last documents counts in, and it is long here.
-const LONGER: usize = 3;
+const LONGER: usize = 6;
 
 /// Throughput and latency of uplink and fan-out.
 pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {

@@ -39,7 +39,7 @@ pub struct Fanout {
     /// Counts the spokes that came to wait for that.
     arrivals: watch::Sender<u64>,
     lanes: Semaphore,
-    /// Some inbox has become emptier, or has come or gone.
+    /// Some inbox has become emptier, is waited for, or has come or gone.
     taken: Arc<Notify>,
     board: Arc<Board>,
 }
@@ -58,7 +58,7 @@ struct Shared {
 /// What became of a reply.
 enum Distributed {
     Done,
-    /// Some inbox is full, and none is empty.
+    /// Some inbox is full, and no writer waits for something to do.
     MustWait,
     /// It was routed by what is no longer configured.
     NoLongerRouted,
@@ -180,7 +180,7 @@ impl Fanout {
         let deliveries: HashMap<Zone, Delivery> =
             state.inboxes.keys().map(|zone| (zone.clone(), delivery(zone))).collect();
         let is_full = state.inboxes.iter().any(|(zone, inbox)| !inbox.has_room_for(&deliveries[zone]));
-        if is_full && !state.inboxes.values().any(|inbox| inbox.is_empty()) {
+        if is_full && !state.inboxes.values().any(|inbox| inbox.is_awaited()) {
             return Distributed::MustWait;
         }
         state.position = Some(routed.batch.end().clone());

@@ -31,28 +31,31 @@ pub struct Delivery {
 pub struct Inbox {
     queue: Mutex<Queue<Delivery>>,
     changed: Notify,
-    /// Tells the fan-out that something was taken out of it.
+    /// Tells the fan-out that something was taken out of it, or is waited for.
     taken: Arc<Notify>,
+    /// The writer has nothing to do.
+    waiting: AtomicBool,
     detached: AtomicBool,
     shown: Depth,
 }
 
 impl Inbox {
-    /// An empty one, whose fill is shown there, and that tells by `taken` when something is taken out of it.
+    /// An empty one, whose fill is shown there, and that tells by `taken` when something is taken out of it, or waited for.
     pub(super) fn new(shown: Depth, taken: Arc<Notify>) -> Self {
         shown.set(Weight::default(), CAPACITY);
         Self {
             queue: Mutex::new(Queue::new(CAPACITY)),
             changed: Notify::new(),
             taken,
+            waiting: AtomicBool::new(false),
             detached: AtomicBool::new(false),
             shown,
         }
     }
 
-    /// True if nothing waits in it.
-    pub(super) fn is_empty(&self) -> bool {
-        self.queue().is_empty()
+    /// True if its writer waits for something to do.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::Acquire)
     }
 
     /// True if this would be accepted.
@@ -99,7 +102,10 @@ impl Inbox {
             if self.detached.load(Ordering::Acquire) {
                 return self.try_next();
             }
+            self.waiting.store(true, Ordering::Release);
+            self.taken.notify_one();
             self.changed.notified().await;
+            self.waiting.store(false, Ordering::Release);
         }
     }
 

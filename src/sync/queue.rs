@@ -57,11 +57,6 @@ impl<T> Queue<T> {
         self.items.is_empty() || (events <= self.capacity.events && bytes <= self.capacity.bytes)
     }
 
-    /// True if there is no item in it.
-    pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
-    }
-
     /// Takes the first item.
     pub fn pop(&mut self) -> Option<T> {
         let (item, weight) = self.items.pop_front()?;
