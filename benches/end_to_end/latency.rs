@@ -94,7 +94,7 @@ pub struct Latency {
 
 impl Latency {
     fn figures(mut self, name: &str, has_goals: bool) -> Vec<Figure> {
-        let floor = median(&mut self.directly);
+        let (floor, floor_p99) = (median(&mut self.directly), percentile(&mut self.directly, 0.99));
         let mut at = |share| percentile(&mut self.synced, share);
         let (p50, p95, p99) = (at(0.5), at(0.95), at(0.99));
         let usual = Figure::plain(name, "times direct majority writes, p50", p50 / floor);
@@ -106,6 +106,7 @@ impl Latency {
             Figure::plain(name, "ms, p95", p95),
             Figure::plain(name, "ms, p99", p99),
             Figure::plain(name, "ms for direct majority writes, p50", floor),
+            Figure::plain(name, "ms for direct majority writes, p99", floor_p99),
         ]
     }
 }

@@ -1,0 +1,46 @@
+//! More at once than any queue, reply or transaction takes.
+
+use bson::{Bson, doc};
+use testbed::node::Options;
+
+use super::support::site::HUB;
+use super::support::{Site, eventually};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_every_writer_is_at_work_a_burst_needs_no_stream_of_its_own() {
+    let mut site = Site::own(&[("BOS", &["SHARED"])], Options::default()).await;
+    site.start().await;
+    // More than twice what its queue takes.
+    for start in (0..120_000).step_by(10_000) {
+        let documents = (start..start + 10_000).map(|id| doc! { "_id": id, "_pk": "SHARED" });
+        site.at(HUB).insert_many(documents).await.unwrap();
+    }
+    eventually("all is there", async || site.at("BOS").estimated_document_count().await.unwrap() == 120_000).await;
+    assert!(!site.log().contains("does not keep up"), "{}", site.log());
+    assert_eq!(site.status()["hub"]["open_streams"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_documents_and_small_ones_in_turn_arrive_whole_and_in_order() {
+    let mut site = Site::own(&[("DFW", &[]), ("HOU", &["DFW"])], Options::default()).await;
+    site.start().await;
+    let messages = site.at("DFW");
+    for round in 0..2 {
+        // Replies of 16 MB at first, and of fewer documents then.
+        let large = (0..400).map(|id| doc! { "_id": format!("large {id}"), "_pk": "DFW", "text": "x".repeat(100_000) });
+        if round == 0 {
+            messages.insert_many(large).await.unwrap();
+        } else {
+            for document in large {
+                let id: Bson = document["_id"].clone();
+                messages.replace_one(doc! { "_id": id }, document).await.unwrap();
+            }
+        }
+        let small = (0..20_000).map(|id| doc! { "_id": format!("small {round} {id}"), "_pk": "DFW", "n": id });
+        messages.insert_many(small).await.unwrap();
+        messages.update_many(doc! {}, doc! { "$inc": { "n": round + 1 } }).await.unwrap();
+    }
+    site.settle().await;
+    site.assert_converged().await;
+    assert_eq!(site.at("HOU").estimated_document_count().await.unwrap(), 40_400);
+}
