@@ -12,7 +12,10 @@ use super::place::{Place, majority};
 use super::site::{Route, Site, Wires};
 
 /// How many changes are timed.
-const CHANGES: usize = 200;
+const CHANGES: usize = 1_000;
+
+/// So many before them only warm everything up.
+const WARM_UP: usize = 50;
 
 /// How long one change may take.
 pub const LIMIT: Duration = Duration::from_secs(10);
@@ -45,10 +48,13 @@ fn onward(site: &Site) -> Route<'_> {
 /// A change until it is visible at the last destination, against one majority write at each server, in turn.
 async fn idle(route: &Route<'_>, changes: usize) -> Result<Latency> {
     let mut latency = Latency::default();
-    for number in 0..changes {
+    for number in 0..WARM_UP + changes {
         let id = format!("idle {} {number}", route.name);
-        latency.directly.push(directly(route, &id).await?);
-        latency.synced.push(synced(route, &id).await?);
+        let (directly, synced) = (directly(route, &id).await?, synced(route, &id).await?);
+        if number >= WARM_UP {
+            latency.directly.push(directly);
+            latency.synced.push(synced);
+        }
     }
     Ok(latency)
 }
