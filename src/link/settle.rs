@@ -7,7 +7,7 @@
 //! On a quiet server the opposite link comes to that moment only with its stream's next reply, after a second. So differences are
 //! kept until it is worth while to settle them together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use bson::Timestamp;
@@ -30,6 +30,9 @@ const DOCUMENTS: usize = 5_000;
 
 /// So many bytes of both sides are held for that, at most about.
 const BYTES: usize = 4_000_000;
+
+/// So many of them are in one transaction: the more, the more often an application writes one of them meanwhile, and it is void.
+const TOGETHER: usize = 100;
 
 /// How long what is done may stay unsaved.
 const UNSAVED: Duration = Duration::from_secs(5);
@@ -102,8 +105,13 @@ impl Unsettled {
             }
             let (here, source_at) = walk::these(job.source_end(), &self.ids, job.source.now().await?).await?;
             latest = latest.max(source_at);
-            let differences = walk::compare(self.ids.clone(), here, there);
-            let changed = Found { differences, source_at }.apply(applier, side, job, mode, None).await?;
+            let mut differences = walk::compare(self.ids.clone(), here, there);
+            let mut changed = HashSet::new();
+            while !differences.is_empty() {
+                let rest = differences.split_off(differences.len().min(TOGETHER));
+                let found = Found { differences: std::mem::replace(&mut differences, rest), source_at };
+                changed.extend(found.apply(applier, side, job, mode, None).await?);
+            }
             self.ids.retain(|key, _| changed.contains(key));
         }
         self.bytes = 0;
