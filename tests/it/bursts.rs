@@ -1,5 +1,7 @@
 //! More at once than any queue, reply or transaction takes.
 
+use std::time::Duration;
+
 use bson::{Bson, doc};
 use testbed::node::Options;
 
@@ -17,6 +19,33 @@ async fn while_every_writer_is_at_work_a_burst_needs_no_stream_of_its_own() {
     }
     eventually("all is there", async || site.at("BOS").estimated_document_count().await.unwrap() == 120_000).await;
     assert!(!site.log().contains("does not keep up"), "{}", site.log());
+    assert_eq!(site.status()["hub"]["open_streams"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_the_hub_closes_while_the_fan_out_waits_goes_on_where_it_was() {
+    let mut site = Site::own(&[("BOS", &["SHARED"])], Options::default()).await;
+    site.start().await;
+    site.nodes["BOS"].freeze().unwrap();
+    for start in (0..120_000).step_by(10_000) {
+        let documents = (start..start + 10_000).map(|id| doc! { "_id": id, "_pk": "SHARED" });
+        site.at(HUB).insert_many(documents).await.unwrap();
+    }
+    // Its queue is full: what is in it is no longer what it was a moment ago only if the fan-out still reads.
+    let waiting = || site.spoke_status("BOS")["queue"].clone();
+    let mut former = serde_json::Value::Null;
+    eventually("the fan-out waits", async || {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let now = waiting();
+        std::mem::replace(&mut former, now.clone()) == now && now["events"].as_u64().is_some_and(|events| events > 0)
+    })
+    .await;
+    site.client(HUB).database("admin").run_command(doc! { "killAllSessions": [] }).await.unwrap();
+    site.nodes["BOS"].thaw().unwrap();
+    eventually("all is there", async || site.at("BOS").estimated_document_count().await.unwrap() == 120_000).await;
+    site.at(HUB).insert_one(doc! { "_id": "late", "_pk": "SHARED" }).await.unwrap();
+    site.settle().await;
+    site.assert_converged().await;
     assert_eq!(site.status()["hub"]["open_streams"], 1);
 }
 
