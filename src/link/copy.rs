@@ -18,7 +18,7 @@ use super::apply::Applier;
 use super::carried::Waited;
 use super::collections;
 use super::load::{Expected, Load, Mark, Origin, Side};
-use super::settle::{Settled, Unsettled};
+use super::settle::Unsettled;
 use super::walk::{Difference, End, Walk};
 use super::{Spoke, Stopped};
 use crate::mongo::checkpoint::{Part, Progress};
@@ -120,9 +120,8 @@ pub(super) async fn part(
             if job.policy.is_two_way() {
                 unsettled.add(chunk.differences, mark);
                 if unsettled.is_due() {
-                    match unsettled.settle(applier, side, job, stop).await? {
-                        Settled::Until(at) => latest = latest.max(at),
-                        Settled::Not(ended) => return Ok(ended),
+                    if let Some(ended) = unsettled.settle(applier, side, job, stop).await? {
+                        return Ok(ended);
                     }
                 }
             } else {
@@ -139,16 +138,16 @@ pub(super) async fn part(
                 }
                 let found = Found { differences: chunk.differences, source_at };
                 let mode = Mode { may_delete, policy: job.policy, is_guarded: false };
-                found.apply(applier, side, job, mode, mark).await?;
+                let protected = if has_extras { job.protected(job.policy).await? } else { HashMap::new() };
+                found.apply(applier, side, job, mode, &protected, mark).await?;
             }
         }
     }
-    match unsettled.settle(applier, side, job, stop).await? {
-        Settled::Until(at) => latest = latest.max(at),
-        Settled::Not(ended) => return Ok(ended),
+    if let Some(ended) = unsettled.settle(applier, side, job, stop).await? {
+        return Ok(ended);
     }
     // Of a spoke's own zone only the documents that came down are newer at the spoke, and those are known.
-    let until = (job.policy != Policy::HubReconciles).then_some(latest);
+    let until = (job.policy != Policy::HubReconciles).then_some(latest.max(unsettled.latest()));
     tracing::info!(ns = part.namespace, zone = %job.zone, documents, differed = written, "copied");
     applier.save(side, Mark::Finished { part, until }).await?;
     collections::learn(applier, side, job.source).await?;
@@ -270,7 +269,7 @@ impl<'a> Job<'a> {
     }
 
     /// Documents that the destination alone has, and that must stay there all the same.
-    async fn protected(&self, policy: Policy) -> Result<HashMap<Key, RawBson>, Error> {
+    pub(super) async fn protected(&self, policy: Policy) -> Result<HashMap<Key, RawBson>, Error> {
         let parked = async |server: &Server, link: Link| -> Result<HashMap<Key, RawBson>, Error> {
             let parked = dead_letters::parked(server, &link).await?;
             Ok(parked.into_iter().map(|key| (key, RawBson::Null)).collect())
@@ -301,20 +300,20 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Writes what they mean. Tells the documents that have changed at the destination and were left alone.
+    /// Writes what they mean, but for documents that are [protected](Job::protected). Tells the documents that have changed at the
+    /// destination and were left alone.
     pub(super) async fn apply(
         &self,
         applier: &mut Applier,
         side: &mut impl Side,
         job: &Job<'_>,
         mode: Mode,
+        protected: &HashMap<Key, RawBson>,
         end: Option<Mark>,
     ) -> Result<Vec<Key>, Error> {
         if self.differences.is_empty() && end.is_none() {
             return Ok(Vec::new());
         }
-        let is_asked = mode.policy.is_two_way() || self.differences.iter().any(|difference| difference.lead.is_none());
-        let protected = if is_asked { job.protected(mode.policy).await? } else { HashMap::new() };
         let mut steps = Vec::new();
         let mut not_ours = Vec::new();
         for (event, difference) in self.differences.iter().enumerate() {

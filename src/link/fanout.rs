@@ -23,7 +23,7 @@ use crate::mongo::tail;
 use crate::observe::status::{Board, Cell, Counted, State};
 use crate::sync::names::Zone;
 use crate::sync::position::Position;
-use crate::sync::route::Routes;
+use crate::sync::route::{Routes, SpokeId};
 
 /// How long the stream waits for the other spokes once the first one has come, so that it starts where most of them stand.
 const GATHERING: Duration = Duration::from_secs(1);
@@ -53,6 +53,26 @@ struct Shared {
     inboxes: HashMap<Zone, Arc<Inbox>>,
     /// The stream's place was lost: it can only start at the present.
     lost: bool,
+}
+
+/// A reply on its way to the spokes.
+struct Outgoing {
+    routed: Arc<Routed>,
+    /// What each spoke gets of it, once that was made.
+    parts: HashMap<SpokeId, Arc<Routed>>,
+}
+
+impl Outgoing {
+    fn new(routed: Routed) -> Self {
+        Self { routed: Arc::new(routed), parts: HashMap::new() }
+    }
+
+    /// What this spoke gets: only its own part where that is small.
+    fn part(&mut self, spoke: SpokeId) -> Arc<Routed> {
+        let whole = &self.routed;
+        let part = || whole.excerpt(spoke).map_or_else(|| whole.clone(), Arc::new);
+        self.parts.entry(spoke).or_insert_with(part).clone()
+    }
 }
 
 /// What became of a reply.
@@ -161,17 +181,18 @@ impl Fanout {
     }
 
     /// Gives every spoke its part of a reply.
-    fn distribute(&self, routed: &Arc<Routed>) -> Distributed {
+    fn distribute(&self, outgoing: &mut Outgoing) -> Distributed {
         let mut state = self.state();
+        let routed = outgoing.routed.clone();
         // A spoke that has attached meanwhile relies on the present routes.
         if !Arc::ptr_eq(&state.routes, &routed.routes) {
             return Distributed::NoLongerRouted;
         }
         let lost_collections = routed.batch.lost_collections();
-        let delivery = |zone: &Zone| {
+        let mut delivery = |zone: &Zone| {
             let own = routed.routes.owner(zone.as_str()).filter(|spoke| !routed.picks(*spoke).is_empty());
             Delivery {
-                routed: own.map(|spoke| (routed.excerpt(spoke).map_or_else(|| routed.clone(), Arc::new), spoke)),
+                routed: own.map(|spoke| (outgoing.part(spoke), spoke)),
                 routes: routed.routes.clone(),
                 lost_collections: lost_collections.clone(),
                 end: routed.batch.end().clone(),
@@ -288,17 +309,17 @@ pub async fn run(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &Cancellati
             cell.set_error("a synced collection was dropped or renamed at the hub: the spokes keep its documents");
         }
         let (events, end) = (batch.len(), batch.end().cluster_time());
-        let mut routed = Arc::new(feed.route(batch, &fanout.routes(), None).await?);
+        let mut outgoing = Outgoing::new(feed.route(batch, &fanout.routes(), None).await?);
         loop {
-            match fanout.distribute(&routed) {
+            match fanout.distribute(&mut outgoing) {
                 Distributed::Done => break,
                 Distributed::MustWait => {
                     let taken = cell.pulse().while_waiting(fanout.taken.notified());
                     let Some(()) = stop.run_until_cancelled(taken).await else { return Ok(Stopped) };
                 }
                 Distributed::NoLongerRouted => {
-                    let batch = routed.batch.clone();
-                    routed = Arc::new(feed.route(batch, &fanout.routes(), None).await?);
+                    let batch = outgoing.routed.batch.clone();
+                    outgoing = Outgoing::new(feed.route(batch, &fanout.routes(), None).await?);
                 }
             }
         }

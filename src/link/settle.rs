@@ -45,20 +45,19 @@ pub(super) struct Unsettled {
     mark: Option<Mark>,
     may_delete: bool,
     saved: Instant,
-}
-
-/// What became of them.
-pub(super) enum Settled {
-    /// All are settled, as the source had them at this time at the latest.
-    Until(Timestamp),
-    /// They are not.
-    Not(Ended),
+    latest: Timestamp,
 }
 
 impl Unsettled {
     /// None so far.
     pub(super) fn new(may_delete: bool) -> Self {
-        Self { ids: HashMap::new(), bytes: 0, mark: None, may_delete, saved: Instant::now() }
+        let latest = Timestamp { time: 0, increment: 0 };
+        Self { ids: HashMap::new(), bytes: 0, mark: None, may_delete, saved: Instant::now(), latest }
+    }
+
+    /// All that is settled is as the source had it at this time at the latest.
+    pub(super) fn latest(&self) -> Timestamp {
+        self.latest
     }
 
     /// These were found, on the way to this mark.
@@ -76,7 +75,7 @@ impl Unsettled {
         self.ids.len() >= DOCUMENTS || self.bytes >= BYTES || self.saved.elapsed() >= UNSAVED
     }
 
-    /// Settles all of them, and saves where the link stands then.
+    /// Settles all of them, and saves where the link stands then; or tells why it could not.
     ///
     /// # Errors
     /// If a server fails, or another process has taken the link over.
@@ -86,8 +85,7 @@ impl Unsettled {
         side: &mut impl Side,
         job: &Job<'_>,
         stop: &CancellationToken,
-    ) -> Result<Settled, Error> {
-        let mut latest = Timestamp { time: 0, increment: 0 };
+    ) -> Result<Option<Ended>, Error> {
         for round in 1.. {
             if self.ids.is_empty() {
                 break;
@@ -96,21 +94,22 @@ impl Unsettled {
             let mut mode = Mode { may_delete: self.may_delete, policy: job.policy, is_guarded: round <= ROUNDS };
             match job.opposite_link_has_carried(at, stop).await? {
                 Waited::Done => {}
-                Waited::Incomplete if job.can_wait => return Ok(Settled::Not(Ended::Postponed)),
+                Waited::Incomplete if job.can_wait => return Ok(Some(Ended::Postponed)),
                 Waited::Incomplete => {
                     tracing::warn!(zone = %job.zone, "the downlink has lost its place as well: data wins over deletion");
                     mode.policy = Policy::OwnerPushes;
                 }
-                Waited::Stopped => return Ok(Settled::Not(Ended::Stopped)),
+                Waited::Stopped => return Ok(Some(Ended::Stopped)),
             }
             let (here, source_at) = walk::these(job.source_end(), &self.ids, job.source.now().await?).await?;
-            latest = latest.max(source_at);
+            self.latest = self.latest.max(source_at);
             let mut differences = walk::compare(self.ids.clone(), here, there);
+            let protected = job.protected(mode.policy).await?;
             let mut changed = HashSet::new();
             while !differences.is_empty() {
                 let rest = differences.split_off(differences.len().min(TOGETHER));
                 let found = Found { differences: std::mem::replace(&mut differences, rest), source_at };
-                changed.extend(found.apply(applier, side, job, mode, None).await?);
+                changed.extend(found.apply(applier, side, job, mode, &protected, None).await?);
             }
             self.ids.retain(|key, _| changed.contains(key));
         }
@@ -119,6 +118,6 @@ impl Unsettled {
             applier.save(side, mark).await?;
         }
         self.saved = Instant::now();
-        Ok(Settled::Until(latest))
+        Ok(None)
     }
 }

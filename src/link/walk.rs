@@ -103,11 +103,6 @@ impl Ahead {
         size.learn(&self.0);
     }
 
-    /// When the page was like this.
-    pub fn at(&self) -> Timestamp {
-        self.0.at
-    }
-
     /// The last `_id` in it; `None` if it is empty, and nothing comes after it.
     pub fn last(&self) -> Option<&RawBson> {
         self.1.as_ref()
@@ -169,15 +164,14 @@ impl<'a> Walk<'a> {
     /// If the server does not answer.
     pub async fn lead(&mut self, not_before: Timestamp) -> Result<Timestamp, Error> {
         let ahead = read_ahead(self.lead, self.sizes[0], self.after.as_ref(), not_before).await?;
-        let at = ahead.at();
+        ahead.teach(&mut self.sizes[0]);
+        let at = ahead.0.at;
         self.begin(ahead);
         Ok(at)
     }
 
     /// This page of the lead side is compared now.
-    pub fn begin(&mut self, ahead: Ahead) {
-        ahead.teach(&mut self.sizes[0]);
-        let Ahead(page, last) = ahead;
+    pub fn begin(&mut self, Ahead(page, last): Ahead) {
         let (found, follow_after) = (vec![false; page.len()], self.after.clone());
         self.leading = Some(Leading { page, found, compared: 0, places: None, last, follow_after });
     }

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc};
 use mongodb::options::{ClientOptions, ServerMonitoringMode};
@@ -59,7 +59,13 @@ impl Endpoint {
     /// If it cannot be reached, or is unsuitable.
     pub async fn connect(&self) -> Result<Server, Error> {
         let client = self.client.get_or_try_init(|| self.make_client()).await?.clone();
-        let server = Server { name: self.name.clone(), client, sync: self.sync.clone(), version: (0, 0) };
+        let server = Server {
+            name: self.name.clone(),
+            client,
+            sync: self.sync.clone(),
+            version: (0, 0),
+            round_trip: Duration::ZERO,
+        };
         server.checked().await
     }
 
@@ -99,6 +105,7 @@ pub struct Server {
     client: Client,
     sync: Arc<Sync>,
     version: (i32, i32),
+    round_trip: Duration,
 }
 
 impl Server {
@@ -135,6 +142,11 @@ impl Server {
     /// The major and minor version.
     pub fn version(&self) -> (i32, i32) {
         self.version
+    }
+
+    /// How long a round trip to it took when it was connected to.
+    pub fn round_trip(&self) -> Duration {
+        self.round_trip
     }
 
     /// True if change streams say how to read paths with dots (`disambiguatedPaths`, from 6.1 on).
@@ -273,7 +285,10 @@ impl Server {
         if hello.get_i32("maxWireVersion").unwrap_or(0) < OLDEST_WIRE_VERSION {
             return Err(self.unsuitable("it is older than MongoDB 5.0, the oldest version that is supported"));
         }
+        // The connection is open by now, and this is no work for the server.
+        let begun = Instant::now();
         let info = self.run("asking for the version", &admin, doc! { "buildInfo": 1 }).await?;
+        self.round_trip = begun.elapsed();
         let version = info.get_array("versionArray").ok();
         let part = |index: usize| version.and_then(|parts| parts.get(index)?.as_i32()).unwrap_or(0);
         self.version = (part(0), part(1));

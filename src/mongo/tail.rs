@@ -6,7 +6,7 @@
 //!
 //! Promise: every event after the start, once, in order; or an error.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bson::{Bson, Document, Timestamp, doc};
 use futures_util::StreamExt;
@@ -56,7 +56,7 @@ impl Tail {
     /// # Errors
     /// If the server does not open it; [`super::error::Failure::HistoryLost`] if the position is no longer in its oplog.
     pub async fn open(server: &Server, position: Option<&Position>, selection: Selection) -> Result<Self, Error> {
-        let times = distance::times(round_trip(server).await?);
+        let times = distance::times(server.round_trip());
         let reply_events = most_events(times);
         let start = position.map_or_else(Document::new, |position| doc! { "startAfter": token(position) });
         let (cursor, seen) = match open(server, start, &selection, reply_events).await {
@@ -155,14 +155,6 @@ fn reply_events(times: usize, now: u32, events: usize, bytes: usize) -> u32 {
     let fitting = fitting.unwrap_or(most_events).clamp(1, most_events);
     let is_full = u32::try_from(events) == Ok(now);
     if (bytes > 2 * most_bytes && fitting < now) || (is_full && fitting / 4 >= now) { fitting } else { now }
-}
-
-/// How long a round trip takes, by a connection that is open.
-async fn round_trip(server: &Server) -> Result<Duration, Error> {
-    server.now().await?;
-    let begun = Instant::now();
-    server.now().await?;
-    Ok(begun.elapsed())
 }
 
 /// The place where a stream that is opened now starts.
