@@ -119,10 +119,10 @@ pub(super) async fn part(
             let mark = chunk.done_up_to.map(|after| Mark::Copied(Progress { part: part.clone(), after }));
             if job.policy.is_two_way() {
                 unsettled.add(chunk.differences, mark);
-                if unsettled.is_due() {
-                    if let Some(ended) = unsettled.settle(applier, side, job, stop).await? {
-                        return Ok(ended);
-                    }
+                if unsettled.is_due()
+                    && let Some(ended) = unsettled.settle(applier, side, job, stop).await?
+                {
+                    return Ok(ended);
                 }
             } else {
                 let (mut may_delete, mut source_at) = (may_delete, source_at);
