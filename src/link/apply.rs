@@ -127,7 +127,8 @@ impl Applier {
                 (load.origin.before(load.steps[range.end].event), Vec::new())
             };
             let steps = &load.steps[range.clone()];
-            let part = Part { steps, last: load.last, mark, ours, expected: load.expected.as_ref() };
+            let (expected, command_bytes) = (load.expected.as_ref(), self.batch_size.command_bytes());
+            let part = Part { steps, last: load.last, mark, ours, expected, command_bytes };
             match self.transact(side, &part, &mut progress).await? {
                 Outcome::Committed(mut committed) => {
                     skipped.append(&mut committed.written.skipped);
@@ -226,7 +227,8 @@ impl Applier {
             "change refused by the destination, kept as a dead letter"
         );
         let mark = load.origin.before(step.event);
-        let part = Part { steps: &[], last: load.last, mark, ours: vec![statement], expected: None };
+        let command_bytes = self.batch_size.command_bytes();
+        let part = Part { steps: &[], last: load.last, mark, ours: vec![statement], expected: None, command_bytes };
         let Outcome::Committed(committed) = self.transact(side, &part, &mut Progress::new(HashMap::new())).await?
         else {
             let server = self.destination.server();

@@ -35,6 +35,8 @@ pub(super) struct Part<'p, 'a> {
     pub(super) ours: Vec<RawDocumentBuf>,
     /// What the destination must have for a step to be done, where that matters.
     pub(super) expected: Option<&'p Expected>,
+    /// How many bytes a command may have.
+    pub(super) command_bytes: usize,
 }
 
 /// What became of a transaction.
@@ -123,7 +125,7 @@ pub(super) async fn transact(
         settle(part.steps, &progress.reads, field.as_str(), |_, document| side.meaning(document, false));
     let (number, link, former) =
         (destination.next_number(), destination.link().clone(), destination.checkpoint().clone());
-    let mut open = destination.begin().await?;
+    let mut open = destination.begin(part.command_bytes).await?;
     let mut settled = settled;
     let moved = moved(&mut open, &settled, field.as_str()).await?;
     if !moved.strangers.is_empty() {
@@ -177,7 +179,8 @@ async fn send(
     steps: &[Step<'_>],
 ) -> Result<Result<usize, RefusedChange>, Error> {
     let mut missed = 0;
-    for ready in statement::render(commands, steps, server.namespaces(), server.partition_field()) {
+    for ready in statement::render(commands, steps, server.namespaces(), server.partition_field(), open.command_bytes())
+    {
         match open.send(ready).await? {
             Sent::Done(statements) => missed += statements,
             Sent::Refused(refused) => return Ok(Err(RefusedChange::new(refused, steps))),

@@ -8,8 +8,8 @@ use crate::sync::names::Namespace;
 use crate::sync::plan::{Command, CommandKind};
 use crate::sync::step::{Step, Write, Zones};
 
-/// A command with more bytes is split. The server takes 16,793,600; one statement with the largest document fits that.
-const COMMAND_BYTES: usize = 15_000_000;
+/// How many bytes a command should have at most. The server takes 16,793,600; one statement with the largest document fits that.
+pub const MOST_BYTES: usize = 15_000_000;
 
 /// The server's limit of statements in one command (`maxWriteBatchSize`).
 const COMMAND_STATEMENTS: usize = 100_000;
@@ -27,36 +27,52 @@ pub struct Ready {
     pub kind: CommandKind,
 }
 
-/// The commands as the server takes them.
-pub fn render(commands: &[Command], steps: &[Step<'_>], namespaces: &[Namespace], partition_key: &CStr) -> Vec<Ready> {
-    let mut ready = Vec::with_capacity(commands.len());
-    for command in commands {
-        let namespace = &namespaces[usize::from(command.namespace)];
-        let (name, list) = match command.kind {
+/// The commands as the server takes them, each of at most so many bytes, or of one statement. Each is made only when it is asked
+/// for: the driver copies a command several times on its way, and so only one is in memory.
+pub fn render<'r>(
+    commands: &'r [Command],
+    steps: &'r [Step<'_>],
+    namespaces: &'r [Namespace],
+    partition_key: &'r CStr,
+    most_bytes: usize,
+) -> impl Iterator<Item = Ready> + 'r {
+    commands.iter().flat_map(move |command| {
+        let mut left = command.steps.as_slice();
+        std::iter::from_fn(move || {
+            if left.is_empty() {
+                return None;
+            }
+            let mut statements = RawArrayBuf::new();
+            let mut fitting = 0;
+            for &number in &left[..left.len().min(COMMAND_STATEMENTS)] {
+                let statement = Statement::of(&steps[number], command.kind, partition_key);
+                let bytes = statements.as_bytes().len() + statement.as_raw().as_bytes().len();
+                if fitting > 0 && bytes > most_bytes {
+                    break;
+                }
+                statements.push(statement.as_raw());
+                fitting += 1;
+            }
+            let (taken, rest) = left.split_at(fitting);
+            left = rest;
+            let namespace = &namespaces[usize::from(command.namespace)];
+            Some(Ready::new(namespace, command.kind, taken.to_vec(), statements))
+        })
+    })
+}
+
+impl Ready {
+    fn new(namespace: &Namespace, kind: CommandKind, steps: Vec<usize>, statements: RawArrayBuf) -> Self {
+        let (name, list) = match kind {
             CommandKind::Delete => (cstr!("delete"), cstr!("deletes")),
             CommandKind::Update => (cstr!("update"), cstr!("updates")),
             CommandKind::Insert => (cstr!("insert"), cstr!("documents")),
         };
-        let mut finish = |statements: RawArrayBuf, steps: Vec<usize>| {
-            let mut whole = RawDocumentBuf::new();
-            whole.append(name, namespace.collection.as_str());
-            whole.append(list, statements);
-            ready.push(Ready { database: namespace.database.clone(), command: whole, steps, kind: command.kind });
-        };
-        let mut statements = RawArrayBuf::new();
-        let mut numbers = Vec::new();
-        for &number in &command.steps {
-            let statement = Statement::of(&steps[number], command.kind, partition_key);
-            let bytes = statements.as_bytes().len() + statement.as_raw().as_bytes().len();
-            if !numbers.is_empty() && (bytes > COMMAND_BYTES || numbers.len() == COMMAND_STATEMENTS) {
-                finish(std::mem::take(&mut statements), std::mem::take(&mut numbers));
-            }
-            statements.push(statement.as_raw());
-            numbers.push(number);
-        }
-        finish(statements, numbers);
+        let mut command = RawDocumentBuf::new();
+        command.append(name, namespace.collection.as_str());
+        command.append(list, statements);
+        Self { database: namespace.database.clone(), command, steps, kind }
     }
-    ready
 }
 
 /// True if the server would not store the document as it is by `insert`: it puts its own time in the place of an empty
@@ -175,7 +191,7 @@ mod tests {
         let steps = [Step { event: 0, key: Key::new(0, id), id, zones, write, hub_edit: None }];
         let commands = [Command { namespace: 0, kind, steps: vec![0] }];
         let namespaces = [Namespace::parse("a.b").expect("valid")];
-        let ready = render(&commands, &steps, &namespaces, cstr!("_pk")).remove(0);
+        let ready = render(&commands, &steps, &namespaces, cstr!("_pk"), MOST_BYTES).next().expect("one");
         Document::try_from(ready.command).expect("valid")
     }
 
@@ -224,7 +240,8 @@ mod tests {
         };
         let steps = vec![step; 5];
         let commands = [Command { namespace: 0, kind: CommandKind::Insert, steps: vec![0, 1, 2, 3, 4] }];
-        let ready = render(&commands, &steps, &[Namespace::parse("a.b").expect("valid")], cstr!("_pk"));
+        let namespaces = [Namespace::parse("a.b").expect("valid")];
+        let ready = render(&commands, &steps, &namespaces, cstr!("_pk"), MOST_BYTES).collect::<Vec<_>>();
         let steps: Vec<&[usize]> = ready.iter().map(|command| command.steps.as_slice()).collect();
         assert_eq!(steps, [[0, 1].as_slice(), &[2, 3], &[4]]);
     }

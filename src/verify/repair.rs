@@ -265,7 +265,8 @@ impl<'p> Mender<'p> {
 /// Tells why the server refuses one of the steps, if it does.
 async fn send(server: &Server, held: &mut Held<'_>, steps: &[Step<'_>]) -> Result<Option<String>, Error> {
     let commands = plan::fold(steps, Inserts::Plain, statement::insert_would_change);
-    for ready in statement::render(&commands, steps, server.namespaces(), server.partition_field()) {
+    let (namespaces, field) = (server.namespaces(), server.partition_field());
+    for ready in statement::render(&commands, steps, namespaces, field, statement::MOST_BYTES) {
         if let Some(reason) = held.send(&ready).await? {
             return Ok(Some(reason));
         }
