@@ -1,11 +1,11 @@
-//! The floor: the same work on the same servers, done directly and pipelined. And the work of a tool that carries whole documents.
+//! The floor: the same work on the same servers, done directly and pipelined. And the work of a simple tool, by the change stream.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use bson::raw::{RawArrayBuf, RawDocumentBuf};
-use bson::{doc, rawdoc};
+use bson::{Document, doc, rawdoc};
 use futures_util::StreamExt;
 use mongodb::raw_batch_cursor::RawBatch;
 use tokio::sync::watch;
@@ -42,15 +42,60 @@ pub async fn pipelined(route: &Route<'_>, written: &[Batch], applied: &Arc<Vec<B
     Ok(begun.elapsed())
 }
 
-/// How many events are in one reply of [`carried_whole`]: 8 MB with documents of 20 kB.
-const REPLY_EVENTS: u32 = 400;
+/// What a simple tool makes of each event that it reads.
+#[derive(Clone, Copy)]
+pub enum Carried {
+    /// An insert, of the document in it.
+    Inserts,
+    /// A replacement, of the document that the stream looks up for it.
+    Replacements,
+}
 
-/// Writes at the source, and carries the documents whole: its change stream looks them up, and each reply replaces them at all
-/// destinations side by side, while the next one is read.
-pub async fn carried_whole(route: &Route<'_>, written: &Arc<Vec<Batch>>) -> Result<Duration> {
+impl Carried {
+    fn stage(self) -> Document {
+        match self {
+            Self::Inserts => doc! { "$changeStream": {} },
+            Self::Replacements => doc! { "$changeStream": { "fullDocument": "updateLookup" } },
+        }
+    }
+
+    /// How many events are in one reply: some MB with the documents that this is measured with.
+    fn reply_events(self) -> u32 {
+        match self {
+            Self::Inserts => 5_000,
+            Self::Replacements => 400,
+        }
+    }
+
+    /// The command that does it for a reply, and for how many events.
+    fn command(self, reply: &RawBatch) -> Result<(RawDocumentBuf, usize)> {
+        let mut statements = RawArrayBuf::new();
+        let mut changes = 0;
+        for event in reply.doc_slices()? {
+            let event = event?;
+            let document = event.as_document().context("an event")?.get_document("fullDocument")?;
+            match self {
+                Self::Inserts => statements.push(document),
+                Self::Replacements => {
+                    let id = document.get("_id")?.context("its _id")?;
+                    statements.push(rawdoc! { "q": { "_id": id }, "u": document.to_owned() });
+                }
+            }
+            changes += 1;
+        }
+        let command = match self {
+            Self::Inserts => rawdoc! { "insert": "messages", "ordered": false, "documents": statements },
+            Self::Replacements => rawdoc! { "update": "messages", "ordered": false, "updates": statements },
+        };
+        Ok((command, changes))
+    }
+}
+
+/// Writes at the source, and carries whole documents: its change stream is read, and each reply goes to all destinations side by
+/// side, while the next one is read.
+pub async fn carried(route: &Route<'_>, written: &Arc<Vec<Batch>>, how: Carried) -> Result<Duration> {
     let source = route.source.floor();
-    let stage = doc! { "$changeStream": { "fullDocument": "updateLookup" } };
-    let stream = source.aggregate([stage]).batch_size(REPLY_EVENTS).max_await_time(Duration::from_secs(1));
+    let stream = source.aggregate([how.stage()]).batch_size(how.reply_events()).max_await_time(Duration::from_secs(1));
     let mut replies = stream.batch().await?;
     let begun = Instant::now();
     let writing = tokio::spawn({
@@ -62,35 +107,24 @@ pub async fn carried_whole(route: &Route<'_>, written: &Arc<Vec<Batch>>) -> Resu
     let reading = tokio::spawn(async move {
         while left > 0 {
             let reply = replies.next().await.context("the change stream ended")??;
-            let (replacements, changes) = replacements(&reply)?;
+            let (command, changes) = how.command(&reply)?;
             left -= changes;
             if changes > 0 {
-                sender.send(replacements).await?;
+                sender.send(command).await?;
             }
         }
         anyhow::Ok(())
     });
-    while let Some(replacements) = ahead.recv().await {
+    while let Some(command) = ahead.recv().await {
         let applying = route.destinations.iter().map(async |place| {
             let database = place.client().database(&place.floor().namespace().db);
-            database.run_raw_command(replacements.clone()).await
+            let reply = database.run_raw_command(command.clone()).await?;
+            ensure!(reply.get("writeErrors").is_none(), "{reply}");
+            anyhow::Ok(())
         });
         futures_util::future::try_join_all(applying).await?;
     }
     writing.await??;
     reading.await??;
     Ok(begun.elapsed())
-}
-
-/// The command that replaces the documents of these events, and how many there are.
-fn replacements(reply: &RawBatch) -> Result<(RawDocumentBuf, usize)> {
-    let mut updates = RawArrayBuf::new();
-    let mut changes = 0;
-    for event in reply.doc_slices()? {
-        let event = event?;
-        let document = event.as_document().context("an event")?.get_document("fullDocument")?;
-        updates.push(rawdoc! { "q": { "_id": document.get("_id")?.context("its _id")? }, "u": document.to_owned() });
-        changes += 1;
-    }
-    Ok((rawdoc! { "update": "messages", "ordered": false, "updates": updates }, changes))
 }

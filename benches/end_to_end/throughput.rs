@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use super::application::{self, Batch, Load};
 use super::figures::{Figure, median};
+use super::floors::Carried;
 use super::parts::Parts;
 use super::site::{Route, Site, Wires};
 use super::{check, floors, updates};
@@ -58,25 +59,28 @@ async fn usual(parts: &Parts, site: &Site, route: &Route<'_>, has_goals: bool) -
     let mut figures = Vec::new();
     let load = load(parts, route, USUAL_BYTES);
     if parts.have("inserts") {
-        let measured = inserts(site, route, &load, MORE_ROUNDS).await?;
+        let others = self::load(parts, route, USUAL_BYTES);
+        let measured =
+            in_turn(site, route, MORE_ROUNDS, |round| load.inserts(round), has_goals.then_some(&others)).await?;
+        check::same(route, &load.filter(), held(parts, &load)).await?;
         figures.extend(measured.figures(route, "inserts", &load, has_goals));
     } else if parts.have_any(&["updates", "deletes"]) {
         fill(site, route, &load, ROUNDS + 1).await?;
     }
     if parts.have("updates") {
-        let measured = in_turn(site, route, ROUNDS, |round| load.updates(round, 1)).await?;
+        let measured = in_turn(site, route, ROUNDS, |round| load.updates(round, 1), None).await?;
         check::same(route, &load.filter(), held(parts, &load)).await?;
         figures.extend(measured.figures(route, "updates", &load, false));
     }
     if parts.have("deletes") {
-        let measured = in_turn(site, route, ROUNDS, |round| load.deletes(round)).await?;
+        let measured = in_turn(site, route, ROUNDS, |round| load.deletes(round), None).await?;
         let left = held(parts, &load) - load.documents * (ROUNDS + 1);
         check::same(route, &load.filter(), left).await?;
         figures.extend(measured.figures(route, "deletes", &load, false));
     }
     if parts.have("mix") {
         let load = self::load(parts, route, USUAL_BYTES);
-        let measured = in_turn(site, route, ROUNDS, |round| load.mix(round)).await?;
+        let measured = in_turn(site, route, ROUNDS, |round| load.mix(round), None).await?;
         check::same(route, &load.filter(), (ROUNDS + 1) * load.left_by_mix()).await?;
         figures.extend(measured.figures(route, "inserts, updates, deletes 70:25:5", &load, false));
     }
@@ -110,7 +114,7 @@ pub fn load(parts: &Parts, route: &Route<'_>, bytes: usize) -> Load {
 }
 
 async fn inserts(site: &Site, route: &Route<'_>, load: &Load, rounds: usize) -> Result<Measured> {
-    let measured = in_turn(site, route, rounds, |round| load.inserts(round)).await?;
+    let measured = in_turn(site, route, rounds, |round| load.inserts(round), None).await?;
     check::same(route, &load.filter(), load.documents * (rounds + 1)).await?;
     Ok(measured)
 }
@@ -131,20 +135,23 @@ pub struct Measured {
     ratios: Vec<f64>,
     rates: Vec<f64>,
     floors: Vec<f64>,
+    /// How the program's rate is to that of a simple tool.
+    simple: Vec<f64>,
     /// CPU time of the program, and how many changes it has delivered by that.
     cpu: Duration,
     delivered: f64,
-    /// CPU time of all servers on the route, directly and with the program, and for how many changes.
-    servers: [Duration; 2],
+    /// CPU time of all servers on the route: directly, with the program, with a simple tool; and for how many changes.
+    servers: [Duration; 3],
     changes: f64,
 }
 
-/// Does the same work in both ways, in turn.
+/// Does the same work in both ways, in turn; and such inserts by a simple tool, too.
 pub async fn in_turn(
     site: &Site,
     route: &Route<'_>,
     rounds: usize,
     changes: impl Fn(usize) -> Vec<Batch>,
+    simple: Option<&Load>,
 ) -> Result<Measured> {
     let mut measured = Measured::default();
     // The first round only warms everything up.
@@ -154,7 +161,12 @@ pub async fn in_turn(
         let floor = floors::pipelined(route, &batches, &batches).await?;
         let (between, before) = (route.cpu()?, site.cpu()?);
         let synced = program(site, route, &batches).await?;
-        let (at_last, cpu) = (route.cpu()?, site.cpu()? - before);
+        let (after, cpu) = (route.cpu()?, site.cpu()? - before);
+        let carried = match simple {
+            Some(load) => Some(floors::carried(route, &Arc::new(load.inserts(round)), Carried::Inserts).await?),
+            None => None,
+        };
+        let at_last = route.cpu()?;
         if round > 0 {
             let changes = batches.iter().map(Batch::changes).sum::<usize>() as f64;
             measured.ratios.push(floor.as_secs_f64() / synced.as_secs_f64());
@@ -163,7 +175,9 @@ pub async fn in_turn(
             measured.cpu += cpu;
             measured.delivered += changes * route.destinations.len() as f64;
             measured.servers[0] += between - at_first;
-            measured.servers[1] += at_last - between;
+            measured.servers[1] += after - between;
+            measured.servers[2] += at_last - after;
+            measured.simple.extend(carried.map(|carried| carried.as_secs_f64() / synced.as_secs_f64()));
             measured.changes += changes;
         }
     }
@@ -185,14 +199,21 @@ impl Measured {
         let cost = self.cpu.as_secs_f64() * 1e6 / self.delivered;
         let cost = Figure::plain(&name, "s of CPU per million delivered", cost);
         let servers = self.servers.map(|cpu| cpu.as_secs_f64() * 1e6 / self.changes);
-        vec![
+        let mut figures = vec![
             if has_goals { ratio.should_be_at_least(0.85) } else { ratio },
             Figure::plain(&name, "changes/s in all destinations", median(&mut self.rates)),
             Figure::plain(&name, "changes/s directly", median(&mut self.floors)),
             if has_goals { cost.should_be_at_most(4.0) } else { cost },
             Figure::plain(&name, "s of the servers' CPU per million changes", servers[1]),
             Figure::plain(&name, "s of the servers' CPU per million changes directly", servers[0]),
-        ]
+        ];
+        if !self.simple.is_empty() {
+            let rate = median(&mut self.simple);
+            figures.push(Figure::plain(&name, "of the rate of a change stream and inserts alone", rate));
+            let unit = "s of the servers' CPU per million changes by a change stream and inserts alone";
+            figures.push(Figure::plain(&name, unit, servers[2]));
+        }
+        figures
     }
 }
 

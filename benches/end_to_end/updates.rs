@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::application::Load;
 use super::figures::{Figure, median};
+use super::floors::Carried;
 use super::site::{Route, Site};
 use super::throughput::{fill, program};
 use super::{check, floors};
@@ -26,7 +27,7 @@ pub async fn measure(site: &Site, route: &Route<'_>, load: &Load) -> Result<Vec<
         let directly = floors::pipelined(route, &deltas, &deltas).await?;
         let whole = Arc::new(load.replacements(0, 2 + round * 3));
         let replaced = floors::pipelined(route, &more, &whole).await?;
-        let carried = floors::carried_whole(route, &most).await?;
+        let carried = floors::carried(route, &most, Carried::Replacements).await?;
         let synced = program(site, route, &deltas).await?;
         if round > 0 {
             ratios.push(directly.as_secs_f64() / synced.as_secs_f64());
