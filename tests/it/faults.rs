@@ -152,12 +152,12 @@ async fn a_frozen_spoke_holds_up_nobody_and_catches_up_on_a_stream_of_its_own() 
     let mut site = Site::own(&[("DFW", &[]), ("HOU", &["DFW"]), ("BOS", &["DFW"])], Options::default()).await;
     site.start().await;
     site.nodes["BOS"].freeze().unwrap();
-    // More than its queue takes.
-    for start in (0..60_000).step_by(5_000) {
+    // More than its queue and the batch that it has in hand take.
+    for start in (0..90_000).step_by(5_000) {
         let documents = (start..start + 5_000).map(|id| doc! { "_id": id, "_pk": "DFW" });
         site.at("DFW").insert_many(documents).await.unwrap();
     }
-    eventually("all is at HOU", async || site.at("HOU").estimated_document_count().await.unwrap() == 60_000).await;
+    eventually("all is at HOU", async || site.at("HOU").estimated_document_count().await.unwrap() == 90_000).await;
     eventually("BOS is detached", async || site.log().contains("does not keep up")).await;
     let begun = Instant::now();
     site.at("DFW").insert_one(doc! { "_id": "late", "_pk": "DFW" }).await.unwrap();
