@@ -306,7 +306,7 @@ async fn reach_fanout(
     side.cell().set_state(State::CatchingUp);
     let lane = side.cell().pulse().while_waiting(fanout.lane());
     let Some(_lane) = stop.run_until_cancelled(lane).await else { return Ok(None) };
-    let mut feed = Feed::open(&side.hub, &side.position(applier)).await?;
+    let mut feed = Feed::open(&side.hub, &side.position(applier), fanout.routes()).await?;
     loop {
         let Some(batch) = stop.run_until_cancelled(feed.read()).await else { return Ok(None) };
         let routes = fanout.routes();

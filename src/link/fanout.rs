@@ -294,7 +294,7 @@ pub async fn run(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &Cancellati
     let start = cell.pulse().while_waiting(fanout.start(&server, stop));
     let Some(position) = start.await? else { return Ok(Stopped) };
     cell.resumes_at(Some(position.cluster_time()));
-    let mut feed = match Feed::open(&server, &position).await {
+    let mut feed = match Feed::open(&server, &position, fanout.routes()).await {
         Ok(feed) => feed,
         Err(error) => return Err(lost(fanout, error)),
     };

@@ -11,7 +11,7 @@ use crate::mongo::read::{self, Snapshot, Wanted, When};
 use crate::mongo::server::Server;
 use crate::mongo::tags::{Tag, Tags, repair_of};
 use crate::mongo::tail::{Selection, Tail};
-use crate::sync::batch::{Batch, EventRef, Kind, Malformed};
+use crate::sync::batch::{Batch, EventRef, Kind, Malformed, SessionId};
 use crate::sync::delta::{FieldChange, Update, field_change};
 use crate::sync::key::Key;
 use crate::sync::names::{Link, Zone};
@@ -84,6 +84,8 @@ pub struct Feed {
     hub: Server,
     tail: Tail,
     tags: Tags,
+    /// The routes by which it is known whose documents nobody takes.
+    routes: Arc<Routes>,
 }
 
 impl Feed {
@@ -91,10 +93,11 @@ impl Feed {
     ///
     /// # Errors
     /// If the hub does not open it.
-    pub async fn open(hub: &Server, position: &Position) -> Result<Self, Error> {
+    pub async fn open(hub: &Server, position: &Position, routes: Arc<Routes>) -> Result<Self, Error> {
         let tags = Tags::load(hub).await?;
-        let tail = Tail::open(hub, Some(position), Selection { without: Vec::new(), zone_before: true }).await?;
-        Ok(Self { hub: hub.clone(), tail, tags })
+        let selection = Selection { bare: not_taken(&tags, &routes), zone_before: true, ..Selection::default() };
+        let tail = Tail::open(hub, Some(position), selection).await?;
+        Ok(Self { hub: hub.clone(), tail, tags, routes })
     }
 
     /// The hub's next reply.
@@ -110,7 +113,11 @@ impl Feed {
     /// # Errors
     /// If the hub fails.
     pub async fn route(&mut self, batch: Batch, routes: &Arc<Routes>, only: Option<SpokeId>) -> Result<Routed, Error> {
-        self.tags.look_up(batch.events().filter_map(|event| event.session())).await?;
+        let has_news = self.tags.look_up(batch.events().filter_map(|event| event.session())).await?;
+        if has_news || !Arc::ptr_eq(routes, &self.routes) {
+            self.routes = routes.clone();
+            self.tail.set_bare(not_taken(&self.tags, routes));
+        }
         let mut facts: Vec<Option<Facts>> = Vec::with_capacity(batch.len());
         for event in batch.events() {
             facts.push(self.facts(event, routes).map_err(|error| self.hub.malformed(error))?);
@@ -148,8 +155,6 @@ impl Feed {
             _ => {}
         }
         let tag = event.session().and_then(|session| self.tags.get(&session));
-        // Other tags, if there are any, are ours but not a spoke's.
-        let comes_up = |tag: &Tag| tag.link == Link::uplink(&tag.zone).to_string() || tag.link == repair_of(&tag.zone);
         let origin = tag.filter(|tag| comes_up(tag)).map(|tag| &tag.zone);
         let before = match (event.kind(), origin, event.before()) {
             (Kind::Insert, ..) => Before::At(Place::Elsewhere),
@@ -168,7 +173,10 @@ impl Feed {
         match event.kind() {
             Kind::Delete => facts.after = After::At(Place::Elsewhere),
             Kind::Insert | Kind::Replace => {
-                facts.after = After::At(event.full_document().map_or(Place::Elsewhere, document_place));
+                let document = event.full_document().or(event.bare());
+                facts.after = After::At(document.map_or(Place::Elsewhere, document_place));
+                // Somebody has come to take it since the stream was opened.
+                facts.must_read = event.bare().is_some();
                 facts.content = if event.kind() == Kind::Insert { Content::Inserted } else { Content::Replaced };
             }
             _ => {
@@ -186,6 +194,17 @@ impl Feed {
         }
         Ok(Some(facts))
     }
+}
+
+/// True for what a spoke's changes carry. Other tags, if there are any, are ours but not a spoke's.
+fn comes_up(tag: &Tag) -> bool {
+    tag.link == Link::uplink(&tag.zone).to_string() || tag.link == repair_of(&tag.zone)
+}
+
+/// The sessions of spokes whose documents go to no other spoke: to each its own changes come back only to be held against
+/// others, for which the documents need not come along.
+fn not_taken(tags: &Tags, routes: &Routes) -> Vec<SessionId> {
+    tags.those(|tag| comes_up(tag) && routes.is_only_its_owners(tag.zone.as_str()))
 }
 
 /// Finds the zones of documents that hub applications updated in collections without pre-images.

@@ -453,7 +453,7 @@ struct Echoless {
 impl Echoless {
     async fn open(server: &Server, position: Option<&Position>) -> Result<Self, Error> {
         let tags = Tags::load(server).await?;
-        let selection = Selection { without: tags.ours(), zone_before: false };
+        let selection = Selection { without: tags.ours(), ..Selection::default() };
         let tail = Tail::open(server, position, selection).await?;
         Ok(Self { server: server.clone(), tail, tags, echoes: 0 })
     }

@@ -47,7 +47,15 @@ impl Tags {
 
     /// The sessions that are ours.
     pub fn ours(&self) -> Vec<SessionId> {
-        self.known.iter().filter(|(_, tag)| tag.is_some()).map(|(id, _)| *id).collect()
+        self.those(|_| true)
+    }
+
+    /// The sessions whose tags are such, in ascending order.
+    pub fn those(&self, is_such: impl Fn(&Tag) -> bool) -> Vec<SessionId> {
+        let ours = self.known.iter().filter_map(|(id, tag)| Some((id, tag.as_ref()?)));
+        let mut those: Vec<SessionId> = ours.filter(|(_, tag)| is_such(tag)).map(|(id, _)| *id).collect();
+        those.sort_unstable();
+        those
     }
 
     /// The tag of a session that was looked up.
@@ -55,14 +63,14 @@ impl Tags {
         self.known.get(session)?.as_ref()
     }
 
-    /// Looks up the sessions among these that are not known, all at once.
+    /// Looks up the sessions among these that are not known, all at once. Tells whether one of them is ours.
     ///
     /// # Errors
     /// If the server does not answer.
-    pub async fn look_up(&mut self, sessions: impl Iterator<Item = SessionId>) -> Result<(), Error> {
+    pub async fn look_up(&mut self, sessions: impl Iterator<Item = SessionId>) -> Result<bool, Error> {
         let mut unknown: Vec<SessionId> = sessions.filter(|session| !self.known.contains_key(session)).collect();
         if unknown.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         unknown.sort_unstable();
         unknown.dedup();
@@ -71,10 +79,11 @@ impl Tags {
         }
         let ids: Vec<Binary> = unknown.iter().map(binary).collect();
         self.find(doc! { "_id": { "$in": ids } }).await?;
+        let is_ours = unknown.iter().any(|session| self.get(session).is_some());
         for session in unknown {
             self.known.entry(session).or_insert(None);
         }
-        Ok(())
+        Ok(is_ours)
     }
 
     async fn find(&mut self, filter: Document) -> Result<(), Error> {

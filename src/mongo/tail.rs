@@ -14,7 +14,7 @@ use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
 use super::error::{Error, codes};
 use super::server::{CALL_LIMIT, Server};
-use crate::sync::batch::{Batch, SessionId};
+use crate::sync::batch::{BARE, Batch, SessionId};
 use crate::sync::distance;
 use crate::sync::position::Position;
 
@@ -32,6 +32,8 @@ const REPLY_BYTES: usize = 3_000_000;
 pub struct Selection {
     /// Transactions of these sessions are left out at the server.
     pub without: Vec<SessionId>,
+    /// Inserts of these sessions come without the document, of which only the partition key is told.
+    pub bare: Vec<SessionId>,
     /// Whether to bring the partition key from before the change, where the collection keeps pre-images.
     pub zone_before: bool,
 }
@@ -40,6 +42,8 @@ pub struct Selection {
 pub struct Tail {
     server: Server,
     selection: Selection,
+    /// The stream was opened for another selection.
+    outdated: bool,
     cursor: RawBatchCursor,
     /// At most so many events in one reply.
     reply_events: u32,
@@ -71,12 +75,18 @@ impl Tail {
             Err(error) => return Err(error),
         };
         let last = position.map_or(Timestamp { time: 0, increment: 0 }, Position::cluster_time);
-        Ok(Self { server: server.clone(), selection, cursor, reply_events, times, seen, last })
+        Ok(Self { server: server.clone(), selection, outdated: false, cursor, reply_events, times, seen, last })
     }
 
     /// What the stream brings.
     pub fn selection(&self) -> &Selection {
         &self.selection
+    }
+
+    /// After the next reply, inserts of these sessions come without the document.
+    pub fn set_bare(&mut self, sessions: Vec<SessionId>) {
+        self.outdated |= self.selection.bare != sessions;
+        self.selection.bare = sessions;
     }
 
     /// The server's next reply, which may hold no event.
@@ -100,9 +110,10 @@ impl Tail {
         let batch = self.without_seen(batch);
         self.check_time(&batch)?;
         // The collection was dropped or renamed, and the stream that starts after that sees what comes next. Or the cursor's
-        // replies are too large, or too small.
-        if batch.is_closed() || reply_events != self.reply_events {
+        // replies are too large, or too small, or bring what is no longer wanted.
+        if batch.is_closed() || reply_events != self.reply_events || self.outdated {
             self.reply_events = reply_events;
+            self.outdated = false;
             let start = doc! { "startAfter": token(batch.end()) };
             self.cursor = open(&self.server, start, &self.selection, reply_events).await?;
         }
@@ -218,17 +229,18 @@ fn filter(server: &Server, selection: &Selection) -> Option<Document> {
         conditions.push(doc! { "$or": either });
     }
     if !selection.without.is_empty() {
-        let ids = selection
-            .without
-            .iter()
-            .map(|id| bson::Binary { subtype: bson::spec::BinarySubtype::Uuid, bytes: id.to_vec() });
-        conditions.push(doc! { "lsid.id": { "$nin": ids.collect::<Vec<_>>() } });
+        conditions.push(doc! { "lsid.id": { "$nin": ids(&selection.without) } });
     }
     match conditions.as_slice() {
         [] => None,
         [only] => Some(doc! { "$match": only.clone() }),
         _ => Some(doc! { "$match": { "$and": conditions } }),
     }
+}
+
+fn ids(sessions: &[SessionId]) -> Vec<bson::Binary> {
+    let id = |id: &SessionId| bson::Binary { subtype: bson::spec::BinarySubtype::Uuid, bytes: id.to_vec() };
+    sessions.iter().map(id).collect()
 }
 
 /// Only what is read. Without the pre-image's other fields an event of a 16 MB document stays below the limit.
@@ -239,6 +251,15 @@ fn projection(server: &Server, selection: &Selection) -> Document {
     };
     if selection.zone_before {
         fields.insert(format!("fullDocumentBeforeChange.{}", server.partition_key()), 1);
+    }
+    if !selection.bare.is_empty() {
+        let is_bare = doc! { "$and": [
+            { "$eq": ["$operationType", "insert"] }, { "$in": ["$lsid.id", ids(&selection.bare)] },
+        ] };
+        let field = server.partition_key();
+        let only_its_key = doc! { field: format!("$fullDocument.{field}") };
+        fields.insert("fullDocument", doc! { "$cond": [&is_bare, "$$REMOVE", "$fullDocument"] });
+        fields.insert(BARE, doc! { "$cond": [is_bare, only_its_key, "$$REMOVE"] });
     }
     doc! { "$project": fields }
 }

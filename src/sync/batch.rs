@@ -34,6 +34,9 @@ impl From<bson::error::Error> for Malformed {
 /// The `lsid.id` of the transaction that a change was part of.
 pub type SessionId = [u8; 16];
 
+/// The field of an event that has the partition key of a document that it does not bring.
+pub const BARE: &str = "bare";
+
 /// What happened, as far as the sync is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -63,6 +66,7 @@ struct Event {
     token: Span,
     document_key: Option<Span>,
     full_document: Option<Span>,
+    bare: Option<Span>,
     update_description: Option<Span>,
     before: Option<Span>,
 }
@@ -120,6 +124,7 @@ impl Batch {
     pub fn decode(reply: impl Bytes + 'static, namespaces: &[Namespace]) -> Result<Self, Malformed> {
         let bytes: &[u8] = reply.as_ref();
         let whole = RawDocument::from_bytes(bytes)?;
+        let mut namespaces = Numbers { namespaces, last: None };
         let mut events = Vec::new();
         let mut end = None;
         let mut closed = false;
@@ -131,7 +136,7 @@ impl Batch {
                         let RawBsonRef::Document(event) = event? else {
                             return Err(Malformed("an event is no document".to_owned()));
                         };
-                        events.push(decode_event(event, bytes, namespaces)?);
+                        events.push(decode_event(event, bytes, &mut namespaces)?);
                     }
                 }
                 (name, RawBsonRef::Document(token)) if name == "postBatchResumeToken" => {
@@ -209,6 +214,7 @@ impl Batch {
             event.token = shift(event.token);
             event.document_key = event.document_key.map(shift);
             event.full_document = event.full_document.map(shift);
+            event.bare = event.bare.map(shift);
             event.update_description = event.update_description.map(shift);
             event.before = event.before.map(shift);
             events.push(event);
@@ -268,9 +274,14 @@ impl<'a> EventRef<'a> {
         Ok(Key::new(self.event.namespace, self.id()?))
     }
 
-    /// The whole document, of an insert or a replace.
+    /// The whole document, of an insert or a replace that is not bare.
     pub fn full_document(&self) -> Option<&'a RawDocument> {
         self.event.full_document.map(|span| self.document(span))
+    }
+
+    /// Of an insert that was asked for without its document: the document's partition key, as the only field.
+    pub fn bare(&self) -> Option<&'a RawDocument> {
+        self.event.bare.map(|span| self.document(span))
     }
 
     /// The `updateDescription` of an update.
@@ -309,7 +320,7 @@ impl<'a> EventRef<'a> {
     }
 }
 
-fn decode_event(event: &RawDocument, batch: &[u8], namespaces: &[Namespace]) -> Result<Event, Malformed> {
+fn decode_event<'b>(event: &'b RawDocument, batch: &[u8], namespaces: &mut Numbers<'b>) -> Result<Event, Malformed> {
     let span = |document: &RawDocument| Span::of(document.as_bytes(), batch);
     let mut operation = "";
     let mut token = None;
@@ -326,6 +337,7 @@ fn decode_event(event: &RawDocument, batch: &[u8], namespaces: &[Namespace]) -> 
         token: span(event),
         document_key: None,
         full_document: None,
+        bare: None,
         update_description: None,
         before: None,
     };
@@ -336,11 +348,12 @@ fn decode_event(event: &RawDocument, batch: &[u8], namespaces: &[Namespace]) -> 
             ("operationType", RawBsonRef::String(text)) => operation = text,
             ("clusterTime", RawBsonRef::Timestamp(at)) => time = Some(at),
             ("wallTime", RawBsonRef::DateTime(at)) => decoded.wall_time = Some(at.timestamp_millis()),
-            ("ns", RawBsonRef::Document(document)) => from = find_namespace(document, namespaces),
-            ("to", RawBsonRef::Document(document)) => to = find_namespace(document, namespaces),
+            ("ns", RawBsonRef::Document(document)) => from = namespaces.find(document),
+            ("to", RawBsonRef::Document(document)) => to = namespaces.find(document),
             ("lsid", RawBsonRef::Document(document)) => decoded.session = session_id(document),
             ("documentKey", RawBsonRef::Document(document)) => decoded.document_key = Some(span(document)),
             ("fullDocument", RawBsonRef::Document(document)) => decoded.full_document = Some(span(document)),
+            (BARE, RawBsonRef::Document(document)) => decoded.bare = Some(span(document)),
             ("updateDescription", RawBsonRef::Document(document)) => {
                 decoded.update_description = Some(span(document));
             }
@@ -360,7 +373,8 @@ fn decode_event(event: &RawDocument, batch: &[u8], namespaces: &[Namespace]) -> 
     };
     decoded.namespace = from.or(to).unwrap_or(u16::MAX);
     let has_document = match decoded.kind {
-        Kind::Insert | Kind::Replace => decoded.full_document.is_some(),
+        Kind::Insert => decoded.full_document.is_some() || decoded.bare.is_some(),
+        Kind::Replace => decoded.full_document.is_some(),
         Kind::Update => decoded.update_description.is_some(),
         _ => true,
     };
@@ -370,10 +384,29 @@ fn decode_event(event: &RawDocument, batch: &[u8], namespaces: &[Namespace]) -> 
     Ok(decoded)
 }
 
-fn find_namespace(ns: &RawDocument, namespaces: &[Namespace]) -> Option<u16> {
-    let (database, collection) = (ns.get_str("db").ok()?, ns.get_str("coll").ok()?);
-    let found = namespaces.iter().position(|ns| ns.database == database && ns.collection == collection)?;
-    u16::try_from(found).ok()
+/// The numbers of namespaces. Events in a row are mostly of the same one.
+struct Numbers<'b> {
+    namespaces: &'b [Namespace],
+    last: Option<(&'b RawDocument, Option<u16>)>,
+}
+
+impl<'b> Numbers<'b> {
+    fn find(&mut self, ns: &'b RawDocument) -> Option<u16> {
+        if let Some((last, number)) = self.last
+            && last == ns
+        {
+            return number;
+        }
+        let number = self.look_up(ns);
+        self.last = Some((ns, number));
+        number
+    }
+
+    fn look_up(&self, ns: &RawDocument) -> Option<u16> {
+        let (database, collection) = (ns.get_str("db").ok()?, ns.get_str("coll").ok()?);
+        let found = self.namespaces.iter().position(|ns| ns.database == database && ns.collection == collection)?;
+        u16::try_from(found).ok()
+    }
 }
 
 fn session_id(lsid: &RawDocument) -> Option<SessionId> {

@@ -133,6 +133,12 @@ impl Routes {
         self.holders[id as usize].iter().copied().find(|&spoke| self.spokes[spoke][0] == id)
     }
 
+    /// True if no spoke but its owner holds this zone.
+    pub fn is_only_its_owners(&self, zone: &str) -> bool {
+        let holders = self.holders_of(self.place(zone));
+        holders.iter().all(|&holder| Some(holder) == self.owner(zone))
+    }
+
     /// How many spokes there are.
     pub fn len(&self) -> usize {
         self.spokes.len()
@@ -310,6 +316,8 @@ mod tests {
         assert_eq!(routes.owner("HOU"), Some(HOU));
         assert_eq!(routes.owner("YARD"), None);
         assert_eq!(routes.owner("NOWHERE"), None);
+        assert!(routes.is_only_its_owners("BOS") && routes.is_only_its_owners("NOWHERE"));
+        assert!(!routes.is_only_its_owners("DFW") && !routes.is_only_its_owners("YARD"));
         let held: Vec<&str> = routes.held(AUS).map(Zone::as_str).collect();
         assert_eq!(held, ["AUS", "DFW", "HOU", "YARD"]);
     }

@@ -77,7 +77,7 @@ async fn wait(destination: &Server, link: Link, until: Timestamp, stop: &Cancell
 pub(super) async fn under_way(part: &Part<'_>, ids: &Ids, look: &Look) -> Result<HashSet<Key>, Error> {
     let mut found = changed(part.hub, &look.down, Selection::default(), ids).await?;
     let ours = Tags::load(part.spoke).await?.ours();
-    found.extend(changed(part.spoke, &look.up, Selection { without: ours, zone_before: false }, ids).await?);
+    found.extend(changed(part.spoke, &look.up, Selection { without: ours, ..Selection::default() }, ids).await?);
     Ok(found)
 }
 

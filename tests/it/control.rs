@@ -106,6 +106,32 @@ async fn a_zone_that_is_unwatched_and_watched_again_at_once_misses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_zone_that_gets_a_watcher_under_load_comes_to_it_whole() {
+    let mut site = Site::shared(&[("DFW", &[]), ("HOU", &[])]).await;
+    site.start().await;
+    // So much that it has not all come back yet when the configuration changes.
+    let messages = site.at("DFW");
+    let writing = tokio::spawn(async move {
+        for round in 0..120 {
+            let document = |id| doc! { "_id": format!("{round} {id}"), "_pk": "DFW", "text": "x".repeat(2_000) };
+            messages.insert_many((0..300).map(document)).await.unwrap();
+        }
+    });
+    while !writing.is_finished() {
+        for watch in [&["DFW"] as &[&str], &[]] {
+            site.watch("HOU", watch);
+            reload(&site).await;
+        }
+    }
+    writing.await.unwrap();
+    site.watch("HOU", &["DFW"]);
+    reload(&site).await;
+    site.ready().await;
+    site.assert_converged().await;
+    assert_eq!(count(&site, "HOU", "DFW").await, 36_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broken_file_changes_nothing_and_is_reported() {
     let mut site = Site::shared(TRIANGLE).await;
     site.start().await;

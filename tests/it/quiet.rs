@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use bson::doc;
+use testbed::node::Options;
+use testbed::proxy::Proxy;
 
 use super::support::Site;
 use super::support::events::Events;
@@ -61,4 +63,35 @@ async fn each_change_is_one_event_on_every_side() {
         let expected = if name == "BOS" { 0 } else { 40 };
         assert_eq!(stream.so_far().await.len(), expected, "{name}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_that_go_to_no_other_spoke_do_not_come_back_from_the_hub() {
+    const BYTES: usize = 1_000_000;
+    let mut site = Site::own(&[("DFW", &["HOU"]), ("HOU", &[])], Options::default()).await;
+    let wire = Proxy::to(site.nodes[HUB].port()).await.unwrap();
+    site.reach(HUB, &wire.uri());
+    site.start().await;
+    let insert = async |zone: &str, id: i32| {
+        let document = doc! { "_id": format!("{zone} {id}"), "_pk": zone, "text": "x".repeat(BYTES) };
+        site.at(zone).insert_one(document).await.unwrap();
+        site.settle().await;
+    };
+    // The first ones may come back: they tell the stream whose they are.
+    for zone in ["DFW", "HOU"] {
+        insert(zone, 0).await;
+        insert(zone, 1).await;
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let brings = async |zone: &str| {
+        let before = wire.bytes().from_server;
+        for id in 2..10 {
+            insert(zone, id).await;
+        }
+        wire.bytes().from_server - before
+    };
+    let (taken, not_taken) = (brings("HOU").await, brings("DFW").await);
+    assert!(taken > 8 * BYTES as u64, "{taken}");
+    assert!(not_taken < 8 * BYTES as u64 / 10, "{not_taken}");
+    site.assert_converged().await;
 }
