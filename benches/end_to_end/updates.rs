@@ -1,6 +1,7 @@
 //! Small updates of large documents: they travel as what has changed, which is held against replacing the whole documents.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -15,33 +16,62 @@ use super::{check, floors};
 pub const BYTES: usize = 20_000;
 
 /// How often it is measured; the first round, which only warms up, is not counted here.
-const ROUNDS: i32 = 3;
+const ROUNDS: usize = 3;
 
-/// Changes one field of every document at the source, and brings that to all destinations in four ways, in turn.
+/// How long one round took, in each way.
+struct Round {
+    /// By the program.
+    synced: Duration,
+    /// By the program, where the application replaces the documents.
+    replaced: Duration,
+    directly: Duration,
+    replaced_directly: Duration,
+    /// By a tool that carries whole documents.
+    carried: Duration,
+}
+
+/// Changes one field of every document at the source, and brings that to all destinations in every way, in turn.
 pub async fn measure(site: &Site, route: &Route<'_>, load: &Load) -> Result<Vec<Figure>> {
     fill(site, route, load, 1).await?;
-    let (mut ratios, mut times, mut carried_times, mut rates) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut rounds = Vec::new();
     for round in 0..=ROUNDS {
-        let change = |way: i32| load.updates(0, 1 + round * 3 + way);
-        let (deltas, more, most) = (Arc::new(change(0)), change(1), Arc::new(change(2)));
-        let directly = floors::pipelined(route, &deltas, &deltas).await?;
-        let whole = Arc::new(load.replacements(0, 2 + round * 3));
-        let replaced = floors::pipelined(route, &more, &whole).await?;
-        let carried = floors::carried(route, &most, Carried::Replacements).await?;
-        let synced = program(site, route, &deltas).await?;
-        if round > 0 {
-            ratios.push(directly.as_secs_f64() / synced.as_secs_f64());
-            carried_times.push(carried.as_secs_f64() / synced.as_secs_f64());
-            times.push(replaced.as_secs_f64() / synced.as_secs_f64());
-            rates.push(load.documents as f64 / synced.as_secs_f64());
-        }
+        rounds.push(measure_once(site, route, load, i32::try_from(round)?).await?);
     }
+    rounds.remove(0);
     check::same(route, &load.filter(), load.documents).await?;
     let name = format!("{}: small updates of documents of {}", route.name, load.size());
+    let ratio = |of: fn(&Round) -> Duration, to: fn(&Round) -> Duration| {
+        let mut ratios: Vec<f64> =
+            rounds.iter().map(|round| of(round).as_secs_f64() / to(round).as_secs_f64()).collect();
+        median(&mut ratios)
+    };
+    let times = |of: fn(&Round) -> Duration| ratio(of, |round| round.synced);
+    let mut rates: Vec<f64> = rounds.iter().map(|round| load.documents as f64 / round.synced.as_secs_f64()).collect();
     Ok(vec![
-        Figure::plain(&name, "of the rate of doing it directly", median(&mut ratios)),
-        Figure::plain(&name, "times replacing whole documents directly", median(&mut times)),
-        Figure::at_least(&name, "times carrying whole documents", median(&mut carried_times), 3.0),
+        Figure::at_least(&name, "times carrying whole documents", times(|round| round.carried), 3.0),
+        Figure::plain(
+            &name,
+            "doing it directly, times carrying whole documents",
+            ratio(|round| round.carried, |round| round.directly),
+        ),
+        Figure::plain(&name, "of the rate of doing it directly", times(|round| round.directly)),
+        Figure::plain(&name, "times replacing whole documents directly", times(|round| round.replaced_directly)),
+        Figure::plain(&name, "times replacements by the program", times(|round| round.replaced)),
         Figure::plain(&name, "changes/s in all destinations", median(&mut rates)),
     ])
+}
+
+async fn measure_once(site: &Site, route: &Route<'_>, load: &Load, round: i32) -> Result<Round> {
+    // No document may be as it is already.
+    let value = |way: i32| round * 5 + way;
+    let updates = |way| Arc::new(load.updates(0, value(way)));
+    let replacements = |way| Arc::new(load.replacements(0, value(way)));
+    let (same, whole) = (updates(1), replacements(2));
+    Ok(Round {
+        directly: floors::pipelined(route, &same, &same).await?,
+        replaced_directly: floors::pipelined(route, &updates(2), &whole).await?,
+        carried: floors::carried(route, &updates(3), Carried::Replacements).await?,
+        synced: program(site, route, &updates(4)).await?,
+        replaced: program(site, route, &replacements(5)).await?,
+    })
 }
