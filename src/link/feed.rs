@@ -201,10 +201,10 @@ fn comes_up(tag: &Tag) -> bool {
     tag.link == Link::uplink(&tag.zone).to_string() || tag.link == repair_of(&tag.zone)
 }
 
-/// The sessions of spokes whose documents go to no other spoke: to each its own changes come back only to be held against
+/// The present sessions of spokes whose documents go to no other spoke: to each its own changes come back only to be held against
 /// others, for which the documents need not come along.
 fn not_taken(tags: &Tags, routes: &Routes) -> Vec<SessionId> {
-    tags.those(|tag| comes_up(tag) && routes.is_only_its_owners(tag.zone.as_str()))
+    tags.present(|tag| comes_up(tag) && routes.is_only_its_owners(tag.zone.as_str()))
 }
 
 /// Finds the zones of documents that hub applications updated in collections without pre-images.

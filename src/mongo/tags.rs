@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use bson::{Binary, Bson, Document, doc, spec::BinarySubtype};
+use bson::{Binary, Bson, DateTime, Document, doc, spec::BinarySubtype};
 use mongodb::ClientSession;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
@@ -23,6 +23,8 @@ pub struct Tag {
     pub link: String,
     /// The zone of the link's spoke.
     pub zone: Zone,
+    /// When the session was registered, by the clock of the process.
+    pub opened_at: Option<DateTime>,
 }
 
 /// How many sessions of applications are remembered as such before they are asked for again.
@@ -47,15 +49,13 @@ impl Tags {
 
     /// The sessions that are ours.
     pub fn ours(&self) -> Vec<SessionId> {
-        self.those(|_| true)
+        self.known.iter().filter(|(_, tag)| tag.is_some()).map(|(id, _)| *id).collect()
     }
 
-    /// The sessions whose tags are such, in ascending order.
-    pub fn those(&self, is_such: impl Fn(&Tag) -> bool) -> Vec<SessionId> {
-        let ours = self.known.iter().filter_map(|(id, tag)| Some((id, tag.as_ref()?)));
-        let mut those: Vec<SessionId> = ours.filter(|(_, tag)| is_such(tag)).map(|(id, _)| *id).collect();
-        those.sort_unstable();
-        those
+    /// The newest session of each link whose tag is such, in ascending order: the one that it writes with, most likely.
+    pub fn present(&self, is_such: impl Fn(&Tag) -> bool) -> Vec<SessionId> {
+        let ours = self.known.iter().filter_map(|(id, tag)| Some((*id, tag.as_ref()?)));
+        newest_of_each(ours.filter(|(_, tag)| is_such(tag)))
     }
 
     /// The tag of a session that was looked up.
@@ -104,6 +104,17 @@ impl Tags {
         }
         Ok(())
     }
+}
+
+fn newest_of_each<'t>(sessions: impl Iterator<Item = (SessionId, &'t Tag)>) -> Vec<SessionId> {
+    let mut newest: HashMap<&str, (Option<DateTime>, SessionId)> = HashMap::new();
+    for (id, tag) in sessions {
+        let session = (tag.opened_at, id);
+        newest.entry(&tag.link).and_modify(|newest| *newest = session.max(*newest)).or_insert(session);
+    }
+    let mut newest: Vec<SessionId> = newest.into_values().map(|(_, id)| id).collect();
+    newest.sort_unstable();
+    newest
 }
 
 /// Where a link's session at one server is kept between one generation of its loop and the next. It must not go back to the
@@ -257,10 +268,31 @@ async fn register(server: &Server, session: &ClientSession, name: &str, zone: &Z
 
 fn read(session: &Document) -> Option<(SessionId, Tag)> {
     let Bson::Binary(id) = session.get("_id")? else { return None };
-    let tag = Tag { link: session.get_str("link").ok()?.to_owned(), zone: Zone::new(session.get_str("zone").ok()?) };
+    let tag = Tag {
+        link: session.get_str("link").ok()?.to_owned(),
+        zone: Zone::new(session.get_str("zone").ok()?),
+        opened_at: session.get_datetime("opened_at").ok().copied(),
+    };
     Some((id.bytes.as_slice().try_into().ok()?, tag))
 }
 
 fn binary(id: &SessionId) -> Binary {
     Binary { subtype: BinarySubtype::Uuid, bytes: id.to_vec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_each_link_the_session_that_was_registered_last_is_the_present_one() {
+        let tag = |link: &str, at: Option<i64>| Tag {
+            link: link.to_owned(),
+            zone: Zone::new("DFW"),
+            opened_at: at.map(DateTime::from_millis),
+        };
+        let tags = [tag("a", Some(5)), tag("a", Some(7)), tag("a", None), tag("b", None), tag("a", Some(6))];
+        let sessions = (0u8..).zip(&tags).map(|(number, tag)| ([number; 16], tag));
+        assert_eq!(newest_of_each(sessions), [[1; 16], [3; 16]]);
+    }
 }

@@ -254,7 +254,8 @@ fn projection(server: &Server, selection: &Selection) -> Document {
     }
     if !selection.bare.is_empty() {
         let is_bare = doc! { "$and": [
-            { "$eq": ["$operationType", "insert"] }, { "$in": ["$lsid.id", ids(&selection.bare)] },
+            // Changes outside of transactions are not searched for in the list.
+            { "$eq": ["$operationType", "insert"] }, "$lsid", { "$in": ["$lsid.id", ids(&selection.bare)] },
         ] };
         let field = server.partition_key();
         let only_its_key = doc! { field: format!("$fullDocument.{field}") };
