@@ -1,5 +1,7 @@
 //! What an operator can change while the program runs: the configuration, and single spokes.
 
+use std::time::Duration;
+
 use bson::doc;
 use nix::sys::signal::Signal;
 
@@ -129,6 +131,33 @@ async fn a_zone_that_gets_a_watcher_under_load_comes_to_it_whole() {
     site.ready().await;
     site.assert_converged().await;
     assert_eq!(count(&site, "HOU", "DFW").await, 36_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_the_hub_does_not_send_is_read_for_a_watcher_that_has_just_come() {
+    let mut site = Site::shared(&[("DFW", &[]), ("HOU", &[])]).await;
+    site.start().await;
+    // The first ones tell the stream whose they are.
+    for id in ["first", "second"] {
+        insert(&site, "DFW", id, "DFW").await;
+        site.settle().await;
+    }
+    for round in 0..3 {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        site.watch("HOU", &["DFW"]);
+        reload(&site).await;
+        let copied = 2 + round;
+        eventually("the zone is copied", async || count(&site, "HOU", "DFW").await == copied).await;
+        site.ready().await;
+        // The hub's stream was opened when nobody took it, and is opened anew only when it has answered twice.
+        insert(&site, "DFW", &format!("late {round}"), "DFW").await;
+        eventually("it has come", async || count(&site, "HOU", "DFW").await == copied + 1).await;
+        site.assert_converged().await;
+        site.watch("HOU", &[]);
+        site.on_unwatch("HOU", "purge");
+        reload(&site).await;
+        eventually("the zone is purged", async || count(&site, "HOU", "DFW").await == 0).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
