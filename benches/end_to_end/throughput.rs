@@ -43,7 +43,7 @@ pub async fn measure(parts: &Parts, spokes: usize) -> Result<Vec<Figure>> {
         if parts.have("inserts") {
             let route = site.onward();
             let load = load(parts, &route, USUAL_BYTES);
-            figures.extend(inserts(&site, &route, &load, ROUNDS).await?.figures(&route, "inserts", &load, false));
+            figures.extend(inserts(&site, &route, &load, ROUNDS, None).await?.figures(&route, "inserts", &load, false));
         }
         figures.push(memory(&site, "after changes of documents of 0.5 kB")?);
     }
@@ -60,9 +60,7 @@ async fn usual(parts: &Parts, site: &Site, route: &Route<'_>, has_goals: bool) -
     let load = load(parts, route, USUAL_BYTES);
     if parts.have("inserts") {
         let others = self::load(parts, route, USUAL_BYTES);
-        let measured =
-            in_turn(site, route, MORE_ROUNDS, |round| load.inserts(round), has_goals.then_some(&others)).await?;
-        check::same(route, &load.filter(), held(parts, &load)).await?;
+        let measured = inserts(site, route, &load, MORE_ROUNDS, has_goals.then_some(&others)).await?;
         figures.extend(measured.figures(route, "inserts", &load, has_goals));
     } else if parts.have_any(&["updates", "deletes"]) {
         fill(site, route, &load, ROUNDS + 1).await?;
@@ -98,7 +96,7 @@ async fn others(parts: &Parts, site: &Site, route: &Route<'_>) -> Result<Vec<Fig
     if parts.have("inserts") {
         for bytes in OTHER_BYTES {
             let load = load(parts, route, bytes);
-            figures.extend(inserts(site, route, &load, ROUNDS).await?.figures(route, "inserts", &load, false));
+            figures.extend(inserts(site, route, &load, ROUNDS, None).await?.figures(route, "inserts", &load, false));
         }
     }
     if parts.have("updates") {
@@ -113,8 +111,14 @@ pub fn load(parts: &Parts, route: &Route<'_>, bytes: usize) -> Load {
     Load::new(route.zone, parts.share_of(documents, 20), bytes)
 }
 
-async fn inserts(site: &Site, route: &Route<'_>, load: &Load, rounds: usize) -> Result<Measured> {
-    let measured = in_turn(site, route, rounds, |round| load.inserts(round), None).await?;
+async fn inserts(
+    site: &Site,
+    route: &Route<'_>,
+    load: &Load,
+    rounds: usize,
+    simple: Option<&Load>,
+) -> Result<Measured> {
+    let measured = in_turn(site, route, rounds, |round| load.inserts(round), simple).await?;
     check::same(route, &load.filter(), load.documents * (rounds + 1)).await?;
     Ok(measured)
 }
