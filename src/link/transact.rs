@@ -125,7 +125,7 @@ pub(super) async fn transact(
         settle(part.steps, &progress.reads, field.as_str(), |_, document| side.meaning(document, false));
     let (number, link, former) =
         (destination.next_number(), destination.link().clone(), destination.checkpoint().clone());
-    let mut open = destination.begin(part.command_bytes).await?;
+    let mut open = destination.begin().await?;
     let mut settled = settled;
     let moved = moved(&mut open, &settled, field.as_str()).await?;
     if !moved.strangers.is_empty() {
@@ -143,14 +143,14 @@ pub(super) async fn transact(
         Attempt::Folded(inserts) => plan::fold(&settled, inserts, statement::insert_would_change),
         Attempt::InSequence => plan::sequence(&settled),
     };
-    let missed = match send(&mut open, &server, &commands, &settled).await? {
+    let missed = match send(&mut open, &server, &commands, &settled, part.command_bytes).await? {
         Ok(missed) => missed,
         Err(refused) => return Ok(Outcome::Refused(refused)),
     };
     let mut written = Written { foreign, skipped, ..Written::of(&settled, |key| progress.read_at(key)) };
     if missed > 0 {
         let missing = missing(&mut open, &settled, &moved.movers).await?;
-        match bring(&mut open, &server, side, &missing, ahead.read_from(part.last)).await? {
+        match bring(&mut open, &server, side, &missing, ahead.read_from(part.last), part.command_bytes).await? {
             Ok(brought) => written.add(brought),
             Err(refused) => return Ok(Outcome::Refused(refused)),
         }
@@ -177,10 +177,11 @@ async fn send(
     server: &Server,
     commands: &[Command],
     steps: &[Step<'_>],
+    command_bytes: usize,
 ) -> Result<Result<usize, RefusedChange>, Error> {
     let mut missed = 0;
-    for ready in statement::render(commands, steps, server.namespaces(), server.partition_field(), open.command_bytes())
-    {
+    let (namespaces, field) = (server.namespaces(), server.partition_field());
+    for ready in statement::render(commands, steps, namespaces, field, command_bytes) {
         match open.send(ready).await? {
             Sent::Done(statements) => missed += statements,
             Sent::Refused(refused) => return Ok(Err(RefusedChange::new(refused, steps))),
@@ -260,6 +261,7 @@ async fn bring(
     side: &mut impl Side,
     missing: &[Step<'_>],
     read_from: Timestamp,
+    command_bytes: usize,
 ) -> Result<Result<Written, RefusedChange>, Error> {
     let wanted: Wanted<'_> = missing.iter().map(|step| (step.key.clone(), step.id)).collect();
     let mut reads = Reads::default();
@@ -272,7 +274,7 @@ async fn bring(
         reads.documents.extend(snapshot.documents);
     }
     let (whole, foreign) = settle(missing, &reads, server.partition_key(), |_, document| side.meaning(document, true));
-    if let Err(refused) = send(open, server, &plan::sequence(&whole), &whole).await? {
+    if let Err(refused) = send(open, server, &plan::sequence(&whole), &whole, command_bytes).await? {
         return Ok(Err(refused));
     }
     Ok(Ok(Written { foreign, ..Written::of(&whole, |key| read_at.get(key).copied()) }))

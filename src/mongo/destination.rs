@@ -124,13 +124,13 @@ impl Destination {
         self.claimed_at
     }
 
-    /// Begins a transaction, whose commands should have at most so many bytes each.
+    /// Begins a transaction.
     ///
     /// # Errors
     /// If the driver does not.
-    pub async fn begin(&mut self, command_bytes: usize) -> Result<Open<'_>, Error> {
+    pub async fn begin(&mut self) -> Result<Open<'_>, Error> {
         let transaction = Transaction::start(&self.server, self.session.get()).await?;
-        Ok(Open { server: &self.server, link: &self.link, sequence: self.sequence, command_bytes, transaction })
+        Ok(Open { server: &self.server, link: &self.link, sequence: self.sequence, transaction })
     }
 
     /// Gives the transaction up.
@@ -150,16 +150,10 @@ pub struct Open<'d> {
     server: &'d Server,
     link: &'d Link,
     sequence: i64,
-    command_bytes: usize,
     transaction: Transaction<'d>,
 }
 
 impl Open<'_> {
-    /// How many bytes one command of the batch should have at most.
-    pub fn command_bytes(&self) -> usize {
-        self.command_bytes
-    }
-
     /// Sends a command of the batch.
     ///
     /// # Errors

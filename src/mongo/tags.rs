@@ -276,7 +276,8 @@ fn read(session: &Document) -> Option<(SessionId, Tag)> {
     Some((id.bytes.as_slice().try_into().ok()?, tag))
 }
 
-fn binary(id: &SessionId) -> Binary {
+/// The session's id as the server has it.
+pub(super) fn binary(id: &SessionId) -> Binary {
     Binary { subtype: BinarySubtype::Uuid, bytes: id.to_vec() }
 }
 

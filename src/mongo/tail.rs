@@ -14,6 +14,7 @@ use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
 use super::error::{Error, codes};
 use super::server::{CALL_LIMIT, Server};
+use super::tags;
 use crate::sync::batch::{BARE, Batch, SessionId};
 use crate::sync::distance;
 use crate::sync::position::Position;
@@ -239,8 +240,7 @@ fn filter(server: &Server, selection: &Selection) -> Option<Document> {
 }
 
 fn ids(sessions: &[SessionId]) -> Vec<bson::Binary> {
-    let id = |id: &SessionId| bson::Binary { subtype: bson::spec::BinarySubtype::Uuid, bytes: id.to_vec() };
-    sessions.iter().map(id).collect()
+    sessions.iter().map(tags::binary).collect()
 }
 
 /// Only what is read. Without the pre-image's other fields an event of a 16 MB document stays below the limit.
