@@ -19,6 +19,9 @@ use super::usage::Usage;
 /// A zone that no spoke owns, and all watch.
 pub const SHARED: &str = "SHARED";
 
+/// How often the driver measures the round trip over a wire: as often as it can.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+
 /// Which servers the program reaches by wires that can be made slow, and count.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wires {
@@ -111,7 +114,8 @@ impl Site {
         if self.spokes.len() > 1 && number != 1 {
             watch.push("S2".to_owned());
         }
-        let uri = self.spoke_wires.get(number).map_or_else(|| place.uri(), Proxy::uri);
+        let by_wire = |wire: &Proxy| format!("{}&heartbeatFrequencyMS={}", wire.uri(), HEARTBEAT.as_millis());
+        let uri = self.spoke_wires.get(number).map_or_else(|| place.uri(), by_wire);
         Spoke { zone: place.name.clone(), uri, watch }
     }
 
@@ -170,9 +174,11 @@ impl Site {
         running.wait_for(&awaited.collect::<Vec<_>>()).await
     }
 
-    /// From now on the wires to the spokes do this.
-    pub fn set_wires(&self, wire: Wire) {
+    /// From now on the wires to the spokes do this. Returns when the program has measured how long they are.
+    pub async fn set_wires(&self, wire: Wire) {
         self.spoke_wires.iter().for_each(|proxy| proxy.set(wire));
+        // The first measurement may have begun before, and the second one counts only with another.
+        tokio::time::sleep(4 * HEARTBEAT).await;
     }
 
     /// What the wires to the hub and to the first spoke have carried.

@@ -35,7 +35,7 @@ pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     for route in [site.uplink(), site.fan_out()] {
         figures.push(throughput(parts, &site, &route).await?);
     }
-    site.set_wires(Wire::Slow(ONE_WAY));
+    site.set_wires(Wire::Slow(ONE_WAY)).await;
     let changes = parts.share_of(CHANGES, 10);
     let [usual, worst] = latency(&site.downlink(), changes).await?;
     figures.push(usual.should_be_at_most(4.0));
@@ -49,9 +49,9 @@ async fn throughput(parts: &Parts, site: &Site, route: &Route<'_>) -> Result<Fig
     let load = Load::new(route.zone, LONGER * load(parts, route, BYTES).documents, BYTES);
     let mut ratios = Vec::new();
     for round in 0..=ROUNDS {
-        site.set_wires(Wire::Open);
+        site.set_wires(Wire::Open).await;
         let near = program(site, route, &load.inserts(2 * round)).await?;
-        site.set_wires(Wire::Slow(ONE_WAY));
+        site.set_wires(Wire::Slow(ONE_WAY)).await;
         let far = program(site, route, &load.inserts(2 * round + 1)).await?;
         if round > 0 {
             ratios.push(near.as_secs_f64() / far.as_secs_f64());

@@ -10,7 +10,7 @@ use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
 
 use super::REMEMBERED_DOCUMENTS;
-use super::batch_size::BatchSize;
+use super::batch_size;
 use super::load::{Commit, Load, Mark, Origin, Side};
 use super::progress::{Later, Progress};
 use super::transact::{Committed, Outcome, Part, RefusedChange, RefusedStep, Written, transact};
@@ -34,7 +34,6 @@ pub struct Applier {
     destination: Destination,
     ahead: Ahead,
     parked: HashMap<Key, Kept>,
-    batch_size: BatchSize,
 }
 
 impl Applier {
@@ -46,7 +45,7 @@ impl Applier {
         let destination = Destination::claim(server, link, slot, holder).await?;
         let ahead = Ahead::new(destination.checkpoint().ahead.clone(), REMEMBERED_DOCUMENTS);
         let parked = dead_letters::kept(server, link).await?;
-        Ok(Self { destination, ahead, parked, batch_size: BatchSize::default() })
+        Ok(Self { destination, ahead, parked })
     }
 
     /// The checkpoint as it is saved.
@@ -71,7 +70,7 @@ impl Applier {
 
     /// How much one batch may hold.
     pub(super) fn batch_size(&self) -> Weight {
-        self.batch_size.limit()
+        batch_size::limit(self.server().round_trip())
     }
 
     /// What the destination has ahead of the link's position.
@@ -118,7 +117,7 @@ impl Applier {
         later.take(&mut load.steps, 0, &self.parked);
         let mut skipped = Vec::new();
         loop {
-            let range = one_transaction(&load.steps, progress.part(load.steps.len()), self.batch_size.limit().bytes);
+            let range = one_transaction(&load.steps, progress.part(load.steps.len()), self.batch_size().bytes);
             let is_last = range.end == load.steps.len();
             let (mark, ours) = if is_last {
                 let later = later.statement(self.destination.link(), self.destination.server().namespaces());
@@ -127,8 +126,7 @@ impl Applier {
                 (load.origin.before(load.steps[range.end].event), Vec::new())
             };
             let steps = &load.steps[range.clone()];
-            let (expected, command_bytes) = (load.expected.as_ref(), self.batch_size.command_bytes());
-            let part = Part { steps, last: load.last, mark, ours, expected, command_bytes };
+            let part = Part { steps, last: load.last, mark, ours, expected: load.expected.as_ref() };
             match self.transact(side, &part, &mut progress).await? {
                 Outcome::Committed(mut committed) => {
                     skipped.append(&mut committed.written.skipped);
@@ -176,10 +174,7 @@ impl Applier {
         let mut delays = transaction::delays();
         loop {
             let error = match transact(&mut self.destination, &self.ahead, side, part, progress).await {
-                Ok(Outcome::Committed(committed)) => {
-                    self.batch_size.learn(committed.round_trip);
-                    return Ok(Outcome::Committed(committed));
-                }
+                Ok(Outcome::Committed(committed)) => return Ok(Outcome::Committed(committed)),
                 Ok(refused) => {
                     self.destination.abort().await;
                     return Ok(refused);
@@ -227,8 +222,7 @@ impl Applier {
             "change refused by the destination, kept as a dead letter"
         );
         let mark = load.origin.before(step.event);
-        let command_bytes = self.batch_size.command_bytes();
-        let part = Part { steps: &[], last: load.last, mark, ours: vec![statement], expected: None, command_bytes };
+        let part = Part { steps: &[], last: load.last, mark, ours: vec![statement], expected: None };
         let Outcome::Committed(committed) = self.transact(side, &part, &mut Progress::new(HashMap::new())).await?
         else {
             let server = self.destination.server();

@@ -1,16 +1,16 @@
 //! One transaction of a link: a part of a batch into the destination, with whatever must be read for it.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
 
 use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
 
+use super::batch_size;
 use super::load::{Expected, Mark, Side};
 use super::progress::Progress;
 use super::walk;
 use crate::mongo::checkpoint::{Checkpoint, Reconciling};
-use crate::mongo::destination::{Destination, Open, Refused, Saved, Sent};
+use crate::mongo::destination::{Destination, Open, Refused, Sent};
 use crate::mongo::error::Error;
 use crate::mongo::notes::{Edit, Note};
 use crate::mongo::read::Wanted;
@@ -35,8 +35,6 @@ pub(super) struct Part<'p, 'a> {
     pub(super) ours: Vec<RawDocumentBuf>,
     /// What the destination must have for a step to be done, where that matters.
     pub(super) expected: Option<&'p Expected>,
-    /// How many bytes a command may have.
-    pub(super) command_bytes: usize,
 }
 
 /// What became of a transaction.
@@ -51,8 +49,6 @@ pub(super) enum Outcome {
 pub(super) struct Committed {
     /// The destination's time.
     pub(super) at: Timestamp,
-    /// How long a round trip to the destination takes.
-    pub(super) round_trip: Duration,
     /// The number that it saved its hub edits under.
     pub(super) number: i64,
     pub(super) written: Written,
@@ -143,14 +139,14 @@ pub(super) async fn transact(
         Attempt::Folded(inserts) => plan::fold(&settled, inserts, statement::insert_would_change),
         Attempt::InSequence => plan::sequence(&settled),
     };
-    let missed = match send(&mut open, &server, &commands, &settled, part.command_bytes).await? {
+    let missed = match send(&mut open, &server, &commands, &settled).await? {
         Ok(missed) => missed,
         Err(refused) => return Ok(Outcome::Refused(refused)),
     };
     let mut written = Written { foreign, skipped, ..Written::of(&settled, |key| progress.read_at(key)) };
     if missed > 0 {
         let missing = missing(&mut open, &settled, &moved.movers).await?;
-        match bring(&mut open, &server, side, &missing, ahead.read_from(part.last), part.command_bytes).await? {
+        match bring(&mut open, &server, side, &missing, ahead.read_from(part.last)).await? {
             Ok(brought) => written.add(brought),
             Err(refused) => return Ok(Outcome::Refused(refused)),
         }
@@ -166,9 +162,9 @@ pub(super) async fn transact(
         written.has_own_note = !note.fits_into(&checkpoint);
         if written.has_own_note { ours.push(note.save(&link)) } else { checkpoint.notes.push(note) }
     }
-    let Saved { at, round_trip } = open.commit(&ours, &checkpoint).await?;
+    let at = open.commit(&ours, &checkpoint).await?;
     destination.committed(checkpoint);
-    Ok(Outcome::Committed(Committed { at, round_trip, number, written }))
+    Ok(Outcome::Committed(Committed { at, number, written }))
 }
 
 /// Sends commands that are made of these steps. Tells how many statements found no document.
@@ -177,11 +173,11 @@ async fn send(
     server: &Server,
     commands: &[Command],
     steps: &[Step<'_>],
-    command_bytes: usize,
 ) -> Result<Result<usize, RefusedChange>, Error> {
     let mut missed = 0;
     let (namespaces, field) = (server.namespaces(), server.partition_field());
-    for ready in statement::render(commands, steps, namespaces, field, command_bytes) {
+    let most_bytes = batch_size::command_bytes(server.round_trip());
+    for ready in statement::render(commands, steps, namespaces, field, most_bytes) {
         match open.send(ready).await? {
             Sent::Done(statements) => missed += statements,
             Sent::Refused(refused) => return Ok(Err(RefusedChange::new(refused, steps))),
@@ -261,7 +257,6 @@ async fn bring(
     side: &mut impl Side,
     missing: &[Step<'_>],
     read_from: Timestamp,
-    command_bytes: usize,
 ) -> Result<Result<Written, RefusedChange>, Error> {
     let wanted: Wanted<'_> = missing.iter().map(|step| (step.key.clone(), step.id)).collect();
     let mut reads = Reads::default();
@@ -274,7 +269,7 @@ async fn bring(
         reads.documents.extend(snapshot.documents);
     }
     let (whole, foreign) = settle(missing, &reads, server.partition_key(), |_, document| side.meaning(document, true));
-    if let Err(refused) = send(open, server, &plan::sequence(&whole), &whole, command_bytes).await? {
+    if let Err(refused) = send(open, server, &plan::sequence(&whole), &whole).await? {
         return Ok(Err(refused));
     }
     Ok(Ok(Written { foreign, ..Written::of(&whole, |key| read_at.get(key).copied()) }))

@@ -13,7 +13,6 @@
 //! or a crash, the saved checkpoint tells whether it is. Whoever has lost the link can commit nothing any more.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
 
 use bson::{RawDocumentBuf, Timestamp};
 
@@ -57,15 +56,6 @@ pub enum Sent {
     Done(usize),
     /// The transaction is void.
     Refused(Refused),
-}
-
-/// What a commit tells.
-#[derive(Debug)]
-pub struct Saved {
-    /// The server's time of it.
-    pub at: Timestamp,
-    /// How long it took to save the checkpoint, which is little more than a round trip.
-    pub round_trip: Duration,
 }
 
 /// Command errors that mean: the server does not take these documents, whatever one does. In the order of the server's
@@ -202,28 +192,26 @@ impl Open<'_> {
         self.transaction.documents(wanted).await
     }
 
-    /// Sends commands on our own collections, saves the checkpoint, and commits.
+    /// Sends commands on our own collections, saves the checkpoint, and commits. Tells the server's time of that.
     ///
     /// # Errors
     /// If the server fails, or the link was taken over by another process.
-    pub async fn commit(mut self, ours: &[RawDocumentBuf], checkpoint: &Checkpoint) -> Result<Saved, Error> {
+    pub async fn commit(mut self, ours: &[RawDocumentBuf], checkpoint: &Checkpoint) -> Result<Timestamp, Error> {
         let metadata = self.server.metadata().name().to_owned();
         let save = checkpoint::save(self.link, self.sequence, checkpoint);
         let doing = "saving its checkpoint";
-        let (mut saved, mut round_trip) = (0, Duration::ZERO);
+        let mut saved = 0;
         for command in ours.iter().chain([&save]) {
-            let begun = Instant::now();
             let reply = self.transaction.send(doing, &metadata, command.clone()).await?;
             if let Some((_, code, message)) = write_error(&reply) {
                 return Err(self.server.failed(doing, code, &message));
             }
             saved = count(&reply);
-            round_trip = begun.elapsed();
         }
         if saved != 1 {
             let by = checkpoint::holder(self.server, self.link).await?;
             return Err(Error::Fenced { link: self.link.to_string(), by });
         }
-        Ok(Saved { at: self.transaction.commit().await?, round_trip })
+        self.transaction.commit().await
     }
 }

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc};
+use mongodb::event::EventHandler;
 use mongodb::options::{ClientOptions, ServerMonitoringMode};
 use mongodb::{Client, Database};
 use tokio::sync::OnceCell;
 
 use super::error::{Error, codes};
+use super::round_trip::RoundTrip;
 use crate::config::Sync;
 use crate::config::uri::Uri;
 use crate::sync::names::Namespace;
@@ -30,12 +32,13 @@ pub struct Endpoint {
     sync: Arc<Sync>,
     connections: u32,
     client: OnceCell<Client>,
+    round_trip: Arc<RoundTrip>,
 }
 
 impl Endpoint {
     /// An endpoint called `name` in messages, of which at most `connections` commands run at once.
     pub fn new(name: &str, uri: Uri, sync: Arc<Sync>, connections: u32) -> Self {
-        Self { name: name.into(), uri, sync, connections, client: OnceCell::new() }
+        Self { name: name.into(), uri, sync, connections, client: OnceCell::new(), round_trip: Arc::default() }
     }
 
     /// `hub` or `spoke DFW`.
@@ -64,7 +67,7 @@ impl Endpoint {
             client,
             sync: self.sync.clone(),
             version: (0, 0),
-            round_trip: Duration::ZERO,
+            round_trip: self.round_trip.clone(),
         };
         server.checked().await
     }
@@ -94,6 +97,8 @@ impl Endpoint {
         options.write_concern = None;
         options.selection_criteria = None;
         options.retry_writes = Some(true);
+        let round_trip = self.round_trip.clone();
+        options.sdam_event_handler = Some(EventHandler::callback(move |event| round_trip.learn_from(&event)));
         Client::with_options(options).map_err(|error| Error::of_driver(&self.name, "connecting", &error))
     }
 }
@@ -105,7 +110,7 @@ pub struct Server {
     client: Client,
     sync: Arc<Sync>,
     version: (i32, i32),
-    round_trip: Duration,
+    round_trip: Arc<RoundTrip>,
 }
 
 impl Server {
@@ -144,9 +149,9 @@ impl Server {
         self.version
     }
 
-    /// How long a round trip to it took when it was connected to.
+    /// How long a round trip to it takes at present.
     pub fn round_trip(&self) -> Duration {
-        self.round_trip
+        self.round_trip.get()
     }
 
     /// True if change streams say how to read paths with dots (`disambiguatedPaths`, from 6.1 on).
@@ -288,7 +293,7 @@ impl Server {
         // The connection is open by now, and this is no work for the server.
         let begun = Instant::now();
         let info = self.run("asking for the version", &admin, doc! { "buildInfo": 1 }).await?;
-        self.round_trip = begun.elapsed();
+        self.round_trip.learn(begun.elapsed());
         let version = info.get_array("versionArray").ok();
         let part = |index: usize| version.and_then(|parts| parts.get(index)?.as_i32()).unwrap_or(0);
         self.version = (part(0), part(1));

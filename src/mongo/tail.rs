@@ -48,8 +48,6 @@ pub struct Tail {
     cursor: RawBatchCursor,
     /// At most so many events in one reply.
     reply_events: u32,
-    /// How many times as large as those of a near server its replies may be.
-    times: usize,
     /// Events up to here have been seen although the server sends them again.
     seen: Option<Position>,
     last: Timestamp,
@@ -61,8 +59,7 @@ impl Tail {
     /// # Errors
     /// If the server does not open it; [`super::error::Failure::HistoryLost`] if the position is no longer in its oplog.
     pub async fn open(server: &Server, position: Option<&Position>, selection: Selection) -> Result<Self, Error> {
-        let times = distance::times(server.round_trip());
-        let reply_events = most_events(times);
+        let reply_events = most_events(distance::times(server.round_trip()));
         let start = position.map_or_else(Document::new, |position| doc! { "startAfter": token(position) });
         let (cursor, seen) = match open(server, start, &selection, reply_events).await {
             Ok(cursor) => (cursor, None),
@@ -76,7 +73,7 @@ impl Tail {
             Err(error) => return Err(error),
         };
         let last = position.map_or(Timestamp { time: 0, increment: 0 }, Position::cluster_time);
-        Ok(Self { server: server.clone(), selection, outdated: false, cursor, reply_events, times, seen, last })
+        Ok(Self { server: server.clone(), selection, outdated: false, cursor, reply_events, seen, last })
     }
 
     /// What the stream brings.
@@ -107,7 +104,8 @@ impl Tail {
         };
         let batch = Batch::decode(Reply(reply), self.server.namespaces());
         let batch = batch.map_err(|error| self.server.malformed(error))?;
-        let reply_events = reply_events(self.times, self.reply_events, batch.len(), batch.bytes());
+        let times = distance::times(self.server.round_trip());
+        let reply_events = reply_events(times, self.reply_events, batch.len(), batch.bytes());
         let batch = self.without_seen(batch);
         self.check_time(&batch)?;
         // The collection was dropped or renamed, and the stream that starts after that sees what comes next. Or the cursor's
@@ -159,14 +157,14 @@ fn most_events(times: usize) -> u32 {
     REPLY_EVENTS.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX))
 }
 
-/// How many events a reply should have at most, after one of so many had so many bytes. What is about right is left as it is: the
-/// stream must be opened anew for it.
+/// How many events a reply should have at most, after one of so many had so many bytes, where it may be so many times as large as a near
+/// server's. What is about right is left as it is: the stream must be opened anew for it.
 fn reply_events(times: usize, now: u32, events: usize, bytes: usize) -> u32 {
     let (most_events, most_bytes) = (most_events(times), REPLY_BYTES * times);
     let fitting = (events * most_bytes).checked_div(bytes).and_then(|fitting| u32::try_from(fitting).ok());
     let fitting = fitting.unwrap_or(most_events).clamp(1, most_events);
     let is_full = u32::try_from(events) == Ok(now);
-    if (bytes > 2 * most_bytes && fitting < now) || (is_full && fitting / 4 >= now) { fitting } else { now }
+    if (bytes > 2 * most_bytes && fitting < now) || (is_full && fitting / 2 >= now) { fitting } else { now }
 }
 
 /// The place where a stream that is opened now starts.
@@ -280,5 +278,7 @@ mod tests {
         assert_eq!(reply_events(1, 1, 1, 16_000_000), 1);
         assert_eq!(reply_events(1, 5_000, 0, 300), 5_000);
         assert_eq!(reply_events(3, 15_000, 15_000, 15_000_000), 15_000, "the way is long");
+        assert_eq!(reply_events(4, 5_000, 5_000, 4_000_000), 15_000, "it has become long");
+        assert_eq!(reply_events(1, 15_000, 15_000, 12_000_000), 3_750, "it has become short");
     }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
-use bson::{Document, doc};
-use mongodb::Collection;
+use bson::{Bson, Document, doc};
+use futures_util::TryStreamExt;
+use mongodb::{Client, Collection};
 use nix::sys::signal::Signal;
 use testbed::node::Options;
 use testbed::proxy::{Proxy, Wire};
@@ -217,6 +218,46 @@ async fn a_wire_that_is_cut_slow_or_swallows_everything_loses_nothing() {
     let changes = application.end().await;
     site.ready().await;
     assert_exactly_once(&site, Some(&mut events), "DFW", changes).await;
+}
+
+/// How many events the change streams at this server may have in a reply, at most.
+async fn most_events_of_a_reply(client: &Client) -> i64 {
+    let pipeline = [
+        doc! { "$currentOp": { "allUsers": true, "idleCursors": true } },
+        doc! { "$match": { "cursor.originatingCommand.pipeline.0.$changeStream": { "$exists": true } } },
+    ];
+    let cursors = client.database("admin").aggregate(pipeline).await.unwrap();
+    let cursors: Vec<Document> = cursors.try_collect().await.unwrap();
+    let sizes = cursors.iter().filter_map(|cursor| {
+        let command = cursor.get_document("cursor").ok()?.get_document("originatingCommand").ok()?;
+        match command.get_document("cursor").ok()?.get("batchSize")? {
+            Bson::Int32(size) => Some(i64::from(*size)),
+            size => size.as_i64(),
+        }
+    });
+    sizes.max().unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_grow_where_the_wire_becomes_long_while_the_program_runs() {
+    let mut site = Site::own(TRIANGLE, Options::default()).await;
+    let proxy = Proxy::to(site.nodes["DFW"].port()).await.unwrap();
+    site.reach("DFW", &format!("{}&heartbeatFrequencyMS=500", proxy.uri()));
+    site.start().await;
+    let client = site.client("DFW").clone();
+    let near = most_events_of_a_reply(&client).await;
+    assert!(near > 0, "a change stream is open");
+    proxy.set(Wire::Slow(Duration::from_millis(25)));
+    let (collection, mut number) = (site.at("DFW"), 0);
+    eventually("replies are larger", async || {
+        let documents = (number..number + 10_000).map(|number| doc! { "_id": number, "_pk": "DFW" });
+        collection.insert_many(documents).await.unwrap();
+        number += 10_000;
+        most_events_of_a_reply(&client).await >= 2 * near
+    })
+    .await;
+    site.settle().await;
+    site.assert_converged().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
