@@ -173,10 +173,9 @@ impl Feed {
         match event.kind() {
             Kind::Delete => facts.after = After::At(Place::Elsewhere),
             Kind::Insert | Kind::Replace => {
-                let document = event.full_document().or(event.bare());
-                facts.after = After::At(document.map_or(Place::Elsewhere, document_place));
+                facts.after = After::At(event.zoned().map_or(Place::Elsewhere, document_place));
                 // Somebody has come to take it since the stream was opened.
-                facts.must_read = event.bare().is_some();
+                facts.must_read = event.is_bare();
                 facts.content = if event.kind() == Kind::Insert { Content::Inserted } else { Content::Replaced };
             }
             _ => {

@@ -22,7 +22,10 @@ use crate::sync::position::Position;
 /// How long the server waits for an event before it answers with a position alone.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// At most so many events in one reply of a near server; any server also stops at 16 MB.
+/// At most so many events in the first reply, before it is known how large they are; any server also stops at 16 MB.
+const FIRST_REPLY_EVENTS: u32 = 400;
+
+/// At most so many events in one reply of a near server.
 const REPLY_EVENTS: u32 = 5_000;
 
 /// How many bytes a reply of a near server should have, about: what waits is in memory.
@@ -33,7 +36,7 @@ const REPLY_BYTES: usize = 3_000_000;
 pub struct Selection {
     /// Transactions of these sessions are left out at the server.
     pub without: Vec<SessionId>,
-    /// Inserts of these sessions come without the document, of which only the partition key is told.
+    /// Documents that these sessions insert or replace come without their content, of which only the partition key is told.
     pub bare: Vec<SessionId>,
     /// Whether to bring the partition key from before the change, where the collection keeps pre-images.
     pub zone_before: bool,
@@ -59,7 +62,7 @@ impl Tail {
     /// # Errors
     /// If the server does not open it; [`super::error::Failure::HistoryLost`] if the position is no longer in its oplog.
     pub async fn open(server: &Server, position: Option<&Position>, selection: Selection) -> Result<Self, Error> {
-        let reply_events = most_events(distance::times(server.round_trip()));
+        let reply_events = FIRST_REPLY_EVENTS;
         let start = position.map_or_else(Document::new, |position| doc! { "startAfter": token(position) });
         let (cursor, seen) = match open(server, start, &selection, reply_events).await {
             Ok(cursor) => (cursor, None),
@@ -81,7 +84,7 @@ impl Tail {
         &self.selection
     }
 
-    /// After the next reply, inserts of these sessions come without the document.
+    /// After the next reply, documents that these sessions insert or replace come without their content.
     pub fn set_bare(&mut self, sessions: Vec<SessionId>) {
         self.outdated |= self.selection.bare != sessions;
         self.selection.bare = sessions;
@@ -153,16 +156,16 @@ impl AsRef<[u8]> for Reply {
     }
 }
 
-fn most_events(times: usize) -> u32 {
-    REPLY_EVENTS.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX))
-}
-
 /// How many events a reply should have at most, after one of so many had so many bytes, where it may be so many times as large as a near
-/// server's. What is about right is left as it is: the stream must be opened anew for it.
+/// server's. What is about right is left as it is: the stream must be opened anew for it. When nothing comes any more, nothing is known
+/// of what will come next.
 fn reply_events(times: usize, now: u32, events: usize, bytes: usize) -> u32 {
-    let (most_events, most_bytes) = (most_events(times), REPLY_BYTES * times);
-    let fitting = (events * most_bytes).checked_div(bytes).and_then(|fitting| u32::try_from(fitting).ok());
-    let fitting = fitting.unwrap_or(most_events).clamp(1, most_events);
+    if events == 0 {
+        return now.min(FIRST_REPLY_EVENTS);
+    }
+    let most_events = REPLY_EVENTS.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX));
+    let most_bytes = REPLY_BYTES * times;
+    let fitting = u32::try_from(events * most_bytes / bytes).unwrap_or(most_events).clamp(1, most_events);
     let is_full = u32::try_from(events) == Ok(now);
     if (bytes > 2 * most_bytes && fitting < now) || (is_full && fitting / 2 >= now) { fitting } else { now }
 }
@@ -253,7 +256,7 @@ fn projection(server: &Server, selection: &Selection) -> Document {
     if !selection.bare.is_empty() {
         let is_bare = doc! { "$and": [
             // Changes outside of transactions are not searched for in the list.
-            { "$eq": ["$operationType", "insert"] }, "$lsid", { "$in": ["$lsid.id", ids(&selection.bare)] },
+            { "$in": ["$operationType", ["insert", "replace"]] }, "$lsid", { "$in": ["$lsid.id", ids(&selection.bare)] },
         ] };
         let field = server.partition_key();
         let only_its_key = doc! { field: format!("$fullDocument.{field}") };
@@ -276,7 +279,8 @@ mod tests {
         assert_eq!(reply_events(1, 40, 3, 3_000), 40, "it was not full");
         assert_eq!(reply_events(1, 5_000, 1, 16_000_000), 1);
         assert_eq!(reply_events(1, 1, 1, 16_000_000), 1);
-        assert_eq!(reply_events(1, 5_000, 0, 300), 5_000);
+        assert_eq!(reply_events(1, 5_000, 0, 300), FIRST_REPLY_EVENTS, "it is quiet");
+        assert_eq!(reply_events(1, 30, 0, 300), 30);
         assert_eq!(reply_events(3, 15_000, 15_000, 15_000_000), 15_000, "the way is long");
         assert_eq!(reply_events(4, 5_000, 5_000, 4_000_000), 15_000, "it has become long");
         assert_eq!(reply_events(1, 15_000, 15_000, 12_000_000), 3_750, "it has become short");

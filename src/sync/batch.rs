@@ -279,9 +279,14 @@ impl<'a> EventRef<'a> {
         self.event.full_document.map(|span| self.document(span))
     }
 
-    /// Of an insert that was asked for without its document: the document's partition key, as the only field.
-    pub fn bare(&self) -> Option<&'a RawDocument> {
-        self.event.bare.map(|span| self.document(span))
+    /// True for an insert or a replace whose document was not asked for.
+    pub fn is_bare(&self) -> bool {
+        self.event.bare.is_some()
+    }
+
+    /// What tells the zone of an insert or a replace: the whole document, or of a bare one its partition key alone.
+    pub fn zoned(&self) -> Option<&'a RawDocument> {
+        self.event.full_document.or(self.event.bare).map(|span| self.document(span))
     }
 
     /// The `updateDescription` of an update.
@@ -373,8 +378,7 @@ fn decode_event<'b>(event: &'b RawDocument, batch: &[u8], namespaces: &mut Numbe
     };
     decoded.namespace = from.or(to).unwrap_or(u16::MAX);
     let has_document = match decoded.kind {
-        Kind::Insert => decoded.full_document.is_some() || decoded.bare.is_some(),
-        Kind::Replace => decoded.full_document.is_some(),
+        Kind::Insert | Kind::Replace => decoded.full_document.is_some() || decoded.bare.is_some(),
         Kind::Update => decoded.update_description.is_some(),
         _ => true,
     };

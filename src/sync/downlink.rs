@@ -160,7 +160,7 @@ impl<'r> Downlink<'r> {
         let value = match event.update_description().map(|update| field_change(update, self.partition_key)) {
             Some(FieldChange::Set(value)) => value,
             Some(_) => return None,
-            None => event.full_document()?.get(self.partition_key).ok()?.unwrap_or(RawBsonRef::Null),
+            None => event.zoned()?.get(self.partition_key).ok()?.unwrap_or(RawBsonRef::Null),
         };
         Some(Zones::Value(value))
     }

@@ -72,26 +72,30 @@ async fn documents_that_go_to_no_other_spoke_do_not_come_back_from_the_hub() {
     let wire = Proxy::to(site.nodes[HUB].port()).await.unwrap();
     site.reach(HUB, &wire.uri());
     site.start().await;
-    let insert = async |zone: &str, id: i32| {
-        let document = doc! { "_id": format!("{zone} {id}"), "_pk": zone, "text": "x".repeat(BYTES) };
-        site.at(zone).insert_one(document).await.unwrap();
+    let write = async |zone: &str, id: i32, text: &str| {
+        let id = format!("{zone} {id}");
+        let document = doc! { "_id": &id, "_pk": zone, "text": text.repeat(BYTES) };
+        site.at(zone).replace_one(doc! { "_id": id }, document).upsert(true).await.unwrap();
         site.settle().await;
     };
     // The first ones may come back: they tell the stream whose they are.
     for zone in ["DFW", "HOU"] {
-        insert(zone, 0).await;
-        insert(zone, 1).await;
+        write(zone, 0, "x").await;
+        write(zone, 1, "x").await;
     }
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let brings = async |zone: &str| {
-        let before = wire.bytes().from_server;
-        for id in 2..10 {
-            insert(zone, id).await;
-        }
-        wire.bytes().from_server - before
-    };
-    let (taken, not_taken) = (brings("HOU").await, brings("DFW").await);
-    assert!(taken > 8 * BYTES as u64, "{taken}");
-    assert!(not_taken < 8 * BYTES as u64 / 10, "{not_taken}");
+    // Inserts, and then replacements of the same documents.
+    for text in ["y", "z"] {
+        let brings = async |zone: &str| {
+            let before = wire.bytes().from_server;
+            for id in 2..10 {
+                write(zone, id, text).await;
+            }
+            wire.bytes().from_server - before
+        };
+        let (taken, not_taken) = (brings("HOU").await, brings("DFW").await);
+        assert!(taken > 8 * BYTES as u64, "{text}: {taken}");
+        assert!(not_taken < 8 * BYTES as u64 / 10, "{text}: {not_taken}");
+    }
     site.assert_converged().await;
 }
