@@ -41,8 +41,14 @@ impl Applier {
     ///
     /// # Errors
     /// If the destination does not answer.
-    pub async fn claim(server: &Server, link: &Link, slot: &Slot, holder: &str) -> Result<Self, Error> {
-        let destination = Destination::claim(server, link, slot, holder).await?;
+    pub async fn claim(
+        server: &Server,
+        link: &Link,
+        slot: &Slot,
+        moves: Option<&Slot>,
+        holder: &str,
+    ) -> Result<Self, Error> {
+        let destination = Destination::claim(server, link, slot, moves, holder).await?;
         let ahead = Ahead::new(destination.checkpoint().ahead.clone(), REMEMBERED_DOCUMENTS);
         let parked = dead_letters::kept(server, link).await?;
         Ok(Self { destination, ahead, parked })

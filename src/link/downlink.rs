@@ -50,7 +50,8 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     let starting = spoke.starting(Direction::Downlink).await;
     let hub = spoke.hub.connect().await?;
     hub.prepare_metadata().await?;
-    let mut applier = Applier::claim(&destination, &link, &spoke.links.downlink_session, &spoke.holder).await?;
+    let session = &spoke.links.downlink_session;
+    let mut applier = Applier::claim(&destination, &link, session, None, &spoke.holder).await?;
     letters::show(cell, &applier, &hub);
     let last_own_note = restore_conflicts(spoke, &destination, &link, &applier).await?;
     spoke.links.foreign.load(&destination).await?;
@@ -346,7 +347,7 @@ async fn empty(
         if let Some(turn) = side.spoke.links.turn(Direction::Downlink, applier.checkpoint().reconciling) {
             return Ok(Some(turn));
         }
-        let next = side.cell().pulse().while_waiting(inbox.next());
+        let next = side.cell().pulse().while_waiting(inbox.next(side.is_forgetful(applier)));
         let Some(first) = stop.run_until_cancelled(next).await else { return Ok(Some(Turn::Stopped)) };
         let Some(first) = first else { return Ok(None) };
         let deliveries = gather(first, inbox, applier.batch_size());
@@ -451,6 +452,11 @@ impl HubSide<'_> {
     fn quiet(&self, position: &Position) {
         self.cell().quiet(position.cluster_time());
         self.carried_up_to(position);
+    }
+
+    /// True if no own change that comes back can meet anything: no hub edit is remembered, and none is set aside that may be tried again.
+    fn is_forgetful(&self, applier: &Applier) -> bool {
+        self.is_complete && applier.parked().is_empty() && self.spoke.links.conflicts().is_empty()
     }
 
     fn position(&self, applier: &Applier) -> Position {

@@ -6,9 +6,9 @@
 //!
 //! Where an inbox is full the fan-out waits only as long as every spoke has something to do: nobody is held up by another.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
@@ -21,12 +21,17 @@ use crate::mongo::error::{Error, Failure};
 use crate::mongo::server::{Endpoint, Server};
 use crate::mongo::tail;
 use crate::observe::status::{Board, Cell, Counted, State};
+use crate::sync::batch::Batch;
 use crate::sync::names::Zone;
 use crate::sync::position::Position;
 use crate::sync::route::{Routes, SpokeId};
 
 /// How long the stream waits for the other spokes once the first one has come, so that it starts where most of them stand.
 const GATHERING: Duration = Duration::from_secs(1);
+
+/// After a hub edit in a zone, its owner's own changes come along for so long: to leave them out and to bring them again takes the hub a
+/// new stream each time.
+const AFTER_HUB_EDIT: Duration = Duration::from_secs(60);
 
 /// Checkpoints further apart than this are not worth making everybody read what lies between.
 const TOGETHER: u32 = 60;
@@ -51,20 +56,58 @@ struct Shared {
     /// Spokes that wait for it to start, with their checkpoints.
     waiting: HashMap<Zone, Position>,
     inboxes: HashMap<Zone, Arc<Inbox>>,
+    /// The zones whose owners' own changes the stream leaves out, from `position` on.
+    left_out: BTreeSet<Zone>,
+    /// When a hub edit last came in a zone that was left out.
+    edited: HashMap<Zone, Instant>,
     /// The stream's place was lost: it can only start at the present.
     lost: bool,
+}
+
+impl Shared {
+    /// From the end of this reply on, which is not distributed yet.
+    fn decide_what_to_leave_out(&mut self, outgoing: &Outgoing) {
+        for zone in &outgoing.edited {
+            self.left_out.remove(zone);
+            self.edited.insert(zone.clone(), Instant::now());
+        }
+        self.edited.retain(|_, at| at.elapsed() < AFTER_HUB_EDIT);
+        let is_free = |zone: &Zone| !self.edited.contains_key(zone) && self.routes.is_only_its_owners(zone.as_str());
+        let candidates = self.inboxes.iter().filter(|(zone, inbox)| is_free(zone) && inbox.needs_no_own_changes());
+        let zones = candidates.map(|(zone, _)| zone).filter(|zone| outgoing.routed.first_hub_edit(zone).is_none());
+        self.left_out.extend(zones.cloned());
+    }
 }
 
 /// A reply on its way to the spokes.
 struct Outgoing {
     routed: Arc<Routed>,
+    /// The zones whose owners' own changes it lacks.
+    left_out: BTreeSet<Zone>,
+    /// Those of them in which a hub edit follows it.
+    edited: Vec<Zone>,
     /// What each spoke gets of it, once that was made.
     parts: HashMap<SpokeId, Arc<Routed>>,
 }
 
 impl Outgoing {
-    fn new(routed: Routed) -> Self {
-        Self { routed: Arc::new(routed), parts: HashMap::new() }
+    /// Routes a reply that began at `start`. From the first hub edit on in a zone whose owner's own changes it lacks, it is of no use:
+    /// those that come after the hub edit must be held against it.
+    async fn route(
+        fanout: &Fanout,
+        feed: &mut Feed,
+        batch: Batch,
+        start: &Position,
+        left_out: BTreeSet<Zone>,
+    ) -> Result<Self, Error> {
+        let routes = fanout.routes();
+        let mut routed = feed.route(batch, &routes, None).await?;
+        let edits = left_out.iter().filter_map(|zone| Some((zone.clone(), routed.first_hub_edit(zone)?)));
+        let (edited, events): (Vec<Zone>, Vec<u32>) = edits.unzip();
+        if let Some(first) = events.into_iter().min() {
+            routed = routed.before(first, start);
+        }
+        Ok(Self { routed: Arc::new(routed), left_out, edited, parts: HashMap::new() })
     }
 
     /// What this spoke gets: only its own part where that is small.
@@ -82,6 +125,8 @@ enum Distributed {
     MustWait,
     /// It was routed by what is no longer configured.
     NoLongerRouted,
+    /// It lacks what somebody needs who has come meanwhile.
+    Lacking,
 }
 
 /// One of the few places for a spoke's own stream.
@@ -107,6 +152,8 @@ impl Fanout {
             position: None,
             waiting: HashMap::new(),
             inboxes: HashMap::new(),
+            left_out: BTreeSet::new(),
+            edited: HashMap::new(),
             lost: false,
         };
         Self {
@@ -126,7 +173,10 @@ impl Fanout {
 
     /// From now on this is who holds what.
     pub fn set_routes(&self, routes: Routes) {
-        self.state().routes = Arc::new(routes);
+        let mut state = self.state();
+        state.left_out.retain(|zone| routes.is_only_its_owners(zone.as_str()));
+        state.routes = Arc::new(routes);
+        drop(state);
         // Whoever waits for all spokes must count them again.
         self.arrivals.send_modify(|number| *number += 1);
     }
@@ -161,6 +211,7 @@ impl Fanout {
             return None;
         };
         state.waiting.remove(zone);
+        state.left_out.remove(zone);
         let shown = self.board.get(zone.as_str()).map(|cell| cell.queue().clone()).unwrap_or_default();
         let inbox = Arc::new(Inbox::new(shown, self.taken.clone()));
         self.taken.notify_one();
@@ -174,10 +225,17 @@ impl Fanout {
     pub fn detach(&self, zone: &Zone) {
         let mut state = self.state();
         state.waiting.remove(zone);
+        state.left_out.remove(zone);
         if let Some(inbox) = state.inboxes.remove(zone) {
             inbox.detach();
             self.taken.notify_one();
         }
+    }
+
+    /// Where the stream goes on, and the zones whose owners' own changes it leaves out from there on.
+    fn next_part(&self) -> Option<(Position, Arc<Routes>, BTreeSet<Zone>)> {
+        let state = self.state();
+        Some((state.position.clone()?, state.routes.clone(), state.left_out.clone()))
     }
 
     /// Gives every spoke its part of a reply.
@@ -187,6 +245,9 @@ impl Fanout {
         // A spoke that has attached meanwhile relies on the present routes.
         if !Arc::ptr_eq(&state.routes, &routed.routes) {
             return Distributed::NoLongerRouted;
+        }
+        if !outgoing.left_out.is_subset(&state.left_out) {
+            return Distributed::Lacking;
         }
         let lost_collections = routed.batch.lost_collections();
         let mut delivery = |zone: &Zone| {
@@ -204,12 +265,14 @@ impl Fanout {
         if is_full && !state.inboxes.values().any(|inbox| inbox.is_awaited()) {
             return Distributed::MustWait;
         }
+        state.decide_what_to_leave_out(outgoing);
         state.position = Some(routed.batch.end().clone());
         for (zone, delivery) in deliveries {
             let Some(inbox) = state.inboxes.get(&zone) else { continue };
             if !inbox.push(delivery) {
                 tracing::warn!(%zone, "the spoke does not keep up, it will catch up on a stream of its own");
                 state.inboxes.remove(&zone);
+                state.left_out.remove(&zone);
             }
         }
         Distributed::Done
@@ -264,6 +327,7 @@ impl Fanout {
         let mut state = self.state();
         state.position = None;
         state.lost = true;
+        state.left_out.clear();
         for (_, inbox) in state.inboxes.drain() {
             inbox.detach();
         }
@@ -302,34 +366,44 @@ pub async fn run(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &Cancellati
     let _watching = window::watch(&server, fanout.board.hub_window());
     cell.set_state(State::Streaming);
     loop {
-        let Some(batch) = stop.run_until_cancelled(feed.read()).await else { return Ok(Stopped) };
+        let (place, routes, left_out) = fanout.next_part().expect("it has started, and is not lost");
+        let reading = feed.read_after(&place, &routes, &left_out);
+        let Some(batch) = stop.run_until_cancelled(reading).await else { return Ok(Stopped) };
         let batch = batch.map_err(|error| lost(fanout, error))?;
-        let last = batch.len().checked_sub(1).map(|last| batch.event(last).wall_time());
         if !batch.lost_collections().is_empty() {
             cell.set_error("a synced collection was dropped or renamed at the hub: the spokes keep its documents");
         }
-        let (events, end) = (batch.len(), batch.end().cluster_time());
-        let mut outgoing = Outgoing::new(feed.route(batch, &fanout.routes(), None).await?);
+        let mut outgoing = Outgoing::route(fanout, &mut feed, batch, &place, left_out).await?;
         loop {
             match fanout.distribute(&mut outgoing) {
-                Distributed::Done => break,
+                Distributed::Done => show(cell, &outgoing.routed.batch),
+                // It is read again, with what it lacks.
+                Distributed::Lacking => {}
                 Distributed::MustWait => {
                     let taken = cell.pulse().while_waiting(fanout.taken.notified());
                     let Some(()) = stop.run_until_cancelled(taken).await else { return Ok(Stopped) };
+                    continue;
                 }
                 Distributed::NoLongerRouted => {
-                    let batch = outgoing.routed.batch.clone();
-                    outgoing = Outgoing::new(feed.route(batch, &fanout.routes(), None).await?);
+                    let (batch, left_out) = (outgoing.routed.batch.clone(), outgoing.left_out);
+                    outgoing = Outgoing::route(fanout, &mut feed, batch, &place, left_out).await?;
+                    continue;
                 }
             }
+            break;
         }
-        match last {
-            Some(wall_time) => {
-                cell.received();
-                cell.applied(events, 0, Some(end), wall_time);
-            }
-            None => cell.quiet(end),
+    }
+}
+
+/// Shows how far the stream is.
+fn show(cell: &Cell, batch: &Batch) {
+    let end = batch.end().cluster_time();
+    match batch.events().last() {
+        Some(event) => {
+            cell.received();
+            cell.applied(batch.len(), 0, Some(end), event.wall_time());
         }
+        None => cell.quiet(end),
     }
 }
 

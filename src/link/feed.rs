@@ -1,6 +1,6 @@
 //! The hub's change stream, with everything that routing needs: whose change it was, where the document was, where it is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bson::Timestamp;
@@ -9,9 +9,9 @@ use bson::raw::{RawBsonRef, RawDocumentBuf};
 use crate::mongo::error::Error;
 use crate::mongo::read::{self, Snapshot, Wanted, When};
 use crate::mongo::server::Server;
-use crate::mongo::tags::{Tag, Tags, repair_of};
+use crate::mongo::tags::{Tag, Tags, moves_of, repair_of};
 use crate::mongo::tail::{Selection, Tail};
-use crate::sync::batch::{Batch, EventRef, Kind, Malformed, SessionId};
+use crate::sync::batch::{Batch, EventRef, Kind, Malformed};
 use crate::sync::delta::{FieldChange, Update, field_change};
 use crate::sync::key::Key;
 use crate::sync::names::{Link, Zone};
@@ -52,6 +52,23 @@ impl Routed {
         Weight { events: self.picks[spoke].len(), bytes: self.batch.bytes() + documents }
     }
 
+    /// The first event that is a hub edit in this zone, which a spoke owns.
+    pub fn first_hub_edit(&self, zone: &Zone) -> Option<u32> {
+        let spoke = self.routes.owner(zone.as_str())?;
+        let mut picks = self.picks[spoke].iter();
+        picks.find(|(_, action)| self.routes.is_hub_edit(spoke, *action)).map(|(event, _)| *event)
+    }
+
+    /// What lies before this event of a reply that began at `start`.
+    pub fn before(mut self, event: u32, start: &Position) -> Self {
+        let end = self.batch.before(event as usize).unwrap_or_else(|| start.clone());
+        self.batch = self.batch.excerpt(0..event as usize, end);
+        for picks in &mut self.picks {
+            picks.retain(|(picked, _)| *picked < event);
+        }
+        self
+    }
+
     /// What concerns one spoke alone, with memory of its own, if that is a small part of the reply.
     pub fn excerpt(&self, spoke: SpokeId) -> Option<Self> {
         let picks = &self.picks[spoke];
@@ -84,8 +101,10 @@ pub struct Feed {
     hub: Server,
     tail: Tail,
     tags: Tags,
-    /// The routes by which it is known whose documents nobody takes.
-    routes: Arc<Routes>,
+    /// Where the tail stands.
+    at: Position,
+    /// By what the tail's selection was made; `None` if there is news of tags.
+    selected_by: Option<(Arc<Routes>, BTreeSet<Zone>)>,
 }
 
 impl Feed {
@@ -95,9 +114,9 @@ impl Feed {
     /// If the hub does not open it.
     pub async fn open(hub: &Server, position: &Position, routes: Arc<Routes>) -> Result<Self, Error> {
         let tags = Tags::load(hub).await?;
-        let selection = Selection { bare: not_taken(&tags, &routes), zone_before: true, ..Selection::default() };
-        let tail = Tail::open(hub, Some(position), selection).await?;
-        Ok(Self { hub: hub.clone(), tail, tags, routes })
+        let without = BTreeSet::new();
+        let tail = Tail::open(hub, Some(position), selection(&tags, &routes, &without)).await?;
+        Ok(Self { hub: hub.clone(), tail, tags, at: position.clone(), selected_by: Some((routes, without)) })
     }
 
     /// The hub's next reply.
@@ -105,7 +124,30 @@ impl Feed {
     /// # Errors
     /// If the hub fails.
     pub async fn read(&mut self) -> Result<Batch, Error> {
-        self.tail.next().await
+        let batch = self.tail.next().await?;
+        self.at = batch.end().clone();
+        Ok(batch)
+    }
+
+    /// The reply that follows this place, wherever the stream stands, without the changes that come up from spokes that own these zones.
+    ///
+    /// # Errors
+    /// If the hub fails.
+    pub async fn read_after(
+        &mut self,
+        place: &Position,
+        routes: &Arc<Routes>,
+        without: &BTreeSet<Zone>,
+    ) -> Result<Batch, Error> {
+        let is_same = |(by, zones): &(Arc<Routes>, BTreeSet<Zone>)| Arc::ptr_eq(by, routes) && zones == without;
+        if !self.selected_by.as_ref().is_some_and(is_same) || self.at != *place {
+            let selection = selection(&self.tags, routes, without);
+            if selection != *self.tail.selection() || self.at != *place {
+                self.tail = Tail::open(&self.hub, Some(place), selection).await?;
+            }
+            self.selected_by = Some((routes.clone(), without.clone()));
+        }
+        self.read().await
     }
 
     /// Routes a reply for all spokes, or for `only` one.
@@ -113,10 +155,8 @@ impl Feed {
     /// # Errors
     /// If the hub fails.
     pub async fn route(&mut self, batch: Batch, routes: &Arc<Routes>, only: Option<SpokeId>) -> Result<Routed, Error> {
-        let has_news = self.tags.look_up(batch.events().filter_map(|event| event.session())).await?;
-        if has_news || !Arc::ptr_eq(routes, &self.routes) {
-            self.routes = routes.clone();
-            self.tail.set_bare(not_taken(&self.tags, routes));
+        if self.tags.look_up(batch.events().filter_map(|event| event.session())).await? {
+            self.selected_by = None;
         }
         let mut facts: Vec<Option<Facts>> = Vec::with_capacity(batch.len());
         for event in batch.events() {
@@ -197,13 +237,20 @@ impl Feed {
 
 /// True for what a spoke's changes carry. Other tags, if there are any, are ours but not a spoke's.
 fn comes_up(tag: &Tag) -> bool {
-    tag.link == Link::uplink(&tag.zone).to_string() || tag.link == repair_of(&tag.zone)
+    is_usual(tag) || tag.link == moves_of(&tag.zone) || tag.link == repair_of(&tag.zone)
 }
 
-/// The present sessions of spokes whose documents go to no other spoke: to each its own changes come back only to be held against
-/// others, for which the documents need not come along.
-fn not_taken(tags: &Tags, routes: &Routes) -> Vec<SessionId> {
-    tags.present(|tag| comes_up(tag) && routes.is_only_its_owners(tag.zone.as_str()))
+/// True for what a spoke's changes carry if they take no document out of its zone.
+fn is_usual(tag: &Tag) -> bool {
+    tag.link == Link::uplink(&tag.zone).to_string()
+}
+
+/// What a stream for these routes brings. To spokes whose documents go to no other spoke their own changes come back only to be held
+/// against others, for which the documents need not come along. In the zones `without` them there is nothing to be held against.
+fn selection(tags: &Tags, routes: &Routes, without: &BTreeSet<Zone>) -> Selection {
+    let is_left_out = |tag: &Tag| is_usual(tag) && without.contains(&tag.zone);
+    let is_bare = |tag: &Tag| comes_up(tag) && !is_left_out(tag) && routes.is_only_its_owners(tag.zone.as_str());
+    Selection { without: tags.present(is_left_out), bare: tags.present(is_bare), zone_before: true }
 }
 
 /// Finds the zones of documents that hub applications updated in collections without pre-images.

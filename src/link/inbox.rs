@@ -35,6 +35,8 @@ pub struct Inbox {
     taken: Arc<Notify>,
     /// The writer has nothing to do.
     waiting: AtomicBool,
+    /// It remembered nothing when it began to wait.
+    forgetful: AtomicBool,
     detached: AtomicBool,
     shown: Depth,
 }
@@ -48,6 +50,7 @@ impl Inbox {
             changed: Notify::new(),
             taken,
             waiting: AtomicBool::new(false),
+            forgetful: AtomicBool::new(false),
             detached: AtomicBool::new(false),
             shown,
         }
@@ -56,6 +59,13 @@ impl Inbox {
     /// True if its writer waits for something to do.
     pub(super) fn is_awaited(&self) -> bool {
         self.waiting.load(Ordering::Acquire)
+    }
+
+    /// True if its writer has applied all that ever came, and remembers no hub edit: then the spoke's own changes that come back from
+    /// now on would be skipped, as long as no hub edit comes before them. Asked by who fills it.
+    pub(super) fn needs_no_own_changes(&self) -> bool {
+        // In this order: what is no longer in the queue was taken out by a writer that did not wait.
+        self.queue().is_empty() && self.is_awaited() && self.forgetful.load(Ordering::Acquire)
     }
 
     /// True if this would be accepted.
@@ -93,8 +103,9 @@ impl Inbox {
         self.changed.notify_one();
     }
 
-    /// The next delivery; `None` after the last one of a spoke that was detached.
-    pub async fn next(&self) -> Option<Delivery> {
+    /// The next delivery; `None` after the last one of a spoke that was detached. The writer tells whether it is `forgetful`: all that it
+    /// has taken out is applied, and no hub edit of it may meet an own change any more.
+    pub async fn next(&self, forgetful: bool) -> Option<Delivery> {
         loop {
             if let Some(delivery) = self.try_next() {
                 return Some(delivery);
@@ -102,6 +113,7 @@ impl Inbox {
             if self.detached.load(Ordering::Acquire) {
                 return self.try_next();
             }
+            self.forgetful.store(forgetful, Ordering::Release);
             self.waiting.store(true, Ordering::Release);
             self.taken.notify_one();
             self.changed.notified().await;

@@ -120,6 +120,8 @@ impl Spoke {
 pub struct Links {
     /// The uplink's session at the hub.
     pub uplink_session: Slot,
+    /// The uplink's session at the hub for transactions in which documents leave the zone.
+    pub moves_session: Slot,
     /// The uplink's session at the spoke, for stamps.
     pub stamp_session: Slot,
     /// The downlink's session at the spoke.
@@ -149,6 +151,7 @@ impl Default for Links {
     fn default() -> Self {
         Self {
             uplink_session: Slot::default(),
+            moves_session: Slot::default(),
             stamp_session: Slot::default(),
             downlink_session: Slot::default(),
             conflicts: Mutex::new(Conflicts::new(REMEMBERED_DOCUMENTS)),

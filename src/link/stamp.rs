@@ -25,7 +25,7 @@ impl Stamper {
     /// # Errors
     /// If the spoke does not answer.
     pub async fn new(server: &Server, link: &Link, slot: &Slot) -> Result<Self, Error> {
-        let session = tags::tagged_session(server, link, slot).await?;
+        let session = tags::tagged_session(server, &link.to_string(), &link.zone, slot).await?;
         Ok(Self { server: server.clone(), link: link.clone(), session })
     }
 

@@ -121,7 +121,8 @@ pub(super) async fn transact(
         settle(part.steps, &progress.reads, field.as_str(), |_, document| side.meaning(document, false));
     let (number, link, former) =
         (destination.next_number(), destination.link().clone(), destination.checkpoint().clone());
-    let mut open = destination.begin().await?;
+    let moves = settled.iter().any(|step| step.write.is_move(field.as_str()));
+    let mut open = destination.begin(moves).await?;
     let mut settled = settled;
     let moved = moved(&mut open, &settled, field.as_str()).await?;
     if !moved.strangers.is_empty() {

@@ -61,7 +61,8 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     let starting = spoke.starting(Direction::Uplink).await;
     let hub = spoke.hub.connect().await?;
     source.prepare_metadata().await?;
-    let mut applier = Applier::claim(&hub, &link, &spoke.links.uplink_session, &spoke.holder).await?;
+    let (session, moves) = (&spoke.links.uplink_session, &spoke.links.moves_session);
+    let mut applier = Applier::claim(&hub, &link, session, Some(moves), &spoke.holder).await?;
     letters::show(cell, &applier, &hub);
     let rules = Uplink {
         zone: spoke.zone.clone(),

@@ -33,6 +33,10 @@ pub struct Destination {
     server: Server,
     link: Link,
     session: TaggedSession,
+    /// Where those transactions that move documents to other zones have one of their own.
+    moves: Option<TaggedSession>,
+    /// The transaction under way is in that one.
+    is_moving: bool,
     checkpoint: Checkpoint,
     sequence: i64,
     claimed_at: Timestamp,
@@ -64,19 +68,31 @@ pub enum Sent {
 const REFUSALS: [i32; 10] = [2, 9, 14, 52, 53, 57, 66, 121, 10334, 17280];
 
 impl Destination {
-    /// Takes the link over at this server, with a session of its tag.
+    /// Takes the link over at this server, with a session of its tag, and one for moves if there is a slot for that.
     ///
     /// # Errors
     /// If the server does not answer.
-    pub async fn claim(server: &Server, link: &Link, slot: &Slot, holder: &str) -> Result<Self, Error> {
+    pub async fn claim(
+        server: &Server,
+        link: &Link,
+        slot: &Slot,
+        moves: Option<&Slot>,
+        holder: &str,
+    ) -> Result<Self, Error> {
         server.prepare_metadata().await?;
-        // The session first: so whatever an earlier one wrote was written before this link's next claim.
-        let session = tags::tagged_session(server, link, slot).await?;
+        // The sessions first: so whatever an earlier one wrote was written before this link's next claim.
+        let session = tags::tagged_session(server, &link.to_string(), &link.zone, slot).await?;
+        let moves = match moves {
+            Some(slot) => Some(tags::tagged_session(server, &tags::moves_of(&link.zone), &link.zone, slot).await?),
+            None => None,
+        };
         let claim = checkpoint::claim(server, link, holder).await?;
         Ok(Self {
             server: server.clone(),
             link: link.clone(),
             session,
+            moves,
+            is_moving: false,
             checkpoint: claim.checkpoint,
             sequence: claim.sequence,
             claimed_at: claim.at,
@@ -114,18 +130,21 @@ impl Destination {
         self.claimed_at
     }
 
-    /// Begins a transaction.
+    /// Begins a transaction, which `moves` documents to other zones or does not.
     ///
     /// # Errors
     /// If the driver does not.
-    pub async fn begin(&mut self) -> Result<Open<'_>, Error> {
-        let transaction = Transaction::start(&self.server, self.session.get()).await?;
+    pub async fn begin(&mut self, moves: bool) -> Result<Open<'_>, Error> {
+        self.is_moving = moves;
+        let session = self.moves.as_mut().filter(|_| moves).unwrap_or(&mut self.session);
+        let transaction = Transaction::start(&self.server, session.get()).await?;
         Ok(Open { server: &self.server, link: &self.link, sequence: self.sequence, transaction })
     }
 
     /// Gives the transaction up.
     pub async fn abort(&mut self) {
-        transaction::abort(&self.server, self.session.get()).await;
+        let session = self.moves.as_mut().filter(|_| self.is_moving).unwrap_or(&mut self.session);
+        transaction::abort(&self.server, session.get()).await;
     }
 
     /// The transaction that saves this checkpoint is committed.

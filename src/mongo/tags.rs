@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::error::{Error, codes};
 use super::server::{Server, majority};
 use crate::sync::batch::SessionId;
-use crate::sync::names::{Link, Zone};
+use crate::sync::names::Zone;
 
 /// Whose transactions a session carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,24 +145,24 @@ impl TaggedSession {
     }
 }
 
-/// A session at this server whose transactions carry the link's tag. What earlier sessions of the link left open is
-/// aborted: the server would keep the transaction of a process that was killed, and every document in it, locked for a
-/// minute (`transactionLifetimeLimitSeconds`).
+/// A session at this server whose transactions carry a tag of this name, which is a link's or [`moves_of`] an uplink's. What earlier
+/// sessions of that name left open is aborted: the server would keep the transaction of a process that was killed, and every
+/// document in it, locked for a minute (`transactionLifetimeLimitSeconds`).
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn tagged_session(server: &Server, link: &Link, slot: &Slot) -> Result<TaggedSession, Error> {
+pub async fn tagged_session(server: &Server, name: &str, zone: &Zone, slot: &Slot) -> Result<TaggedSession, Error> {
     // Whoever had it before is on its way out.
     let wait = async { Ok(slot.0.clone().lock_owned().await) };
     let mut slot = server.bounded("waiting for the session of its former self", wait).await?;
-    let present = new_session(server, &link.to_string(), &link.zone).await?;
+    let present = new_session(server, name, zone).await?;
     let former = slot.present.replace(present);
     slot.former.extend(former);
     if slot.former.len() > FORMER {
         slot.former.pop_front();
     }
     let mut session = TaggedSession(slot);
-    kill_former(server, link, session.get()).await?;
+    kill_former(server, name, session.get()).await?;
     Ok(session)
 }
 
@@ -178,12 +178,12 @@ async fn new_session(server: &Server, name: &str, zone: &Zone) -> Result<ClientS
     }
 }
 
-/// Ends the sessions that the link had before, and with them the transactions that they may have left open. Their
+/// Ends the sessions that had the name before, and with them the transactions that they may have left open. Their
 /// registrations stay until their last change events have surely left every oplog.
-async fn kill_former(server: &Server, link: &Link, present: &ClientSession) -> Result<(), Error> {
+async fn kill_former(server: &Server, name: &str, present: &ClientSession) -> Result<(), Error> {
     const AT_MOST: i32 = 1_000;
     let present = present.id().get("id").cloned().unwrap_or(Bson::Null);
-    let former = doc! { "link": link.to_string(), "_id": { "$ne": present }, "ended_at": { "$exists": false } };
+    let former = doc! { "link": name, "_id": { "$ne": present }, "ended_at": { "$exists": false } };
     let find = doc! {
         "find": "sessions", "filter": former, "sort": { "opened_at": -1 },
         "limit": AT_MOST, "batchSize": AT_MOST, "singleBatch": true,
@@ -202,7 +202,7 @@ async fn kill_former(server: &Server, link: &Link, present: &ClientSession) -> R
         Err(error) if error.code() == Some(codes::UNAUTHORIZED) => tracing::debug!(%error, "sessions not ended"),
         result => drop(result?),
     }
-    note_ended(server, &link.to_string(), &ids).await
+    note_ended(server, name, &ids).await
 }
 
 /// Notes that these sessions have ended, and forgets those that have long ago.
@@ -219,6 +219,12 @@ async fn note_ended(server: &Server, name: &str, ids: &[Bson]) -> Result<(), Err
         "deletes": [{ "q": { "link": name, "ended_at": { "$lt": long_ago } }, "limit": 0 }],
     };
     server.run("forgetting old sessions", &server.metadata(), forget).await.map(drop)
+}
+
+/// The name under which an uplink's session is registered that carries those of its transactions in which a document leaves its
+/// zone. Others may hold the zone that it goes to, and so these transactions are told by every stream.
+pub fn moves_of(zone: &Zone) -> String {
+    format!("moves:{zone}")
 }
 
 /// The name under which the sessions of repairs of a zone are registered. At the hub what they write counts as the zone's own, as it

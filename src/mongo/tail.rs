@@ -32,7 +32,7 @@ const REPLY_EVENTS: u32 = 5_000;
 const REPLY_BYTES: usize = 3_000_000;
 
 /// What a stream brings.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     /// Transactions of these sessions are left out at the server.
     pub without: Vec<SessionId>,
@@ -46,8 +46,6 @@ pub struct Selection {
 pub struct Tail {
     server: Server,
     selection: Selection,
-    /// The stream was opened for another selection.
-    outdated: bool,
     cursor: RawBatchCursor,
     /// At most so many events in one reply.
     reply_events: u32,
@@ -76,18 +74,12 @@ impl Tail {
             Err(error) => return Err(error),
         };
         let last = position.map_or(Timestamp { time: 0, increment: 0 }, Position::cluster_time);
-        Ok(Self { server: server.clone(), selection, outdated: false, cursor, reply_events, seen, last })
+        Ok(Self { server: server.clone(), selection, cursor, reply_events, seen, last })
     }
 
     /// What the stream brings.
     pub fn selection(&self) -> &Selection {
         &self.selection
-    }
-
-    /// After the next reply, documents that these sessions insert or replace come without their content.
-    pub fn set_bare(&mut self, sessions: Vec<SessionId>) {
-        self.outdated |= self.selection.bare != sessions;
-        self.selection.bare = sessions;
     }
 
     /// The server's next reply, which may hold no event.
@@ -112,10 +104,9 @@ impl Tail {
         let batch = self.without_seen(batch);
         self.check_time(&batch)?;
         // The collection was dropped or renamed, and the stream that starts after that sees what comes next. Or the cursor's
-        // replies are too large, or too small, or bring what is no longer wanted.
-        if batch.is_closed() || reply_events != self.reply_events || self.outdated {
+        // replies are too large, or too small.
+        if batch.is_closed() || reply_events != self.reply_events {
             self.reply_events = reply_events;
-            self.outdated = false;
             let start = doc! { "startAfter": token(batch.end()) };
             self.cursor = open(&self.server, start, &self.selection, reply_events).await?;
         }

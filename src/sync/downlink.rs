@@ -72,14 +72,13 @@ impl<'r> Downlink<'r> {
         'r: 'a,
     {
         let own = self.own_zone();
-        let (write, zones, is_hub_edit) = match incoming.action {
+        let (write, zones) = match incoming.action {
             Action::Own if standing(&Zones::One(own)) == Standing::Ahead => return None,
             Action::Own => return self.own_change(incoming, key, conflicts, pending),
-            Action::Leave => (Write::Delete, self.new_zone(incoming.event)?, false),
-            Action::Delete(reach) => (Write::Delete, self.zones(reach), true),
-            Action::Apply(content, reach) => (self.apply(content, incoming)?, self.zones(reach), true),
+            Action::Leave => (Write::Delete, self.new_zone(incoming.event)?),
+            Action::Delete(reach) => (Write::Delete, self.zones(reach)),
+            Action::Apply(content, reach) => (self.apply(content, incoming)?, self.zones(reach)),
         };
-        let is_hub_edit = is_hub_edit && zones.names().any(|zone| zone == own);
         let write = match standing(&zones) {
             Standing::Ahead => return None,
             Standing::Behind => write,
@@ -89,7 +88,7 @@ impl<'r> Downlink<'r> {
             Write::Update(delta) => delta.fields(),
             _ => Fields::All,
         };
-        let hub_edit = is_hub_edit.then(|| fields(&write));
+        let hub_edit = self.routes.is_hub_edit(self.spoke, incoming.action).then(|| fields(&write));
         Some(Decision { write, zones, hub_edit })
     }
 

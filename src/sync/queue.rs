@@ -70,6 +70,11 @@ impl<T> Queue<T> {
         self.items.back_mut().map(|(item, _)| item)
     }
 
+    /// True if nothing is in it, not even what weighs nothing.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
     /// What is in it.
     pub fn weight(&self) -> Weight {
         self.weight

@@ -139,6 +139,19 @@ impl Routes {
         holders.iter().all(|&holder| Some(holder) == self.owner(zone))
     }
 
+    /// True if such an action may be somebody else's change of a document of the spoke's own zone: a hub edit.
+    pub fn is_hub_edit(&self, spoke: SpokeId, action: Action) -> bool {
+        let own = self.spokes[spoke][0];
+        match action {
+            Action::Own | Action::Leave => false,
+            Action::Delete(reach) | Action::Apply(_, reach) => match reach {
+                Reach::Zone(zone) => zone == own,
+                Reach::Either(one, other) => one == own || other == own,
+                Reach::Held => true,
+            },
+        }
+    }
+
     /// How many spokes there are.
     pub fn len(&self) -> usize {
         self.spokes.len()
@@ -253,6 +266,25 @@ mod tests {
                 Place::Zone(id) => id,
                 Place::Elsewhere => panic!("{name} is not held"),
             }
+        }
+    }
+
+    #[test]
+    fn what_others_may_do_to_a_spokes_own_documents_is_a_hub_edit() {
+        let routes = routes();
+        let [Place::Zone(dfw), Place::Zone(hou)] = [routes.place("DFW"), routes.place("HOU")] else {
+            panic!("both are held")
+        };
+        let apply = |reach| Action::Apply(Content::Updated, reach);
+        for reach in [Reach::Zone(dfw), Reach::Either(dfw, hou), Reach::Either(hou, dfw), Reach::Held] {
+            assert!(
+                routes.is_hub_edit(DFW, apply(reach)) && routes.is_hub_edit(DFW, Action::Delete(reach)),
+                "{reach:?}"
+            );
+        }
+        let others = [apply(Reach::Zone(hou)), Action::Delete(Reach::Zone(hou)), Action::Own, Action::Leave];
+        for action in others {
+            assert!(!routes.is_hub_edit(DFW, action), "{action:?}");
         }
     }
 

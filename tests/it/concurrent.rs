@@ -26,7 +26,7 @@ async fn edit(collection: &Collection<Document>, id: i32, rng: &mut StdRng) {
 }
 
 /// Edits documents at the hub and at DFW at the same time.
-fn edit_at_both(site: &Site, ids: i32, edits: usize, seed: u64) -> impl Future<Output = ()> + use<> {
+pub fn edit_at_both(site: &Site, ids: i32, edits: usize, seed: u64) -> impl Future<Output = ()> + use<> {
     let editor = |name: &str, seed: u64| {
         let collection = site.at(name);
         tokio::spawn(async move {

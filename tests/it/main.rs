@@ -14,6 +14,7 @@ mod fidelity;
 mod history;
 mod imports;
 mod initial;
+mod left_out;
 mod logs;
 mod process;
 mod quiet;
