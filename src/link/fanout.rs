@@ -55,27 +55,48 @@ struct Shared {
     position: Option<Position>,
     /// Spokes that wait for it to start, with their checkpoints.
     waiting: HashMap<Zone, Position>,
-    inboxes: HashMap<Zone, Arc<Inbox>>,
-    /// The zones whose owners' own changes the stream leaves out, from `position` on.
-    left_out: BTreeSet<Zone>,
-    /// When a hub edit last came in a zone that was left out.
-    edited: HashMap<Zone, Instant>,
+    attached: HashMap<Zone, Attached>,
     /// The stream's place was lost: it can only start at the present.
     lost: bool,
 }
 
+/// A spoke that is attached.
+struct Attached {
+    inbox: Arc<Inbox>,
+    /// From the stream's position on, the spoke's own changes are left out.
+    is_left_out: bool,
+    /// When a hub edit last came while they were.
+    edited: Option<Instant>,
+}
+
+impl Attached {
+    fn new(inbox: Arc<Inbox>) -> Self {
+        Self { inbox, is_left_out: false, edited: None }
+    }
+
+    /// True if its own changes are of no use to it, and a hub edit that would need them is not likely soon.
+    fn needs_no_own_changes(&self) -> bool {
+        self.edited.is_none_or(|at| at.elapsed() >= AFTER_HUB_EDIT) && self.inbox.needs_no_own_changes()
+    }
+}
+
 impl Shared {
+    /// The zones whose owners' own changes the stream leaves out.
+    fn left_out(&self) -> BTreeSet<Zone> {
+        self.attached.iter().filter(|(_, attached)| attached.is_left_out).map(|(zone, _)| zone.clone()).collect()
+    }
+
     /// From the end of this reply on, which is not distributed yet.
     fn decide_what_to_leave_out(&mut self, outgoing: &Outgoing) {
-        for zone in &outgoing.edited {
-            self.left_out.remove(zone);
-            self.edited.insert(zone.clone(), Instant::now());
+        for (zone, attached) in &mut self.attached {
+            if outgoing.edited.contains(zone) {
+                (attached.is_left_out, attached.edited) = (false, Some(Instant::now()));
+            } else if !attached.is_left_out {
+                attached.is_left_out = self.routes.is_only_its_owners(zone.as_str())
+                    && attached.needs_no_own_changes()
+                    && outgoing.routed.first_hub_edit(zone).is_none();
+            }
         }
-        self.edited.retain(|_, at| at.elapsed() < AFTER_HUB_EDIT);
-        let is_free = |zone: &Zone| !self.edited.contains_key(zone) && self.routes.is_only_its_owners(zone.as_str());
-        let candidates = self.inboxes.iter().filter(|(zone, inbox)| is_free(zone) && inbox.needs_no_own_changes());
-        let zones = candidates.map(|(zone, _)| zone).filter(|zone| outgoing.routed.first_hub_edit(zone).is_none());
-        self.left_out.extend(zones.cloned());
     }
 }
 
@@ -151,9 +172,7 @@ impl Fanout {
             routes: Arc::new(routes),
             position: None,
             waiting: HashMap::new(),
-            inboxes: HashMap::new(),
-            left_out: BTreeSet::new(),
-            edited: HashMap::new(),
+            attached: HashMap::new(),
             lost: false,
         };
         Self {
@@ -174,7 +193,9 @@ impl Fanout {
     /// From now on this is who holds what.
     pub fn set_routes(&self, routes: Routes) {
         let mut state = self.state();
-        state.left_out.retain(|zone| routes.is_only_its_owners(zone.as_str()));
+        for (zone, attached) in &mut state.attached {
+            attached.is_left_out &= routes.is_only_its_owners(zone.as_str());
+        }
         state.routes = Arc::new(routes);
         drop(state);
         // Whoever waits for all spokes must count them again.
@@ -211,12 +232,11 @@ impl Fanout {
             return None;
         };
         state.waiting.remove(zone);
-        state.left_out.remove(zone);
         let shown = self.board.get(zone.as_str()).map(|cell| cell.queue().clone()).unwrap_or_default();
         let inbox = Arc::new(Inbox::new(shown, self.taken.clone()));
         self.taken.notify_one();
-        if let Some(former) = state.inboxes.insert(zone.clone(), inbox.clone()) {
-            former.detach();
+        if let Some(former) = state.attached.insert(zone.clone(), Attached::new(inbox.clone())) {
+            former.inbox.detach();
         }
         Some(Attachment { inbox, from })
     }
@@ -225,9 +245,8 @@ impl Fanout {
     pub fn detach(&self, zone: &Zone) {
         let mut state = self.state();
         state.waiting.remove(zone);
-        state.left_out.remove(zone);
-        if let Some(inbox) = state.inboxes.remove(zone) {
-            inbox.detach();
+        if let Some(former) = state.attached.remove(zone) {
+            former.inbox.detach();
             self.taken.notify_one();
         }
     }
@@ -235,7 +254,7 @@ impl Fanout {
     /// Where the stream goes on, and the zones whose owners' own changes it leaves out from there on.
     fn next_part(&self) -> Option<(Position, Arc<Routes>, BTreeSet<Zone>)> {
         let state = self.state();
-        Some((state.position.clone()?, state.routes.clone(), state.left_out.clone()))
+        Some((state.position.clone()?, state.routes.clone(), state.left_out()))
     }
 
     /// Gives every spoke its part of a reply.
@@ -246,7 +265,7 @@ impl Fanout {
         if !Arc::ptr_eq(&state.routes, &routed.routes) {
             return Distributed::NoLongerRouted;
         }
-        if !outgoing.left_out.is_subset(&state.left_out) {
+        if !outgoing.left_out.is_subset(&state.left_out()) {
             return Distributed::Lacking;
         }
         let lost_collections = routed.batch.lost_collections();
@@ -260,19 +279,18 @@ impl Fanout {
             }
         };
         let deliveries: HashMap<Zone, Delivery> =
-            state.inboxes.keys().map(|zone| (zone.clone(), delivery(zone))).collect();
-        let is_full = state.inboxes.iter().any(|(zone, inbox)| !inbox.has_room_for(&deliveries[zone]));
-        if is_full && !state.inboxes.values().any(|inbox| inbox.is_awaited()) {
+            state.attached.keys().map(|zone| (zone.clone(), delivery(zone))).collect();
+        let is_full = state.attached.iter().any(|(zone, attached)| !attached.inbox.has_room_for(&deliveries[zone]));
+        if is_full && !state.attached.values().any(|attached| attached.inbox.is_awaited()) {
             return Distributed::MustWait;
         }
         state.decide_what_to_leave_out(outgoing);
         state.position = Some(routed.batch.end().clone());
         for (zone, delivery) in deliveries {
-            let Some(inbox) = state.inboxes.get(&zone) else { continue };
-            if !inbox.push(delivery) {
+            let Some(attached) = state.attached.get(&zone) else { continue };
+            if !attached.inbox.push(delivery) {
                 tracing::warn!(%zone, "the spoke does not keep up, it will catch up on a stream of its own");
-                state.inboxes.remove(&zone);
-                state.left_out.remove(&zone);
+                state.attached.remove(&zone);
             }
         }
         Distributed::Done
@@ -327,9 +345,8 @@ impl Fanout {
         let mut state = self.state();
         state.position = None;
         state.lost = true;
-        state.left_out.clear();
-        for (_, inbox) in state.inboxes.drain() {
-            inbox.detach();
+        for (_, attached) in state.attached.drain() {
+            attached.inbox.detach();
         }
     }
 
