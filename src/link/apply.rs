@@ -19,12 +19,10 @@ use crate::mongo::dead_letters::{self, DeadLetter, Kept};
 use crate::mongo::destination::Destination;
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
-use crate::mongo::tags::Slot;
 use crate::mongo::transaction;
 use crate::sync::ahead::Ahead;
 use crate::sync::attempt::Next;
 use crate::sync::key::Key;
-use crate::sync::names::Link;
 use crate::sync::position::Position;
 use crate::sync::queue::Weight;
 use crate::sync::step::Step;
@@ -37,20 +35,13 @@ pub struct Applier {
 }
 
 impl Applier {
-    /// Takes the link over.
+    /// Goes on where the link that was taken over there stands.
     ///
     /// # Errors
     /// If the destination does not answer.
-    pub async fn claim(
-        server: &Server,
-        link: &Link,
-        slot: &Slot,
-        moves: Option<&Slot>,
-        holder: &str,
-    ) -> Result<Self, Error> {
-        let destination = Destination::claim(server, link, slot, moves, holder).await?;
+    pub async fn new(destination: Destination) -> Result<Self, Error> {
         let ahead = Ahead::new(destination.checkpoint().ahead.clone(), REMEMBERED_DOCUMENTS);
-        let parked = dead_letters::kept(server, link).await?;
+        let parked = dead_letters::kept(destination.server(), destination.link()).await?;
         Ok(Self { destination, ahead, parked })
     }
 

@@ -22,6 +22,7 @@ use super::load::{Commit, Mark, Side};
 use super::{QUIET_CHECKPOINT, Spoke, Stopped, Turn};
 use crate::config::OnUnwatch;
 use crate::mongo::checkpoint::{Part, Reconciling};
+use crate::mongo::destination::Destination;
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::read::{self, Snapshot, Wanted};
 use crate::mongo::server::Server;
@@ -51,7 +52,8 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     let hub = spoke.hub.connect().await?;
     hub.prepare_metadata().await?;
     let session = &spoke.links.downlink_session;
-    let mut applier = Applier::claim(&destination, &link, session, None, &spoke.holder).await?;
+    let mut applier =
+        Applier::new(Destination::claim(&destination, &link, session, None, &spoke.holder).await?).await?;
     letters::show(cell, &applier, &hub);
     let last_own_note = restore_conflicts(spoke, &destination, &link, &applier).await?;
     spoke.links.foreign.load(&destination).await?;

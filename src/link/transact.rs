@@ -121,10 +121,10 @@ pub(super) async fn transact(
         settle(part.steps, &progress.reads, field.as_str(), |_, document| side.meaning(document, false));
     let (number, link, former) =
         (destination.next_number(), destination.link().clone(), destination.checkpoint().clone());
-    let moves = settled.iter().any(|step| step.write.is_move(field.as_str()));
-    let mut open = destination.begin(moves).await?;
+    let movers: Vec<&Step<'_>> = settled.iter().filter(|step| step.write.is_move(field.as_str())).collect();
+    let mut open = destination.begin(!movers.is_empty()).await?;
+    let moved = moved(&mut open, &movers).await?;
     let mut settled = settled;
-    let moved = moved(&mut open, &settled, field.as_str()).await?;
     if !moved.strangers.is_empty() {
         settled.to_mut().retain(|step| !moved.strangers.contains(&step.key));
         foreign += moved.strangers.len();
@@ -216,13 +216,12 @@ struct Moved {
 }
 
 /// Sorts the documents that steps move. Only before they are moved can it be seen where they are.
-async fn moved(open: &mut Open<'_>, steps: &[Step<'_>], partition_key: &str) -> Result<Moved, Error> {
+async fn moved(open: &mut Open<'_>, movers: &[&Step<'_>]) -> Result<Moved, Error> {
     let mut moved = Moved::default();
-    let movers: Vec<&Step<'_>> = steps.iter().filter(|step| step.write.is_move(partition_key)).collect();
     if movers.is_empty() {
         return Ok(moved);
     }
-    let zones = zones(open, &movers).await?;
+    let zones = zones(open, movers).await?;
     for step in movers {
         let is_stranger = zones.get(&step.key).is_some_and(|zone| !is_in_reach(step, zone.as_deref()));
         let kind = if is_stranger { &mut moved.strangers } else { &mut moved.movers };

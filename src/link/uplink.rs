@@ -22,6 +22,7 @@ use super::window;
 use super::{QUIET_CHECKPOINT, Spoke, Stopped, Turn};
 use super::{collections, foreign};
 use crate::mongo::checkpoint::{Part, Reconciling};
+use crate::mongo::destination::Destination;
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::foreign as register;
 use crate::mongo::read::{self, Snapshot, Wanted};
@@ -62,7 +63,8 @@ pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Err
     let hub = spoke.hub.connect().await?;
     source.prepare_metadata().await?;
     let (session, moves) = (&spoke.links.uplink_session, &spoke.links.moves_session);
-    let mut applier = Applier::claim(&hub, &link, session, Some(moves), &spoke.holder).await?;
+    let destination = Destination::claim(&hub, &link, session, Some(moves), &spoke.holder).await?;
+    let mut applier = Applier::new(destination).await?;
     letters::show(cell, &applier, &hub);
     let rules = Uplink {
         zone: spoke.zone.clone(),

@@ -15,6 +15,7 @@
 use std::collections::HashMap;
 
 use bson::{RawDocumentBuf, Timestamp};
+use mongodb::ClientSession;
 
 use super::checkpoint::{self, Checkpoint, Identity};
 use super::error::Error;
@@ -32,14 +33,26 @@ use crate::sync::plan::CommandKind;
 pub struct Destination {
     server: Server,
     link: Link,
-    session: TaggedSession,
-    /// Where those transactions that move documents to other zones have one of their own.
-    moves: Option<TaggedSession>,
-    /// The transaction under way is in that one.
-    is_moving: bool,
+    sessions: Sessions,
     checkpoint: Checkpoint,
     sequence: i64,
     claimed_at: Timestamp,
+}
+
+/// The sessions of a link's transactions.
+struct Sessions {
+    usual: TaggedSession,
+    /// Where those transactions that move documents to other zones have one of their own.
+    moves: Option<TaggedSession>,
+    /// The transaction under way moves documents.
+    is_moving: bool,
+}
+
+impl Sessions {
+    /// The one of the transaction under way.
+    fn present(&mut self) -> &mut ClientSession {
+        self.moves.as_mut().filter(|_| self.is_moving).unwrap_or(&mut self.usual).get()
+    }
 }
 
 /// A change that the destination refuses.
@@ -81,7 +94,7 @@ impl Destination {
     ) -> Result<Self, Error> {
         server.prepare_metadata().await?;
         // The sessions first: so whatever an earlier one wrote was written before this link's next claim.
-        let session = tags::tagged_session(server, &link.to_string(), &link.zone, slot).await?;
+        let usual = tags::tagged_session(server, &link.to_string(), &link.zone, slot).await?;
         let moves = match moves {
             Some(slot) => Some(tags::tagged_session(server, &tags::moves_of(&link.zone), &link.zone, slot).await?),
             None => None,
@@ -90,9 +103,7 @@ impl Destination {
         Ok(Self {
             server: server.clone(),
             link: link.clone(),
-            session,
-            moves,
-            is_moving: false,
+            sessions: Sessions { usual, moves, is_moving: false },
             checkpoint: claim.checkpoint,
             sequence: claim.sequence,
             claimed_at: claim.at,
@@ -135,16 +146,14 @@ impl Destination {
     /// # Errors
     /// If the driver does not.
     pub async fn begin(&mut self, moves: bool) -> Result<Open<'_>, Error> {
-        self.is_moving = moves;
-        let session = self.moves.as_mut().filter(|_| moves).unwrap_or(&mut self.session);
-        let transaction = Transaction::start(&self.server, session.get()).await?;
+        self.sessions.is_moving = moves;
+        let transaction = Transaction::start(&self.server, self.sessions.present()).await?;
         Ok(Open { server: &self.server, link: &self.link, sequence: self.sequence, transaction })
     }
 
     /// Gives the transaction up.
     pub async fn abort(&mut self) {
-        let session = self.moves.as_mut().filter(|_| self.is_moving).unwrap_or(&mut self.session);
-        transaction::abort(&self.server, session.get()).await;
+        transaction::abort(&self.server, self.sessions.present()).await;
     }
 
     /// The transaction that saves this checkpoint is committed.
