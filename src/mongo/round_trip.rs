@@ -18,7 +18,7 @@ impl RoundTrip {
     }
 
     /// Learns from what the driver asks each member every `heartbeatFrequencyMS`, if it is the primary. An awaited answer tells how
-    /// long nothing changed, not how long the way is.
+    /// long nothing changed, not how long the way is: with `serverMonitoringMode=stream` connecting alone is measured.
     pub(super) fn learn_from(&self, event: &SdamEvent) {
         let SdamEvent::ServerHeartbeatSucceeded(ServerHeartbeatSucceededEvent { duration, reply, awaited, .. }) = event
         else {
