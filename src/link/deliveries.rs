@@ -72,13 +72,16 @@ impl Deliveries {
         let mut events = Vec::new();
         for Delivery { routed, end, .. } in deliveries {
             let Some((routed, spoke)) = routed.filter(|_| end > *start) else { continue };
-            for &(event, action) in routed.picks(spoke) {
-                let event = event as usize;
-                let token = routed.batch.event(event).token();
-                if !start.has_seen(token) && end.has_seen(token) {
-                    events.push(Picked { routed: routed.clone(), spoke, event, action });
-                }
-            }
+            let picks = routed.picks(spoke);
+            let seen_at = |place: &Position| {
+                picks.partition_point(|(event, _)| place.has_seen(routed.batch.event(*event as usize).token()))
+            };
+            events.extend(picks[seen_at(start)..seen_at(&end)].iter().map(|&(event, action)| Picked {
+                routed: routed.clone(),
+                spoke,
+                event: event as usize,
+                action,
+            }));
         }
         Self { events, start: start.clone(), end }
     }
