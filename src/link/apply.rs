@@ -216,7 +216,7 @@ impl Applier {
         let statement = dead_letters::park(self.destination.link(), &letter);
         tracing::error!(
             link = %self.destination.link(), ns = %namespace, id = ?step.id, error = refused.message,
-            "change refused by the destination, kept as a dead letter"
+            "change refused, kept as a dead letter"
         );
         let mark = load.origin.before(step.event);
         let part = Part { steps: &[], last: load.last, mark, ours: vec![statement], expected: None };

@@ -19,6 +19,7 @@ use super::feed::Feed;
 use super::inbox::{Delivery, Inbox};
 use super::letters;
 use super::load::{Commit, Mark, Side};
+use super::stamp::Unstampable;
 use super::{QUIET_CHECKPOINT, Spoke, Stopped, Turn};
 use crate::config::OnUnwatch;
 use crate::mongo::checkpoint::{Part, Reconciling};
@@ -467,8 +468,13 @@ impl HubSide<'_> {
 }
 
 impl Side for HubSide<'_> {
-    async fn read(&mut self, wanted: &Wanted<'_>, _: &HashSet<Key>, time: Timestamp) -> Result<Vec<Snapshot>, Error> {
-        Ok(vec![read::documents_at(&self.hub, wanted, time).await?])
+    async fn read(
+        &mut self,
+        wanted: &Wanted<'_>,
+        _: &HashSet<Key>,
+        time: Timestamp,
+    ) -> Result<Result<Vec<Snapshot>, Unstampable>, Error> {
+        Ok(Ok(vec![read::documents_at(&self.hub, wanted, time).await?]))
     }
 
     fn meaning<'a>(&self, document: Option<&'a RawDocument>, _: bool) -> Meaning<'a> {

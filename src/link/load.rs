@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use bson::Timestamp;
 use bson::raw::{RawDocument, RawDocumentBuf};
 
+use super::stamp::Unstampable;
 use crate::mongo::checkpoint::{Part, Progress};
 use crate::mongo::error::Error;
 use crate::mongo::read::{Snapshot, Wanted};
@@ -128,13 +129,13 @@ pub struct Commit {
 /// The part of a link that differs by its direction.
 pub trait Side {
     /// Reads documents at the source as they were at this time, or later. Those in `unstamped` get their partition key
-    /// first.
+    /// first, or it is told which of them cannot have one.
     fn read(
         &mut self,
         wanted: &Wanted<'_>,
         unstamped: &HashSet<Key>,
         time: Timestamp,
-    ) -> impl Future<Output = Result<Vec<Snapshot>, Error>> + Send;
+    ) -> impl Future<Output = Result<Result<Vec<Snapshot>, Unstampable>, Error>> + Send;
 
     /// What a document that was read means for the destination, which is known to have none of its zone if `absent`.
     fn meaning<'a>(&self, document: Option<&'a RawDocument>, absent: bool) -> Meaning<'a>;

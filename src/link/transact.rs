@@ -8,6 +8,7 @@ use bson::raw::{RawBson, RawDocumentBuf};
 use super::batch_size;
 use super::load::{Expected, Mark, Side};
 use super::progress::Progress;
+use super::stamp::Unstampable;
 use super::walk;
 use crate::mongo::checkpoint::{Checkpoint, Reconciling};
 use crate::mongo::destination::{Destination, Open, Refused, Sent};
@@ -41,7 +42,7 @@ pub(super) struct Part<'p, 'a> {
 pub(super) enum Outcome {
     /// It is committed.
     Committed(Committed),
-    /// The destination refuses a change. Nothing was applied.
+    /// A change is refused. Nothing was applied.
     Refused(RefusedChange),
 }
 
@@ -69,7 +70,7 @@ pub(super) struct Written {
     pub(super) skipped: Vec<Key>,
 }
 
-/// A change that the destination refuses.
+/// A change that the destination refuses, or whose document the source refuses a partition key.
 #[derive(Debug)]
 pub(super) struct RefusedChange {
     pub(super) refusal: Refusal,
@@ -96,6 +97,14 @@ impl RefusedChange {
         });
         Self { refusal: refused.refusal, message: refused.message, step }
     }
+
+    fn unstampable(unstampable: Unstampable, steps: &[Step<'_>]) -> Self {
+        let Unstampable { key, refusal, message } = unstampable;
+        let step = key.and_then(|key| steps.iter().find(|step| step.key == key));
+        // That it is read whole has brought this up, and so would not help.
+        let step = step.map(|step| RefusedStep { event: step.event, key: step.key.clone(), is_delta: false });
+        Self { refusal, message, step }
+    }
 }
 
 /// Runs one transaction. Where it is refused or fails, the session's transaction is left open for the caller to abort.
@@ -113,8 +122,11 @@ pub(super) async fn transact(
     let field = server.partition_field();
     let (wanted, unstamped) = progress.wanted(part.steps);
     if !wanted.is_empty() {
-        for snapshot in side.read(&wanted, &unstamped, ahead.read_from(part.last)).await? {
-            progress.has_read(snapshot, part.steps, field);
+        match side.read(&wanted, &unstamped, ahead.read_from(part.last)).await? {
+            Ok(snapshots) => {
+                snapshots.into_iter().for_each(|snapshot| progress.has_read(snapshot, part.steps, field));
+            }
+            Err(unstampable) => return Ok(Outcome::Refused(RefusedChange::unstampable(unstampable, part.steps))),
         }
     }
     let (settled, mut foreign) =
@@ -261,7 +273,11 @@ async fn bring(
     let wanted: Wanted<'_> = missing.iter().map(|step| (step.key.clone(), step.id)).collect();
     let mut reads = Reads::default();
     let mut read_at = HashMap::new();
-    for snapshot in side.read(&wanted, &HashSet::new(), read_from).await? {
+    let snapshots = match side.read(&wanted, &HashSet::new(), read_from).await? {
+        Ok(snapshots) => snapshots,
+        Err(unstampable) => return Ok(Err(RefusedChange::unstampable(unstampable, missing))),
+    };
+    for snapshot in snapshots {
         for key in snapshot.documents.keys() {
             read_at.insert(key.clone(), snapshot.at);
             reads.whole.insert(key.clone());

@@ -1,6 +1,7 @@
 //! Carries a spoke's own changes to the hub.
 //!
-//! Promise: every change of a document of the spoke's zone reaches the hub once, in order, or is a dead letter there.
+//! Promise: every change of a document of the spoke's zone reaches the hub once, in order, or is a dead letter there. So is a
+//! document that the spoke itself does not let have a partition key.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
@@ -17,7 +18,7 @@ use super::carried::{Reached, Waited};
 use super::copy::{self, Ended, Job, Policy};
 use super::letters;
 use super::load::{Commit, Load, Mark, Origin, Side};
-use super::stamp::Stamper;
+use super::stamp::{Stamper, Unstampable};
 use super::window;
 use super::{QUIET_CHECKPOINT, Spoke, Stopped, Turn};
 use super::{collections, foreign};
@@ -397,7 +398,7 @@ impl Side for SpokeSide<'_> {
         wanted: &Wanted<'_>,
         unstamped: &HashSet<Key>,
         time: Timestamp,
-    ) -> Result<Vec<Snapshot>, Error> {
+    ) -> Result<Result<Vec<Snapshot>, Unstampable>, Error> {
         let mut snapshots = Vec::new();
         let mut unstamped = unstamped.clone();
         let mut others: Wanted<'_> = wanted.clone();
@@ -409,9 +410,12 @@ impl Side for SpokeSide<'_> {
         }
         for _ in 0..STAMPS {
             if unstamped.is_empty() {
-                return Ok(snapshots);
+                return Ok(Ok(snapshots));
             }
-            let stamped_at = self.stamper.stamp(wanted, &unstamped).await?;
+            let stamped_at = match self.stamper.stamp(wanted, &unstamped).await? {
+                Ok(at) => at,
+                Err(unstampable) => return Ok(Err(unstampable)),
+            };
             let mut stamped: Wanted<'_> = wanted.clone();
             stamped.retain(|key, _| unstamped.contains(key));
             let mut snapshot = read::documents_at(&self.source, &stamped, stamped_at.max(time)).await?;

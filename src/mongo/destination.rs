@@ -23,7 +23,7 @@ use super::read::Wanted;
 use super::server::Server;
 use super::statement::Ready;
 use super::tags::{self, Slot, TaggedSession};
-use super::transaction::{self, Transaction, count, write_error};
+use super::transaction::{self, RefusedStatement, Transaction, count, write_error};
 use crate::sync::attempt::Refusal;
 use crate::sync::key::Key;
 use crate::sync::names::Link;
@@ -74,11 +74,6 @@ pub enum Sent {
     /// The transaction is void.
     Refused(Refused),
 }
-
-/// Command errors that mean: the server does not take these documents, whatever one does. In the order of the server's
-/// `error_codes.yml`: bad value, failed to parse, type mismatch, the three of field names and `_id`, an `_id` that would
-/// change, a validator, a document or a command or an index key that is too large.
-const REFUSALS: [i32; 10] = [2, 9, 14, 52, 53, 57, 66, 121, 10334, 17280];
 
 impl Destination {
     /// Takes the link over at this server, with a session of its tag, and one for moves if there is a slot for that.
@@ -177,18 +172,13 @@ impl Open<'_> {
     /// # Errors
     /// If the server fails.
     pub async fn send(&mut self, ready: Ready) -> Result<Sent, Error> {
-        let reply = match self.transaction.send("applying a batch", &ready.database, ready.command).await {
+        let reply = match self.transaction.write("applying a batch", &ready.database, ready.command).await? {
             Ok(reply) => reply,
-            Err(error) => {
-                let Some(code) = error.code().filter(|code| REFUSALS.contains(code)) else { return Err(error) };
-                let message = error.to_string();
-                return Ok(Sent::Refused(Refused { step: None, refusal: Refusal { code }, message }));
+            Err(RefusedStatement { number, refusal, message }) => {
+                let step = number.and_then(|number| ready.steps.get(number).copied());
+                return Ok(Sent::Refused(Refused { step, refusal, message }));
             }
         };
-        if let Some((index, code, message)) = write_error(&reply) {
-            let step = ready.steps.get(index).copied();
-            return Ok(Sent::Refused(Refused { step, refusal: Refusal { code }, message }));
-        }
         // Every statement of an update matches one document, or inserts it.
         let missed = match ready.kind {
             CommandKind::Update => ready.steps.len().saturating_sub(count(&reply)),

@@ -99,6 +99,11 @@ impl Error {
         }
     }
 
+    /// The server's error code, if it means: the server does not take these documents, whatever one does.
+    pub(crate) fn refusal(&self) -> Option<i32> {
+        self.code().filter(|code| REFUSALS.contains(code))
+    }
+
     /// True if the server says that the transaction has left nothing behind and can be tried again.
     pub fn is_again(&self) -> bool {
         matches!(self, Self::Command { again: true, .. })
@@ -136,6 +141,10 @@ pub(crate) mod codes {
     pub(crate) const SNAPSHOT_TOO_OLD: i32 = 239;
     pub(crate) const SNAPSHOT_UNAVAILABLE: i32 = 246;
 }
+
+/// Of these codes, in the order of `error_codes.yml`: bad value, failed to parse, type mismatch, the three of field names and `_id`,
+/// an `_id` that would change, a validator, a document or a command or an index key that is too large.
+const REFUSALS: [i32; 10] = [2, 9, 14, 52, 53, 57, 66, 121, 10334, 17280];
 
 fn classify(error: &mongodb::error::Error, code: Option<i32>) -> Failure {
     use codes::{CAPPED_POSITION_LOST, CHANGE_STREAM_HISTORY_LOST, UNAUTHORIZED};

@@ -96,8 +96,8 @@ impl Held<'_> {
     /// # Errors
     /// If the server fails.
     pub async fn send(&mut self, ready: &Ready) -> Result<Option<String>, Error> {
-        let reply = self.transaction.send("mending documents", &ready.database, ready.command.clone()).await?;
-        Ok(write_error(&reply).map(|(_, _, message)| message))
+        let sent = self.transaction.write("mending documents", &ready.database, ready.command.clone()).await?;
+        Ok(sent.err().map(|refused| refused.message))
     }
 
     /// Takes these documents, given with their namespace, out of the register of foreign ones.

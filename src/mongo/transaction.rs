@@ -13,11 +13,23 @@ use mongodb::options::{Acknowledgment, TransactionOptions, WriteConcern};
 use super::error::{Error, shorten};
 use super::read::Wanted;
 use super::server::Server;
+use crate::sync::attempt::Refusal;
 use crate::sync::key::Key;
 use crate::sync::names::Namespace;
 
 /// How long a commit waits for the majority.
 const COMMIT_LIMIT: Duration = Duration::from_secs(20);
+
+/// A statement that the server refuses, whatever one does. Its transaction is void.
+#[derive(Debug)]
+pub struct RefusedStatement {
+    /// Its number in its command, if the server tells.
+    pub number: Option<usize>,
+    /// Why.
+    pub refusal: Refusal,
+    /// Why, in the server's words.
+    pub message: String,
+}
 
 /// A transaction under way. One that is dropped is aborted by the driver, or by the server's time limit.
 pub(super) struct Transaction<'s> {
@@ -35,7 +47,7 @@ impl<'s> Transaction<'s> {
         Ok(Self { server, session })
     }
 
-    /// Runs a command in it. A reply may hold a [`write_error`], which has ended the transaction.
+    /// Runs any command in it. A reply may hold a [`write_error`], which has ended the transaction.
     pub(super) async fn send(
         &mut self,
         doing: &'static str,
@@ -45,6 +57,26 @@ impl<'s> Transaction<'s> {
         let database = self.server.client().database(database);
         let run = database.run_raw_command(command).session(&mut *self.session).into_future();
         self.server.bounded(doing, run).await
+    }
+
+    /// Runs a write command on documents in it, which the server may refuse.
+    pub(super) async fn write(
+        &mut self,
+        doing: &'static str,
+        database: &str,
+        command: RawDocumentBuf,
+    ) -> Result<Result<Document, RefusedStatement>, Error> {
+        let refused = |number, code, message| RefusedStatement { number, refusal: Refusal { code }, message };
+        match self.send(doing, database, command).await {
+            Ok(reply) => Ok(match write_error(&reply) {
+                Some((number, code, message)) => Err(refused(Some(number), code, message)),
+                None => Ok(reply),
+            }),
+            Err(error) => match error.refusal() {
+                Some(code) => Ok(Err(refused(None, code, error.to_string()))),
+                None => Err(error),
+            },
+        }
     }
 
     /// Of the documents with these `_id`s those that are there, and the zones that they are in.
@@ -144,15 +176,19 @@ pub(crate) fn delays() -> impl Iterator<Item = Duration> {
         .build()
 }
 
-/// Runs these commands, each for the database before it, in one transaction, and tells the server's time of the commit.
+/// A statement that is refused, with the number of its command before it.
+pub type RefusedAt = (usize, RefusedStatement);
+
+/// Runs these write commands, each for the database before it, in one transaction, and tells the server's time of the commit, or
+/// which statement the server refuses.
 ///
 /// # Errors
-/// If the server fails, or refuses one of them.
+/// If the server fails.
 pub async fn run(
     server: &Server,
     session: &mut ClientSession,
     commands: &[(&str, RawDocumentBuf)],
-) -> Result<Timestamp, Error> {
+) -> Result<Result<Timestamp, RefusedAt>, Error> {
     let mut delays = delays();
     loop {
         match attempt(server, session, commands).await {
@@ -160,6 +196,10 @@ pub async fn run(
                 abort(server, session).await;
                 let Some(delay) = delays.next() else { return Err(error) };
                 tokio::time::sleep(delay).await;
+            }
+            Ok(Err(refused)) => {
+                abort(server, session).await;
+                return Ok(Err(refused));
             }
             result => return result,
         }
@@ -170,16 +210,14 @@ async fn attempt(
     server: &Server,
     session: &mut ClientSession,
     commands: &[(&str, RawDocumentBuf)],
-) -> Result<Timestamp, Error> {
+) -> Result<Result<Timestamp, RefusedAt>, Error> {
     let mut transaction = Transaction::start(server, session).await?;
-    for (database, command) in commands {
-        let doing = "writing in a transaction";
-        let reply = transaction.send(doing, database, command.clone()).await?;
-        if let Some((_, code, message)) = write_error(&reply) {
-            return Err(server.failed(doing, code, &message));
+    for (number, (database, command)) in commands.iter().enumerate() {
+        if let Err(refused) = transaction.write("writing in a transaction", database, command.clone()).await? {
+            return Ok(Err((number, refused)));
         }
     }
-    transaction.commit().await
+    transaction.commit().await.map(Ok)
 }
 
 /// The first write error of a reply that says `ok: 1` all the same: which statement, and why.

@@ -52,7 +52,7 @@ enum Way {
 fn way(part: &Part<'_>, finding: &Finding, seen: &Seen, purge_foreign: bool) -> Way {
     let hub_has = seen.hub.as_deref().is_some_and(|document| part.holds(document));
     match finding.kind {
-        Kind::Parked => Way::None("a destination refuses it: see `spokesync dead-letters`"),
+        Kind::Parked => Way::None("it is refused: see `spokesync dead-letters`"),
         Kind::Foreign if !purge_foreign => Way::None("an application wrote it there: --purge-foreign removes it"),
         Kind::Unstamped if !hub_has => Way::Stamp,
         Kind::Extra if part.is_own(seen.spoke.as_deref()) && seen.hub.is_none() => Way::Up,
@@ -115,8 +115,13 @@ async fn stamp(part: &Part<'_>, ids: Ids) -> Result<HashMap<Key, String>, Error>
         query.insert(field, doc! { "$exists": false });
         let set = doc! { "$set": { field: part.own.as_str() } };
         let command = doc! { "update": &namespace.collection, "updates": [{ "q": query, "u": set }] };
-        spoke.run("stamping a document", &spoke.client().database(&namespace.database), command).await?;
-        done.insert(key, "it got its partition key".to_owned());
+        let what = match spoke.run("stamping a document", &spoke.client().database(&namespace.database), command).await
+        {
+            Ok(_) => "it got its partition key".to_owned(),
+            Err(error) if error.refusal().is_some() => format!("refused: {error}"),
+            Err(error) => return Err(error),
+        };
+        done.insert(key, what);
     }
     Ok(done)
 }

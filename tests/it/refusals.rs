@@ -102,6 +102,61 @@ async fn what_a_spokes_validator_refuses_is_parked_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_cannot_have_a_partition_key_is_parked_and_the_rest_flows() {
+    const LARGEST: usize = 16 * 1024 * 1024;
+    let mut site = Site::shared(TRIANGLE).await;
+    let collection = site.at("DFW");
+    let database = site.client("DFW").database(&collection.namespace().db);
+    let sealed_or_keyed = doc! { "$or": [{ "sealed": { "$exists": false } }, { "_pk": { "$exists": false } }] };
+    database.run_command(doc! { "create": collection.name(), "validator": sealed_or_keyed }).await.unwrap();
+    let sealed = |id| doc! { "_id": id, "sealed": true };
+    let mut documents: Vec<Document> = (0..200).map(|id| doc! { "_id": id }).collect();
+    documents.insert(100, sealed("sealed before the start"));
+    collection.insert_many(documents).await.unwrap();
+    site.start().await;
+    site.settle().await;
+    let at = async |name: &str| site.at(name).count_documents(doc! { "_pk": "DFW" }).await.unwrap();
+    assert_eq!((at(HUB).await, at("HOU").await), (200, 200));
+    let mut documents: Vec<Document> = (200..1_000).map(|id| doc! { "_id": id }).collect();
+    documents.insert(50, sealed("sealed"));
+    documents.insert(51, sealed("sealed, too"));
+    collection.insert_many(documents).await.unwrap();
+    // There is no room for the key in it.
+    let mut large = doc! { "_id": "large", "fill": "" };
+    large.insert("fill", "x".repeat(LARGEST - bson::serialize_to_vec(&large).unwrap().len()));
+    collection.insert_one(large).await.unwrap();
+    // One that had its key loses it.
+    let lose = doc! { "$set": { "sealed": true }, "$unset": { "_pk": 1 } };
+    collection.update_one(doc! { "_id": 7 }, lose).await.unwrap();
+    collection.insert_one(doc! { "_id": "last" }).await.unwrap();
+    site.settle().await;
+    assert_eq!((at(HUB).await, at("HOU").await), (1_001, 1_001));
+    let parked = letters(&site, HUB).await;
+    let code = |letter: &Document| letter.get_document("reason").unwrap().get_i32("code").unwrap();
+    let mut refused: Vec<_> = parked
+        .iter()
+        .map(|letter| (letter.get_document("_id").unwrap().get("document").unwrap().to_string(), code(letter)))
+        .collect();
+    refused.sort();
+    let by_validator = ["\"sealed before the start\"", "\"sealed\"", "\"sealed, too\"", "7"];
+    let expected: Vec<_> = by_validator.iter().map(|id| ((*id).to_owned(), 121)).collect();
+    assert!(expected.iter().all(|letter| refused.contains(letter)), "{refused:?}");
+    assert!(refused.iter().any(|(id, _)| id == "\"large\"") && refused.len() == 5, "{refused:?}");
+    assert_eq!(site.spoke_status("DFW")["dead_letters"], 5);
+    let (_, list) = site.command(&["dead-letters", "list"]);
+    assert!(list.contains("partition key"), "{list}");
+    let (code, report) = site.command_code(&["verify", "--repair"]);
+    assert!(code == 3 && report.contains("parked"), "{code}: {report}");
+    // Where the reason is gone it is as any other.
+    database.run_command(doc! { "collMod": collection.name(), "validator": {} }).await.unwrap();
+    collection.delete_one(doc! { "_id": "large" }).await.unwrap();
+    assert!(site.command(&["dead-letters", "retry", "DFW"]).0);
+    eventually("all can be healed", async || site.spoke_status("DFW")["dead_letters"] == 0).await;
+    site.assert_converged().await;
+    assert_eq!((at(HUB).await, at("HOU").await), (1_004, 1_004));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_retried_brings_what_is_true_now_and_what_is_dropped_lets_later_changes_flow() {
     let mut site = Site::shared(TRIANGLE).await;
     unique_index(&site, HUB).await;
