@@ -180,11 +180,18 @@ pub fn settle<'a, 's: 'a>(
                     continue;
                 }
                 let document = document.as_deref();
-                chain.zones.union(document.and_then(|document| document.get_str(partition_key).ok()).into_iter());
-                match meaning(&step.key, document) {
-                    Meaning::Write(write) => settled.push(chain.end(step, write)),
-                    Meaning::Foreign => foreign += 1,
+                let write = match meaning(&step.key, document) {
+                    Meaning::Write(write) => write,
+                    Meaning::Foreign => {
+                        foreign += 1;
+                        continue;
+                    }
+                };
+                // What leaves the link's zones may be replaced only where it still is in them: beyond them it is another's.
+                if !matches!(write, Write::Replace { upsert: false, .. }) {
+                    chain.zones.union(document.and_then(|document| document.get_str(partition_key).ok()).into_iter());
                 }
+                settled.push(chain.end(step, write));
             }
             (Some(Some(document)), Write::Read(_)) => {
                 settled.push(Step { write: Write::Reorder(document), ..step.clone() });
@@ -259,6 +266,20 @@ mod tests {
         assert_eq!(describe(&settled), [(1, "delete"), (2, "replace"), (3, "insert")]);
         assert_eq!(settled[1].zones, Zones::Any(vec!["DFW", "HOU"]));
         assert_eq!(foreign, 0);
+    }
+
+    #[test]
+    fn a_document_of_another_zone_is_not_looked_for_there() {
+        let theirs = rawdoc! { "_id": 1, "_pk": "HOU" };
+        let steps = [step(0, &theirs, Write::Read(Read::Whole))];
+        let key = steps[0].key.clone();
+        let reads = Reads { documents: [(key.clone(), Some(theirs.clone()))].into(), whole: [key].into() };
+        let leaves = |_: &Key, document: Option<&'_ RawDocument>| match document {
+            Some(_) => Meaning::Write(Write::Replace { document: &theirs, upsert: false }),
+            None => Meaning::Foreign,
+        };
+        let (settled, _) = settle(&steps, &reads, "_pk", leaves);
+        assert_eq!(settled[0].zones, Zones::One("DFW"));
     }
 
     #[test]

@@ -107,17 +107,20 @@ mod uplink {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_spoke_can_change_no_other_zones_document_at_the_hub() {
         let site = triangle().await;
-        site.at("HOU").insert_one(doc! { "_id": 1, "_pk": "HOU", "speed": 70 }).await.unwrap();
-        let document = doc! { "_id": 1, "_pk": "HOU", "speed": 70 };
+        let document = doc! { "_id": 1, "_pk": "HOU", "speed": 70, "at": { "mile": 1 } };
+        site.at("HOU").insert_one(&document).await.unwrap();
         assert_eq!(everywhere(&site, 1).await, not_in_boston(document.clone()));
-        // An application at DFW changes its copy, replaces it, and deletes it.
-        site.at("DFW").update_one(doc! { "_id": 1 }, doc! { "$set": { "speed": 99 } }).await.unwrap();
-        site.settle().await;
+        // An application at DFW changes its copy, also so that it must be read whole; replaces it, and deletes it.
+        for change in [doc! { "speed": 99 }, doc! { "at.mile": 99 }] {
+            site.at("DFW").update_one(doc! { "_id": 1 }, doc! { "$set": change }).await.unwrap();
+            site.settle().await;
+            assert_eq!(site.at(HUB).find_one(doc! { "_id": 1 }).await.unwrap().as_ref(), Some(&document));
+        }
         site.at("DFW").replace_one(doc! { "_id": 1 }, doc! { "_pk": "HOU", "mine": true }).await.unwrap();
         site.settle().await;
         site.at("DFW").delete_one(doc! { "_id": 1 }).await.unwrap();
         assert_eq!(everywhere(&site, 1).await, [Some(document.clone()), None, Some(document), None]);
-        assert_eq!(site.spoke_status("DFW")["uplink"]["foreign_total"], 2);
+        assert_eq!(site.spoke_status("DFW")["uplink"]["foreign_total"], 3);
     }
 
     #[tokio::test(flavor = "multi_thread")]
