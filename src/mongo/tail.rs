@@ -49,6 +49,8 @@ pub struct Tail {
     cursor: RawBatchCursor,
     /// At most so many events in one reply.
     reply_events: u32,
+    /// Where the stream stands, as long as the server may still find that it leaves out the event with that token.
+    unproven: Option<Position>,
     /// Events up to here have been seen although the server sends them again.
     seen: Option<Position>,
     last: Timestamp,
@@ -62,19 +64,15 @@ impl Tail {
     pub async fn open(server: &Server, position: Option<&Position>, selection: Selection) -> Result<Self, Error> {
         let reply_events = FIRST_REPLY_EVENTS;
         let start = position.map_or_else(Document::new, |position| doc! { "startAfter": token(position) });
-        let (cursor, seen) = match open(server, start, &selection, reply_events).await {
-            Ok(cursor) => (cursor, None),
-            // The token is of an event that this stream leaves out, or of another kind of stream. Its time still holds.
-            Err(error) if matches!(error.code(), Some(codes::CHANGE_STREAM_FATAL | codes::INVALID_RESUME_TOKEN)) => {
-                let Some(position) = position else { return Err(error) };
-                tracing::debug!(server = %server.name(), %error, "resume token not usable, going by its cluster time");
-                let start = doc! { "startAtOperationTime": position.cluster_time() };
-                (open(server, start, &selection, reply_events).await?, Some(position.clone()))
+        let (cursor, unproven, seen) = match open(server, start, &selection, reply_events).await {
+            Ok(cursor) => (cursor, position.cloned(), None),
+            Err(error) => {
+                let Some(position) = position.filter(|_| is_of_token(&error)) else { return Err(error) };
+                (open_by_time(server, position, &selection, reply_events, &error).await?, None, Some(position.clone()))
             }
-            Err(error) => return Err(error),
         };
         let last = position.map_or(Timestamp { time: 0, increment: 0 }, Position::cluster_time);
-        Ok(Self { server: server.clone(), selection, cursor, reply_events, seen, last })
+        Ok(Self { server: server.clone(), selection, cursor, reply_events, unproven, seen, last })
     }
 
     /// What the stream brings.
@@ -87,18 +85,17 @@ impl Tail {
     /// # Errors
     /// If the stream fails. It cannot be used any more then.
     pub async fn next(&mut self) -> Result<Batch, Error> {
-        let doing = "reading the change stream";
-        let limit = PATIENCE + CALL_LIMIT;
-        let Ok(reply) = tokio::time::timeout(limit, self.cursor.next()).await else {
-            return Err(Error::Timeout { server: self.server.name().clone(), doing, after: limit });
+        let batch = match self.reply().await {
+            Ok(batch) => batch,
+            Err(error) => {
+                // While nothing follows the server does not look for the token.
+                let Some(place) = self.unproven.take().filter(|_| is_of_token(&error)) else { return Err(error) };
+                self.cursor = open_by_time(&self.server, &place, &self.selection, self.reply_events, &error).await?;
+                self.seen = Some(place);
+                self.reply().await?
+            }
         };
-        let reply = match reply {
-            Some(Ok(reply)) => reply,
-            Some(Err(error)) => return Err(Error::of_driver(self.server.name(), doing, &error)),
-            None => return Err(self.server.unsuitable("the change stream ended without saying so")),
-        };
-        let batch = Batch::decode(Reply(reply), self.server.namespaces());
-        let batch = batch.map_err(|error| self.server.malformed(error))?;
+        self.unproven = self.unproven.take().filter(|_| batch.is_empty()).map(|_| batch.end().clone());
         let times = distance::times(self.server.round_trip());
         let reply_events = reply_events(times, self.reply_events, batch.len(), batch.bytes());
         let batch = self.without_seen(batch);
@@ -111,6 +108,20 @@ impl Tail {
             self.cursor = open(&self.server, start, &self.selection, reply_events).await?;
         }
         Ok(batch)
+    }
+
+    async fn reply(&mut self) -> Result<Batch, Error> {
+        let doing = "reading the change stream";
+        let limit = PATIENCE + CALL_LIMIT;
+        let Ok(reply) = tokio::time::timeout(limit, self.cursor.next()).await else {
+            return Err(Error::Timeout { server: self.server.name().clone(), doing, after: limit });
+        };
+        let reply = match reply {
+            Some(Ok(reply)) => reply,
+            Some(Err(error)) => return Err(Error::of_driver(self.server.name(), doing, &error)),
+            None => return Err(self.server.unsuitable("the change stream ended without saying so")),
+        };
+        Batch::decode(Reply(reply), self.server.namespaces()).map_err(|error| self.server.malformed(error))
     }
 
     /// Leaves out what was seen before the stream had to start at a time instead of after a token.
@@ -172,6 +183,23 @@ pub async fn present_position(server: &Server) -> Result<Position, Error> {
 
 fn token(position: &Position) -> Bson {
     Document::try_from(position.token()).map_or(Bson::Null, Bson::Document)
+}
+
+/// The token is of an event that the stream leaves out, or of another kind of stream.
+fn is_of_token(error: &Error) -> bool {
+    matches!(error.code(), Some(codes::CHANGE_STREAM_FATAL | codes::INVALID_RESUME_TOKEN))
+}
+
+/// Opens a stream at the time of a place whose token it cannot use. It brings what was seen at that time once more.
+async fn open_by_time(
+    server: &Server,
+    place: &Position,
+    selection: &Selection,
+    reply_events: u32,
+    error: &Error,
+) -> Result<RawBatchCursor, Error> {
+    tracing::debug!(server = %server.name(), %error, "resume token not usable, going by its cluster time");
+    open(server, doc! { "startAtOperationTime": place.cluster_time() }, selection, reply_events).await
 }
 
 async fn open(

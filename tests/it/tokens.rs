@@ -1,7 +1,15 @@
 //! What is assumed of resume tokens, against a running server: they compare as their `_data` does, and begin with the
 //! cluster time.
 
+use std::sync::Arc;
+
+use bson::raw::RawBsonRef;
 use bson::{RawDocumentBuf, doc};
+use spokesync::config::Sync;
+use spokesync::config::uri::Uri;
+use spokesync::mongo::server::Endpoint;
+use spokesync::mongo::tail::{Selection, Tail, present_position};
+use spokesync::sync::names::Namespace;
 use spokesync::sync::position::Position;
 
 use super::support::Site;
@@ -43,5 +51,48 @@ async fn tokens_compare_in_the_order_of_events_and_hold_their_time() {
             assert!(*before <= position, "{before:?} {position:?}");
         }
         before = Some(position);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_starts_at_a_change_that_it_leaves_out_brings_what_follows() {
+    let site = Site::shared(&[]).await;
+    let (collection, client) = (site.at(HUB), site.client(HUB));
+    let sync =
+        Sync { namespaces: vec![Namespace::parse(&collection.namespace().to_string()).unwrap()], ..Sync::default() };
+    let endpoint = Endpoint::new("hub", Uri::parse(site.uri(HUB)).unwrap(), Arc::new(sync), 8);
+    let hub = endpoint.connect().await.unwrap();
+    let start = present_position(&hub).await.unwrap();
+    let mut all = Tail::open(&hub, Some(&start), Selection::default()).await.unwrap();
+    for events_wait in [true, false] {
+        let mut session = client.start_session().await.unwrap();
+        session.start_transaction().await.unwrap();
+        for _ in 0..3 {
+            collection.insert_one(doc! { "ours": true }).session(&mut session).await.unwrap();
+        }
+        session.commit_transaction().await.unwrap();
+        let ours = loop {
+            let batch = all.next().await.unwrap();
+            if let Some(last) = batch.events().last().filter(|event| event.session().is_some()) {
+                break (last.position().unwrap(), last.session().unwrap());
+            }
+        };
+        let selection = Selection { without: vec![ours.1], ..Selection::default() };
+        let insert = async || collection.insert_one(doc! { "_id": format!("theirs {events_wait}") }).await.unwrap();
+        if events_wait {
+            insert().await;
+        }
+        let mut without_ours = Tail::open(&hub, Some(&ours.0), selection).await.unwrap();
+        if !events_wait {
+            assert!(without_ours.next().await.unwrap().is_empty());
+            insert().await;
+        }
+        let next = loop {
+            let batch = without_ours.next().await.unwrap();
+            if !batch.is_empty() {
+                break batch;
+            }
+        };
+        assert_eq!(next.event(0).id().unwrap(), RawBsonRef::String(&format!("theirs {events_wait}")));
     }
 }
