@@ -10,7 +10,7 @@ use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
 
 use super::REMEMBERED_DOCUMENTS;
-use super::batch_size;
+use super::batch_size::Way;
 use super::load::{Commit, Load, Mark, Origin, Side};
 use super::progress::{Later, Progress};
 use super::transact::{Committed, Outcome, Part, RefusedChange, RefusedStep, Written, transact};
@@ -67,7 +67,7 @@ impl Applier {
 
     /// How much one batch may hold.
     pub(super) fn batch_size(&self) -> Weight {
-        batch_size::limit(self.server().round_trip())
+        Way::to(self.server()).batch()
     }
 
     /// What the destination has ahead of the link's position.

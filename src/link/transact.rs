@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
 
-use super::batch_size;
+use super::batch_size::Way;
 use super::load::{Expected, Mark, Side};
 use super::progress::Progress;
 use super::stamp::Unstampable;
@@ -189,8 +189,7 @@ async fn send(
 ) -> Result<Result<usize, RefusedChange>, Error> {
     let mut missed = 0;
     let (namespaces, field) = (server.namespaces(), server.partition_field());
-    let most_bytes = batch_size::command_bytes(server.round_trip());
-    for ready in statement::render(commands, steps, namespaces, field, most_bytes) {
+    for ready in statement::render(commands, steps, namespaces, field, Way::to(server).command_bytes()) {
         match open.send(ready).await? {
             Sent::Done(statements) => missed += statements,
             Sent::Refused(refused) => return Ok(Err(RefusedChange::new(refused, steps))),

@@ -1,7 +1,8 @@
 //! Everything that talks to a server. Nothing here decides what is to be synced.
 //!
 //! - [`error`]: what can go wrong, and what is done about it, decided once
-//! - [`server`]: one replica set: connecting, checking, running a command within a time; [`round_trip`]: how long the way to it is
+//! - [`server`]: one replica set: connecting, checking, running a command within a time; [`round_trip`] and [`throughput`]: how long
+//!   and how wide the way to it is
 //! - [`tail`]: a change stream, one reply at a time
 //! - [`read`]: documents as they are at one cluster time; [`scan`]: a zone's documents in the order of their `_id`
 //! - [`digest`]: what buckets of a zone come to, computed by the server; [`repair`]: the transaction that mends what differs;
@@ -29,6 +30,7 @@ pub mod set_aside;
 pub mod statement;
 pub mod tags;
 pub mod tail;
+mod throughput;
 pub mod transaction;
 pub mod verifications;
 pub mod window;

@@ -111,6 +111,9 @@ impl Page {
     }
 }
 
+/// So many documents are in the first page, before it is known how large they are.
+const FIRST_PAGE_DOCUMENTS: usize = 500;
+
 /// At most so many documents in one page.
 const PAGE_DOCUMENTS: usize = 5_000;
 
@@ -123,7 +126,7 @@ pub struct PageSize(usize);
 
 impl Default for PageSize {
     fn default() -> Self {
-        Self(PAGE_DOCUMENTS)
+        Self(FIRST_PAGE_DOCUMENTS)
     }
 }
 

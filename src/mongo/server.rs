@@ -12,6 +12,7 @@ use tokio::sync::OnceCell;
 
 use super::error::{Error, codes};
 use super::round_trip::RoundTrip;
+use super::throughput::Throughput;
 use crate::config::Sync;
 use crate::config::uri::Uri;
 use crate::sync::names::Namespace;
@@ -33,12 +34,14 @@ pub struct Endpoint {
     connections: u32,
     client: OnceCell<Client>,
     round_trip: Arc<RoundTrip>,
+    throughput: Arc<Throughput>,
 }
 
 impl Endpoint {
     /// An endpoint called `name` in messages, of which at most `connections` commands run at once.
     pub fn new(name: &str, uri: Uri, sync: Arc<Sync>, connections: u32) -> Self {
-        Self { name: name.into(), uri, sync, connections, client: OnceCell::new(), round_trip: Arc::default() }
+        let (round_trip, throughput) = (Arc::default(), Arc::default());
+        Self { name: name.into(), uri, sync, connections, client: OnceCell::new(), round_trip, throughput }
     }
 
     /// `hub` or `spoke DFW`.
@@ -68,6 +71,7 @@ impl Endpoint {
             sync: self.sync.clone(),
             version: (0, 0),
             round_trip: self.round_trip.clone(),
+            throughput: self.throughput.clone(),
         };
         server.checked().await
     }
@@ -111,6 +115,7 @@ pub struct Server {
     sync: Arc<Sync>,
     version: (i32, i32),
     round_trip: Arc<RoundTrip>,
+    throughput: Arc<Throughput>,
 }
 
 impl Server {
@@ -152,6 +157,16 @@ impl Server {
     /// How long a round trip to it takes at present.
     pub fn round_trip(&self) -> Duration {
         self.round_trip.get()
+    }
+
+    /// How many bytes a second go to it at present, if that is known.
+    pub fn throughput(&self) -> Option<u64> {
+        self.throughput.get()
+    }
+
+    /// A command of so many bytes took so long, or was given up after that.
+    pub(super) fn has_sent(&self, bytes: usize, took: Duration) {
+        self.throughput.learn(bytes, took);
     }
 
     /// True if change streams say how to read paths with dots (`disambiguatedPaths`, from 6.1 on).

@@ -6,7 +6,7 @@
 //!
 //! Promise: every event after the start, once, in order; or an error.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bson::{Bson, Document, Timestamp, doc};
 use futures_util::StreamExt;
@@ -31,6 +31,12 @@ const REPLY_EVENTS: u32 = 5_000;
 /// How many bytes a reply of a near server should have, about: what waits is in memory.
 const REPLY_BYTES: usize = 3_000_000;
 
+/// A reply should be there within this; a line that is narrow gets smaller ones.
+const REPLY_TIME: Duration = Duration::from_secs(3);
+
+/// Of smaller replies most of the time is not that of their bytes.
+const TELLING_BYTES: usize = 100_000;
+
 /// What a stream brings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
@@ -46,7 +52,7 @@ pub struct Selection {
 pub struct Tail {
     server: Server,
     selection: Selection,
-    cursor: RawBatchCursor,
+    replies: Replies,
     /// At most so many events in one reply.
     reply_events: u32,
     /// Where the stream stands, as long as the server may still find that it leaves out the event with that token.
@@ -64,15 +70,16 @@ impl Tail {
     pub async fn open(server: &Server, position: Option<&Position>, selection: Selection) -> Result<Self, Error> {
         let reply_events = FIRST_REPLY_EVENTS;
         let start = position.map_or_else(Document::new, |position| doc! { "startAfter": token(position) });
-        let (cursor, unproven, seen) = match open(server, start, &selection, reply_events).await {
-            Ok(cursor) => (cursor, position.cloned(), None),
+        let (replies, unproven, seen) = match Replies::open(server, start, &selection, reply_events).await {
+            Ok(replies) => (replies, position.cloned(), None),
             Err(error) => {
                 let Some(position) = position.filter(|_| is_of_token(&error)) else { return Err(error) };
-                (open_by_time(server, position, &selection, reply_events, &error).await?, None, Some(position.clone()))
+                let replies = Replies::open_by_time(server, position, &selection, reply_events, &error).await?;
+                (replies, None, Some(position.clone()))
             }
         };
         let last = position.map_or(Timestamp { time: 0, increment: 0 }, Position::cluster_time);
-        Ok(Self { server: server.clone(), selection, cursor, reply_events, unproven, seen, last })
+        Ok(Self { server: server.clone(), selection, replies, reply_events, unproven, seen, last })
     }
 
     /// What the stream brings.
@@ -85,19 +92,22 @@ impl Tail {
     /// # Errors
     /// If the stream fails. It cannot be used any more then.
     pub async fn next(&mut self) -> Result<Batch, Error> {
-        let batch = match self.reply().await {
-            Ok(batch) => batch,
+        let server = self.server.clone();
+        let (batch, took) = match self.replies.next(&server).await {
+            Ok(reply) => reply,
             Err(error) => {
                 // While nothing follows the server does not look for the token.
                 let Some(place) = self.unproven.take().filter(|_| is_of_token(&error)) else { return Err(error) };
-                self.cursor = open_by_time(&self.server, &place, &self.selection, self.reply_events, &error).await?;
+                let (selection, reply_events) = (&self.selection, self.reply_events);
+                self.replies = Replies::open_by_time(&server, &place, selection, reply_events, &error).await?;
                 self.seen = Some(place);
-                self.reply().await?
+                self.replies.next(&server).await?
             }
         };
         self.unproven = self.unproven.take().filter(|_| batch.is_empty()).map(|_| batch.end().clone());
-        let times = distance::times(self.server.round_trip());
-        let reply_events = reply_events(times, self.reply_events, batch.len(), batch.bytes());
+        let times = distance::times(server.round_trip());
+        let came = Came { events: batch.len(), bytes: batch.bytes(), took };
+        let reply_events = reply_events(times, self.reply_events, came);
         let batch = self.without_seen(batch);
         self.check_time(&batch)?;
         // The collection was dropped or renamed, and the stream that starts after that sees what comes next. Or the cursor's
@@ -105,23 +115,9 @@ impl Tail {
         if batch.is_closed() || reply_events != self.reply_events {
             self.reply_events = reply_events;
             let start = doc! { "startAfter": token(batch.end()) };
-            self.cursor = open(&self.server, start, &self.selection, reply_events).await?;
+            self.replies = Replies::open(&server, start, &self.selection, reply_events).await?;
         }
         Ok(batch)
-    }
-
-    async fn reply(&mut self) -> Result<Batch, Error> {
-        let doing = "reading the change stream";
-        let limit = PATIENCE + CALL_LIMIT;
-        let Ok(reply) = tokio::time::timeout(limit, self.cursor.next()).await else {
-            return Err(Error::Timeout { server: self.server.name().clone(), doing, after: limit });
-        };
-        let reply = match reply {
-            Some(Ok(reply)) => reply,
-            Some(Err(error)) => return Err(Error::of_driver(self.server.name(), doing, &error)),
-            None => return Err(self.server.unsuitable("the change stream ended without saying so")),
-        };
-        Batch::decode(Reply(reply), self.server.namespaces()).map_err(|error| self.server.malformed(error))
     }
 
     /// Leaves out what was seen before the stream had to start at a time instead of after a token.
@@ -149,6 +145,76 @@ impl Tail {
     }
 }
 
+/// The server's replies. The first one comes with the opening.
+struct Replies {
+    cursor: RawBatchCursor,
+    /// How long the opening took, until its reply is told.
+    opening: Option<Duration>,
+}
+
+impl Replies {
+    async fn open(server: &Server, start: Document, selection: &Selection, reply_events: u32) -> Result<Self, Error> {
+        let mut stage = start;
+        if selection.zone_before && server.has_pre_images() {
+            stage.insert("fullDocumentBeforeChange", "whenAvailable");
+        }
+        if server.disambiguates_paths() {
+            stage.insert("showExpandedEvents", true);
+        }
+        let namespaces = server.namespaces();
+        let one_database = namespaces.iter().all(|namespace| namespace.database == namespaces[0].database);
+        if !one_database {
+            stage.insert("allChangesForCluster", true);
+        }
+        let mut pipeline = vec![doc! { "$changeStream": stage }];
+        pipeline.extend(filter(server, selection));
+        pipeline.push(projection(server, selection));
+        let client = server.client();
+        let database = client.database(if one_database { &namespaces[0].database } else { "admin" });
+        let begun = Instant::now();
+        let call = async {
+            if let [only] = namespaces {
+                let collection = database.collection::<Document>(&only.collection);
+                collection.aggregate(pipeline).batch_size(reply_events).max_await_time(PATIENCE).batch().await
+            } else {
+                database.aggregate(pipeline).batch_size(reply_events).max_await_time(PATIENCE).batch().await
+            }
+        };
+        let cursor = server.bounded("opening the change stream", call).await?;
+        Ok(Self { cursor, opening: Some(begun.elapsed()) })
+    }
+
+    /// Opens it at the time of a place whose token the server cannot use. It brings what was seen at that time once more.
+    async fn open_by_time(
+        server: &Server,
+        place: &Position,
+        selection: &Selection,
+        reply_events: u32,
+        error: &Error,
+    ) -> Result<Self, Error> {
+        tracing::debug!(server = %server.name(), %error, "resume token not usable, going by its cluster time");
+        Self::open(server, doc! { "startAtOperationTime": place.cluster_time() }, selection, reply_events).await
+    }
+
+    /// The next reply, and how long it took.
+    async fn next(&mut self, server: &Server) -> Result<(Batch, Duration), Error> {
+        let doing = "reading the change stream";
+        let limit = PATIENCE + CALL_LIMIT;
+        let begun = Instant::now();
+        let Ok(reply) = tokio::time::timeout(limit, self.cursor.next()).await else {
+            return Err(Error::Timeout { server: server.name().clone(), doing, after: limit });
+        };
+        let reply = match reply {
+            Some(Ok(reply)) => reply,
+            Some(Err(error)) => return Err(Error::of_driver(server.name(), doing, &error)),
+            None => return Err(server.unsuitable("the change stream ended without saying so")),
+        };
+        let took = self.opening.take().unwrap_or_default() + begun.elapsed();
+        let batch = Batch::decode(Reply(reply), server.namespaces()).map_err(|error| server.malformed(error))?;
+        Ok((batch, took))
+    }
+}
+
 /// A reply's bytes where they came.
 struct Reply(RawBatch);
 
@@ -158,18 +224,32 @@ impl AsRef<[u8]> for Reply {
     }
 }
 
-/// How many events a reply should have at most, after one of so many had so many bytes, where it may be so many times as large as a near
-/// server's. What is about right is left as it is: the stream must be opened anew for it. When nothing comes any more, nothing is known
-/// of what will come next.
-fn reply_events(times: usize, now: u32, events: usize, bytes: usize) -> u32 {
+/// A reply that came.
+#[derive(Clone, Copy)]
+struct Came {
+    events: usize,
+    bytes: usize,
+    /// How long it was waited for. The server waits for events no longer than [`PATIENCE`].
+    took: Duration,
+}
+
+/// How many events a reply should have at most, after one of at most `now`, where it may be so many times as large as a near server's.
+/// What is about right is left as it is: the stream must be opened anew for it. When nothing comes any more, nothing is known of what
+/// will come next.
+fn reply_events(times: usize, now: u32, came: Came) -> u32 {
+    let Came { events, bytes, took } = came;
     if events == 0 {
         return now.min(FIRST_REPLY_EVENTS);
     }
     let most_events = REPLY_EVENTS.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX));
     let most_bytes = REPLY_BYTES * times;
+    let rate = bytes as f64 / took.as_secs_f64().max(1e-3);
+    let in_time = if bytes < TELLING_BYTES { most_bytes } else { (rate * REPLY_TIME.as_secs_f64()) as usize };
+    let most_bytes = most_bytes.min(in_time);
     let fitting = u32::try_from(events * most_bytes / bytes).unwrap_or(most_events).clamp(1, most_events);
+    let is_too_much = bytes > 2 * most_bytes;
     let is_full = u32::try_from(events) == Ok(now);
-    if (bytes > 2 * most_bytes && fitting < now) || (is_full && fitting / 2 >= now) { fitting } else { now }
+    if (is_too_much && fitting < now) || (is_full && fitting / 2 >= now) { fitting } else { now }
 }
 
 /// The place where a stream that is opened now starts.
@@ -188,52 +268,6 @@ fn token(position: &Position) -> Bson {
 /// The token is of an event that the stream leaves out, or of another kind of stream.
 fn is_of_token(error: &Error) -> bool {
     matches!(error.code(), Some(codes::CHANGE_STREAM_FATAL | codes::INVALID_RESUME_TOKEN))
-}
-
-/// Opens a stream at the time of a place whose token it cannot use. It brings what was seen at that time once more.
-async fn open_by_time(
-    server: &Server,
-    place: &Position,
-    selection: &Selection,
-    reply_events: u32,
-    error: &Error,
-) -> Result<RawBatchCursor, Error> {
-    tracing::debug!(server = %server.name(), %error, "resume token not usable, going by its cluster time");
-    open(server, doc! { "startAtOperationTime": place.cluster_time() }, selection, reply_events).await
-}
-
-async fn open(
-    server: &Server,
-    start: Document,
-    selection: &Selection,
-    reply_events: u32,
-) -> Result<RawBatchCursor, Error> {
-    let mut stage = start;
-    if selection.zone_before && server.has_pre_images() {
-        stage.insert("fullDocumentBeforeChange", "whenAvailable");
-    }
-    if server.disambiguates_paths() {
-        stage.insert("showExpandedEvents", true);
-    }
-    let namespaces = server.namespaces();
-    let one_database = namespaces.iter().all(|namespace| namespace.database == namespaces[0].database);
-    if !one_database {
-        stage.insert("allChangesForCluster", true);
-    }
-    let mut pipeline = vec![doc! { "$changeStream": stage }];
-    pipeline.extend(filter(server, selection));
-    pipeline.push(projection(server, selection));
-    let client = server.client();
-    let database = client.database(if one_database { &namespaces[0].database } else { "admin" });
-    let call = async {
-        if let [only] = namespaces {
-            let collection = database.collection::<Document>(&only.collection);
-            collection.aggregate(pipeline).batch_size(reply_events).max_await_time(PATIENCE).batch().await
-        } else {
-            database.aggregate(pipeline).batch_size(reply_events).max_await_time(PATIENCE).batch().await
-        }
-    };
-    server.bounded("opening the change stream", call).await
 }
 
 /// Conditions on what never changes of an event, so that every event that was sent once would be sent again.
@@ -289,19 +323,32 @@ fn projection(server: &Server, selection: &Selection) -> Document {
 mod tests {
     use super::*;
 
+    fn after(times: usize, now: u32, events: usize, bytes: usize, milliseconds: u64) -> u32 {
+        reply_events(times, now, Came { events, bytes, took: Duration::from_millis(milliseconds) })
+    }
+
     #[test]
     fn replies_of_large_events_have_fewer_and_grow_again_when_events_are_small() {
-        assert_eq!(reply_events(1, 5_000, 5_000, 5_000_000), 5_000);
-        assert_eq!(reply_events(1, 5_000, 160, 16_000_000), 30);
-        assert_eq!(reply_events(1, 40, 40, 4_000_000), 40);
-        assert_eq!(reply_events(1, 40, 40, 40_000), 3_000);
-        assert_eq!(reply_events(1, 40, 3, 3_000), 40, "it was not full");
-        assert_eq!(reply_events(1, 5_000, 1, 16_000_000), 1);
-        assert_eq!(reply_events(1, 1, 1, 16_000_000), 1);
-        assert_eq!(reply_events(1, 5_000, 0, 300), FIRST_REPLY_EVENTS, "it is quiet");
-        assert_eq!(reply_events(1, 30, 0, 300), 30);
-        assert_eq!(reply_events(3, 15_000, 15_000, 15_000_000), 15_000, "the way is long");
-        assert_eq!(reply_events(4, 5_000, 5_000, 4_000_000), 15_000, "it has become long");
-        assert_eq!(reply_events(1, 15_000, 15_000, 12_000_000), 3_750, "it has become short");
+        assert_eq!(after(1, 5_000, 5_000, 5_000_000, 10), 5_000);
+        assert_eq!(after(1, 5_000, 160, 16_000_000, 10), 30);
+        assert_eq!(after(1, 40, 40, 4_000_000, 10), 40);
+        assert_eq!(after(1, 40, 40, 40_000, 10), 3_000);
+        assert_eq!(after(1, 40, 3, 3_000, 10), 40, "it was not full");
+        assert_eq!(after(1, 5_000, 1, 16_000_000, 10), 1);
+        assert_eq!(after(1, 1, 1, 16_000_000, 10), 1);
+        assert_eq!(after(1, 5_000, 0, 300, 10), FIRST_REPLY_EVENTS, "it is quiet");
+        assert_eq!(after(1, 30, 0, 300, 10), 30);
+        assert_eq!(after(3, 15_000, 15_000, 15_000_000, 10), 15_000, "the way is long");
+        assert_eq!(after(4, 5_000, 5_000, 4_000_000, 10), 15_000, "it has become long");
+        assert_eq!(after(1, 15_000, 15_000, 12_000_000, 10), 3_750, "it has become short");
+    }
+
+    #[test]
+    fn replies_by_a_narrow_way_have_what_it_carries_in_time() {
+        assert_eq!(after(4, 400, 400, 400_000, 1_000), 1_200);
+        assert_eq!(after(4, 1_200, 1_200, 1_200_000, 3_000), 1_200, "it is about right");
+        assert_eq!(after(4, 12_000, 12_000, 12_000_000, 30_000), 1_200, "it has become narrow");
+        assert_eq!(after(4, 1_200, 10, 10_000, 10_000), 1_200, "the server was busy");
+        assert_eq!(after(4, 1, 1, 16_000_000, 25_000), 1);
     }
 }

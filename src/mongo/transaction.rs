@@ -1,7 +1,7 @@
 //! Transactions: majority-committed, each step within a time, tried again where the server says that this is safe.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bson::raw::{RawArrayBuf, RawBsonRef, RawDocument};
@@ -55,8 +55,13 @@ impl<'s> Transaction<'s> {
         command: RawDocumentBuf,
     ) -> Result<Document, Error> {
         let database = self.server.client().database(database);
+        let (bytes, begun) = (command.as_bytes().len(), Instant::now());
         let run = database.run_raw_command(command).session(&mut *self.session).into_future();
-        self.server.bounded(doing, run).await
+        let sent = self.server.bounded(doing, run).await;
+        if matches!(sent, Ok(_) | Err(Error::Timeout { .. })) {
+            self.server.has_sent(bytes, begun.elapsed());
+        }
+        sent
     }
 
     /// Runs a write command on documents in it, which the server may refuse.

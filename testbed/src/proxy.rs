@@ -19,6 +19,8 @@ pub enum Wire {
     Open,
     /// It passes them on this long after they came, in each direction, with as many under way as there are.
     Slow(Duration),
+    /// The same, and it carries only so many bytes a second in each direction of a connection.
+    Narrow(Duration, u32),
     /// It keeps every connection and passes nothing on.
     BlackHole,
     /// It closes every connection, and accepts none.
@@ -133,11 +135,18 @@ async fn take(
     carried: &AtomicU64,
 ) {
     let mut buffer = vec![0; 64 * 1024];
+    // When what was taken so far has left.
+    let mut free = Instant::now();
     loop {
         let Ok(bytes @ 1..) = from.read(&mut buffer).await else { return };
-        let delay = if let Wire::Slow(delay) = *wire.borrow() { delay } else { Duration::ZERO };
         carried.fetch_add(bytes as u64, Ordering::Relaxed);
-        if pieces.send((Instant::now() + delay, buffer[..bytes].to_vec())).await.is_err() {
+        let (delay, takes) = match *wire.borrow() {
+            Wire::Slow(delay) => (delay, Duration::ZERO),
+            Wire::Narrow(delay, rate) => (delay, Duration::from_secs_f64(bytes as f64 / f64::from(rate))),
+            Wire::Open | Wire::BlackHole | Wire::Cut => (Duration::ZERO, Duration::ZERO),
+        };
+        free = free.max(Instant::now()) + takes;
+        if pieces.send((free + delay, buffer[..bytes].to_vec())).await.is_err() {
             return;
         }
     }

@@ -261,6 +261,27 @@ async fn replies_grow_where_the_wire_becomes_long_while_the_program_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_long_and_narrow_wire_is_given_no_more_than_it_carries_in_time() {
+    let mut site = Site::own(&[("DFW", &["HOU"]), ("HOU", &[])], Options::default()).await;
+    let proxy = Proxy::to(site.nodes["DFW"].port()).await.unwrap();
+    site.reach("DFW", &proxy.uri());
+    site.start().await;
+    site.settle().await;
+    site.stop().await;
+    // As much as would take a command, or a reply, of the largest size longer than any may take.
+    for (name, zone) in [("DFW", "DFW"), ("HOU", "HOU")] {
+        let text = "x".repeat(900);
+        let documents = (0..16_000).map(|id| doc! { "_id": format!("{zone} {id}"), "_pk": zone, "text": &text });
+        site.at(name).insert_many(documents).await.unwrap();
+    }
+    proxy.set(Wire::Narrow(Duration::from_millis(25), 320_000));
+    site.start().await;
+    site.settle().await;
+    site.assert_converged().await;
+    assert!(!site.log().contains("no answer within"), "{}", site.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_processes_with_one_configuration_apply_nothing_twice_and_the_loser_says_why() {
     let mut site = Site::shared(TRIANGLE).await;
     site.start().await;

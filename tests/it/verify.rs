@@ -289,7 +289,7 @@ async fn an_interrupted_verification_goes_on_where_it_was_also_past_a_server_tha
         site.own_collection(HUB, "verifications").find_one(doc! { "documents": { "$gt": 40_000 } }).await.unwrap()
     };
     for signal in [Signal::SIGKILL, Signal::SIGINT] {
-        let process = site.begin(&["verify", "--rate", "30000"], &format!("{signal}"));
+        let process = site.begin(&["verify", "--rate", "15000"], &format!("{signal}"));
         eventually("it is noted how far it is", async || noted().await.is_some()).await;
         process.signal(signal).unwrap();
         let mut process = process;
