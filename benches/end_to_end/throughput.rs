@@ -30,7 +30,7 @@ const DOCUMENTS: usize = 90_000;
 /// So many bytes are.
 const BYTES: usize = 180_000_000;
 
-/// So many times as many are inserted: that is faster, and the way of the last documents would count too much.
+/// So many times as many are inserted, unless they are large: that is faster, and the way of the last documents would count too much.
 const MORE_INSERTS: usize = 3;
 
 /// Every route of a site with so many spokes.
@@ -105,7 +105,7 @@ pub fn load(parts: &Parts, route: &Route<'_>, bytes: usize) -> Load {
 }
 
 fn times(factor: usize, parts: &Parts, route: &Route<'_>, bytes: usize) -> Load {
-    let documents = factor * DOCUMENTS.min(BYTES / bytes) / (route.destinations.len() + 1);
+    let documents = (factor * DOCUMENTS).min(BYTES / bytes) / (route.destinations.len() + 1);
     Load::new(route.zone, parts.share_of(documents, 20), bytes)
 }
 
