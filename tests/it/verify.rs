@@ -285,16 +285,17 @@ async fn an_interrupted_verification_goes_on_where_it_was_also_past_a_server_tha
     hidden.begin().await;
     hidden.collection.delete_one(doc! { "_id": 17 }).session(&mut hidden.session).await.unwrap();
     hidden.commit().await;
-    let noted = async || {
-        site.own_collection(HUB, "verifications").find_one(doc! { "documents": { "$gt": 40_000 } }).await.unwrap()
+    let noted = async |documents: i32| {
+        site.own_collection(HUB, "verifications").find_one(doc! { "documents": { "$gt": documents } }).await.unwrap()
     };
-    for signal in [Signal::SIGKILL, Signal::SIGINT] {
+    // Each time it has come further, or it may be too early for it to listen to signals.
+    for (signal, documents) in [(Signal::SIGKILL, 30_000), (Signal::SIGINT, 60_000)] {
         let process = site.begin(&["verify", "--rate", "15000"], &format!("{signal}"));
-        eventually("it is noted how far it is", async || noted().await.is_some()).await;
+        eventually("it is noted how far it is", async || noted(documents).await.is_some()).await;
         process.signal(signal).unwrap();
         let mut process = process;
         eventually("it has ended", async || process.exit().unwrap().is_some()).await;
-        assert!(noted().await.is_some(), "it is forgotten by {signal}");
+        assert!(noted(documents).await.is_some(), "it is forgotten by {signal}");
     }
     // What was found before is not looked for again, and is told all the same; and a server may restart meanwhile.
     site.nodes.get_mut("DFW").unwrap().kill().unwrap();
