@@ -11,12 +11,13 @@ use super::progress::Progress;
 use super::stamp::Unstampable;
 use super::walk;
 use crate::mongo::checkpoint::{Checkpoint, Reconciling};
-use crate::mongo::destination::{Destination, Open, Refused, Sent};
+use crate::mongo::destination::{Destination, Open, Sent};
 use crate::mongo::error::Error;
 use crate::mongo::notes::{Edit, Note};
 use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
 use crate::mongo::statement;
+use crate::mongo::transaction::Refused;
 use crate::sync::ahead::Ahead;
 use crate::sync::attempt::{Attempt, Refusal};
 use crate::sync::fields::Fields;
@@ -89,7 +90,7 @@ pub(super) struct RefusedStep {
 
 impl RefusedChange {
     fn new(refused: Refused, steps: &[Step<'_>]) -> Self {
-        let step = refused.step.map(|number| &steps[number]);
+        let step = refused.number.map(|number| &steps[number]);
         let step = step.map(|step| RefusedStep {
             event: step.event,
             key: step.key.clone(),

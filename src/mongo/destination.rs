@@ -23,8 +23,7 @@ use super::read::Wanted;
 use super::server::Server;
 use super::statement::Ready;
 use super::tags::{self, Slot, TaggedSession};
-use super::transaction::{self, RefusedStatement, Transaction, count, write_error};
-use crate::sync::attempt::Refusal;
+use super::transaction::{self, Refused, Transaction, count, write_error};
 use crate::sync::key::Key;
 use crate::sync::names::Link;
 use crate::sync::plan::CommandKind;
@@ -55,23 +54,12 @@ impl Sessions {
     }
 }
 
-/// A change that the destination refuses.
-#[derive(Debug)]
-pub struct Refused {
-    /// The number of the step, if the server tells.
-    pub step: Option<usize>,
-    /// Why.
-    pub refusal: Refusal,
-    /// Why, in the server's words.
-    pub message: String,
-}
-
 /// What became of a command in the transaction.
 #[derive(Debug)]
 pub enum Sent {
     /// It is done; so many of its statements found no document.
     Done(usize),
-    /// The transaction is void.
+    /// This one of the steps is refused.
     Refused(Refused),
 }
 
@@ -174,9 +162,9 @@ impl Open<'_> {
     pub async fn send(&mut self, ready: Ready) -> Result<Sent, Error> {
         let reply = match self.transaction.write("applying a batch", &ready.database, ready.command).await? {
             Ok(reply) => reply,
-            Err(RefusedStatement { number, refusal, message }) => {
-                let step = number.and_then(|number| ready.steps.get(number).copied());
-                return Ok(Sent::Refused(Refused { step, refusal, message }));
+            Err(refused) => {
+                let number = refused.number.and_then(|statement| ready.steps.get(statement).copied());
+                return Ok(Sent::Refused(Refused { number, ..refused }));
             }
         };
         // Every statement of an update matches one document, or inserts it.

@@ -20,10 +20,10 @@ use crate::sync::names::Namespace;
 /// How long a commit waits for the majority.
 const COMMIT_LIMIT: Duration = Duration::from_secs(20);
 
-/// A statement that the server refuses, whatever one does. Its transaction is void.
+/// A change that the server refuses, whatever one does. The transaction is void.
 #[derive(Debug)]
-pub struct RefusedStatement {
-    /// Its number in its command, if the server tells.
+pub struct Refused {
+    /// The number of its statement in the command, or of its step, if the server tells.
     pub number: Option<usize>,
     /// Why.
     pub refusal: Refusal,
@@ -70,8 +70,8 @@ impl<'s> Transaction<'s> {
         doing: &'static str,
         database: &str,
         command: RawDocumentBuf,
-    ) -> Result<Result<Document, RefusedStatement>, Error> {
-        let refused = |number, code, message| RefusedStatement { number, refusal: Refusal { code }, message };
+    ) -> Result<Result<Document, Refused>, Error> {
+        let refused = |number, code, message| Refused { number, refusal: Refusal { code }, message };
         match self.send(doing, database, command).await {
             Ok(reply) => Ok(match write_error(&reply) {
                 Some((number, code, message)) => Err(refused(Some(number), code, message)),
@@ -182,7 +182,7 @@ pub(crate) fn delays() -> impl Iterator<Item = Duration> {
 }
 
 /// A statement that is refused, with the number of its command before it.
-pub type RefusedAt = (usize, RefusedStatement);
+pub type RefusedAt = (usize, Refused);
 
 /// Runs these write commands, each for the database before it, in one transaction, and tells the server's time of the commit, or
 /// which statement the server refuses.
