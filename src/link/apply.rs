@@ -32,7 +32,12 @@ pub struct Applier {
     destination: Destination,
     ahead: Ahead,
     parked: HashMap<Key, Kept>,
+    /// How many bytes a document has that is read at the source, as the newest of them tell.
+    read_bytes: usize,
 }
+
+/// What is taken for that before any was read: so many that few are read at first.
+const UNKNOWN_READ_BYTES: usize = 100_000;
 
 impl Applier {
     /// Goes on where the link that was taken over there stands.
@@ -42,7 +47,7 @@ impl Applier {
     pub async fn new(destination: Destination) -> Result<Self, Error> {
         let ahead = Ahead::new(destination.checkpoint().ahead.clone(), REMEMBERED_DOCUMENTS);
         let parked = dead_letters::kept(destination.server(), destination.link()).await?;
-        Ok(Self { destination, ahead, parked })
+        Ok(Self { destination, ahead, parked, read_bytes: UNKNOWN_READ_BYTES })
     }
 
     /// The checkpoint as it is saved.
@@ -114,7 +119,8 @@ impl Applier {
         later.take(&mut load.steps, 0, &self.parked);
         let mut skipped = Vec::new();
         loop {
-            let range = one_transaction(&load.steps, progress.part(load.steps.len()), self.batch_size().bytes);
+            let range = progress.part(load.steps.len());
+            let range = one_transaction(&load.steps, range, self.batch_size().bytes, self.read_bytes);
             let is_last = range.end == load.steps.len();
             let (mark, ours) = if is_last {
                 let later = later.statement(self.destination.link(), self.destination.server().namespaces());
@@ -124,9 +130,12 @@ impl Applier {
             };
             let steps = &load.steps[range.clone()];
             let part = Part { steps, last: load.last, mark, ours, expected: load.expected.as_ref() };
-            match self.transact(side, &part, &mut progress).await? {
+            let outcome = self.transact(side, &part, &mut progress).await?;
+            self.read_bytes = progress.bytes_of_a_read().unwrap_or(self.read_bytes);
+            match outcome {
                 Outcome::Committed(mut committed) => {
                     skipped.append(&mut committed.written.skipped);
+                    progress.has_brought(std::mem::take(&mut committed.brought));
                     let mut commit = self.remember(committed, part.mark);
                     if is_last {
                         commit.changes = load.changes;
@@ -258,9 +267,9 @@ impl Applier {
     }
 }
 
-/// Of these steps the first, if all of them have far more bytes than one batch should have: one reply can.
-fn one_transaction(steps: &[Step<'_>], range: Range<usize>, bytes: usize) -> Range<usize> {
-    let sizes = || steps[range.clone()].iter().map(|step| step.write.bytes());
+/// Of these steps the first, if all of them have far more bytes than one batch should have: one reply can, and what is read for it.
+fn one_transaction(steps: &[Step<'_>], range: Range<usize>, bytes: usize, read: usize) -> Range<usize> {
+    let sizes = || steps[range.clone()].iter().map(|step| step.write.bytes(read));
     if sizes().sum::<usize>() <= 2 * bytes {
         return range;
     }
@@ -297,7 +306,7 @@ impl Origin for Nowhere {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sync::step::{Write, Zones};
+    use crate::sync::step::{Read, Write, Zones};
     use bson::raw::RawBsonRef;
 
     #[test]
@@ -313,10 +322,29 @@ mod tests {
             hub_edit: None,
         };
         let steps: Vec<_> = (0..10).map(step).collect();
-        assert_eq!(one_transaction(&steps, 0..10, 6_000), 0..10, "not much too much");
-        assert_eq!(one_transaction(&steps, 0..10, 2_500), 0..2);
-        assert_eq!(one_transaction(&steps, 2..10, 2_500), 2..4);
-        assert_eq!(one_transaction(&steps, 8..10, 100), 8..9, "one is always done");
-        assert_eq!(one_transaction(&[], 0..0, 100), 0..0);
+        let part = |range, bytes| one_transaction(&steps, range, bytes, 0);
+        assert_eq!(part(0..10, 6_000), 0..10, "not much too much");
+        assert_eq!(part(0..10, 2_500), 0..2);
+        assert_eq!(part(2..10, 2_500), 2..4);
+        assert_eq!(part(8..10, 100), 8..9, "one is always done");
+        assert_eq!(one_transaction(&[], 0..0, 100, 0), 0..0);
+    }
+
+    #[test]
+    fn documents_that_must_be_read_count_as_much_as_the_newest_of_them_had() {
+        let document = bson::rawdoc! { "_id": 1 };
+        let id = RawBsonRef::Int32(1);
+        let step = |event| Step {
+            event,
+            key: Key::new(0, id),
+            id,
+            zones: Zones::One("DFW"),
+            write: if event < 5 { Write::Read(Read::Whole) } else { Write::Insert(&document) },
+            hub_edit: None,
+        };
+        let steps: Vec<_> = (0..10).map(step).collect();
+        assert_eq!(one_transaction(&steps, 0..10, 1_000, 100), 0..10);
+        assert_eq!(one_transaction(&steps, 0..10, 1_000, 500), 0..2);
+        assert_eq!(one_transaction(&steps, 4..10, 1_000, 500), 4..10);
     }
 }

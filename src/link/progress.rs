@@ -13,6 +13,24 @@ use crate::sync::key::Key;
 use crate::sync::names::{Link, Namespace};
 use crate::sync::step::{Read, Reads, Step, Write};
 
+/// Documents that were missing at the destination, and were read at the source to be brought whole.
+#[derive(Default)]
+pub(super) struct Brought {
+    pub(super) reads: Reads,
+    /// The source's time of each of them.
+    pub(super) read_at: HashMap<Key, Timestamp>,
+}
+
+impl Brought {
+    pub(super) fn add(&mut self, snapshot: Snapshot) {
+        for key in snapshot.documents.keys() {
+            self.read_at.insert(key.clone(), snapshot.at);
+            self.reads.whole.insert(key.clone());
+        }
+        self.reads.documents.extend(snapshot.documents);
+    }
+}
+
 /// How far a batch is. It begins with all of it, in the fastest way.
 pub(super) struct Progress {
     /// How the steps are sent.
@@ -76,6 +94,14 @@ impl Progress {
         (wanted, unstamped)
     }
 
+    /// These documents were brought whole beyond what the steps say. What the batch has of them later on must not bring back what is
+    /// older.
+    pub(super) fn has_brought(&mut self, brought: Brought) {
+        self.reads.whole.extend(brought.reads.whole);
+        self.reads.documents.extend(brought.reads.documents);
+        self.read_at.extend(brought.read_at);
+    }
+
     /// These documents were read for these steps.
     pub(super) fn has_read(&mut self, snapshot: Snapshot, steps: &[Step<'_>], partition_key: &CStr) {
         for (key, document) in &snapshot.documents {
@@ -87,6 +113,12 @@ impl Progress {
             }
         }
         self.reads.documents.extend(snapshot.documents);
+    }
+
+    /// How many bytes a document has that was read, on average, if any was.
+    pub(super) fn bytes_of_a_read(&self) -> Option<usize> {
+        let bytes: usize = self.reads.documents.values().flatten().map(|document| document.as_bytes().len()).sum();
+        bytes.checked_div(self.reads.documents.values().flatten().count())
     }
 
     /// The source's time of which a document is written, if it is newer than its last change in the batch.

@@ -7,7 +7,7 @@ use bson::raw::{RawBson, RawDocumentBuf};
 
 use super::batch_size::Way;
 use super::load::{Expected, Mark, Side};
-use super::progress::Progress;
+use super::progress::{Brought, Progress};
 use super::stamp::Unstampable;
 use super::walk;
 use crate::mongo::checkpoint::{Checkpoint, Reconciling};
@@ -23,7 +23,7 @@ use crate::sync::attempt::{Attempt, Refusal};
 use crate::sync::fields::Fields;
 use crate::sync::key::Key;
 use crate::sync::plan::{self, Command};
-use crate::sync::step::{Reads, Step, Write, settle};
+use crate::sync::step::{Step, Write, settle};
 
 /// A part of a batch.
 pub(super) struct Part<'p, 'a> {
@@ -54,6 +54,7 @@ pub(super) struct Committed {
     /// The number that it saved its hub edits under.
     pub(super) number: i64,
     pub(super) written: Written,
+    pub(super) brought: Brought,
 }
 
 /// What was written, beyond the documents themselves.
@@ -158,10 +159,14 @@ pub(super) async fn transact(
         Err(refused) => return Ok(Outcome::Refused(refused)),
     };
     let mut written = Written { foreign, skipped, ..Written::of(&settled, |key| progress.read_at(key)) };
+    let mut brought = Brought::default();
     if missed > 0 {
         let missing = missing(&mut open, &settled, &moved.movers).await?;
         match bring(&mut open, &server, side, &missing, ahead.read_from(part.last)).await? {
-            Ok(brought) => written.add(brought),
+            Ok((more, documents)) => {
+                written.add(more);
+                brought = documents;
+            }
             Err(refused) => return Ok(Outcome::Refused(refused)),
         }
     }
@@ -178,7 +183,7 @@ pub(super) async fn transact(
     }
     let at = open.commit(&ours, &checkpoint).await?;
     destination.committed(checkpoint);
-    Ok(Outcome::Committed(Committed { at, number, written }))
+    Ok(Outcome::Committed(Committed { at, number, written, brought }))
 }
 
 /// Sends commands that are made of these steps. Tells how many statements found no document.
@@ -269,26 +274,20 @@ async fn bring(
     side: &mut impl Side,
     missing: &[Step<'_>],
     read_from: Timestamp,
-) -> Result<Result<Written, RefusedChange>, Error> {
+) -> Result<Result<(Written, Brought), RefusedChange>, Error> {
     let wanted: Wanted<'_> = missing.iter().map(|step| (step.key.clone(), step.id)).collect();
-    let mut reads = Reads::default();
-    let mut read_at = HashMap::new();
-    let snapshots = match side.read(&wanted, &HashSet::new(), read_from).await? {
-        Ok(snapshots) => snapshots,
+    let mut brought = Brought::default();
+    match side.read(&wanted, &HashSet::new(), read_from).await? {
+        Ok(snapshots) => snapshots.into_iter().for_each(|snapshot| brought.add(snapshot)),
         Err(unstampable) => return Ok(Err(RefusedChange::unstampable(unstampable, missing))),
-    };
-    for snapshot in snapshots {
-        for key in snapshot.documents.keys() {
-            read_at.insert(key.clone(), snapshot.at);
-            reads.whole.insert(key.clone());
-        }
-        reads.documents.extend(snapshot.documents);
     }
-    let (whole, foreign) = settle(missing, &reads, server.partition_key(), |_, document| side.meaning(document, true));
+    let meaning = |_: &Key, document| side.meaning(document, true);
+    let (whole, foreign) = settle(missing, &brought.reads, server.partition_key(), meaning);
     if let Err(refused) = send(open, server, &plan::sequence(&whole), &whole).await? {
         return Ok(Err(refused));
     }
-    Ok(Ok(Written { foreign, ..Written::of(&whole, |key| read_at.get(key).copied()) }))
+    let written = Written { foreign, ..Written::of(&whole, |key| brought.read_at.get(key).copied()) };
+    Ok(Ok((written, brought)))
 }
 
 impl Written {

@@ -37,6 +37,21 @@ struct Path<'a> {
     numeric: bool,
 }
 
+impl Delta<'_> {
+    /// How many bytes the values have that it sets, about.
+    pub fn bytes(&self) -> usize {
+        const NUMBER: usize = 8;
+        let bytes = |value: &RawBsonRef<'_>| match value {
+            RawBsonRef::String(text) => text.len(),
+            RawBsonRef::Document(document) => document.as_bytes().len(),
+            RawBsonRef::Array(array) => array.as_bytes().len(),
+            RawBsonRef::Binary(binary) => binary.bytes.len(),
+            _ => NUMBER,
+        };
+        self.set.iter().map(|(_, value)| bytes(value)).sum()
+    }
+}
+
 impl<'a> Update<'a> {
     /// Reads an `updateDescription`. `precise` says that the stream was opened with `showExpandedEvents` on a server of
     /// version 6.1 or later, which sends `disambiguatedPaths` for every path that does not simply mean nested fields.

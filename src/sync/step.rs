@@ -65,11 +65,15 @@ pub enum Write<'a> {
 }
 
 impl Write<'_> {
-    /// How many bytes of documents it carries, about.
-    pub fn bytes(&self) -> usize {
+    /// How many bytes of documents it carries, about, where a document that must be read has so many.
+    pub fn bytes(&self, read: usize) -> usize {
         match self {
-            Self::Insert(document) | Self::Replace { document, .. } => document.as_bytes().len(),
-            _ => 0,
+            Self::Insert(document) | Self::Replace { document, .. } | Self::Reorder(document) => {
+                document.as_bytes().len()
+            }
+            Self::Update(delta) => delta.bytes(),
+            Self::Read(_) => read,
+            Self::Delete => 0,
         }
     }
 
@@ -119,6 +123,11 @@ impl<'a> Zones<'a> {
             Self::Value(value) => (value.as_str(), [].as_slice()),
         };
         one.into_iter().chain(any.iter().copied())
+    }
+
+    /// True if those are among these.
+    pub fn include(&self, those: &Self) -> bool {
+        self == those || those.names().all(|zone| self.names().any(|name| name == zone))
     }
 
     /// These zones and those.
