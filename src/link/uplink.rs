@@ -264,6 +264,8 @@ impl Batches {
         let mut steps = Vec::new();
         let mut foreign = 0;
         let mut last = Timestamp { time: 0, increment: 0 };
+        // Documents that went to another zone in this batch.
+        let mut gone: HashSet<Key> = HashSet::new();
         for (number, event) in self.events().enumerate() {
             last = event.cluster_time();
             if matches!(event.kind(), Kind::CollectionLost) {
@@ -273,6 +275,14 @@ impl Batches {
                 continue;
             }
             let key = event.key()?;
+            if gone.contains(&key) && !rules.claims(event) {
+                foreign += 1;
+                continue;
+            }
+            gone.remove(&key);
+            if rules.leaves(event) {
+                gone.insert(key.clone());
+            }
             let standing = ahead.standing(&key, [zone].into_iter(), last);
             match rules.decide(event, standing)? {
                 Decision::Write(write) => {

@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 
 use super::key::Key;
-use super::step::{Step, Write};
+use super::step::{Step, Write, Zones};
 
 /// The statements of one server command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +44,13 @@ pub enum Inserts {
 }
 
 /// Few commands with the steps' net effect. `needs_update` tells documents that `insert` would not store as they are.
+///
+/// Where a delete looks for its document in other zones than the steps before it, these must be done, or it would not find it: then
+/// the commands are [`sequence`]'s.
 pub fn fold(steps: &[Step<'_>], inserts: Inserts, needs_update: impl Fn(&Step<'_>) -> bool) -> Vec<Command> {
+    if has_delete_elsewhere(steps) {
+        return sequence(steps);
+    }
     let mut kept = KeptSteps::default();
     for (index, step) in steps.iter().enumerate() {
         kept.add(index, step);
@@ -62,6 +68,17 @@ pub fn fold(steps: &[Step<'_>], inserts: Inserts, needs_update: impl Fn(&Step<'_
     }
     commands.sort_by_key(|command| (command.namespace, command.kind));
     commands
+}
+
+/// True if a document is deleted in other zones than those in which the destination may have it before the first of its steps.
+fn has_delete_elsewhere(steps: &[Step<'_>]) -> bool {
+    let is_delete = |step: &Step<'_>| matches!(step.write, Write::Delete);
+    let Some(first) = steps.first() else { return false };
+    if !steps.iter().any(is_delete) || steps.iter().all(|step| step.zones == first.zones) {
+        return false;
+    }
+    let mut first: HashMap<&Key, &Zones<'_>> = HashMap::new();
+    steps.iter().any(|step| !step.zones.include(first.entry(&step.key).or_insert(&step.zones)) && is_delete(step))
 }
 
 /// As many commands as it takes to keep the steps' order.
@@ -129,7 +146,6 @@ mod tests {
 
     use super::*;
     use crate::sync::delta::Delta;
-    use crate::sync::step::Zones;
     use bson::raw::RawBsonRef;
     use bson::{RawDocumentBuf, rawdoc};
     use proptest::prelude::*;
@@ -236,6 +252,23 @@ mod tests {
             let order: Vec<_> = commands.iter().map(|command| (command.namespace, command.kind)).collect();
             prop_assert!(order.is_sorted_by(|left, right| left < right));
         }
+    }
+
+    #[test]
+    fn what_moves_a_document_to_where_it_is_deleted_is_kept() {
+        let document = rawdoc! { "_id": 1 };
+        let changes: Vec<_> = [(1, Change::Replace), (2, Change::Delete), (1, Change::Delete)]
+            .into_iter()
+            .map(|(id, change)| (0, id, change))
+            .collect();
+        let mut steps = steps(&changes, &document);
+        steps[2].zones = Zones::One("HOU");
+        let commands = fold(&steps, Inserts::Plain, |_| false);
+        let kept: Vec<_> = commands.iter().map(|command| (command.kind, command.steps.as_slice())).collect();
+        assert_eq!(kept, [(CommandKind::Update, [0].as_slice()), (CommandKind::Delete, [1, 2].as_slice())]);
+        steps[1].zones = Zones::One("BOS");
+        steps[2].zones = Zones::Any(vec!["DFW", "HOU"]);
+        assert_eq!(fold(&steps, Inserts::Plain, |_| false).len(), 1, "each is found where it was");
     }
 
     #[test]

@@ -44,6 +44,17 @@ pub enum Decision<'a> {
     Foreign,
 }
 
+/// Where a document is after an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// Where it was, or nowhere.
+    Kept,
+    /// In the spoke's zone, or it will be.
+    Own,
+    /// In another zone.
+    Other,
+}
+
 impl Uplink {
     /// Decides about one event, where the hub's document stands to it as `standing` says.
     ///
@@ -67,6 +78,32 @@ impl Uplink {
             (Standing::Unknown, _) => Decision::Write(Write::Read(Read::Whole)),
             (Standing::Behind, write) => Decision::Write(write),
         })
+    }
+
+    /// True if the event takes one of the spoke's own documents to another zone. What the spoke does to it from then on is nobody
+    /// else's business.
+    pub fn leaves(&self, event: EventRef<'_>) -> bool {
+        match self.zone_after(event) {
+            After::Kept | After::Own => false,
+            After::Other => event.kind() != Kind::Insert,
+        }
+    }
+
+    /// True if the event makes the document the spoke's own, whosever it was.
+    pub fn claims(&self, event: EventRef<'_>) -> bool {
+        self.zone_after(event) == After::Own
+    }
+
+    fn zone_after(&self, event: EventRef<'_>) -> After {
+        if let Some(document) = event.full_document() {
+            return if self.owner(document) == Owner::Other { After::Other } else { After::Own };
+        }
+        match event.update_description().map(|description| field_change(description, &self.partition_key)) {
+            Some(FieldChange::Set(RawBsonRef::String(zone))) if zone == self.zone.as_str() => After::Own,
+            Some(FieldChange::Unset) => After::Own,
+            Some(FieldChange::Set(_)) => After::Other,
+            Some(FieldChange::None) | None => After::Kept,
+        }
     }
 
     /// What a document that was read at the spoke means at the hub; `absent` if the hub has none of the spoke's zone.

@@ -151,6 +151,33 @@ mod uplink {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_document_that_a_spoke_gives_to_another_zone_is_not_deleted_with_the_spokes_copy() {
+        let mut site = triangle().await;
+        for id in 0..4 {
+            site.at("DFW").insert_one(doc! { "_id": id, "_pk": "DFW", "at": { "mile": 1 } }).await.unwrap();
+        }
+        site.settle().await;
+        // All of it is one batch.
+        site.stop().await;
+        let own = site.at("DFW");
+        own.update_many(doc! { "_id": { "$ne": 1 } }, doc! { "$set": { "_pk": "HOU" } }).await.unwrap();
+        own.replace_one(doc! { "_id": 1 }, doc! { "_pk": "HOU", "at": { "mile": 1 } }).await.unwrap();
+        own.update_one(doc! { "_id": 2 }, doc! { "$set": { "at.mile": 2 } }).await.unwrap();
+        own.delete_many(doc! {}).await.unwrap();
+        // One comes back.
+        own.insert_one(doc! { "_id": 3, "_pk": "HOU" }).await.unwrap();
+        own.update_one(doc! { "_id": 3 }, doc! { "$set": { "_pk": "DFW", "back": true } }).await.unwrap();
+        site.start().await;
+        site.settle().await;
+        for id in 0..3 {
+            let theirs = Some(doc! { "_id": id, "_pk": "HOU", "at": { "mile": 1 } });
+            let [hub, _, houston, _] = everywhere(&site, id).await;
+            assert_eq!((hub, houston), (theirs.clone(), theirs));
+        }
+        assert_eq!(everywhere(&site, 3).await, not_in_boston(doc! { "_id": 3, "_pk": "DFW", "back": true }));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_document_that_a_spoke_moves_out_of_its_sight_leaves_it() {
         let site = triangle().await;
         let moved = |id: i32| Some(doc! { "_id": id, "_pk": "BOS" });
@@ -272,6 +299,29 @@ mod fan_out {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_document_that_changes_zone_changes_place_with_pre_images() {
         zone_moves(triangle_with_pre_images().await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_document_that_is_moved_and_then_deleted_at_the_hub_is_gone_everywhere() {
+        for mut site in [triangle().await, triangle_with_pre_images().await] {
+            for id in 0..3 {
+                site.at(HUB).insert_one(doc! { "_id": id, "_pk": "DFW" }).await.unwrap();
+            }
+            site.settle().await;
+            site.stop().await;
+            let hub = site.at(HUB);
+            hub.replace_one(doc! { "_id": 0 }, doc! { "_pk": "HOU" }).await.unwrap();
+            hub.update_one(doc! { "_id": 1 }, doc! { "$set": { "_pk": "HOU" } }).await.unwrap();
+            hub.replace_one(doc! { "_id": 2 }, doc! { "_pk": "HOU" }).await.unwrap();
+            hub.replace_one(doc! { "_id": 2 }, doc! { "_pk": "BOS" }).await.unwrap();
+            hub.delete_many(doc! { "_id": { "$lt": 2 } }).await.unwrap();
+            site.start().await;
+            for id in 0..2 {
+                assert_eq!(everywhere(&site, id).await, NOWHERE);
+            }
+            let in_boston = Some(doc! { "_id": 2, "_pk": "BOS" });
+            assert_eq!(everywhere(&site, 2).await, [in_boston.clone(), None, None, in_boston]);
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
