@@ -275,11 +275,13 @@ impl Batches {
                 continue;
             }
             let key = event.key()?;
-            if gone.contains(&key) && !rules.claims(event) {
-                foreign += 1;
-                continue;
+            if gone.contains(&key) {
+                if !rules.claims(event) {
+                    foreign += 1;
+                    continue;
+                }
+                gone.remove(&key);
             }
-            gone.remove(&key);
             if rules.leaves(event) {
                 gone.insert(key.clone());
             }

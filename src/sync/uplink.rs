@@ -80,13 +80,9 @@ impl Uplink {
         })
     }
 
-    /// True if the event takes one of the spoke's own documents to another zone. What the spoke does to it from then on is nobody
-    /// else's business.
+    /// True if the document is another zone's after this change of it. What the spoke does to it from then on stays there.
     pub fn leaves(&self, event: EventRef<'_>) -> bool {
-        match self.zone_after(event) {
-            After::Kept | After::Own => false,
-            After::Other => event.kind() != Kind::Insert,
-        }
+        event.kind() != Kind::Insert && self.zone_after(event) == After::Other
     }
 
     /// True if the event makes the document the spoke's own, whosever it was.
