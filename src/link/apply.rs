@@ -309,19 +309,23 @@ mod tests {
     use crate::sync::step::{Read, Write, Zones};
     use bson::raw::RawBsonRef;
 
-    #[test]
-    fn what_one_reply_has_too_much_of_goes_into_several_transactions() {
-        let document = bson::rawdoc! { "_id": 1, "text": "x".repeat(1_000) };
+    fn steps<'a>(write: impl Fn(usize) -> Write<'a>) -> Vec<Step<'a>> {
         let id = RawBsonRef::Int32(1);
         let step = |event| Step {
             event,
             key: Key::new(0, id),
             id,
             zones: Zones::One("DFW"),
-            write: Write::Insert(&document),
+            write: write(event),
             hub_edit: None,
         };
-        let steps: Vec<_> = (0..10).map(step).collect();
+        (0..10).map(step).collect()
+    }
+
+    #[test]
+    fn what_one_reply_has_too_much_of_goes_into_several_transactions() {
+        let document = bson::rawdoc! { "_id": 1, "text": "x".repeat(1_000) };
+        let steps = steps(|_| Write::Insert(&document));
         let part = |range, bytes| one_transaction(&steps, range, bytes, 0);
         assert_eq!(part(0..10, 6_000), 0..10, "not much too much");
         assert_eq!(part(0..10, 2_500), 0..2);
@@ -333,16 +337,7 @@ mod tests {
     #[test]
     fn documents_that_must_be_read_count_as_much_as_the_newest_of_them_had() {
         let document = bson::rawdoc! { "_id": 1 };
-        let id = RawBsonRef::Int32(1);
-        let step = |event| Step {
-            event,
-            key: Key::new(0, id),
-            id,
-            zones: Zones::One("DFW"),
-            write: if event < 5 { Write::Read(Read::Whole) } else { Write::Insert(&document) },
-            hub_edit: None,
-        };
-        let steps: Vec<_> = (0..10).map(step).collect();
+        let steps = steps(|event| if event < 5 { Write::Read(Read::Whole) } else { Write::Insert(&document) });
         assert_eq!(one_transaction(&steps, 0..10, 1_000, 100), 0..10);
         assert_eq!(one_transaction(&steps, 0..10, 1_000, 500), 0..2);
         assert_eq!(one_transaction(&steps, 4..10, 1_000, 500), 4..10);

@@ -33,6 +33,7 @@ pub(super) struct Way {
 }
 
 impl Way {
+    /// The way to this one.
     pub(super) fn to(server: &Server) -> Self {
         Self { round_trip: server.round_trip(), throughput: server.throughput() }
     }

@@ -92,20 +92,19 @@ impl Tail {
     /// # Errors
     /// If the stream fails. It cannot be used any more then.
     pub async fn next(&mut self) -> Result<Batch, Error> {
-        let server = self.server.clone();
-        let (batch, took) = match self.replies.next(&server).await {
+        let (batch, took) = match self.replies.next(&self.server).await {
             Ok(reply) => reply,
             Err(error) => {
                 // While nothing follows the server does not look for the token.
                 let Some(place) = self.unproven.take().filter(|_| is_of_token(&error)) else { return Err(error) };
                 let (selection, reply_events) = (&self.selection, self.reply_events);
-                self.replies = Replies::open_by_time(&server, &place, selection, reply_events, &error).await?;
+                self.replies = Replies::open_by_time(&self.server, &place, selection, reply_events, &error).await?;
                 self.seen = Some(place);
-                self.replies.next(&server).await?
+                self.replies.next(&self.server).await?
             }
         };
         self.unproven = self.unproven.take().filter(|_| batch.is_empty()).map(|_| batch.end().clone());
-        let times = distance::times(server.round_trip());
+        let times = distance::times(self.server.round_trip());
         let came = Came { events: batch.len(), bytes: batch.bytes(), took };
         let reply_events = reply_events(times, self.reply_events, came);
         let batch = self.without_seen(batch);
@@ -115,7 +114,7 @@ impl Tail {
         if batch.is_closed() || reply_events != self.reply_events {
             self.reply_events = reply_events;
             let start = doc! { "startAfter": token(batch.end()) };
-            self.replies = Replies::open(&server, start, &self.selection, reply_events).await?;
+            self.replies = Replies::open(&self.server, start, &self.selection, reply_events).await?;
         }
         Ok(batch)
     }

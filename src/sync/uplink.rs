@@ -44,17 +44,6 @@ pub enum Decision<'a> {
     Foreign,
 }
 
-/// Where a document is after an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum After {
-    /// Where it was, or nowhere.
-    Kept,
-    /// In the spoke's zone, or it will be.
-    Own,
-    /// In another zone.
-    Other,
-}
-
 impl Uplink {
     /// Decides about one event, where the hub's document stands to it as `standing` says.
     ///
@@ -82,23 +71,23 @@ impl Uplink {
 
     /// True if the document is another zone's after this change of it. What the spoke does to it from then on stays there.
     pub fn leaves(&self, event: EventRef<'_>) -> bool {
-        event.kind() != Kind::Insert && self.zone_after(event) == After::Other
+        event.kind() != Kind::Insert && self.owner_after(event) == Some(Owner::Other)
     }
 
     /// True if the event makes the document the spoke's own, whosever it was.
     pub fn claims(&self, event: EventRef<'_>) -> bool {
-        self.zone_after(event) == After::Own
+        matches!(self.owner_after(event), Some(Owner::Own | Owner::Unstamped))
     }
 
-    fn zone_after(&self, event: EventRef<'_>) -> After {
+    /// Whose the document is after the event, as far as that tells: an update need not touch the partition key.
+    fn owner_after(&self, event: EventRef<'_>) -> Option<Owner> {
         if let Some(document) = event.full_document() {
-            return if self.owner(document) == Owner::Other { After::Other } else { After::Own };
+            return Some(self.owner(document));
         }
-        match event.update_description().map(|description| field_change(description, &self.partition_key)) {
-            Some(FieldChange::Set(RawBsonRef::String(zone))) if zone == self.zone.as_str() => After::Own,
-            Some(FieldChange::Unset) => After::Own,
-            Some(FieldChange::Set(_)) => After::Other,
-            Some(FieldChange::None) | None => After::Kept,
+        match field_change(event.update_description()?, &self.partition_key) {
+            FieldChange::Unset => Some(Owner::Unstamped),
+            FieldChange::Set(key) => Some(self.owner_by(key)),
+            FieldChange::None => None,
         }
     }
 
@@ -119,9 +108,13 @@ impl Uplink {
     pub fn owner(&self, document: &RawDocument) -> Owner {
         match document.get(&self.partition_key) {
             Ok(None) => Owner::Unstamped,
-            Ok(Some(RawBsonRef::String(zone))) if zone == self.zone.as_str() => Owner::Own,
-            _ => Owner::Other,
+            Ok(Some(key)) => self.owner_by(key),
+            Err(_) => Owner::Other,
         }
+    }
+
+    fn owner_by(&self, key: RawBsonRef<'_>) -> Owner {
+        if key.as_str() == Some(self.zone.as_str()) { Owner::Own } else { Owner::Other }
     }
 
     fn put<'a>(&self, event: EventRef<'a>) -> Option<Write<'a>> {
@@ -140,13 +133,11 @@ impl Uplink {
 
     fn update<'a>(&self, event: EventRef<'a>) -> Write<'a> {
         let Some(description) = event.update_description() else { return Write::Read(Read::Whole) };
-        match field_change(description, &self.partition_key) {
-            FieldChange::Unset => return Write::Read(Read::Stamp { fresh: false, document: None }),
-            FieldChange::Set(RawBsonRef::String(zone)) if zone == self.zone.as_str() => {
-                return Write::Read(Read::Whole);
-            }
+        match self.owner_after(event) {
+            Some(Owner::Unstamped) => return Write::Read(Read::Stamp { fresh: false, document: None }),
+            Some(Owner::Own) => return Write::Read(Read::Whole),
             // A zone move: the filter holds the old zone.
-            FieldChange::Set(_) | FieldChange::None => {}
+            Some(Owner::Other) | None => {}
         }
         match Update::read(description, self.precise) {
             Update::Delta(delta) => Write::Update(delta),
