@@ -147,11 +147,17 @@ async fn a_document_that_cannot_have_a_partition_key_is_parked_and_the_rest_flow
     assert!(list.contains("partition key"), "{list}");
     let (code, report) = site.command_code(&["verify", "--repair"]);
     assert!(code == 3 && report.contains("parked"), "{code}: {report}");
+    // Without its dead letter it is tried to be mended, and told why it cannot be.
+    assert!(site.command(&["dead-letters", "drop", "DFW", "--id", "sealed"]).0);
+    eventually("one is dropped", async || site.spoke_status("DFW")["dead_letters"] == 4).await;
+    let (code, report) = site.command_code(&["verify", "--repair"]);
+    assert!(code == 3 && report.contains("unstamped") && report.contains("refused: spoke DFW"), "{code}: {report}");
     // Where the reason is gone it is as any other.
     database.run_command(doc! { "collMod": collection.name(), "validator": {} }).await.unwrap();
     collection.delete_one(doc! { "_id": "large" }).await.unwrap();
     assert!(site.command(&["dead-letters", "retry", "DFW"]).0);
     eventually("all can be healed", async || site.spoke_status("DFW")["dead_letters"] == 0).await;
+    site.command_code(&["verify", "--repair"]);
     site.assert_converged().await;
     assert_eq!((at(HUB).await, at("HOU").await), (1_004, 1_004));
 }
@@ -211,6 +217,43 @@ async fn a_delta_that_does_not_fit_the_destinations_document_brings_it_whole() {
         .unwrap();
     site.assert_converged().await;
     assert!(letters(&site, "HOU").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_brought_whole_is_not_followed_by_older_changes_of_it() {
+    let mut site = Site::shared(TRIANGLE).await;
+    unique_index(&site, HUB).await;
+    site.start().await;
+    site.at("HOU").insert_one(doc! { "_id": "taken", "_pk": "HOU", "key": 1 }).await.unwrap();
+    site.settle().await;
+    // The hub lacks a document: its dead letter was dropped.
+    let own = site.at("DFW");
+    own.insert_one(doc! { "_id": "lacking", "_pk": "DFW", "key": 1 }).await.unwrap();
+    own.update_one(doc! { "_id": "lacking" }, doc! { "$unset": { "key": 1 } }).await.unwrap();
+    site.settle().await;
+    assert!(site.command(&["dead-letters", "drop", "DFW", "--id", "lacking"]).0);
+    eventually("it is dropped", async || site.spoke_status("DFW")["dead_letters"] == 0).await;
+    site.stop().await;
+    let set = async |n: i32| {
+        own.update_one(doc! { "_id": "lacking" }, doc! { "$set": { "n": n } }).await.unwrap();
+    };
+    // What is refused in between splits the batch; the last change is in a later one.
+    set(1).await;
+    own.insert_one(doc! { "_id": "refused", "_pk": "DFW", "key": 1 }).await.unwrap();
+    set(2).await;
+    own.insert_many((0..12_000).map(|id| doc! { "_id": id, "_pk": "DFW" })).await.unwrap();
+    set(3).await;
+    // The spoke no longer knows what was there at the batch's time, so the document is read as it is now.
+    let fail = doc! {
+        "configureFailPoint": "failCommand", "mode": { "times": 1 },
+        "data": { "failCommands": ["find"], "errorCode": 239, "namespace": own.namespace().to_string() },
+    };
+    site.client("DFW").database("admin").run_command(fail).await.unwrap();
+    site.start().await;
+    site.settle().await;
+    let hub = site.at(HUB).find_one(doc! { "_id": "lacking" }).await.unwrap();
+    assert_eq!(hub, Some(doc! { "_id": "lacking", "_pk": "DFW", "n": 3 }));
+    assert_eq!(site.at(HUB).count_documents(doc! { "_pk": "DFW" }).await.unwrap(), 12_001);
 }
 
 #[tokio::test(flavor = "multi_thread")]
