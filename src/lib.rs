@@ -2,19 +2,19 @@
 //! needs.
 //!
 //! ```text
-//!   uplink     spoke's change stream → sync::uplink   → one transaction at the hub   (+ checkpoint)
-//!   downlink   hub's change stream   → sync::route → queue → sync::downlink → one transaction at the spoke (+ checkpoint)
+//!   uplink     spoke's change stream → rules::uplink   → one transaction at the hub   (+ checkpoint)
+//!   downlink   hub's change stream   → rules::route → queue → rules::downlink → one transaction at the spoke (+ checkpoint)
 //! ```
 //!
 //! - [`config`]: `spokes.toml` and the environment become a valid configuration
-//! - [`sync`]: the rules, as functions on values
+//! - [`rules`]: the rules, as functions on values
 //! - [`mongo`]: everything that talks to a server
 //! - [`link`]: the loops that carry changes, from a change stream to a transaction
 //! - [`verify`]: proves that both sides hold the same, or names and mends what differs
 //! - [`actors`]: who runs which loop, and what happens when it ends
 //! - [`observe`]: what the outside may see; [`http`] and [`cli`] show it
 //!
-//! Imports go one way: `sync` uses nothing of ours, `config` uses `sync`, `mongo` and `observe` use both, `link` uses all of
+//! Imports go one way: `rules` uses nothing of ours, `config` uses `rules`, `mongo` and `observe` use both, `link` uses all of
 //! these, `verify` and `actors` use `link`, and `http` and `cli` come last.
 
 pub mod actors;
@@ -24,5 +24,5 @@ pub mod http;
 pub mod link;
 pub mod mongo;
 pub mod observe;
-pub mod sync;
+pub mod rules;
 pub mod verify;

@@ -17,13 +17,13 @@ use super::spoke::{self, Action, Spoke, StopChild};
 use super::{Outcome, panic_message, spawn};
 use crate::config::{self, Config};
 use crate::link;
-use crate::link::fanout::Fanout;
+use crate::link::hub::fanout::Fanout;
 use crate::link::letters::Request;
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::server::Endpoint;
 use crate::observe::status::{Board, State, history};
-use crate::sync::names::{Direction, Zone};
-use crate::sync::route::Routes;
+use crate::rules::names::{Direction, Zone};
+use crate::rules::route::Routes;
 use crate::verify::options::{Options, Wanted};
 use crate::verify::report::{Report, Verdict};
 

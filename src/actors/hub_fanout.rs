@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::coordinator::FanoutExited;
 use super::run_loop;
 use super::spoke::StopChild;
-use crate::link::fanout::{self, Fanout};
+use crate::link::hub::fanout::{self, Fanout};
 use crate::mongo::server::Endpoint;
 use crate::observe::status::Cell;
 

@@ -13,7 +13,7 @@ use super::spoke_writer::SpokeWriter;
 use super::{Outcome, spawn};
 use crate::link;
 use crate::observe::status::State;
-use crate::sync::names::Direction;
+use crate::rules::names::Direction;
 
 /// How often progress is logged, and a short time to loss warned of.
 const PROGRESS: Duration = Duration::from_secs(60);

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::run_loop;
 use super::spoke::{ChildExited, StopChild};
 use crate::link;
-use crate::sync::names::Direction;
+use crate::rules::names::Direction;
 
 /// Runs the downlink's loop once. Its parent replaces it when the loop ends.
 pub(super) struct SpokeWriter {

@@ -9,8 +9,8 @@ use super::Exit;
 use crate::config::Config;
 use crate::mongo::error::Error;
 use crate::mongo::server::{Endpoint, Server};
-use crate::mongo::{tail, window};
-use crate::sync::names::Namespace;
+use crate::mongo::{oplog, tail};
+use crate::rules::names::Namespace;
 
 /// An oplog that holds less than this is soon too short for an outage.
 const SHORT_WINDOW: Duration = Duration::from_secs(6 * 3_600);
@@ -112,7 +112,7 @@ async fn look(endpoint: &Endpoint) -> Vec<Finding> {
 }
 
 async fn oplog(server: &Server) -> Finding {
-    match window::window(server).await {
+    match oplog::window(server).await {
         Ok(Some(window)) => {
             let seconds = window.latest.time.saturating_sub(window.earliest.time);
             let text = format!("its oplog goes back {:.1} hours", f64::from(seconds) / 3_600.0);

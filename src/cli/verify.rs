@@ -9,7 +9,7 @@ use super::Exit;
 use super::progress::Progress;
 use crate::config::Config;
 use crate::observe::status::verification::VerificationCell;
-use crate::sync::names::Zone;
+use crate::rules::names::Zone;
 use crate::verify::options::Options;
 use crate::verify::report::{Finding, Report, Verdict};
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::uri::Uri;
-use super::{Config, Http, Invalid, Log, OnUnwatch, Problem, Source, Spoke, Sync, Verify, zone};
+use super::{Config, Http, Invalid, Log, OnUnwatch, Problem, Source, Spoke, Synced, Verify, zone};
 
 /// Environment variables, taken once at the start.
 #[derive(Clone, Default)]
@@ -88,7 +88,7 @@ pub fn read(variables: &Variables) -> Result<Config, Invalid> {
         (Some(zone), Some(hub), Some(uri)) if problems.is_empty() => Ok(Config {
             hub,
             spokes: vec![Spoke { zone, uri, watch, on_unwatch: OnUnwatch::default() }],
-            sync: Sync::default(),
+            sync: Synced::default(),
             http: Http::default(),
             log: Log::default(),
             verify: Verify::default(),
@@ -112,7 +112,7 @@ mod tests {
         let spoke = &config.spokes[0];
         assert_eq!((spoke.zone.as_str(), spoke.uri.hosts(), config.hub.hosts()), ("DFW", "edge:27017", "far:27017"));
         assert_eq!(spoke.watch.iter().map(|zone| zone.as_str()).collect::<Vec<_>>(), ["HOU", "BOS"]);
-        assert_eq!(config.sync, Sync::default());
+        assert_eq!(config.sync, Synced::default());
     }
 
     #[test]

@@ -10,8 +10,8 @@ use tracing::level_filters::LevelFilter;
 use super::environment::Variables;
 use super::table::{At, Reader, Table};
 use super::uri::Uri;
-use super::{Config, Http, Invalid, Log, LogFormat, OnUnwatch, Source, Spoke, Sync, Verify, zone};
-use crate::sync::names::{Namespace, Zone};
+use super::{Config, Http, Invalid, Log, LogFormat, OnUnwatch, Source, Spoke, Synced, Verify, zone};
+use crate::rules::names::{Namespace, Zone};
 
 /// Reads a file. Paths in it are relative to its folder.
 ///
@@ -172,9 +172,9 @@ fn secret<'t>(
     }
 }
 
-fn sync<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>) -> Sync {
+fn sync<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>) -> Synced {
     let mut table = reader.section(root, "sync");
-    let mut sync = Sync::default();
+    let mut sync = Synced::default();
     if let Some(names) = reader.texts(&mut table, "namespaces") {
         if names.value.is_empty() {
             reader.problem(&names.span, "[sync]: namespaces is empty: name at least one collection".to_owned());

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use secrecy::{ExposeSecret, SecretString};
 use tracing::level_filters::LevelFilter;
 
-use crate::sync::names::{Namespace, Zone};
+use crate::rules::names::{Namespace, Zone};
 use uri::Uri;
 
 /// The file that is read where no other is named.
@@ -32,7 +32,7 @@ pub struct Config {
     /// The spokes, by zone; at least one.
     pub spokes: Vec<Spoke>,
     /// What is kept in step, and how.
-    pub sync: Sync,
+    pub sync: Synced,
     /// The HTTP interface.
     pub http: Http,
     /// Where the log goes.
@@ -95,7 +95,7 @@ pub enum OnUnwatch {
 
 /// What is kept in step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sync {
+pub struct Synced {
     /// The collections, at least one.
     pub namespaces: Vec<Namespace>,
     /// The top-level field that names a document's zone.
@@ -106,7 +106,7 @@ pub struct Sync {
     pub catch_up_streams: usize,
 }
 
-impl Default for Sync {
+impl Default for Synced {
     fn default() -> Self {
         Self {
             namespaces: vec![Namespace { database: "messages".to_owned(), collection: "messages".to_owned() }],

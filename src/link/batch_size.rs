@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::mongo::server::{CALL_LIMIT, Server};
 use crate::mongo::statement;
-use crate::sync::distance::times;
-use crate::sync::queue::Weight;
+use crate::rules::distance::times;
+use crate::rules::queue::Weight;
 
 /// What a batch holds at most where the destination is near; one reply of a server more may still be in it.
 const NEAR: Weight = Weight { events: 10_000, bytes: 5_000_000 };

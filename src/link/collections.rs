@@ -5,13 +5,13 @@
 //! nothing: the owner's documents win, and what only the hub has comes down. So what was dropped at one side is brought back from
 //! the other.
 
-use super::Spoke;
-use super::apply::Applier;
-use super::load::{Mark, Side};
-use crate::mongo::checkpoint::Identity;
+use crate::link::Spoke;
+use crate::link::apply::Applier;
+use crate::link::apply::work::{Mark, Side};
+use crate::mongo::metadata::checkpoints::Identity;
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
-use crate::sync::names::{Direction, Namespace};
+use crate::rules::names::{Direction, Namespace};
 
 /// Looks whether the collections at both ends are still those that the link knows, and forgets what it copied of others. True
 /// if there are any.

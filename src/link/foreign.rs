@@ -7,14 +7,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bson::raw::{RawBson, RawDocumentBuf};
 
-use super::REMEMBERED_DOCUMENTS;
+use crate::link::REMEMBERED_DOCUMENTS;
 use crate::mongo::error::Error;
-use crate::mongo::foreign;
+use crate::mongo::metadata::foreign;
 use crate::mongo::read::{self, Wanted, When};
 use crate::mongo::server::Server;
-use crate::sync::key::Key;
-use crate::sync::names::Namespace;
-use crate::sync::step::Step;
+use crate::rules::key::Key;
+use crate::rules::names::Namespace;
+use crate::rules::step::Step;
 
 /// What may be in a spoke's register, so that a link need not ask for each document.
 #[derive(Debug, Default)]

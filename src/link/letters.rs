@@ -6,15 +6,15 @@ use bson::raw::RawDocumentBuf;
 use bson::{Timestamp, rawdoc};
 use serde_json::Value;
 
-use super::apply::Applier;
-use super::load::{Load, Mark, Origin, Side};
-use crate::mongo::dead_letters::Kept;
+use crate::link::apply::Applier;
+use crate::link::apply::work::{Load, Mark, Origin, Side};
+use crate::mongo::metadata::dead_letters::Kept;
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
 use crate::observe::status::{Cell, Letter};
-use crate::sync::fields::Fields;
-use crate::sync::key::Key;
-use crate::sync::step::{Read, Step, Write, Zones};
+use crate::rules::fields::Fields;
+use crate::rules::key::Key;
+use crate::rules::step::{Read, Step, Write, Zones};
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

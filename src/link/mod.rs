@@ -1,4 +1,4 @@
-//! The loops that carry changes: from a change stream, by the rules of [`crate::sync`], into transactions.
+//! The loops that carry changes: from a change stream, by the rules of [`crate::rules`], into transactions.
 //!
 //! - [`uplink`]: a spoke's changes to the hub
 //! - [`feed`]: the hub's change stream, with what routing needs; [`fanout`]: one feed for all spokes
@@ -18,41 +18,32 @@
 
 pub mod apply;
 mod batch_size;
-pub mod carried;
 mod collections;
 mod copy;
-mod deliveries;
 pub mod downlink;
-pub mod fanout;
-pub mod feed;
 mod foreign;
-pub mod inbox;
+pub mod hub;
 pub mod letters;
-pub mod load;
-mod progress;
-mod settle;
-pub mod stamp;
-mod transact;
+pub mod reached;
 pub mod uplink;
-pub mod walk;
-mod window;
+mod watch_oplog;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use carried::{Carried, Reached};
+use reached::{Carried, Reached};
 use letters::Requests;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::mongo::checkpoint::Reconciling;
+use crate::mongo::metadata::checkpoints::Reconciling;
 use crate::mongo::server::Endpoint;
-use crate::mongo::tags::Slot;
+use crate::mongo::metadata::sessions::Slot;
 use crate::observe::status::SpokeCell;
-use crate::sync::conflicts::Conflicts;
-use crate::sync::names::{Direction, Zone};
-use crate::sync::position::Position;
+use crate::rules::conflicts::Conflicts;
+use crate::rules::names::{Direction, Zone};
+use crate::rules::position::Position;
 
 /// A loop ended because it was told to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +74,7 @@ pub struct Spoke {
     /// The spoke itself.
     pub endpoint: Arc<Endpoint>,
     /// The hub's change stream, for all spokes.
-    pub fanout: Arc<fanout::Fanout>,
+    pub fanout: Arc<hub::fanout::Fanout>,
     /// What both links must know of each other.
     pub links: Links,
     /// What is shown of it.

@@ -17,16 +17,16 @@ use std::collections::HashMap;
 use bson::{RawDocumentBuf, Timestamp};
 use mongodb::ClientSession;
 
-use super::checkpoint::{self, Checkpoint, Identity};
+use super::metadata::checkpoints::{self as checkpoint, Checkpoint, Identity};
 use super::error::Error;
 use super::read::Wanted;
 use super::server::Server;
 use super::statement::Ready;
-use super::tags::{self, Slot, TaggedSession};
+use super::metadata::sessions::{self as tags, Slot, TaggedSession};
 use super::transaction::{self, Refused, Transaction, count, write_error};
-use crate::sync::key::Key;
-use crate::sync::names::Link;
-use crate::sync::plan::CommandKind;
+use crate::rules::key::Key;
+use crate::rules::names::Link;
+use crate::rules::plan::CommandKind;
 
 /// Where a link's changes are applied.
 pub struct Destination {

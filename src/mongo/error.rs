@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mongodb::error::ErrorKind;
 
-use crate::sync::batch::Malformed;
+use crate::rules::reply::Malformed;
 
 /// What a link does about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

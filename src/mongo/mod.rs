@@ -14,23 +14,18 @@
 //! - [`dead_letters`], [`notes`]: what else is saved in that transaction; [`foreign`]: documents that no link may delete;
 //!   [`set_aside`]: what a reconcile has deleted
 
-pub mod checkpoint;
-pub mod dead_letters;
 pub mod destination;
 pub mod digest;
 pub mod error;
-pub mod foreign;
-pub mod notes;
+pub mod metadata;
+pub mod oplog;
 pub mod read;
 pub mod repair;
 mod round_trip;
 pub mod scan;
 pub mod server;
-pub mod set_aside;
 pub mod statement;
-pub mod tags;
 pub mod tail;
 mod throughput;
 pub mod transaction;
-pub mod verifications;
-pub mod window;
+pub mod walk;

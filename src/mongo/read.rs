@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 
 use super::error::{Error, codes};
 use super::server::Server;
-use crate::sync::key::Key;
+use crate::rules::key::Key;
 
 /// Documents read together.
 #[derive(Debug)]

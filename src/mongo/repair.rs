@@ -9,15 +9,15 @@ use bson::raw::{RawBsonRef, RawDocumentBuf};
 use bson::{Bson, Document, Timestamp, rawdoc};
 use mongodb::ClientSession;
 
-use super::checkpoint::{self, Checkpoint};
+use super::metadata::checkpoints::{self as checkpoint, Checkpoint};
 use super::error::Error;
 use super::read::Wanted;
 use super::server::Server;
 use super::statement::Ready;
-use super::tags;
+use super::metadata::sessions as tags;
 use super::transaction::{self, Transaction, write_error};
-use crate::sync::key::Key;
-use crate::sync::names::{Link, Zone};
+use crate::rules::key::Key;
+use crate::rules::names::{Link, Zone};
 
 /// Whoever mends documents of one zone at one server.
 pub struct Repairer {

@@ -12,7 +12,7 @@ use mongodb::raw_batch_cursor::RawBatch;
 use super::digest;
 use super::error::Error;
 use super::server::Server;
-use crate::sync::names::Zone;
+use crate::rules::names::Zone;
 
 /// What to read of a collection.
 #[derive(Clone, Copy, Debug)]

@@ -13,9 +13,9 @@ use tokio::sync::OnceCell;
 use super::error::{Error, codes};
 use super::round_trip::RoundTrip;
 use super::throughput::Throughput;
-use crate::config::Sync;
+use crate::config::Synced;
 use crate::config::uri::Uri;
-use crate::sync::names::Namespace;
+use crate::rules::names::Namespace;
 
 /// How long any one command may take. A batch of 16 MB over a line of 10 Mbit/s takes half of it.
 pub const CALL_LIMIT: Duration = Duration::from_secs(30);
@@ -30,7 +30,7 @@ const OLDEST_WIRE_VERSION: i32 = 13;
 pub struct Endpoint {
     name: Arc<str>,
     uri: Uri,
-    sync: Arc<Sync>,
+    sync: Arc<Synced>,
     connections: u32,
     client: OnceCell<Client>,
     round_trip: Arc<RoundTrip>,
@@ -39,7 +39,7 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// An endpoint called `name` in messages, of which at most `connections` commands run at once.
-    pub fn new(name: &str, uri: Uri, sync: Arc<Sync>, connections: u32) -> Self {
+    pub fn new(name: &str, uri: Uri, sync: Arc<Synced>, connections: u32) -> Self {
         let (round_trip, throughput) = (Arc::default(), Arc::default());
         Self { name: name.into(), uri, sync, connections, client: OnceCell::new(), round_trip, throughput }
     }
@@ -55,7 +55,7 @@ impl Endpoint {
     }
 
     /// What is kept in step.
-    pub fn sync(&self) -> &Arc<Sync> {
+    pub fn sync(&self) -> &Arc<Synced> {
         &self.sync
     }
 
@@ -112,7 +112,7 @@ impl Endpoint {
 pub struct Server {
     name: Arc<str>,
     client: Client,
-    sync: Arc<Sync>,
+    sync: Arc<Synced>,
     version: (i32, i32),
     round_trip: Arc<RoundTrip>,
     throughput: Arc<Throughput>,
@@ -288,7 +288,7 @@ impl Server {
         }
     }
 
-    pub(crate) fn malformed(&self, error: impl Into<crate::sync::batch::Malformed>) -> Error {
+    pub(crate) fn malformed(&self, error: impl Into<crate::rules::reply::Malformed>) -> Error {
         Error::Malformed { server: self.name.clone(), source: error.into() }
     }
 

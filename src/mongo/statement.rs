@@ -3,10 +3,10 @@
 use bson::raw::{CStr, RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::{Timestamp, rawdoc};
 
-use crate::sync::delta::RawUpdate;
-use crate::sync::names::Namespace;
-use crate::sync::plan::{Command, CommandKind};
-use crate::sync::step::{Step, Write, Zones};
+use crate::rules::delta::RawUpdate;
+use crate::rules::names::Namespace;
+use crate::rules::plan::{Command, CommandKind};
+use crate::rules::step::{Step, Write, Zones};
 
 /// How many bytes a command should have at most. The server takes 16,793,600; one statement with the largest document fits that.
 pub const MOST_BYTES: usize = 15_000_000;
@@ -182,7 +182,7 @@ fn has_operator_names(document: &RawDocument) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sync::key::Key;
+    use crate::rules::key::Key;
     use bson::Document;
 
     fn rendered(write: Write<'_>, zones: Zones<'_>, kind: CommandKind) -> Document {

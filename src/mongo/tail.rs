@@ -14,10 +14,10 @@ use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
 use super::error::{Error, codes};
 use super::server::{CALL_LIMIT, Server};
-use super::tags;
-use crate::sync::batch::{BARE, Batch, SessionId};
-use crate::sync::distance;
-use crate::sync::position::Position;
+use super::metadata::sessions as tags;
+use crate::rules::reply::{BARE, Reply, SessionId};
+use crate::rules::distance;
+use crate::rules::position::Position;
 
 /// How long the server waits for an event before it answers with a position alone.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -91,7 +91,7 @@ impl Tail {
     ///
     /// # Errors
     /// If the stream fails. It cannot be used any more then.
-    pub async fn next(&mut self) -> Result<Batch, Error> {
+    pub async fn next(&mut self) -> Result<Reply, Error> {
         let (batch, took) = match self.replies.next(&self.server).await {
             Ok(reply) => reply,
             Err(error) => {
@@ -120,7 +120,7 @@ impl Tail {
     }
 
     /// Leaves out what was seen before the stream had to start at a time instead of after a token.
-    fn without_seen(&mut self, batch: Batch) -> Batch {
+    fn without_seen(&mut self, batch: Reply) -> Reply {
         let Some(seen) = &self.seen else { return batch };
         let new: Vec<usize> = (0..batch.len()).filter(|&index| !seen.has_seen(batch.event(index).token())).collect();
         if new.len() == batch.len() && batch.end() >= seen {
@@ -132,11 +132,11 @@ impl Tail {
         batch.excerpt(new.into_iter(), seen.clone().max(batch.end().clone()))
     }
 
-    fn check_time(&mut self, batch: &Batch) -> Result<(), Error> {
+    fn check_time(&mut self, batch: &Reply) -> Result<(), Error> {
         for time in batch.events().map(|event| event.cluster_time()).chain([batch.end().cluster_time()]) {
             if time < self.last {
                 let reason = format!("the change stream went back in time, from {} to {time}", self.last);
-                return Err(self.server.malformed(crate::sync::batch::Malformed::new(reason)));
+                return Err(self.server.malformed(crate::rules::reply::Malformed::new(reason)));
             }
             self.last = time;
         }
@@ -196,7 +196,7 @@ impl Replies {
     }
 
     /// The next reply, and how long it took.
-    async fn next(&mut self, server: &Server) -> Result<(Batch, Duration), Error> {
+    async fn next(&mut self, server: &Server) -> Result<(Reply, Duration), Error> {
         let doing = "reading the change stream";
         let limit = PATIENCE + CALL_LIMIT;
         let begun = Instant::now();
@@ -209,15 +209,15 @@ impl Replies {
             None => return Err(server.unsuitable("the change stream ended without saying so")),
         };
         let took = self.opening.take().unwrap_or_default() + begun.elapsed();
-        let batch = Batch::decode(Reply(reply), server.namespaces()).map_err(|error| server.malformed(error))?;
+        let batch = Reply::decode(Bytes(reply), server.namespaces()).map_err(|error| server.malformed(error))?;
         Ok((batch, took))
     }
 }
 
 /// A reply's bytes where they came.
-struct Reply(RawBatch);
+struct Bytes(RawBatch);
 
-impl AsRef<[u8]> for Reply {
+impl AsRef<[u8]> for Bytes {
     fn as_ref(&self) -> &[u8] {
         self.0.as_raw_document().as_bytes()
     }
@@ -274,7 +274,7 @@ fn filter(server: &Server, selection: &Selection) -> Option<Document> {
     let mut conditions = Vec::new();
     if server.namespaces().len() > 1 {
         let names = |key: &str| -> Vec<Document> {
-            let name = |ns: &crate::sync::names::Namespace| {
+            let name = |ns: &crate::rules::names::Namespace| {
                 doc! { format!("{key}.db"): &ns.database, format!("{key}.coll"): &ns.collection }
             };
             server.namespaces().iter().map(name).collect()

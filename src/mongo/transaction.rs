@@ -13,9 +13,9 @@ use mongodb::options::{Acknowledgment, TransactionOptions, WriteConcern};
 use super::error::{Error, shorten};
 use super::read::Wanted;
 use super::server::Server;
-use crate::sync::attempt::Refusal;
-use crate::sync::key::Key;
-use crate::sync::names::Namespace;
+use crate::rules::ladder::Refusal;
+use crate::rules::key::Key;
+use crate::rules::names::Namespace;
 
 /// How long a commit waits for the majority.
 const COMMIT_LIMIT: Duration = Duration::from_secs(20);

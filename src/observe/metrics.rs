@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 use super::status::verification::Phase;
 use super::status::view::{LinkView, SpokeView, StatusView};
 use super::status::{Board, SpokeCell, State};
-use crate::sync::names::Direction;
+use crate::rules::names::Direction;
 
 /// What the answer is, for its `Content-Type`.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -367,7 +367,7 @@ fn truth(is_so: bool) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sync::names::Zone;
+    use crate::rules::names::Zone;
 
     fn rendered() -> String {
         let board = Arc::new(Board::default());

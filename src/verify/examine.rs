@@ -14,11 +14,11 @@ use bson::Timestamp;
 use bson::raw::{RawBson, RawDocument, RawDocumentBuf};
 
 use super::part::Part;
-use crate::mongo::checkpoint::{self, Checkpoint};
+use crate::mongo::metadata::checkpoints::{self as checkpoint, Checkpoint};
 use crate::mongo::error::Error;
 use crate::mongo::read::{self, Snapshot, Wanted, When};
-use crate::sync::key::Key;
-use crate::sync::position::Position;
+use crate::rules::key::Key;
+use crate::rules::position::Position;
 
 /// Documents by their `_id`.
 pub(super) type Ids = HashMap<Key, RawBson>;

@@ -5,17 +5,17 @@ use std::collections::{HashMap, HashSet};
 use bson::raw::{RawBson, RawDocument};
 use tokio_util::sync::CancellationToken;
 
-use super::carried::{self, Waited};
+use super::wait::{self, Waited};
 use super::examine::{self, Ids, Moment, Seen};
 use super::part::Part;
 use super::report::{Finding, Kind, PartReport};
 use super::{Run, repair};
 use crate::mongo::error::Error;
 use crate::mongo::repair::shown_id;
-use crate::mongo::{dead_letters, foreign};
-use crate::sync::difference;
-use crate::sync::key::Key;
-use crate::sync::names::Zone;
+use crate::mongo::metadata::{dead_letters, foreign};
+use crate::rules::difference;
+use crate::rules::key::Key;
+use crate::rules::names::Zone;
 
 /// How often a document is looked at that changes all the time.
 const ROUNDS: u32 = 12;
@@ -40,11 +40,11 @@ impl Part<'_> {
                 return Ok(persisting);
             }
             let moment = Moment::now(self).await?;
-            let waited = carried::pass(self, moment, stop).await?;
+            let waited = wait::pass(self, moment, stop).await?;
             let look = examine::look(self, &ids, moment).await?;
             ids.retain(|key, _| look.differing.contains_key(key));
             if waited == Waited::StandsStill && !ids.is_empty() {
-                let under_way: HashSet<Key> = carried::under_way(self, &ids, &look).await?;
+                let under_way: HashSet<Key> = wait::under_way(self, &ids, &look).await?;
                 persisting.under_way = under_way.len();
                 let rest = look.differing.into_iter().filter(|(key, _)| !under_way.contains(key));
                 persisting.differing.extend(rest);

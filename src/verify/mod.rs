@@ -11,7 +11,7 @@
 //! - [`carried`]: waiting for the links, and what is on its way where nobody carries it
 //! - [`repair`]: mending what differs; [`pace`]: not too fast
 
-mod carried;
+mod wait;
 mod examine;
 mod findings;
 pub mod options;
@@ -35,9 +35,9 @@ use crate::config::{self, Config};
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::scan::{self, Area, Which};
 use crate::mongo::server::{Endpoint, Server};
-use crate::mongo::verifications::{self, PartName};
+use crate::mongo::metadata::verifications::{self, PartName};
 use crate::observe::status::verification::VerificationCell;
-use crate::sync::names::Zone;
+use crate::rules::names::Zone;
 use options::Options;
 use pace::Pace;
 use part::Part;

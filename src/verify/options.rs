@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::config::{Config, Spoke};
-use crate::sync::names::Zone;
+use crate::rules::names::Zone;
 
 /// What a verification is asked to do.
 #[derive(Clone, Debug, Default)]

@@ -7,12 +7,12 @@ use bson::raw::RawDocument;
 use super::Run;
 use super::report::{PartReport, Untold};
 use super::suspects::SUSPECTS;
-use crate::mongo::checkpoint;
+use crate::mongo::metadata::checkpoints as checkpoint;
 use crate::mongo::error::Error;
 use crate::mongo::scan::Which;
 use crate::mongo::server::Server;
-use crate::mongo::verifications::{self, PartName};
-use crate::sync::names::{Link, Zone};
+use crate::mongo::metadata::verifications::{self, PartName};
+use crate::rules::names::{Link, Zone};
 
 /// One zone of one collection at one spoke; or there the documents of zones that it does not hold.
 pub(super) struct Part<'a> {

@@ -3,7 +3,7 @@
 use bson::raw::RawBson;
 use tokio::sync::mpsc;
 
-use crate::link::walk::{self, Ahead, End, Followed};
+use crate::mongo::walk::{self, Ahead, End, Followed};
 use crate::mongo::error::Error;
 use crate::mongo::scan::PageSize;
 

@@ -12,20 +12,20 @@ use bson::raw::{RawBson, RawDocumentBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::Run;
-use super::carried::{self, Waited};
+use super::wait::{self, Waited};
 use super::examine::{Ids, Moment, Seen};
 use super::part::Part;
 use super::report::{Finding, Kind};
 use crate::mongo::error::Error;
-use crate::mongo::foreign;
+use crate::mongo::metadata::foreign;
 use crate::mongo::read::{self, Wanted, When};
 use crate::mongo::repair::{Held, Repairer, zone_value};
 use crate::mongo::server::Server;
 use crate::mongo::statement;
 use crate::mongo::transaction::delays;
-use crate::sync::key::Key;
-use crate::sync::plan::{self, Inserts};
-use crate::sync::step::{Step, Write, Zones};
+use crate::rules::key::Key;
+use crate::rules::plan::{self, Inserts};
+use crate::rules::step::{Step, Write, Zones};
 
 /// How many documents are mended in one transaction.
 const TOGETHER: usize = 100;
@@ -184,9 +184,9 @@ impl<'p> Mender<'p> {
         let seen = read::documents(self.server, &wanted, None, When::NotBefore(now)).await?;
         // What the owner did until then must be at the hub, and what the hub had then must have come down.
         let moment = Moment::now(self.part).await?;
-        if carried::pass(self.part, moment, stop).await? == Waited::Passed && way == Way::Down {
+        if wait::pass(self.part, moment, stop).await? == Waited::Passed && way == Way::Down {
             let moment = Moment { hub: self.part.hub.now().await?, ..moment };
-            carried::pass(self.part, moment, stop).await?;
+            wait::pass(self.part, moment, stop).await?;
         }
         let mut delays = delays();
         loop {

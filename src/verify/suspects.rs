@@ -6,18 +6,18 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Run;
-use super::carried::{self, Waited};
+use super::wait::{self, Waited};
 use super::examine::{self, Ids, Moment};
 use super::part::Part;
 use super::reading::{self, Pages};
 use super::report::TOLD;
-use crate::link::walk::{End, Walk};
+use crate::mongo::walk::{End, Walk};
 use crate::mongo::digest;
 use crate::mongo::error::Error;
 use crate::mongo::scan::{self, Area, PageSize, Range, Which};
-use crate::mongo::verifications::{self, Saved};
-use crate::sync::key::Key;
-use crate::sync::names::Zone;
+use crate::mongo::metadata::verifications::{self, Saved};
+use crate::rules::key::Key;
+use crate::rules::names::Zone;
 
 /// Each time so many more documents did not seem equal, it is looked which of them only were on their way.
 const SIEVED_EVERY: usize = 1_000;
@@ -135,7 +135,7 @@ impl Part<'_> {
             return Ok(());
         }
         let moment = Moment::now(self).await?;
-        if carried::pass(self, moment, stop).await? == Waited::Passed {
+        if wait::pass(self, moment, stop).await? == Waited::Passed {
             let suspects = self.by_key(std::mem::take(&mut saved.suspects));
             let look = examine::look(self, &suspects, moment).await?;
             saved.suspects.extend(look.differing.into_values().map(|seen| seen.id));

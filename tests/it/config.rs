@@ -41,7 +41,7 @@ fn every_problem_of_an_invalid_file_is_named_with_its_line() {
 #[test]
 fn what_a_file_does_not_say_has_its_default() {
     let config = load(Path::new("tests/config/valid/least.toml")).unwrap();
-    assert_eq!(config.sync, config::Sync::default());
+    assert_eq!(config.sync, config::Synced::default());
     assert_eq!(config.sync.namespaces[0].to_string(), "messages.messages");
     assert_eq!(config.http.listen.to_string(), "127.0.0.1:8080");
     assert!(config.http.token.is_none() && config.log.directory.is_none());

@@ -6,15 +6,15 @@ use std::path::Path;
 /// Which folders of `src` a folder may use, besides itself.
 fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
-        ("sync", [].as_slice()),
-        ("config", &["sync"]),
-        ("observe", &["sync", "config"]),
-        ("mongo", &["sync", "config"]),
-        ("link", &["sync", "mongo", "observe", "config"]),
-        ("verify", &["sync", "mongo", "link", "observe", "config"]),
-        ("actors", &["sync", "mongo", "link", "observe", "config", "verify"]),
+        (("rules", []).as_slice()),
+        ("config", &["rules"]),
+        ("observe", &["rules", "config"]),
+        ("mongo", &["rules", "config"]),
+        ("link", &["rules", "mongo", "observe", "config"]),
+        ("verify", &["rules", "mongo", "link", "observe", "config"]),
+        ("actors", &["rules", "mongo", "link", "observe", "config", "verify"]),
         ("http", &["observe", "config", "actors", "link", "verify"]),
-        ("cli", &["sync", "mongo", "link", "observe", "config", "actors", "http", "verify"]),
+        ("cli", &["rules", "mongo", "link", "observe", "config", "actors", "http", "verify"]),
     ])
 }
 

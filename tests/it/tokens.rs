@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use bson::raw::RawBsonRef;
 use bson::{RawDocumentBuf, doc};
-use spokesync::config::Sync;
+use spokesync::config::Synced;
 use spokesync::config::uri::Uri;
 use spokesync::mongo::server::Endpoint;
 use spokesync::mongo::tail::{Selection, Tail, present_position};
-use spokesync::sync::names::Namespace;
-use spokesync::sync::position::Position;
+use spokesync::rules::names::Namespace;
+use spokesync::rules::position::Position;
 
 use super::support::Site;
 use super::support::site::HUB;
@@ -59,7 +59,7 @@ async fn a_stream_that_starts_at_a_change_that_it_leaves_out_brings_what_follows
     let site = Site::shared(&[]).await;
     let (collection, client) = (site.at(HUB), site.client(HUB));
     let sync =
-        Sync { namespaces: vec![Namespace::parse(&collection.namespace().to_string()).unwrap()], ..Sync::default() };
+        Synced { namespaces: vec![Namespace::parse(&collection.namespace().to_string()).unwrap()], ..Synced::default() };
     let endpoint = Endpoint::new("hub", Uri::parse(site.uri(HUB)).unwrap(), Arc::new(sync), 8);
     let hub = endpoint.connect().await.unwrap();
     let start = present_position(&hub).await.unwrap();

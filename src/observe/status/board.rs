@@ -12,7 +12,7 @@ use super::history::{self, BoardHistoryView};
 use super::spoke::{SpokeCell, Window};
 use super::verification::VerificationCell;
 use super::view::{HubView, LetterView, StatusView};
-use crate::sync::names::{Direction, Zone};
+use crate::rules::names::{Direction, Zone};
 
 /// Counts things that are there for a while.
 #[derive(Clone, Debug, Default)]

@@ -12,7 +12,7 @@ use super::state::State;
 use super::view::{CheckpointView, CopyingView, HubView, LinkView, show};
 use crate::observe::metrics::Timings;
 use crate::observe::pulse::Pulse;
-use crate::sync::names::Zone;
+use crate::rules::names::Zone;
 
 /// A quiet source answers at least this often; after that it counts as not read.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(4);

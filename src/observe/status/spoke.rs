@@ -8,8 +8,8 @@ use super::cell::Cell;
 use super::history::SpokeHistoryView;
 use super::state::worse;
 use super::view::{LinkView, QueueView, SpokeView};
-use crate::sync::names::{Direction, Zone};
-use crate::sync::queue::Weight;
+use crate::rules::names::{Direction, Zone};
+use crate::rules::queue::Weight;
 
 /// What is shown of one spoke.
 #[derive(Debug)]

@@ -1,0 +1,166 @@
+//! What the fan-out delivered to one spoke, as one batch: its events for the spoke, and what they mean there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bson::Timestamp;
+use bson::raw::RawDocumentBuf;
+
+use crate::link::hub::feed::Routed;
+use crate::link::hub::inbox::{Delivery, Inbox};
+use crate::link::apply::work::{Load, Mark, Origin};
+use crate::rules::ahead::Ahead;
+use crate::rules::reply::{EventRef, Malformed};
+use crate::rules::conflicts::Conflicts;
+use crate::rules::downlink::{Downlink, Incoming};
+use crate::rules::fields::Fields;
+use crate::rules::key::Key;
+use crate::rules::position::Position;
+use crate::rules::queue::Weight;
+use crate::rules::route::{Action, Content, SpokeId};
+use crate::rules::step::Step;
+
+/// This delivery, and what else is waiting, up to a bound.
+pub(super) fn gather(first: Delivery, inbox: &Inbox, limit: Weight) -> Vec<Delivery> {
+    let weigh = |delivery: &Delivery| {
+        let weight = delivery.routed.as_ref().map(|(routed, spoke)| (routed.picks(*spoke).len(), routed.batch.bytes()));
+        weight.unwrap_or_default()
+    };
+    let (mut events, mut bytes) = weigh(&first);
+    let mut deliveries = vec![first];
+    while events < limit.events && bytes < limit.bytes {
+        let Some(next) = inbox.try_next() else { break };
+        let (more_events, more_bytes) = weigh(&next);
+        events += more_events;
+        bytes += more_bytes;
+        deliveries.push(next);
+    }
+    deliveries
+}
+
+/// What does not change of a downlink's rules.
+pub(super) struct Rules {
+    pub(super) partition_key: String,
+    pub(super) precise: bool,
+}
+
+/// Deliveries that are applied together. Their events for this spoke are numbered through.
+pub(super) struct Deliveries {
+    pub(super) events: Vec<Picked>,
+    start: Position,
+    end: Position,
+}
+
+/// An event that concerns this spoke, and what it does about it.
+pub(super) struct Picked {
+    routed: Arc<Routed>,
+    spoke: SpokeId,
+    event: usize,
+    action: Action,
+}
+
+impl Picked {
+    pub(super) fn event(&self) -> EventRef<'_> {
+        self.routed.batch.event(self.event)
+    }
+}
+
+impl Deliveries {
+    /// Of these deliveries, what lies after `start`.
+    pub(super) fn new(deliveries: Vec<Delivery>, start: &Position) -> Self {
+        let end = deliveries.last().map_or(start, |delivery| &delivery.end).max(start).clone();
+        let mut events = Vec::new();
+        for Delivery { routed, end, .. } in deliveries {
+            let Some((routed, spoke)) = routed.filter(|_| end > *start) else { continue };
+            let picks = routed.picks(spoke);
+            let seen_at = |place: &Position| {
+                picks.partition_point(|(event, _)| place.has_seen(routed.batch.event(*event as usize).token()))
+            };
+            events.extend(picks[seen_at(start)..seen_at(&end)].iter().map(|&(event, action)| Picked {
+                routed: routed.clone(),
+                spoke,
+                event: event as usize,
+                action,
+            }));
+        }
+        Self { events, start: start.clone(), end }
+    }
+
+    /// What the events mean at the spoke.
+    pub(super) fn load<'a>(
+        &'a self,
+        rules: &'a Rules,
+        ahead: &Ahead,
+        conflicts: &Conflicts,
+    ) -> Result<Load<'a>, Malformed> {
+        let mut steps = Vec::new();
+        let mut read_at: HashMap<Key, Timestamp> = HashMap::new();
+        // Hub edits of this batch itself.
+        let mut pending: HashMap<Key, Fields> = HashMap::new();
+        for (number, picked) in self.events.iter().enumerate() {
+            // Most own changes that come back meet nothing.
+            if matches!(picked.action, Action::Own) && conflicts.is_empty() && pending.is_empty() {
+                continue;
+            }
+            let event = picked.event();
+            let key = event.key()?;
+            let at = event.cluster_time();
+            if read_at.get(&key).is_some_and(|read| at <= *read) {
+                continue;
+            }
+            let downlink = Downlink {
+                routes: &picked.routed.routes,
+                spoke: picked.spoke,
+                partition_key: &rules.partition_key,
+                precise: rules.precise,
+            };
+            let standing = |zones: &crate::rules::step::Zones<'_>| ahead.standing(&key, zones.names(), at);
+            let incoming = Incoming { action: picked.action, event, documents: &picked.routed.documents };
+            let decision = downlink.decide(incoming, &key, standing, conflicts, pending.get(&key));
+            let Some(decision) = decision else { continue };
+            if let Some(fields) = &decision.hub_edit {
+                let earlier = pending.remove(&key);
+                let fields = earlier.map_or_else(|| fields.clone(), |earlier| earlier.union(fields.clone()));
+                pending.insert(key.clone(), fields);
+            }
+            if matches!(picked.action, Action::Apply(Content::Read(_), _)) {
+                read_at.insert(key.clone(), picked.routed.read_at);
+            }
+            let id = event.id()?;
+            steps.push(Step {
+                event: number,
+                key,
+                id,
+                zones: decision.zones,
+                write: decision.write,
+                hub_edit: decision.hub_edit,
+            });
+        }
+        Ok(Load {
+            steps,
+            origin: self,
+            end: Some(Mark::Streamed(self.end.clone())),
+            last: self.events.last().map_or_else(|| self.start.seen_until(), |picked| picked.event().cluster_time()),
+            read_at,
+            changes: self.events.len(),
+            foreign: 0,
+            expected: None,
+            ours: Vec::new(),
+        })
+    }
+}
+
+impl Origin for Deliveries {
+    fn before(&self, event: usize) -> Option<Mark> {
+        let previous = match event.checked_sub(1) {
+            Some(previous) => self.events[previous].event().position()?,
+            None => self.start.clone(),
+        };
+        Some(Mark::Streamed(previous))
+    }
+
+    fn event(&self, event: usize) -> (RawDocumentBuf, Option<Timestamp>) {
+        let event = self.events[event].event();
+        (event.raw(), Some(event.cluster_time()))
+    }
+}

@@ -1,0 +1,250 @@
+//! What a hub event does at a spoke, once routing has said that it concerns the spoke.
+
+use bson::raw::{RawBsonRef, RawDocument};
+
+use super::ahead::Standing;
+use super::reply::EventRef;
+use super::conflicts::{Conflicts, OwnChange};
+use super::delta::{FieldChange, Update, field_change};
+use super::fields::Fields;
+use super::key::Key;
+use super::route::{Action, Content, Reach, Routes, SpokeId};
+use super::step::{Meaning, Read, Write, Zones};
+
+/// The rules of one downlink.
+#[derive(Clone, Debug)]
+pub struct Downlink<'r> {
+    /// Who holds what.
+    pub routes: &'r Routes,
+    /// The spoke that this is the downlink of.
+    pub spoke: SpokeId,
+    /// The field that names a document's zone.
+    pub partition_key: &'r str,
+    /// Whether the hub's server says how to read paths with dots.
+    pub precise: bool,
+}
+
+/// A hub event that routing gave this spoke.
+#[derive(Clone, Copy)]
+pub struct Incoming<'a> {
+    /// What routing says that the spoke does about it.
+    pub action: Action,
+    /// The event.
+    pub event: EventRef<'a>,
+    /// Documents that were read with the event's batch.
+    pub documents: &'a [Option<bson::RawDocumentBuf>],
+}
+
+/// What a hub event does at the spoke.
+#[derive(Clone, Debug)]
+pub struct Decision<'a> {
+    /// What is written.
+    pub write: Write<'a>,
+    /// Where the document may be for that.
+    pub zones: Zones<'a>,
+    /// The fields touched, if it is a hub edit of the spoke's own document.
+    pub hub_edit: Option<Fields>,
+}
+
+impl<'r> Downlink<'r> {
+    /// The zones in which the spoke's document may be.
+    pub fn zones(&self, reach: Reach) -> Zones<'r> {
+        match reach {
+            Reach::Zone(zone) => Zones::One(self.routes.zone(zone).as_str()),
+            Reach::Either(one, other) => {
+                Zones::Any(vec![self.routes.zone(one).as_str(), self.routes.zone(other).as_str()])
+            }
+            Reach::Held => Zones::Any(self.held().collect()),
+        }
+    }
+
+    /// Decides about one event. `pending` are the fields of its document that hub edits before it, in the same batch, touch.
+    /// `None`: nothing is to be done.
+    pub fn decide<'a>(
+        &self,
+        incoming: Incoming<'a>,
+        key: &Key,
+        standing: impl Fn(&Zones<'_>) -> Standing,
+        conflicts: &Conflicts,
+        pending: Option<&Fields>,
+    ) -> Option<Decision<'a>>
+    where
+        'r: 'a,
+    {
+        let own = self.own_zone();
+        let (write, zones) = match incoming.action {
+            Action::Own if standing(&Zones::One(own)) == Standing::Ahead => return None,
+            Action::Own => return self.own_change(incoming, key, conflicts, pending),
+            Action::Leave => (Write::Delete, self.new_zone(incoming.event)?),
+            Action::Delete(reach) => (Write::Delete, self.zones(reach)),
+            Action::Apply(content, reach) => (self.apply(content, incoming)?, self.zones(reach)),
+        };
+        let write = match standing(&zones) {
+            Standing::Ahead => return None,
+            Standing::Behind => write,
+            Standing::Unknown => Write::Read(Read::Whole),
+        };
+        let fields = |write: &Write<'_>| match write {
+            Write::Update(delta) => delta.fields(),
+            _ => Fields::All,
+        };
+        let hub_edit = self.routes.is_hub_edit(self.spoke, incoming.action).then(|| fields(&write));
+        Some(Decision { write, zones, hub_edit })
+    }
+
+    /// What a document that was read at the hub means at the spoke.
+    pub fn meaning<'a>(&self, document: Option<&'a RawDocument>) -> Meaning<'a> {
+        let held = |document: &RawDocument| {
+            let zone = document.get_str(self.partition_key);
+            zone.is_ok_and(|zone| self.held().any(|held| held == zone))
+        };
+        match document {
+            Some(document) if held(document) => Meaning::Write(Write::Replace { document, upsert: true }),
+            _ => Meaning::Write(Write::Delete),
+        }
+    }
+
+    fn held(&self) -> impl Iterator<Item = &'r str> {
+        self.routes.held(self.spoke).map(super::names::Zone::as_str)
+    }
+
+    fn own_zone(&self) -> &'r str {
+        self.held().next().expect("a spoke holds its own zone")
+    }
+
+    fn apply<'a>(&self, content: Content, incoming: Incoming<'a>) -> Option<Write<'a>> {
+        let event = incoming.event;
+        Some(match content {
+            Content::Inserted => Write::Insert(event.full_document()?),
+            Content::Replaced => Write::Replace { document: event.full_document()?, upsert: true },
+            Content::Updated => match Update::read(event.update_description()?, self.precise) {
+                Update::Delta(delta) => Write::Update(delta),
+                Update::Whole => Write::Read(Read::Whole),
+            },
+            Content::Read(number) => match self.meaning(incoming.documents.get(number as usize)?.as_deref()) {
+                Meaning::Write(write) => write,
+                Meaning::Foreign => return None,
+            },
+        })
+    }
+
+    fn own_change<'a>(
+        &self,
+        incoming: Incoming<'a>,
+        key: &Key,
+        conflicts: &Conflicts,
+        pending: Option<&Fields>,
+    ) -> Option<Decision<'a>>
+    where
+        'r: 'a,
+    {
+        if conflicts.is_empty() && pending.is_none() {
+            return None;
+        }
+        let event = incoming.event;
+        let fields = match event.update_description().map(|description| Update::read(description, self.precise)) {
+            Some(Update::Delta(delta)) => delta.fields(),
+            Some(Update::Whole) | None => Fields::All,
+        };
+        let (read, edited) = match conflicts.own_change(key, &fields, event.cluster_time(), pending) {
+            OwnChange::Skip => return None,
+            OwnChange::Refresh => (Read::Whole, Fields::All),
+            OwnChange::Reorder => (Read::Order, Fields::order()),
+        };
+        Some(Decision { write: Write::Read(read), zones: Zones::One(self.own_zone()), hub_edit: Some(edited) })
+    }
+
+    /// The zone that the spoke's own change moved the document to, which is where the spoke's document is now.
+    fn new_zone<'a>(&self, event: EventRef<'a>) -> Option<Zones<'a>> {
+        let value = match event.update_description().map(|update| field_change(update, self.partition_key)) {
+            Some(FieldChange::Set(value)) => value,
+            Some(_) => return None,
+            None => event.zoned()?.get(self.partition_key).ok()?.unwrap_or(RawBsonRef::Null),
+        };
+        Some(Zones::Value(value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::reply::Reply;
+    use crate::rules::reply::tests::batch;
+    use crate::rules::names::Zone;
+    use bson::{Timestamp, doc, rawdoc};
+
+    fn routes() -> Routes {
+        let (dfw, watch) = (Zone::new("DFW"), [Zone::new("HOU")]);
+        Routes::new([(&dfw, watch.as_slice())].into_iter())
+    }
+
+    fn reach(routes: &Routes, zone: &str) -> Reach {
+        match routes.place(zone) {
+            crate::rules::route::Place::Zone(id) => Reach::Zone(id),
+            crate::rules::route::Place::Elsewhere => panic!("{zone} is not held"),
+        }
+    }
+
+    fn decide<'a>(routes: &'a Routes, action: Action, batch: &'a Reply, conflicts: &Conflicts) -> Option<Decision<'a>> {
+        let downlink = Downlink { routes, spoke: 0, partition_key: "_pk", precise: false };
+        let event = batch.event(0);
+        let incoming = Incoming { action, event, documents: &[] };
+        let key = event.key().expect("valid");
+        downlink.decide(incoming, &key, |_| Standing::Behind, conflicts, None)
+    }
+
+    fn update(set: bson::Document) -> Reply {
+        batch(&[doc! {
+            "operationType": "update", "documentKey": { "_id": 1 },
+            "updateDescription": { "updatedFields": set, "removedFields": [] },
+        }])
+    }
+
+    #[test]
+    fn only_hub_edits_of_own_documents_are_remembered() {
+        let (routes, batch, none) = (routes(), update(doc! { "a": 1 }), Conflicts::new(9));
+        let watched = decide(&routes, Action::Apply(Content::Updated, reach(&routes, "HOU")), &batch, &none);
+        assert_eq!(watched.expect("a write").hub_edit, None);
+        let own = decide(&routes, Action::Apply(Content::Updated, reach(&routes, "DFW")), &batch, &none);
+        assert_eq!(own.expect("a write").hub_edit, Some(Fields::Some { names: ["a".into()].into(), may_add: true }));
+        let delete = decide(&routes, Action::Delete(Reach::Held), &batch, &none);
+        assert_eq!(delete.expect("a write").hub_edit, Some(Fields::All));
+    }
+
+    #[test]
+    fn an_own_change_that_meets_a_hub_edit_is_read_again() {
+        let (routes, batch) = (routes(), update(doc! { "a": 1 }));
+        let mut conflicts = Conflicts::new(9);
+        assert!(decide(&routes, Action::Own, &batch, &conflicts).is_none());
+        let other = Fields::Some { names: ["b".into()].into(), may_add: true };
+        conflicts.record(batch.event(0).key().expect("valid"), other, Timestamp { time: 1, increment: 1 });
+        let reorder = decide(&routes, Action::Own, &batch, &conflicts).expect("a step");
+        assert!(matches!(reorder.write, Write::Read(Read::Order)));
+        conflicts.record(batch.event(0).key().expect("valid"), Fields::All, Timestamp { time: 1, increment: 1 });
+        let refresh = decide(&routes, Action::Own, &batch, &conflicts).expect("a step");
+        assert!(matches!(refresh.write, Write::Read(Read::Whole)));
+    }
+
+    #[test]
+    fn a_document_that_left_is_deleted_in_its_new_zone_only() {
+        let (routes, batch, none) = (routes(), update(doc! { "_pk": "BOS" }), Conflicts::new(9));
+        let leave = decide(&routes, Action::Leave, &batch, &none).expect("a write");
+        assert!(matches!(leave.write, Write::Delete));
+        assert_eq!(leave.zones, Zones::Value(RawBsonRef::String("BOS")));
+        assert_eq!(leave.hub_edit, None);
+    }
+
+    #[test]
+    fn a_document_of_a_zone_that_is_not_held_is_deleted() {
+        let routes = routes();
+        let downlink = Downlink { routes: &routes, spoke: 0, partition_key: "_pk", precise: false };
+        let meaning = |document: &bson::RawDocumentBuf| match downlink.meaning(Some(document)) {
+            Meaning::Write(Write::Replace { upsert: true, .. }) => "replace",
+            Meaning::Write(Write::Delete) => "delete",
+            _ => "other",
+        };
+        assert_eq!(meaning(&rawdoc! { "_pk": "HOU" }), "replace");
+        assert_eq!(meaning(&rawdoc! { "_pk": "BOS" }), "delete");
+        assert_eq!(meaning(&rawdoc! {}), "delete");
+    }
+}

@@ -1,0 +1,292 @@
+//! Many steps as few commands.
+//!
+//! *Folded*: at most one command of each kind per namespace, in the order deletes, updates, inserts. A document's last
+//! delete takes the place of everything before it; what comes after the delete is kept, each change by itself. So the net
+//! effect is that of the steps one after the other, and a reader of the destination's change stream still sees every
+//! change of a document that was not deleted meanwhile.
+//!
+//! *In sequence*: exactly the source's order, which the source's own unique indexes have already accepted.
+
+use std::collections::HashMap;
+
+use super::key::Key;
+use super::step::{Step, Write, Zones};
+
+/// The statements of one server command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// The namespace's number.
+    pub namespace: u16,
+    /// Which command.
+    pub kind: CommandKind,
+    /// The numbers of the steps that are its statements.
+    pub steps: Vec<usize>,
+}
+
+/// The kinds of write command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CommandKind {
+    /// `delete`
+    Delete,
+    /// `update`, also of documents to be inserted where they are missing
+    Update,
+    /// `insert`
+    Insert,
+}
+
+/// How inserts are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserts {
+    /// By `insert`, which is fastest, and refuses a document that is there.
+    Plain,
+    /// By `update` with `upsert`.
+    Upserts,
+}
+
+/// Few commands with the steps' net effect. `needs_update` tells documents that `insert` would not store as they are.
+///
+/// Where a delete looks for its document in other zones than the steps before it, these must be done, or it would not find it: then
+/// the commands are [`sequence`]'s.
+pub fn fold(steps: &[Step<'_>], inserts: Inserts, needs_update: impl Fn(&Step<'_>) -> bool) -> Vec<Command> {
+    if has_delete_elsewhere(steps) {
+        return sequence(steps);
+    }
+    let mut kept = KeptSteps::default();
+    for (index, step) in steps.iter().enumerate() {
+        kept.add(index, step);
+    }
+    let mut commands: Vec<Command> = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        let Some(alone) = kept.is_kept(index, step) else { continue };
+        let plain = alone && inserts == Inserts::Plain && !needs_update(step);
+        let kind = kind(&step.write, plain);
+        let namespace = step.key.namespace();
+        match commands.iter_mut().find(|command| command.namespace == namespace && command.kind == kind) {
+            Some(command) => command.steps.push(index),
+            None => commands.push(Command { namespace, kind, steps: vec![index] }),
+        }
+    }
+    commands.sort_by_key(|command| (command.namespace, command.kind));
+    commands
+}
+
+/// True if a document is deleted in other zones than those in which the destination may have it before the first of its steps.
+fn has_delete_elsewhere(steps: &[Step<'_>]) -> bool {
+    let is_delete = |step: &Step<'_>| matches!(step.write, Write::Delete);
+    let Some(first) = steps.first() else { return false };
+    if !steps.iter().any(is_delete) || steps.iter().all(|step| step.zones == first.zones) {
+        return false;
+    }
+    let mut first: HashMap<&Key, &Zones<'_>> = HashMap::new();
+    steps.iter().any(|step| !step.zones.include(first.entry(&step.key).or_insert(&step.zones)) && is_delete(step))
+}
+
+/// As many commands as it takes to keep the steps' order.
+pub fn sequence(steps: &[Step<'_>]) -> Vec<Command> {
+    let mut commands: Vec<Command> = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        let (namespace, kind) = (step.key.namespace(), kind(&step.write, false));
+        match commands.last_mut().filter(|last| last.namespace == namespace && last.kind == kind) {
+            Some(command) => command.steps.push(index),
+            None => commands.push(Command { namespace, kind, steps: vec![index] }),
+        }
+    }
+    commands
+}
+
+fn kind(write: &Write<'_>, plain: bool) -> CommandKind {
+    match write {
+        Write::Delete => CommandKind::Delete,
+        Write::Insert(_) if plain => CommandKind::Insert,
+        _ => CommandKind::Update,
+    }
+}
+
+/// By document, what is left of its steps.
+#[derive(Default)]
+struct KeptSteps {
+    chains: HashMap<Key, Chain>,
+}
+
+struct Chain {
+    /// The last delete.
+    delete: Option<usize>,
+    /// The first step after it.
+    first: Option<usize>,
+    /// How many steps came after it.
+    after: usize,
+}
+
+impl KeptSteps {
+    fn add(&mut self, index: usize, step: &Step<'_>) {
+        let fresh = || Chain { delete: None, first: None, after: 0 };
+        let chain = match self.chains.get_mut(&step.key) {
+            Some(chain) => chain,
+            None => self.chains.entry(step.key.clone()).or_insert_with(fresh),
+        };
+        if matches!(step.write, Write::Delete) {
+            *chain = Chain { delete: Some(index), ..fresh() };
+        } else {
+            chain.first.get_or_insert(index);
+            chain.after += 1;
+        }
+    }
+
+    /// `None` if the step is not kept, else whether it is the only one after its document's last delete.
+    fn is_kept(&self, index: usize, step: &Step<'_>) -> Option<bool> {
+        let chain = self.chains.get(&step.key)?;
+        let kept = chain.delete == Some(index) || chain.first.is_some_and(|first| first <= index);
+        kept.then_some(chain.after == 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::rules::delta::Delta;
+    use bson::raw::RawBsonRef;
+    use bson::{RawDocumentBuf, rawdoc};
+    use proptest::prelude::*;
+
+    /// A change of one of a few documents. The document's value is the number of the step that wrote it last.
+    #[derive(Clone, Copy, Debug)]
+    enum Change {
+        Insert,
+        Replace,
+        Update,
+        Delete,
+    }
+
+    type Model = BTreeMap<(u16, i32), Vec<usize>>;
+
+    fn steps<'a>(changes: &[(u16, i32, Change)], document: &'a RawDocumentBuf) -> Vec<Step<'a>> {
+        let write = |change| match change {
+            Change::Insert => Write::Insert(document),
+            Change::Replace => Write::Replace { document, upsert: true },
+            Change::Update => Write::Update(Delta::default()),
+            Change::Delete => Write::Delete,
+        };
+        let step = |(event, &(namespace, id, change)): (usize, &(u16, i32, Change))| {
+            let id = RawBsonRef::Int32(id);
+            let key = Key::new(namespace, id);
+            Step { event, key, id, zones: Zones::One("DFW"), write: write(change), hub_edit: None }
+        };
+        changes.iter().enumerate().map(step).collect()
+    }
+
+    /// What a destination holds after a change: of each document the whole write and the updates since.
+    fn perform(model: &mut Model, changes: &[(u16, i32, Change)], index: usize, kind: CommandKind) {
+        let (namespace, id, change) = changes[index];
+        let place = (namespace, id);
+        match change {
+            Change::Delete => drop(model.remove(&place)),
+            Change::Update => {
+                if let Some(document) = model.get_mut(&place) {
+                    document.push(index);
+                }
+            }
+            Change::Insert | Change::Replace => {
+                let previous = model.insert(place, vec![index]);
+                assert!(kind != CommandKind::Insert || previous.is_none(), "an insert of a document that is there");
+            }
+        }
+    }
+
+    /// Changes as a change stream gives them: no insert of what is there, no update of what is not.
+    fn possible(changes: Vec<(u16, i32, Change)>, before: &Model) -> Vec<(u16, i32, Change)> {
+        let mut there: std::collections::BTreeSet<(u16, i32)> = before.keys().copied().collect();
+        changes
+            .into_iter()
+            .filter(|&(namespace, id, change)| match change {
+                Change::Insert => there.insert((namespace, id)),
+                Change::Delete => there.remove(&(namespace, id)),
+                Change::Update | Change::Replace => there.contains(&(namespace, id)),
+            })
+            .collect()
+    }
+
+    fn change() -> impl Strategy<Value = (u16, i32, Change)> {
+        let kind = prop_oneof![Just(Change::Insert), Just(Change::Replace), Just(Change::Update), Just(Change::Delete)];
+        (0u16..2, 0i32..4, kind)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn the_net_effect_is_that_of_the_steps_in_order(
+            wanted in prop::collection::vec(change(), 0..40),
+            there in prop::collection::btree_set((0u16..2, 0i32..4), 0..6),
+        ) {
+            let before: Model = there.into_iter().map(|place| (place, vec![usize::MAX])).collect();
+            let changes = possible(wanted, &before);
+            let document = rawdoc! { "_id": 1 };
+            let steps = steps(&changes, &document);
+            let mut expected = before.clone();
+            for index in 0..changes.len() {
+                perform(&mut expected, &changes, index, CommandKind::Update);
+            }
+            for commands in [fold(&steps, Inserts::Plain, |_| false), fold(&steps, Inserts::Upserts, |_| false), sequence(&steps)] {
+                let mut model = before.clone();
+                let mut last: BTreeMap<(u16, i32, CommandKind), usize> = BTreeMap::new();
+                for command in &commands {
+                    for &index in &command.steps {
+                        perform(&mut model, &changes, index, command.kind);
+                        let (namespace, id, _) = changes[index];
+                        let previous = last.insert((namespace, id, command.kind), index);
+                        prop_assert!(previous < Some(index), "the order of one document's changes");
+                    }
+                }
+                prop_assert_eq!(&model, &expected);
+            }
+        }
+
+        #[test]
+        fn a_folded_batch_has_at_most_one_command_of_each_kind_per_namespace(
+            changes in prop::collection::vec(change(), 0..40),
+        ) {
+            let document = rawdoc! { "_id": 1 };
+            let commands = fold(&steps(&changes, &document), Inserts::Plain, |_| false);
+            let order: Vec<_> = commands.iter().map(|command| (command.namespace, command.kind)).collect();
+            prop_assert!(order.is_sorted_by(|left, right| left < right));
+        }
+    }
+
+    #[test]
+    fn what_moves_a_document_to_where_it_is_deleted_is_kept() {
+        let document = rawdoc! { "_id": 1 };
+        let changes: Vec<_> = [(1, Change::Replace), (2, Change::Delete), (1, Change::Delete)]
+            .into_iter()
+            .map(|(id, change)| (0, id, change))
+            .collect();
+        let mut steps = steps(&changes, &document);
+        steps[2].zones = Zones::One("HOU");
+        let commands = fold(&steps, Inserts::Plain, |_| false);
+        let kept: Vec<_> = commands.iter().map(|command| (command.kind, command.steps.as_slice())).collect();
+        assert_eq!(kept, [(CommandKind::Update, [0].as_slice()), (CommandKind::Delete, [1, 2].as_slice())]);
+        steps[1].zones = Zones::One("BOS");
+        steps[2].zones = Zones::Any(vec!["DFW", "HOU"]);
+        assert_eq!(fold(&steps, Inserts::Plain, |_| false).len(), 1, "each is found where it was");
+    }
+
+    #[test]
+    fn every_change_since_the_last_delete_is_kept() {
+        let document = rawdoc! { "_id": 1 };
+        let changes = [Change::Update, Change::Delete, Change::Insert, Change::Update, Change::Update];
+        let changes: Vec<_> = changes.into_iter().map(|change| (0, 1, change)).collect();
+        let commands = fold(&steps(&changes, &document), Inserts::Plain, |_| false);
+        let kept: Vec<_> = commands.iter().map(|command| (command.kind, command.steps.as_slice())).collect();
+        assert_eq!(kept, [(CommandKind::Delete, [1].as_slice()), (CommandKind::Update, [2, 3, 4].as_slice())]);
+    }
+
+    #[test]
+    fn a_document_that_insert_would_change_goes_by_update() {
+        let document = rawdoc! { "_id": 1 };
+        let steps = steps(&[(0, 1, Change::Insert), (0, 2, Change::Insert)], &document);
+        let commands = fold(&steps, Inserts::Plain, |step| step.key == Key::new(0, RawBsonRef::Int32(2)));
+        let kinds: Vec<_> = commands.iter().map(|command| (command.kind, command.steps.len())).collect();
+        assert_eq!(kinds, [(CommandKind::Update, 1), (CommandKind::Insert, 1)]);
+    }
+}

@@ -1,0 +1,514 @@
+//! One server reply of a change stream: its events, decoded no further than the rules need, and its end.
+//!
+//! A batch owns the reply's bytes; events are offsets into them, so that one batch can be shared by every spoke that
+//! wants part of it and no document is copied on its way.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bson::Timestamp;
+use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
+
+use super::key::Key;
+use super::names::Namespace;
+use super::position::Position;
+
+/// The reply is not what a change stream answers. The text says what was wrong with it.
+#[derive(Debug, thiserror::Error)]
+#[error("malformed change stream reply: {0}")]
+pub struct Malformed(String);
+
+impl Malformed {
+    /// Something else that is wrong with it.
+    pub fn new(reason: String) -> Self {
+        Self(reason)
+    }
+}
+
+impl From<bson::error::Error> for Malformed {
+    fn from(error: bson::error::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// The `lsid.id` of the transaction that a change was part of.
+pub type SessionId = [u8; 16];
+
+/// The field of an event that has the partition key of a document that it does not bring.
+pub const BARE: &str = "bare";
+
+/// What happened, as far as the sync is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A document was inserted.
+    Insert,
+    /// Fields of a document were changed.
+    Update,
+    /// A document was replaced.
+    Replace,
+    /// A document was deleted.
+    Delete,
+    /// A synced collection was dropped, renamed, or covered by a rename. Never applied anywhere.
+    CollectionLost,
+    /// Anything else, such as event types of newer servers. Only its place in the stream matters.
+    Other,
+}
+
+/// One change event. Its parts are read through [`EventRef`].
+#[derive(Clone, Debug)]
+struct Event {
+    kind: Kind,
+    namespace: u16,
+    cluster_time: Timestamp,
+    wall_time: Option<i64>,
+    session: Option<SessionId>,
+    whole: Span,
+    token: Span,
+    document_key: Option<Span>,
+    full_document: Option<Span>,
+    bare: Option<Span>,
+    update_description: Option<Span>,
+    before: Option<Span>,
+}
+
+/// A part of the batch's bytes that is a document.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    fn of(part: &[u8], whole: &[u8]) -> Self {
+        // Both come from one reply of at most 48 MB, so the offsets fit.
+        let start = part.as_ptr().addr() - whole.as_ptr().addr();
+        let offset = |at: usize| u32::try_from(at).expect("a reply is smaller than 4 GB");
+        Self { start: offset(start), end: offset(start + part.len()) }
+    }
+
+    fn len(self) -> usize {
+        (self.end - self.start) as usize
+    }
+
+    fn moved(self, from: u32, to: u32) -> Self {
+        Self { start: self.start - from + to, end: self.end - from + to }
+    }
+}
+
+/// The bytes of a reply, wherever they are.
+pub trait Bytes: AsRef<[u8]> + Send + Sync {}
+
+impl<T: AsRef<[u8]> + Send + Sync> Bytes for T {}
+
+/// One reply of a change stream.
+#[derive(Clone)]
+pub struct Reply {
+    bytes: Arc<dyn Bytes>,
+    events: Vec<Event>,
+    end: Position,
+    closed: bool,
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (events, end) = (&self.events, &self.end);
+        formatter.debug_struct("Reply").field("events", events).field("end", end).finish_non_exhaustive()
+    }
+}
+
+impl Reply {
+    /// Decodes a server's reply to `aggregate` or `getMore`, which it keeps. Events of other namespaces become [`Kind::Other`].
+    ///
+    /// # Errors
+    /// If the reply is not that of a change stream.
+    pub fn decode(reply: impl Bytes + 'static, namespaces: &[Namespace]) -> Result<Self, Malformed> {
+        let bytes: &[u8] = reply.as_ref();
+        let whole = RawDocument::from_bytes(bytes)?;
+        let mut namespaces = Numbers { namespaces, last: None };
+        let mut events = Vec::new();
+        let mut end = None;
+        let mut closed = false;
+        let cursor = whole.get_document("cursor").map_err(|error| Malformed(error.to_string()))?;
+        for element in cursor {
+            match element? {
+                (name, RawBsonRef::Array(array)) if name == "firstBatch" || name == "nextBatch" => {
+                    for event in array {
+                        let RawBsonRef::Document(event) = event? else {
+                            return Err(Malformed("an event is no document".to_owned()));
+                        };
+                        events.push(decode_event(event, bytes, &mut namespaces)?);
+                    }
+                }
+                (name, RawBsonRef::Document(token)) if name == "postBatchResumeToken" => {
+                    end = Position::from_token(token);
+                }
+                (name, RawBsonRef::Int64(id)) if name == "id" => closed = id == 0,
+                _ => {}
+            }
+        }
+        let end = end.ok_or_else(|| Malformed("it has no postBatchResumeToken".to_owned()))?;
+        Ok(Self { bytes: Arc::new(reply), events, end, closed })
+    }
+
+    /// The events in the stream's order.
+    pub fn events(&self) -> impl ExactSizeIterator<Item = EventRef<'_>> {
+        self.events.iter().map(|event| EventRef { bytes: (*self.bytes).as_ref(), event })
+    }
+
+    /// The event with this number.
+    ///
+    /// # Panics
+    /// If there is no such event.
+    pub fn event(&self, index: usize) -> EventRef<'_> {
+        EventRef { bytes: (*self.bytes).as_ref(), event: &self.events[index] }
+    }
+
+    /// The numbers of the namespaces whose collection was dropped or renamed.
+    pub fn lost_collections(&self) -> Vec<u16> {
+        let lost = self.events().filter(|event| event.kind() == Kind::CollectionLost);
+        lost.map(|event| event.namespace()).collect()
+    }
+
+    /// How many events there are.
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// True if the reply brought only a new position.
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// The reply's size in bytes, which is what the batch keeps in memory.
+    pub fn bytes(&self) -> usize {
+        (*self.bytes).as_ref().len()
+    }
+
+    /// The place after everything in this reply.
+    pub fn end(&self) -> &Position {
+        &self.end
+    }
+
+    /// The place just before the event with this number: that of the event before it. `None` for the first one.
+    pub fn before(&self, index: usize) -> Option<Position> {
+        index.checked_sub(1).and_then(|previous| self.event(previous).position())
+    }
+
+    /// True if the server closed the stream after this reply, as it does when the collection is dropped.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// A batch of only these events, with memory of its own, that ends at `end`.
+    pub fn excerpt(&self, indices: impl Iterator<Item = usize>, end: Position) -> Self {
+        let whole = (*self.bytes).as_ref();
+        let mut bytes = Vec::new();
+        let mut events = Vec::new();
+        for index in indices {
+            let mut event = self.events[index].clone();
+            let from = event.whole;
+            let to = u32::try_from(bytes.len()).expect("an excerpt is smaller than its batch");
+            bytes.extend_from_slice(&whole[from.start as usize..from.end as usize]);
+            let shift = |span: Span| span.moved(from.start, to);
+            event.whole = shift(event.whole);
+            event.token = shift(event.token);
+            event.document_key = event.document_key.map(shift);
+            event.full_document = event.full_document.map(shift);
+            event.bare = event.bare.map(shift);
+            event.update_description = event.update_description.map(shift);
+            event.before = event.before.map(shift);
+            events.push(event);
+        }
+        Self { bytes: Arc::new(bytes), events, end, closed: self.closed }
+    }
+}
+
+/// One event of a [`Reply`].
+#[derive(Clone, Copy)]
+pub struct EventRef<'a> {
+    bytes: &'a [u8],
+    event: &'a Event,
+}
+
+impl<'a> EventRef<'a> {
+    /// What happened.
+    pub fn kind(&self) -> Kind {
+        self.event.kind
+    }
+
+    /// The namespace's number in the configuration.
+    pub fn namespace(&self) -> u16 {
+        self.event.namespace
+    }
+
+    /// The server's time of the change.
+    pub fn cluster_time(&self) -> Timestamp {
+        self.event.cluster_time
+    }
+
+    /// When the change was made, in milliseconds since 1970, by the clock of the server (6.0 and later).
+    pub fn wall_time(&self) -> Option<i64> {
+        self.event.wall_time
+    }
+
+    /// The session of the transaction that made the change.
+    pub fn session(&self) -> Option<SessionId> {
+        self.event.session
+    }
+
+    /// The document's `_id`.
+    ///
+    /// # Errors
+    /// If the event has none, which a document's event always has.
+    pub fn id(&self) -> Result<RawBsonRef<'a>, Malformed> {
+        let key = self.event.document_key.ok_or_else(|| Malformed("an event has no documentKey".to_owned()))?;
+        let id = self.document(key).get("_id")?;
+        id.ok_or_else(|| Malformed("a documentKey has no _id".to_owned()))
+    }
+
+    /// Which document changed.
+    ///
+    /// # Errors
+    /// As [`Self::id`].
+    pub fn key(&self) -> Result<Key, Malformed> {
+        Ok(Key::new(self.event.namespace, self.id()?))
+    }
+
+    /// The whole document, of an insert or a replace that is not bare.
+    pub fn full_document(&self) -> Option<&'a RawDocument> {
+        self.event.full_document.map(|span| self.document(span))
+    }
+
+    /// True for an insert or a replace whose document was not asked for.
+    pub fn is_bare(&self) -> bool {
+        self.event.bare.is_some()
+    }
+
+    /// What tells the zone of an insert or a replace: the whole document, or of a bare one its partition key alone.
+    pub fn zoned(&self) -> Option<&'a RawDocument> {
+        self.event.full_document.or(self.event.bare).map(|span| self.document(span))
+    }
+
+    /// The `updateDescription` of an update.
+    pub fn update_description(&self) -> Option<&'a RawDocument> {
+        self.event.update_description.map(|span| self.document(span))
+    }
+
+    /// The document before the change, or the part of it that was asked for, where the collection keeps pre-images.
+    pub fn before(&self) -> Option<&'a RawDocument> {
+        self.event.before.map(|span| self.document(span))
+    }
+
+    /// The event's resume token.
+    pub fn token(&self) -> &'a RawDocument {
+        self.document(self.event.token)
+    }
+
+    /// The place after this event.
+    pub fn position(&self) -> Option<Position> {
+        Position::from_token(self.token())
+    }
+
+    /// The event as the server sent it.
+    pub fn raw(&self) -> RawDocumentBuf {
+        self.document(self.event.whole).to_owned()
+    }
+
+    /// The event's size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.event.whole.len()
+    }
+
+    fn document(&self, span: Span) -> &'a RawDocument {
+        RawDocument::from_bytes(&self.bytes[span.start as usize..span.end as usize])
+            .expect("the span was taken from a document")
+    }
+}
+
+fn decode_event<'b>(event: &'b RawDocument, batch: &[u8], namespaces: &mut Numbers<'b>) -> Result<Event, Malformed> {
+    let span = |document: &RawDocument| Span::of(document.as_bytes(), batch);
+    let mut operation = "";
+    let mut token = None;
+    let mut time = None;
+    let mut from = None;
+    let mut to = None;
+    let mut decoded = Event {
+        kind: Kind::Other,
+        namespace: u16::MAX,
+        cluster_time: Timestamp { time: 0, increment: 0 },
+        wall_time: None,
+        session: None,
+        whole: span(event),
+        token: span(event),
+        document_key: None,
+        full_document: None,
+        bare: None,
+        update_description: None,
+        before: None,
+    };
+    for element in event {
+        let (name, value) = element?;
+        match (name.as_str(), value) {
+            ("_id", RawBsonRef::Document(document)) => token = Some(span(document)),
+            ("operationType", RawBsonRef::String(text)) => operation = text,
+            ("clusterTime", RawBsonRef::Timestamp(at)) => time = Some(at),
+            ("wallTime", RawBsonRef::DateTime(at)) => decoded.wall_time = Some(at.timestamp_millis()),
+            ("ns", RawBsonRef::Document(document)) => from = namespaces.find(document),
+            ("to", RawBsonRef::Document(document)) => to = namespaces.find(document),
+            ("lsid", RawBsonRef::Document(document)) => decoded.session = session_id(document),
+            ("documentKey", RawBsonRef::Document(document)) => decoded.document_key = Some(span(document)),
+            ("fullDocument", RawBsonRef::Document(document)) => decoded.full_document = Some(span(document)),
+            (BARE, RawBsonRef::Document(document)) => decoded.bare = Some(span(document)),
+            ("updateDescription", RawBsonRef::Document(document)) => {
+                decoded.update_description = Some(span(document));
+            }
+            ("fullDocumentBeforeChange", RawBsonRef::Document(document)) => decoded.before = Some(span(document)),
+            _ => {}
+        }
+    }
+    decoded.token = token.ok_or_else(|| Malformed("an event has no _id".to_owned()))?;
+    decoded.cluster_time = time.ok_or_else(|| Malformed("an event has no clusterTime".to_owned()))?;
+    decoded.kind = match (operation, from, to) {
+        ("insert", Some(_), _) => Kind::Insert,
+        ("update", Some(_), _) => Kind::Update,
+        ("replace", Some(_), _) => Kind::Replace,
+        ("delete", Some(_), _) => Kind::Delete,
+        ("drop" | "rename", Some(_), _) | ("rename", _, Some(_)) => Kind::CollectionLost,
+        _ => Kind::Other,
+    };
+    decoded.namespace = from.or(to).unwrap_or(u16::MAX);
+    let has_document = match decoded.kind {
+        Kind::Insert | Kind::Replace => decoded.full_document.is_some() || decoded.bare.is_some(),
+        Kind::Update => decoded.update_description.is_some(),
+        _ => true,
+    };
+    if !has_document {
+        return Err(Malformed(format!("an event of type {operation} has no document")));
+    }
+    Ok(decoded)
+}
+
+/// The numbers of namespaces. Events in a row are mostly of the same one.
+struct Numbers<'b> {
+    namespaces: &'b [Namespace],
+    last: Option<(&'b RawDocument, Option<u16>)>,
+}
+
+impl<'b> Numbers<'b> {
+    fn find(&mut self, ns: &'b RawDocument) -> Option<u16> {
+        if let Some((last, number)) = self.last
+            && last == ns
+        {
+            return number;
+        }
+        let number = self.look_up(ns);
+        self.last = Some((ns, number));
+        number
+    }
+
+    fn look_up(&self, ns: &RawDocument) -> Option<u16> {
+        let (database, collection) = (ns.get_str("db").ok()?, ns.get_str("coll").ok()?);
+        let found = self.namespaces.iter().position(|ns| ns.database == database && ns.collection == collection)?;
+        u16::try_from(found).ok()
+    }
+}
+
+fn session_id(lsid: &RawDocument) -> Option<SessionId> {
+    lsid.get_binary("id").ok()?.bytes.try_into().ok()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use bson::{Document, doc, rawdoc};
+
+    pub(crate) const TOKENS: [&str; 4] = [
+        "8200000001000000012B022C0100296E04",
+        "8200000002000000012B022C0100296E04",
+        "8200000003000000012B022C0100296E04",
+        "8200000004000000012B022C0100296E04",
+    ];
+
+    /// A reply with these events; each gets the next token and, in `a.b`, whatever it does not say itself.
+    pub(crate) fn batch(events: &[Document]) -> Reply {
+        let events: Vec<Document> = events
+            .iter()
+            .zip(TOKENS)
+            .enumerate()
+            .map(|(index, (event, token))| {
+                let time = Timestamp { time: u32::try_from(index).expect("few") + 1, increment: 1 };
+                let mut whole =
+                    doc! { "_id": { "_data": token }, "clusterTime": time, "ns": { "db": "a", "coll": "b" } };
+                whole.extend(event.clone());
+                whole
+            })
+            .collect();
+        let last = TOKENS[events.len().saturating_sub(1)];
+        let reply = doc! { "cursor": { "nextBatch": events, "id": 7_i64, "postBatchResumeToken": { "_data": last } } };
+        let reply = RawDocumentBuf::try_from(&reply).expect("valid");
+        Reply::decode(reply.as_bytes().to_vec(), &[Namespace::parse("a.b").expect("valid")]).expect("valid")
+    }
+
+    #[test]
+    fn events_of_other_namespaces_keep_only_their_place() {
+        let batch = batch(&[
+            doc! { "operationType": "insert", "documentKey": { "_id": 1 }, "fullDocument": { "_id": 1 } },
+            doc! { "operationType": "insert", "ns": { "db": "a", "coll": "x" }, "fullDocument": { "_id": 1 } },
+            doc! { "operationType": "rename", "ns": { "db": "a", "coll": "x" }, "to": { "db": "a", "coll": "b" } },
+            doc! { "operationType": "reshardCollection" },
+        ]);
+        let kinds: Vec<Kind> = batch.events().map(|event| event.kind()).collect();
+        assert_eq!(kinds, [Kind::Insert, Kind::Other, Kind::CollectionLost, Kind::Other]);
+    }
+
+    #[test]
+    fn an_excerpt_says_the_same_of_its_events() {
+        let batch = batch(&[
+            doc! { "operationType": "delete", "documentKey": { "_id": 1 } },
+            doc! {
+                "operationType": "update", "documentKey": { "_id": "two" }, "updateDescription": { "x": 1 },
+                "lsid": { "id": bson::Binary { subtype: bson::spec::BinarySubtype::Uuid, bytes: vec![7; 16] } },
+                "fullDocumentBeforeChange": { "_pk": "DFW" },
+            },
+        ]);
+        let excerpt = batch.excerpt([1].into_iter(), batch.end().clone());
+        assert_eq!(excerpt.len(), 1);
+        assert!(excerpt.bytes() < batch.bytes());
+        let (one, other) = (batch.event(1), excerpt.event(0));
+        assert_eq!(one.raw(), other.raw());
+        assert_eq!(one.key().expect("valid"), other.key().expect("valid"));
+        assert_eq!(other.session(), Some([7; 16]));
+        assert_eq!(other.update_description(), one.update_description());
+        assert_eq!(other.before().expect("there").get_str("_pk").ok(), Some("DFW"));
+        assert_eq!(other.token(), one.token());
+    }
+
+    #[test]
+    fn a_closed_stream_is_noticed() {
+        let reply = rawdoc! {
+            "cursor": { "nextBatch": [], "id": 0_i64, "postBatchResumeToken": { "_data": TOKENS[0] } },
+        };
+        let batch = Reply::decode(reply.as_bytes().to_vec(), &[]).expect("valid");
+        assert!(batch.is_closed() && batch.is_empty());
+    }
+
+    #[test]
+    fn garbage_is_an_error_and_not_a_panic() {
+        let namespaces = [Namespace::parse("a.b").expect("valid")];
+        let end = rawdoc! { "_data": TOKENS[0] };
+        let garbage = [
+            rawdoc! {},
+            rawdoc! { "cursor": 1 },
+            rawdoc! { "cursor": { "nextBatch": [] } },
+            rawdoc! { "cursor": { "nextBatch": [1], "postBatchResumeToken": end.clone() } },
+            rawdoc! { "cursor": { "nextBatch": [{ "_id": { "_data": "" } }], "postBatchResumeToken": end.clone() } },
+            rawdoc! { "cursor": { "nextBatch": [{
+                "_id": { "_data": "" }, "operationType": "insert", "clusterTime": Timestamp { time: 1, increment: 1 },
+                "ns": { "db": "a", "coll": "b" },
+            }], "postBatchResumeToken": end } },
+        ];
+        for reply in garbage {
+            assert!(Reply::decode(reply.as_bytes().to_vec(), &namespaces).is_err(), "{reply:?}");
+        }
+    }
+}

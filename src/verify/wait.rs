@@ -1,0 +1,101 @@
+//! Waiting until both links of a spoke have passed a moment, as their saved checkpoints tell; and what is on its way where nobody
+//! carries it.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use bson::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::examine::{Ids, Look, Moment};
+use super::part::Part;
+use crate::mongo::metadata::checkpoints as checkpoint;
+use crate::mongo::error::Error;
+use crate::mongo::server::Server;
+use crate::mongo::metadata::sessions::Tags;
+use crate::mongo::tail::{Selection, Tail};
+use crate::rules::key::Key;
+use crate::rules::names::Link;
+use crate::rules::position::Position;
+
+/// How often checkpoints are looked at.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// The checkpoint of a quiet link moves every five seconds: one that stands still for so long is not being carried.
+const STANDS_STILL: Duration = Duration::from_secs(12);
+
+/// What became of waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waited {
+    /// The links have passed it.
+    Passed,
+    /// Nobody carries them.
+    StandsStill,
+    /// It was stopped.
+    Stopped,
+}
+
+/// Waits until both links have passed a moment of their sources.
+///
+/// # Errors
+/// If a server does not answer.
+pub(super) async fn pass(part: &Part<'_>, moment: Moment, stop: &CancellationToken) -> Result<Waited, Error> {
+    // A stream tells that it is past a moment once something has happened after it.
+    part.hub.tick().await?;
+    part.spoke.tick().await?;
+    let downlink = wait(part.spoke, part.downlink(), moment.hub, stop);
+    let uplink = wait(part.hub, part.uplink(), moment.spoke, stop);
+    Ok(match futures_util::future::try_join(downlink, uplink).await? {
+        (Waited::Stopped, _) | (_, Waited::Stopped) => Waited::Stopped,
+        (Waited::StandsStill, _) | (_, Waited::StandsStill) => Waited::StandsStill,
+        _ => Waited::Passed,
+    })
+}
+
+async fn wait(destination: &Server, link: Link, until: Timestamp, stop: &CancellationToken) -> Result<Waited, Error> {
+    let (mut last, mut moved): (Option<Position>, Instant) = (None, Instant::now());
+    loop {
+        let position = checkpoint::peek(destination, &link).await?.and_then(|checkpoint| checkpoint.position);
+        if position.as_ref().is_some_and(|position| position.seen_until() >= until) {
+            return Ok(Waited::Passed);
+        }
+        if position != last {
+            (last, moved) = (position, Instant::now());
+        } else if moved.elapsed() >= STANDS_STILL {
+            return Ok(Waited::StandsStill);
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_none() {
+            return Ok(Waited::Stopped);
+        }
+    }
+}
+
+/// Which of these documents have changes that no link has carried yet.
+///
+/// # Errors
+/// If a server does not answer, or the changes are no longer in its oplog.
+pub(super) async fn under_way(part: &Part<'_>, ids: &Ids, look: &Look) -> Result<HashSet<Key>, Error> {
+    let mut found = changed(part.hub, &look.down, Selection::default(), ids).await?;
+    let ours = Tags::load(part.spoke).await?.ours();
+    found.extend(changed(part.spoke, &look.up, Selection { without: ours, ..Selection::default() }, ids).await?);
+    Ok(found)
+}
+
+async fn changed(source: &Server, from: &Position, selection: Selection, ids: &Ids) -> Result<HashSet<Key>, Error> {
+    let until = source.tick().await?;
+    let mut tail = Tail::open(source, Some(from), selection).await?;
+    let mut found = HashSet::new();
+    loop {
+        let batch = tail.next().await?;
+        for event in batch.events() {
+            if let Ok(key) = event.key()
+                && ids.contains_key(&key)
+            {
+                found.insert(key);
+            }
+        }
+        if batch.end().seen_until() >= until {
+            return Ok(found);
+        }
+    }
+}
