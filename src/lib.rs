@@ -17,12 +17,12 @@
 //! Imports go one way: `rules` uses nothing of ours, `config` uses `rules`, `mongo` and `observe` use both, `link` uses all of
 //! these, `verify` and `actors` use `link`, and `http` and `cli` come last.
 
-pub mod actors;
+mod actors;
 pub mod cli;
 pub mod config;
-pub mod http;
-pub mod link;
+mod http;
+mod link;
 pub mod mongo;
-pub mod observe;
+mod observe;
 pub mod rules;
-pub mod verify;
+mod verify;

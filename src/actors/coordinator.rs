@@ -24,8 +24,8 @@ use crate::mongo::server::Endpoint;
 use crate::observe::status::{Board, State, history};
 use crate::rules::names::{Direction, Zone};
 use crate::rules::route::Routes;
-use crate::verify::options::{Options, Wanted};
 use crate::verify::report::{Report, Verdict};
+use crate::verify::scope::{Scope, ScopeRequest};
 
 /// How long the spokes may take to finish what they have under way.
 const STOP_LIMIT: Duration = Duration::from_secs(7);
@@ -42,62 +42,62 @@ const FANOUT: &str = "hub/fanout";
 /// Sent by the fan-out when its loop ended.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct FanoutExited {
+pub(crate) struct FanoutExited {
     /// Which of its generations.
-    pub generation: u64,
+    pub(crate) generation: u64,
     /// How.
-    pub outcome: Outcome,
+    pub(crate) outcome: Outcome,
 }
 
 /// Sent by a spoke when it and its children are gone.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Gone {
+pub(crate) struct Gone {
     /// Its zone.
-    pub name: String,
+    pub(crate) name: String,
 }
 
 /// Sent by whoever wants the process to end: everything finishes what it has under way.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Shutdown {
+pub(crate) struct Shutdown {
     /// Is told the names of those that were not done in time.
-    pub done: oneshot::Sender<Vec<String>>,
+    pub(crate) done: oneshot::Sender<Vec<String>>,
 }
 
 /// Sent when the configuration was read again: changes what changed, and nothing else.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Reload(pub Box<Config>);
+pub(crate) struct Reload(pub(crate) Box<Config>);
 
 /// Sent for an operator who wants something done about one spoke.
 #[derive(Message)]
 #[rtype(result = "Result<(), Refused>")]
-pub struct ActOn {
+pub(crate) struct ActOn {
     /// The spoke's zone.
-    pub zone: String,
+    pub(crate) zone: String,
     /// What is to be done.
-    pub action: Action,
+    pub(crate) action: Action,
 }
 
 /// Sent for an operator who wants something done about dead letters.
 #[derive(Message)]
 #[rtype(result = "Result<(), Refused>")]
-pub struct Letters {
+pub(crate) struct Letters {
     /// The spoke's zone.
-    pub zone: String,
+    pub(crate) zone: String,
     /// What is to be done.
-    pub request: Request,
+    pub(crate) request: Request,
 }
 
 /// Sent for an operator who wants hub and spokes to be compared.
 #[derive(Message)]
 #[rtype(result = "Result<(), Refused>")]
-pub struct Verify(pub Wanted);
+pub(crate) struct Verify(pub(crate) ScopeRequest);
 
 /// Why nothing was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// There is no spoke with this zone.
     Unknown,
     /// It makes no sense now.
@@ -106,20 +106,20 @@ pub enum Refused {
 
 /// Everything that is shared with the outside of the actors.
 #[derive(Clone)]
-pub struct Handles {
+pub(crate) struct Handles {
     /// What is shown.
-    pub board: Arc<Board>,
+    pub(crate) board: Arc<Board>,
     /// The hub's stream.
-    pub fanout: Arc<Fanout>,
+    pub(crate) fanout: Arc<Fanout>,
     /// The hub.
-    pub hub: Arc<Endpoint>,
+    pub(crate) hub: Arc<Endpoint>,
     /// The spokes, by zone.
     spokes: Arc<Mutex<HashMap<Zone, Arc<link::Spoke>>>>,
     starting: Arc<Semaphore>,
 }
 
 /// The root of the actors.
-pub struct Coordinator {
+pub(crate) struct Coordinator {
     handles: Handles,
     config: Config,
     fanout: Option<Addr<HubFanout>>,
@@ -146,7 +146,7 @@ const STARTING_LINKS: usize = 8;
 
 impl Handles {
     /// What runs this configuration.
-    pub fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         let sync = Arc::new(config.sync.clone());
         let board = Arc::new(Board::default());
         let fanout = Arc::new(Fanout::new(routes(config), config.sync.catch_up_streams, board.clone()));
@@ -163,7 +163,7 @@ impl Handles {
     }
 
     /// The spokes.
-    pub fn spokes(&self) -> Vec<Arc<link::Spoke>> {
+    pub(crate) fn spokes(&self) -> Vec<Arc<link::Spoke>> {
         self.map().values().cloned().collect()
     }
 
@@ -211,7 +211,7 @@ fn holder() -> String {
 
 impl Coordinator {
     /// Starts the actors.
-    pub fn start(handles: Handles, config: Config) -> Addr<Self> {
+    pub(crate) fn start(handles: Handles, config: Config) -> Addr<Self> {
         let coordinator = Self {
             handles,
             config,
@@ -317,8 +317,8 @@ impl Actor for Coordinator {
         context.run_interval(history::INTERVAL, |coordinator, _| coordinator.handles.board.sample());
         if let Some(interval) = scheduled(&self.config) {
             context.run_interval(interval, |coordinator, context| {
-                let options = Options::scheduled(&coordinator.config);
-                if coordinator.verify(options, context).is_err() {
+                let scope = Scope::scheduled(&coordinator.config);
+                if coordinator.verify(scope, context).is_err() {
                     tracing::warn!("the last verification goes on, no other is begun");
                 }
             });
@@ -456,13 +456,13 @@ impl Handler<ActOn> for Coordinator {
 
 impl Coordinator {
     /// Begins to compare hub and spokes, unless that goes on already.
-    fn verify(&self, options: Options, context: &mut Context<Self>) -> Result<(), Refused> {
+    fn verify(&self, scope: Scope, context: &mut Context<Self>) -> Result<(), Refused> {
         if !self.handles.board.verification().begin() {
             return Err(Refused::Senseless("a verification goes on already".to_owned()));
         }
-        tracing::info!(?options, "verification begins");
+        tracing::info!(?scope, "verification begins");
         let (config, board, stop) = (self.config.clone(), self.handles.board.clone(), self.stop.clone());
-        let work = async move { crate::verify::run(&config, &options, RUN, board.verification(), &stop).await };
+        let work = async move { crate::verify::run(&config, &scope, RUN, board.verification(), &stop).await };
         let task = AbortOnDropHandle::new(tokio::spawn(work.in_current_span()));
         context.spawn(task.into_actor(self).map(|ended, coordinator: &mut Self, _| coordinator.verified(ended)));
         Ok(())
@@ -505,10 +505,10 @@ impl Handler<Verify> for Coordinator {
     type Result = Result<(), Refused>;
 
     fn handle(&mut self, Verify(wanted): Verify, context: &mut Self::Context) -> Self::Result {
-        let options = Options::of(&wanted, &self.config);
-        match options.problem(&self.config) {
+        let scope = Scope::of(&wanted, &self.config);
+        match scope.problem(&self.config) {
             Some(problem) => Err(Refused::Senseless(problem)),
-            None => self.verify(options, context),
+            None => self.verify(scope, context),
         }
     }
 }

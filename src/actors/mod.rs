@@ -10,10 +10,10 @@
 //! older generation still says is ignored. Actors only start and stop loops and pass messages; they await nothing, so they
 //! always answer. No data passes through a mailbox, which actix does not bound (actix/actix#515).
 
-pub mod coordinator;
-pub mod hub_fanout;
+pub(crate) mod coordinator;
+pub(crate) mod hub_fanout;
 mod restarts;
-pub mod spoke;
+pub(crate) mod spoke;
 mod spoke_reader;
 mod spoke_writer;
 
@@ -35,7 +35,7 @@ const SILENCE: Duration = Duration::from_secs(120);
 
 /// How a child's loop ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It was told to.
     Stopped,
     /// By this error.
@@ -48,7 +48,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Why it ended, for the log and the status.
-    pub fn reason(&self) -> Cow<'_, str> {
+    pub(crate) fn reason(&self) -> Cow<'_, str> {
         match self {
             Self::Stopped => "stopped".into(),
             Self::Failed(_, reason) | Self::Panicked(reason) => reason.into(),

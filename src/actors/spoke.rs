@@ -21,13 +21,13 @@ const PROGRESS: Duration = Duration::from_secs(60);
 /// Sent by the reader and the writer when their loop ended.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct ChildExited {
+pub(crate) struct ChildExited {
     /// Which one, by its link.
-    pub link: Direction,
+    pub(crate) link: Direction,
     /// Which of its generations.
-    pub generation: u64,
+    pub(crate) generation: u64,
     /// How.
-    pub outcome: Outcome,
+    pub(crate) outcome: Outcome,
 }
 
 /// Sent to the reader and the writer: finish the batch under way, and end.
@@ -38,16 +38,16 @@ pub(super) struct StopChild;
 /// Sent by the coordinator: stop the children, and end.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Stop;
+pub(crate) struct Stop;
 
 /// Sent by the coordinator when the configuration was read again: what halted may have been mended.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Retry;
+pub(crate) struct Retry;
 
 /// What an operator can have done about a spoke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Finish what is under way, and do nothing until it is resumed.
     Pause,
     /// Go on.
@@ -61,10 +61,10 @@ pub enum Action {
 /// Sent by the coordinator for an operator. Refused, with the reason, where it makes no sense.
 #[derive(Message)]
 #[rtype(result = "Result<(), String>")]
-pub struct Act(pub Action);
+pub(crate) struct Act(pub(crate) Action);
 
 /// Supervises the two loops of one spoke.
-pub struct Spoke {
+pub(crate) struct Spoke {
     spoke: Arc<link::Spoke>,
     parent: Recipient<Gone>,
     reader: Supervised,
@@ -86,7 +86,7 @@ struct Supervised {
 
 impl Spoke {
     /// A spoke that tells `parent` when it is gone.
-    pub fn new(spoke: Arc<link::Spoke>, parent: Recipient<Gone>) -> Self {
+    pub(crate) fn new(spoke: Arc<link::Spoke>, parent: Recipient<Gone>) -> Self {
         let (reader, writer) = (Supervised::default(), Supervised::default());
         Self { spoke, parent, reader, writer, paused: false, stopping: false }
     }

@@ -10,7 +10,7 @@ use super::client::{Client, encode};
 use crate::config::Config;
 
 #[derive(Subcommand)]
-pub(super) enum Wanted {
+pub(super) enum LetterCommand {
     /// Show them.
     List {
         /// As the process tells it.
@@ -18,13 +18,13 @@ pub(super) enum Wanted {
         json: bool,
     },
     /// Read the documents anew where they come from, and apply them.
-    Retry(Selection),
+    Retry(Chosen),
     /// Forget what was refused; later changes of the documents flow again.
-    Drop(Selection),
+    Drop(Chosen),
 }
 
 #[derive(clap::Args)]
-pub(super) struct Selection {
+pub(super) struct Chosen {
     /// The spoke's zone.
     zone: String,
     /// A document's `_id` as JSON, as `list` shows it; may be given more than once [default: all of the spoke].
@@ -32,12 +32,12 @@ pub(super) struct Selection {
     ids: Vec<String>,
 }
 
-pub(super) fn run(config: &Config, wanted: &Wanted) -> Result<()> {
+pub(super) fn run(config: &Config, wanted: &LetterCommand) -> Result<()> {
     let client = Client::of(config);
     match wanted {
-        Wanted::List { json } => list(&client.get("/api/v1/dead-letters")?, *json),
-        Wanted::Retry(selection) => tell(&client, "retry", selection)?,
-        Wanted::Drop(selection) => tell(&client, "drop", selection)?,
+        LetterCommand::List { json } => list(&client.get("/api/v1/dead-letters")?, *json),
+        LetterCommand::Retry(selection) => tell(&client, "retry", selection)?,
+        LetterCommand::Drop(selection) => tell(&client, "drop", selection)?,
     }
     Ok(())
 }
@@ -62,7 +62,7 @@ fn list(letters: &Value, json: bool) {
     println!("{table}");
 }
 
-fn tell(client: &Client, wanted: &str, selection: &Selection) -> Result<()> {
+fn tell(client: &Client, wanted: &str, selection: &Chosen) -> Result<()> {
     // What is no JSON is meant as a text.
     let ids = selection.ids.iter().map(|id| serde_json::from_str(id).unwrap_or_else(|_| json!(id)));
     let ids: Vec<Value> = ids.collect();

@@ -103,7 +103,7 @@ enum Command {
         #[command(flatten)]
         config: ConfigArgument,
         #[command(subcommand)]
-        wanted: dead_letters::Wanted,
+        wanted: dead_letters::LetterCommand,
     },
 }
 

@@ -48,7 +48,7 @@ async fn serve(config: &Config, logs: Logs) -> anyhow::Result<Exit> {
     if config.source == Source::Environment {
         actix::spawn(say_ready(handles.clone()));
     }
-    while signals.next().await == Wanted::Reload {
+    while signals.next().await == Wish::Reload {
         reload(config, &handles, &coordinator);
     }
     let (done, left) = oneshot::channel();
@@ -81,7 +81,7 @@ fn reload(config: &Config, handles: &Handles, coordinator: &Addr<Coordinator>) {
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
+enum Wish {
     Stop,
     Reload,
 }
@@ -109,12 +109,12 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Wanted {
+    async fn next(&mut self) -> Wish {
         tokio::select! {
-            _ = self.terminate.recv() => Wanted::Stop,
-            _ = self.interrupt.recv() => Wanted::Stop,
-            _ = self.hang_up.recv() => Wanted::Reload,
-            () = changed(self.file.as_mut()) => Wanted::Reload,
+            _ = self.terminate.recv() => Wish::Stop,
+            _ = self.interrupt.recv() => Wish::Stop,
+            _ = self.hang_up.recv() => Wish::Reload,
+            () = changed(self.file.as_mut()) => Wish::Reload,
         }
     }
 }

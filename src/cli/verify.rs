@@ -10,8 +10,8 @@ use super::progress::Progress;
 use crate::config::Config;
 use crate::observe::status::verification::VerificationCell;
 use crate::rules::names::Zone;
-use crate::verify::options::Options;
 use crate::verify::report::{Finding, Report, Verdict};
+use crate::verify::scope::Scope;
 
 /// How often the progress is shown.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -52,9 +52,9 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    fn options(&self, config: &Config) -> Options {
-        let scheduled = Options::scheduled(config);
-        Options {
+    fn scope(&self, config: &Config) -> Scope {
+        let scheduled = Scope::scheduled(config);
+        Scope {
             zone: self.zone.as_deref().map(Zone::new),
             spoke: self.spoke.as_deref().map(Zone::new),
             repair: self.repair,
@@ -68,13 +68,13 @@ impl Arguments {
 }
 
 pub(super) fn run(config: &Config, arguments: &Arguments) -> Exit {
-    let options = arguments.options(config);
-    if let Some(problem) = options.problem(config) {
+    let scope = arguments.scope(config);
+    if let Some(problem) = scope.problem(config) {
         eprintln!("{problem}");
         return Exit::Usage;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the system gives threads");
-    match runtime.block_on(verify(config, &options)) {
+    match runtime.block_on(verify(config, &scope)) {
         Ok(report) => {
             show(&report, arguments.json);
             match report.verdict() {
@@ -90,13 +90,13 @@ pub(super) fn run(config: &Config, arguments: &Arguments) -> Exit {
     }
 }
 
-async fn verify(config: &Config, options: &Options) -> Result<Report, crate::mongo::error::Error> {
+async fn verify(config: &Config, scope: &Scope) -> Result<Report, crate::mongo::error::Error> {
     let (cell, stop) = (VerificationCell::default(), CancellationToken::new());
     cell.begin();
     // One listener for all of it, or a signal between two looks would be missed.
     let mut interrupts = signal(SignalKind::interrupt()).expect("the system lets a program listen for signals");
     let mut progress = Progress::new();
-    let verifying = crate::verify::run(config, options, RUN, &cell, &stop);
+    let verifying = crate::verify::run(config, scope, RUN, &cell, &stop);
     tokio::pin!(verifying);
     loop {
         tokio::select! {

@@ -17,7 +17,7 @@ use crate::rules::names::{Namespace, Zone};
 ///
 /// # Errors
 /// Names every problem of the file, each with its line.
-pub fn read(path: &Path, variables: &Variables) -> Result<Config, Invalid> {
+pub(crate) fn read(path: &Path, variables: &Variables) -> Result<Config, Invalid> {
     let shown = path.display().to_string();
     let bytes = std::fs::read(path).map_err(|error| Invalid::whole(&shown, format!("cannot be read: {error}")))?;
     let text = String::from_utf8(bytes).map_err(|error| {

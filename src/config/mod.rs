@@ -7,7 +7,7 @@
 //! Promise: a [`Config`] is valid, or there is an [`Invalid`] with every problem of the file.
 
 pub mod environment;
-pub mod file;
+pub(crate) mod file;
 mod table;
 pub mod uri;
 

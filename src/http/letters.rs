@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use super::{Sources, answer, error};
 use crate::actors::coordinator::Letters;
-use crate::link::letters::{Request, Wanted};
+use crate::link::letters::{LetterAction, Request};
 
 /// What a caller may send along.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Selection {
+pub(super) struct Chosen {
     /// The documents' `_id`s as relaxed extended JSON; all if none is given.
     ids: Option<Vec<Value>>,
 }
@@ -25,16 +25,16 @@ pub(super) async fn attend(
     body: web::Bytes,
     sources: web::Data<Sources>,
 ) -> HttpResponse {
-    let (zone, wanted) = path.into_inner();
-    let wanted = match wanted.as_str() {
-        "retry" => Wanted::Retry,
-        "drop" => Wanted::Drop,
+    let (zone, action) = path.into_inner();
+    let action = match action.as_str() {
+        "retry" => LetterAction::Retry,
+        "drop" => LetterAction::Drop,
         other => return error(&mut HttpResponse::NotFound(), &format!("{other:?} is neither retry nor drop")),
     };
     // What cannot be read must not pass for all of them.
     let selection = match body.is_empty() {
-        true => Ok(Selection::default()),
-        false => serde_json::from_slice::<Selection>(&body),
+        true => Ok(Chosen::default()),
+        false => serde_json::from_slice::<Chosen>(&body),
     };
     let ids = match selection {
         Ok(selection) => selection.ids,
@@ -42,6 +42,6 @@ pub(super) async fn attend(
             return error(&mut HttpResponse::BadRequest(), &format!("the body is not {{\"ids\": […]}}: {reason}"));
         }
     };
-    let letters = Letters { zone: zone.clone(), request: Request { wanted, ids } };
+    let letters = Letters { zone: zone.clone(), request: Request { action, ids } };
     answer(&zone, sources.coordinator.send(letters).await)
 }

@@ -13,7 +13,7 @@ use crate::observe::logs::streams::News;
 /// Which lines are asked for.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Selection {
+pub(super) struct Query {
     /// Whose; everybody's if it is left out.
     actor: Option<String>,
     /// Lines below this level are left out.
@@ -23,8 +23,8 @@ pub(super) struct Selection {
     follow: bool,
 }
 
-pub(super) async fn read(selection: web::Query<Selection>, sources: web::Data<Sources>) -> HttpResponse {
-    let Selection { actor, level, follow } = selection.into_inner();
+pub(super) async fn read(selection: web::Query<Query>, sources: web::Data<Sources>) -> HttpResponse {
+    let Query { actor, level, follow } = selection.into_inner();
     let Ok(level) = level.as_deref().unwrap_or("trace").parse::<Level>() else { return wrong_level() };
     let streams = &sources.logs.streams;
     let stream = match actor {
@@ -70,13 +70,13 @@ pub(super) async fn actors(sources: web::Data<Sources>) -> HttpResponse {
 /// What is to be logged from now on.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Wanted {
+pub(super) struct LevelChange {
     /// By whom; by everybody if it is left out.
     actor: Option<String>,
     level: String,
 }
 
-pub(super) async fn set_level(wanted: web::Json<Wanted>, sources: web::Data<Sources>) -> HttpResponse {
+pub(super) async fn set_level(wanted: web::Json<LevelChange>, sources: web::Data<Sources>) -> HttpResponse {
     let Ok(level) = wanted.level.parse::<LevelFilter>() else { return wrong_level() };
     sources.logs.levels.set(wanted.actor.as_deref(), level);
     HttpResponse::Accepted().json(serde_json::json!({ "status": "accepted" }))

@@ -40,7 +40,12 @@ struct Sources {
 ///
 /// # Errors
 /// If the address cannot be listened on.
-pub fn start(http: &Http, board: Arc<Board>, coordinator: Addr<Coordinator>, logs: Logs) -> std::io::Result<Server> {
+pub(crate) fn start(
+    http: &Http,
+    board: Arc<Board>,
+    coordinator: Addr<Coordinator>,
+    logs: Logs,
+) -> std::io::Result<Server> {
     let sources = Sources { board, coordinator, logs };
     let guard = guard::Guard::new(http.token.clone());
     let app = move || {

@@ -13,9 +13,9 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const IMAGE: &str = "image/svg+xml";
 
 /// A file of the page: its name, what it is, what is in it.
-type Part = (&'static str, &'static str, &'static str);
+type Asset = (&'static str, &'static str, &'static str);
 
-const PARTS: &[Part] = &[
+const ASSETS: &[Asset] = &[
     ("style.css", STYLE, include_str!("page/style.css")),
     ("icon.svg", IMAGE, include_str!("page/icon.svg")),
     ("api.js", SCRIPT, include_str!("page/api.js")),
@@ -45,7 +45,7 @@ pub(super) async fn index() -> HttpResponse {
 }
 
 pub(super) async fn part(name: web::Path<String>, request: HttpRequest) -> HttpResponse {
-    match PARTS.iter().find(|(known, ..)| *known == name.as_str()) {
+    match ASSETS.iter().find(|(known, ..)| *known == name.as_str()) {
         Some((_, kind, text)) => answer(kind, text),
         None => super::unknown(request).await,
     }

@@ -4,13 +4,13 @@ use actix_web::{HttpResponse, web};
 
 use super::{Sources, error};
 use crate::actors::coordinator::{Refused, Verify};
-use crate::verify::options::Wanted;
+use crate::verify::scope::ScopeRequest;
 
 pub(super) async fn begin(body: web::Bytes, sources: web::Data<Sources>) -> HttpResponse {
     // What cannot be read must not pass for everything.
     let wanted = match body.is_empty() {
-        true => Ok(Wanted::default()),
-        false => serde_json::from_slice::<Wanted>(&body),
+        true => Ok(ScopeRequest::default()),
+        false => serde_json::from_slice::<ScopeRequest>(&body),
     };
     let wanted = match wanted {
         Ok(wanted) => wanted,

@@ -8,8 +8,8 @@
 use crate::link::Spoke;
 use crate::link::apply::Applier;
 use crate::link::apply::work::{Mark, Side};
-use crate::mongo::metadata::checkpoints::Identity;
 use crate::mongo::error::Error;
+use crate::mongo::metadata::checkpoints::Identity;
 use crate::mongo::server::Server;
 use crate::rules::names::{Direction, Namespace};
 

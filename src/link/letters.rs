@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::link::apply::Applier;
 use crate::link::apply::work::{Load, Mark, Origin, Side};
-use crate::mongo::metadata::dead_letters::Kept;
 use crate::mongo::error::Error;
+use crate::mongo::metadata::dead_letters::Kept;
 use crate::mongo::server::Server;
 use crate::observe::status::{Cell, Letter};
 use crate::rules::fields::Fields;
@@ -18,7 +18,7 @@ use crate::rules::step::{Read, Step, Write, Zones};
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub(crate) enum LetterAction {
     /// The document is read anew at the source and applied; what the destination now takes is no dead letter any more.
     Retry,
     /// What was refused is forgotten. Later changes of the document flow again.
@@ -27,20 +27,20 @@ pub enum Wanted {
 
 /// What is to be done about which dead letters.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub(crate) struct Request {
     /// What.
-    pub wanted: Wanted,
+    pub(crate) action: LetterAction,
     /// The documents' `_id`s as relaxed extended JSON; all if none is given.
-    pub ids: Option<Vec<Value>>,
+    pub(crate) ids: Option<Vec<Value>>,
 }
 
 /// Requests that a link has not attended to yet.
 #[derive(Debug, Default)]
-pub struct Requests(Mutex<Vec<Request>>);
+pub(crate) struct Requests(Mutex<Vec<Request>>);
 
 impl Requests {
     /// One more.
-    pub fn add(&self, request: Request) {
+    pub(crate) fn add(&self, request: Request) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(request);
     }
 
@@ -64,9 +64,9 @@ pub(super) async fn attend(
         let letters = applier.parked().iter().filter(|(_, letter)| request.concerns(letter));
         let letters: Vec<(Key, Kept)> = letters.map(|(key, letter)| (key.clone(), letter.clone())).collect();
         for (key, letter) in letters {
-            tracing::info!(wanted = ?request.wanted, id = ?letter.id, "dead letter");
+            tracing::info!(action = ?request.action, id = ?letter.id, "dead letter");
             applier.unpark(&key);
-            if request.wanted == Wanted::Retry {
+            if request.action == LetterAction::Retry {
                 let step = Step {
                     event: 0,
                     key: key.clone(),

@@ -16,16 +16,16 @@
 //! A loop ends by an error or because it is told to stop. It never retries by itself: whoever runs it starts a new one,
 //! which goes on from the checkpoint.
 
-pub mod apply;
+pub(crate) mod apply;
 mod batch_size;
 mod collections;
 mod copy;
-pub mod downlink;
+pub(crate) mod downlink;
 mod foreign;
-pub mod hub;
-pub mod letters;
-pub mod reached;
-pub mod uplink;
+pub(crate) mod hub;
+pub(crate) mod letters;
+pub(crate) mod reached;
+pub(crate) mod uplink;
 mod watch_oplog;
 
 use std::collections::BTreeSet;
@@ -33,13 +33,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use reached::{Carried, Reached};
 use letters::Requests;
+use reached::{Carried, Reached};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::mongo::metadata::checkpoints::Reconciling;
-use crate::mongo::server::Endpoint;
 use crate::mongo::metadata::sessions::Slot;
+use crate::mongo::server::Endpoint;
 use crate::observe::status::SpokeCell;
 use crate::rules::conflicts::Conflicts;
 use crate::rules::names::{Direction, Zone};
@@ -47,7 +47,7 @@ use crate::rules::position::Position;
 
 /// A loop ended because it was told to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stopped;
+pub(crate) struct Stopped;
 
 /// Why a link no longer follows its change stream, though nothing failed.
 enum Turn {
@@ -60,36 +60,36 @@ enum Turn {
 }
 
 /// How often the checkpoint of a quiet link follows the stream's position, so that it stays in the oplog window.
-pub const QUIET_CHECKPOINT: Duration = Duration::from_secs(5);
+pub(crate) const QUIET_CHECKPOINT: Duration = Duration::from_secs(5);
 
 /// At most so many documents are remembered by themselves, in each map of each link.
-pub const REMEMBERED_DOCUMENTS: usize = 50_000;
+pub(crate) const REMEMBERED_DOCUMENTS: usize = 50_000;
 
 /// What the loops of one spoke need.
-pub struct Spoke {
+pub(crate) struct Spoke {
     /// The zone that it owns.
-    pub zone: Zone,
+    pub(crate) zone: Zone,
     /// The hub.
-    pub hub: Arc<Endpoint>,
+    pub(crate) hub: Arc<Endpoint>,
     /// The spoke itself.
-    pub endpoint: Arc<Endpoint>,
+    pub(crate) endpoint: Arc<Endpoint>,
     /// The hub's change stream, for all spokes.
-    pub fanout: Arc<hub::fanout::Fanout>,
+    pub(crate) fanout: Arc<hub::fanout::Fanout>,
     /// What both links must know of each other.
-    pub links: Links,
+    pub(crate) links: Links,
     /// What is shown of it.
-    pub status: Arc<SpokeCell>,
+    pub(crate) status: Arc<SpokeCell>,
     /// What becomes of a zone's documents that it watches no longer.
-    pub on_unwatch: crate::config::OnUnwatch,
+    pub(crate) on_unwatch: crate::config::OnUnwatch,
     /// Places for links that begin, so that not all of them do at once.
-    pub starting: Arc<Semaphore>,
+    pub(crate) starting: Arc<Semaphore>,
     /// Who this process is, in checkpoints.
-    pub holder: String,
+    pub(crate) holder: String,
 }
 
 impl Spoke {
     /// Both links shall compare everything, as soon as they can.
-    pub fn ask_for_resync(&self) {
+    pub(crate) fn ask_for_resync(&self) {
         self.links.ask_for_resync();
         for direction in Direction::BOTH {
             self.status.link(direction).set_comparing(true);
@@ -108,15 +108,15 @@ impl Spoke {
 }
 
 /// What both links of a spoke must know of each other, and what they keep. It outlives the loops.
-pub struct Links {
+pub(crate) struct Links {
     /// The uplink's session at the hub.
-    pub uplink_session: Slot,
+    pub(crate) uplink_session: Slot,
     /// The uplink's session at the hub for transactions in which documents leave the zone.
-    pub moves_session: Slot,
+    pub(crate) moves_session: Slot,
     /// The uplink's session at the spoke, for stamps.
-    pub stamp_session: Slot,
+    pub(crate) stamp_session: Slot,
     /// The downlink's session at the spoke.
-    pub downlink_session: Slot,
+    pub(crate) downlink_session: Slot,
     conflicts: Mutex<Conflicts>,
     uplink: Carried,
     downlink: Carried,
@@ -159,7 +159,7 @@ impl Default for Links {
 
 impl Links {
     /// The hub edits that own changes must be held against.
-    pub fn conflicts(&self) -> MutexGuard<'_, Conflicts> {
+    pub(crate) fn conflicts(&self) -> MutexGuard<'_, Conflicts> {
         // It holds plain values: one that was left in the middle of a change is no worse than a restart.
         self.conflicts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,7 +172,7 @@ impl Links {
     }
 
     /// What an operator wants done about the dead letters of one of the links.
-    pub fn letters(&self, direction: Direction) -> &Requests {
+    pub(crate) fn letters(&self, direction: Direction) -> &Requests {
         &self.letters[direction as usize]
     }
 
@@ -233,7 +233,7 @@ impl Links {
     }
 
     /// How far one of the links has come.
-    pub fn carried(&self, direction: Direction) -> &Carried {
+    pub(crate) fn carried(&self, direction: Direction) -> &Carried {
         match direction {
             Direction::Uplink => &self.uplink,
             Direction::Downlink => &self.downlink,

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 /// How far a link has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reached {
+pub(crate) enum Reached {
     /// It has not begun.
     Nothing,
     /// It has a place in its source's change stream, but not all that lies before that: it copies, or has lost its place.
@@ -17,7 +17,7 @@ pub enum Reached {
 
 /// What became of waiting for a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Waited {
+pub(crate) enum Waited {
     /// It is so.
     Done,
     /// It will not be so before the link has copied what it missed.
@@ -28,7 +28,7 @@ pub enum Waited {
 
 /// A link's place, which outlives its loops.
 #[derive(Debug)]
-pub struct Carried(watch::Sender<Reached>);
+pub(crate) struct Carried(watch::Sender<Reached>);
 
 impl Default for Carried {
     fn default() -> Self {
@@ -38,27 +38,27 @@ impl Default for Carried {
 
 impl Carried {
     /// The link is here now.
-    pub fn set(&self, reached: Reached) {
+    pub(crate) fn set(&self, reached: Reached) {
         self.0.send_replace(reached);
     }
 
     /// True if the link has everything up to its place.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         matches!(*self.0.borrow(), Reached::Until(_))
     }
 
     /// Waits until the link has a place in its source's change stream: whatever changes there from now on will be carried.
-    pub async fn anchored(&self, stop: &CancellationToken) -> Waited {
+    pub(crate) async fn anchored(&self, stop: &CancellationToken) -> Waited {
         self.wait(stop, |reached| (reached != Reached::Nothing).then_some(Waited::Done)).await
     }
 
     /// Waits until the link has everything up to its place.
-    pub async fn complete(&self, stop: &CancellationToken) -> Waited {
+    pub(crate) async fn complete(&self, stop: &CancellationToken) -> Waited {
         self.wait(stop, |reached| matches!(reached, Reached::Until(_)).then_some(Waited::Done)).await
     }
 
     /// Waits until the link has carried everything that its source had at this time.
-    pub async fn at_least(&self, time: Timestamp, stop: &CancellationToken) -> Waited {
+    pub(crate) async fn at_least(&self, time: Timestamp, stop: &CancellationToken) -> Waited {
         self.wait(stop, |reached| match reached {
             Reached::Nothing => None,
             Reached::Incomplete => Some(Waited::Incomplete),

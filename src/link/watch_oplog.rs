@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-use crate::mongo::server::Server;
 use crate::mongo::oplog::window;
+use crate::mongo::server::Server;
 use crate::observe::status::Window;
 
 /// How often it is asked for.

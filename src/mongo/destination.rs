@@ -17,19 +17,19 @@ use std::collections::HashMap;
 use bson::{RawDocumentBuf, Timestamp};
 use mongodb::ClientSession;
 
-use super::metadata::checkpoints::{self as checkpoint, Checkpoint, Identity};
 use super::error::Error;
+use super::metadata::checkpoints::{self as checkpoint, Checkpoint, Identity};
+use super::metadata::sessions::{self as tags, Slot, TaggedSession};
 use super::read::Wanted;
 use super::server::Server;
 use super::statement::Ready;
-use super::metadata::sessions::{self as tags, Slot, TaggedSession};
 use super::transaction::{self, Refused, Transaction, count, write_error};
 use crate::rules::key::Key;
 use crate::rules::names::Link;
 use crate::rules::plan::CommandKind;
 
 /// Where a link's changes are applied.
-pub struct Destination {
+pub(crate) struct Destination {
     server: Server,
     link: Link,
     sessions: Sessions,
@@ -56,7 +56,7 @@ impl Sessions {
 
 /// What became of a command in the transaction.
 #[derive(Debug)]
-pub enum Sent {
+pub(crate) enum Sent {
     /// It is done; so many of its statements found no document.
     Done(usize),
     /// This one of the steps is refused.
@@ -68,7 +68,7 @@ impl Destination {
     ///
     /// # Errors
     /// If the server does not answer.
-    pub async fn claim(
+    pub(crate) async fn claim(
         server: &Server,
         link: &Link,
         slot: &Slot,
@@ -94,33 +94,33 @@ impl Destination {
     }
 
     /// The server.
-    pub fn server(&self) -> &Server {
+    pub(crate) fn server(&self) -> &Server {
         &self.server
     }
 
     /// The link.
-    pub fn link(&self) -> &Link {
+    pub(crate) fn link(&self) -> &Link {
         &self.link
     }
 
     /// The checkpoint as it is saved.
-    pub fn checkpoint(&self) -> &Checkpoint {
+    pub(crate) fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
 
     /// Which collections the source has, and which this server, as is to be saved with the next checkpoint.
-    pub fn set_collections(&mut self, source: Vec<Identity>, here: Vec<Identity>) {
+    pub(crate) fn set_collections(&mut self, source: Vec<Identity>, here: Vec<Identity>) {
         self.checkpoint.collections = source;
         self.checkpoint.destination_collections = here;
     }
 
     /// A number that no other transaction of this link has.
-    pub fn next_number(&self) -> i64 {
+    pub(crate) fn next_number(&self) -> i64 {
         self.sequence + 1
     }
 
     /// The server's time when the link was taken over.
-    pub fn claimed_at(&self) -> Timestamp {
+    pub(crate) fn claimed_at(&self) -> Timestamp {
         self.claimed_at
     }
 
@@ -128,26 +128,26 @@ impl Destination {
     ///
     /// # Errors
     /// If the driver does not.
-    pub async fn begin(&mut self, moves: bool) -> Result<Open<'_>, Error> {
+    pub(crate) async fn begin(&mut self, moves: bool) -> Result<Open<'_>, Error> {
         self.sessions.is_moving = moves;
         let transaction = Transaction::start(&self.server, self.sessions.present()).await?;
         Ok(Open { server: &self.server, link: &self.link, sequence: self.sequence, transaction })
     }
 
     /// Gives the transaction up.
-    pub async fn abort(&mut self) {
+    pub(crate) async fn abort(&mut self) {
         transaction::abort(&self.server, self.sessions.present()).await;
     }
 
     /// The transaction that saves this checkpoint is committed.
-    pub fn committed(&mut self, checkpoint: Checkpoint) {
+    pub(crate) fn committed(&mut self, checkpoint: Checkpoint) {
         self.checkpoint = checkpoint;
         self.sequence += 1;
     }
 }
 
 /// A transaction of a link, under way.
-pub struct Open<'d> {
+pub(crate) struct Open<'d> {
     server: &'d Server,
     link: &'d Link,
     sequence: i64,
@@ -159,7 +159,7 @@ impl Open<'_> {
     ///
     /// # Errors
     /// If the server fails.
-    pub async fn send(&mut self, ready: Ready) -> Result<Sent, Error> {
+    pub(crate) async fn send(&mut self, ready: Ready) -> Result<Sent, Error> {
         let reply = match self.transaction.write("applying a batch", &ready.database, ready.command).await? {
             Ok(reply) => reply,
             Err(refused) => {
@@ -179,7 +179,7 @@ impl Open<'_> {
     ///
     /// # Errors
     /// If the server fails.
-    pub async fn zones(&mut self, wanted: &Wanted<'_>) -> Result<Vec<(Key, Option<String>)>, Error> {
+    pub(crate) async fn zones(&mut self, wanted: &Wanted<'_>) -> Result<Vec<(Key, Option<String>)>, Error> {
         let mut found = Vec::new();
         for (number, namespace) in (0u16..).zip(self.server.namespaces()) {
             let ids: Vec<_> = wanted.iter().filter(|(key, _)| key.namespace() == number).map(|(_, id)| *id).collect();
@@ -194,7 +194,7 @@ impl Open<'_> {
     ///
     /// # Errors
     /// If the server fails.
-    pub async fn documents(&mut self, wanted: &Wanted<'_>) -> Result<HashMap<Key, RawDocumentBuf>, Error> {
+    pub(crate) async fn documents(&mut self, wanted: &Wanted<'_>) -> Result<HashMap<Key, RawDocumentBuf>, Error> {
         self.transaction.documents(wanted).await
     }
 
@@ -202,7 +202,7 @@ impl Open<'_> {
     ///
     /// # Errors
     /// If the server fails, or the link was taken over by another process.
-    pub async fn commit(mut self, ours: &[RawDocumentBuf], checkpoint: &Checkpoint) -> Result<Timestamp, Error> {
+    pub(crate) async fn commit(mut self, ours: &[RawDocumentBuf], checkpoint: &Checkpoint) -> Result<Timestamp, Error> {
         let metadata = self.server.metadata().name().to_owned();
         let save = checkpoint::save(self.link, self.sequence, checkpoint);
         let doing = "saving its checkpoint";

@@ -15,11 +15,11 @@ use super::scan::Area;
 use super::server::Server;
 
 /// Into how many buckets a zone falls, by the hash of `_id`.
-pub const BUCKETS: i32 = 256;
+pub(crate) const BUCKETS: i32 = 256;
 
 /// What a bucket comes to.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Digest {
+pub(crate) struct Digest {
     documents: i64,
     bytes: i64,
     hashes: String,
@@ -27,7 +27,7 @@ pub struct Digest {
 
 impl Digest {
     /// How many documents it covers.
-    pub fn documents(&self) -> u64 {
+    pub(crate) fn documents(&self) -> u64 {
         u64::try_from(self.documents).unwrap_or(0)
     }
 }
@@ -36,7 +36,7 @@ impl Digest {
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn digests(server: &Server, area: Area<'_>) -> Result<BTreeMap<i32, Digest>, Error> {
+pub(crate) async fn digests(server: &Server, area: Area<'_>) -> Result<BTreeMap<i32, Digest>, Error> {
     let namespace = &server.namespaces()[usize::from(area.namespace)];
     let filter = area.which.filter(server.partition_field());
     let filter = Document::try_from(filter).map_err(|error| server.malformed(error))?;
@@ -71,7 +71,7 @@ pub async fn digests(server: &Server, area: Area<'_>) -> Result<BTreeMap<i32, Di
 }
 
 /// The buckets that do not come to the same.
-pub fn unequal(one: &BTreeMap<i32, Digest>, other: &BTreeMap<i32, Digest>) -> Vec<i32> {
+pub(crate) fn unequal(one: &BTreeMap<i32, Digest>, other: &BTreeMap<i32, Digest>) -> Vec<i32> {
     (0..BUCKETS).filter(|bucket| one.get(bucket) != other.get(bucket)).collect()
 }
 

@@ -82,7 +82,7 @@ pub enum Error {
 
 impl Error {
     /// What to do about it.
-    pub fn failure(&self) -> Failure {
+    pub(crate) fn failure(&self) -> Failure {
         match self {
             Self::Command { failure, .. } => *failure,
             Self::Malformed { .. } | Self::Fenced { .. } => Failure::Transient,
@@ -92,7 +92,7 @@ impl Error {
     }
 
     /// The server's error code, if it is the server that complained.
-    pub fn code(&self) -> Option<i32> {
+    pub(crate) fn code(&self) -> Option<i32> {
         match self {
             Self::Command { code, .. } => *code,
             _ => None,
@@ -105,12 +105,12 @@ impl Error {
     }
 
     /// True if the server says that the transaction has left nothing behind and can be tried again.
-    pub fn is_again(&self) -> bool {
+    pub(crate) fn is_again(&self) -> bool {
         matches!(self, Self::Command { again: true, .. })
     }
 
     /// True if the transaction may be committed or not, and to commit it again tells.
-    pub fn is_unsure(&self) -> bool {
+    pub(crate) fn is_unsure(&self) -> bool {
         matches!(self, Self::Command { unsure: true, .. })
     }
 

@@ -14,18 +14,18 @@
 //! - [`dead_letters`], [`notes`]: what else is saved in that transaction; [`foreign`]: documents that no link may delete;
 //!   [`set_aside`]: what a reconcile has deleted
 
-pub mod destination;
-pub mod digest;
+pub(crate) mod destination;
+pub(crate) mod digest;
 pub mod error;
-pub mod metadata;
-pub mod oplog;
-pub mod read;
-pub mod repair;
+pub(crate) mod metadata;
+pub(crate) mod oplog;
+pub(crate) mod read;
+pub(crate) mod repair;
 mod round_trip;
-pub mod scan;
+pub(crate) mod scan;
 pub mod server;
-pub mod statement;
+pub(crate) mod statement;
 pub mod tail;
 mod throughput;
-pub mod transaction;
-pub mod walk;
+pub(crate) mod transaction;
+pub(crate) mod walk;

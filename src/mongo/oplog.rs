@@ -7,18 +7,18 @@ use super::server::Server;
 
 /// What the oplog holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
+pub(crate) struct Window {
     /// The oldest operation in it.
-    pub earliest: Timestamp,
+    pub(crate) earliest: Timestamp,
     /// The newest one.
-    pub latest: Timestamp,
+    pub(crate) latest: Timestamp,
 }
 
 /// Asks for the oplog window. `None` if the user may not run `serverStatus`.
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn window(server: &Server) -> Result<Option<Window>, Error> {
+pub(crate) async fn window(server: &Server) -> Result<Option<Window>, Error> {
     let command = doc! { "serverStatus": 1, "oplog": 1, "metrics": 0, "wiredTiger": 0, "tcmalloc": 0, "locks": 0 };
     let reply = match server.run("asking for its oplog window", &server.client().database("admin"), command).await {
         Err(error) if error.code() == Some(codes::UNAUTHORIZED) => return Ok(None),

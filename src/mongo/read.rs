@@ -15,22 +15,22 @@ use crate::rules::key::Key;
 
 /// Documents read together.
 #[derive(Debug)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// When they were like this.
-    pub at: Timestamp,
+    pub(crate) at: Timestamp,
     /// The documents, by key; `None` for those that are not there.
-    pub documents: HashMap<Key, Option<RawDocumentBuf>>,
+    pub(crate) documents: HashMap<Key, Option<RawDocumentBuf>>,
 }
 
 /// Which documents to read.
-pub type Wanted<'a> = HashMap<Key, RawBsonRef<'a>>;
+pub(crate) type Wanted<'a> = HashMap<Key, RawBsonRef<'a>>;
 
 /// Reads documents as they were at this time; or, if the server no longer knows that (it does for five minutes,
 /// `minSnapshotHistoryWindowInSeconds`) or the collection is younger, as they are now.
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn documents_at(server: &Server, wanted: &Wanted<'_>, time: Timestamp) -> Result<Snapshot, Error> {
+pub(crate) async fn documents_at(server: &Server, wanted: &Wanted<'_>, time: Timestamp) -> Result<Snapshot, Error> {
     match documents(server, wanted, None, When::At(time)).await {
         Err(error) if matches!(error.code(), Some(codes::SNAPSHOT_TOO_OLD | codes::SNAPSHOT_UNAVAILABLE)) => {
             documents(server, wanted, None, When::NotBefore(time)).await
@@ -41,7 +41,7 @@ pub async fn documents_at(server: &Server, wanted: &Wanted<'_>, time: Timestamp)
 
 /// Which of a document's versions is read.
 #[derive(Clone, Copy, Debug)]
-pub enum When {
+pub(crate) enum When {
     /// That of this time.
     At(Timestamp),
     /// The present one, or any that is not older than this time.
@@ -52,7 +52,7 @@ pub enum When {
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn documents(
+pub(crate) async fn documents(
     server: &Server,
     wanted: &Wanted<'_>,
     field: Option<&CStr>,

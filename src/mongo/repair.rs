@@ -9,18 +9,18 @@ use bson::raw::{RawBsonRef, RawDocumentBuf};
 use bson::{Bson, Document, Timestamp, rawdoc};
 use mongodb::ClientSession;
 
-use super::metadata::checkpoints::{self as checkpoint, Checkpoint};
 use super::error::Error;
+use super::metadata::checkpoints::{self as checkpoint, Checkpoint};
+use super::metadata::sessions as tags;
 use super::read::Wanted;
 use super::server::Server;
 use super::statement::Ready;
-use super::metadata::sessions as tags;
 use super::transaction::{self, Transaction, write_error};
 use crate::rules::key::Key;
 use crate::rules::names::{Link, Zone};
 
 /// Whoever mends documents of one zone at one server.
-pub struct Repairer {
+pub(crate) struct Repairer {
     server: Server,
     zone: Zone,
     session: ClientSession,
@@ -31,7 +31,7 @@ impl Repairer {
     ///
     /// # Errors
     /// If the server does not answer.
-    pub async fn new(server: &Server, zone: &Zone) -> Result<Self, Error> {
+    pub(crate) async fn new(server: &Server, zone: &Zone) -> Result<Self, Error> {
         let session = tags::repair_session(server, zone).await?;
         Ok(Self { server: server.clone(), zone: zone.clone(), session })
     }
@@ -40,7 +40,7 @@ impl Repairer {
     ///
     /// # Errors
     /// If the server does not answer, or the link has never begun.
-    pub async fn hold(&mut self, link: &Link) -> Result<Held<'_>, Error> {
+    pub(crate) async fn hold(&mut self, link: &Link) -> Result<Held<'_>, Error> {
         let metadata = self.server.metadata().name().to_owned();
         let mut transaction = Transaction::start(&self.server, &mut self.session).await?;
         let now = RawBsonRef::DateTime(bson::DateTime::now());
@@ -57,7 +57,7 @@ impl Repairer {
     }
 
     /// Gives a transaction up.
-    pub async fn give_up(&mut self) {
+    pub(crate) async fn give_up(&mut self) {
         transaction::abort(&self.server, &mut self.session).await;
     }
 
@@ -65,13 +65,13 @@ impl Repairer {
     ///
     /// # Errors
     /// If the server does not answer.
-    pub async fn end(self) -> Result<(), Error> {
+    pub(crate) async fn end(self) -> Result<(), Error> {
         tags::end_repair(&self.server, &self.session, &self.zone).await
     }
 }
 
 /// A transaction in which a link stands still.
-pub struct Held<'r> {
+pub(crate) struct Held<'r> {
     server: &'r Server,
     transaction: Transaction<'r>,
     checkpoint: Checkpoint,
@@ -79,7 +79,7 @@ pub struct Held<'r> {
 
 impl Held<'_> {
     /// Where the link stands.
-    pub fn checkpoint(&self) -> &Checkpoint {
+    pub(crate) fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
 
@@ -87,7 +87,7 @@ impl Held<'_> {
     ///
     /// # Errors
     /// If the server fails.
-    pub async fn documents(&mut self, wanted: &Wanted<'_>) -> Result<HashMap<Key, RawDocumentBuf>, Error> {
+    pub(crate) async fn documents(&mut self, wanted: &Wanted<'_>) -> Result<HashMap<Key, RawDocumentBuf>, Error> {
         self.transaction.documents(wanted).await
     }
 
@@ -95,7 +95,7 @@ impl Held<'_> {
     ///
     /// # Errors
     /// If the server fails.
-    pub async fn send(&mut self, ready: &Ready) -> Result<Option<String>, Error> {
+    pub(crate) async fn send(&mut self, ready: &Ready) -> Result<Option<String>, Error> {
         let sent = self.transaction.write("mending documents", &ready.database, ready.command.clone()).await?;
         Ok(sent.err().map(|refused| refused.message))
     }
@@ -104,7 +104,7 @@ impl Held<'_> {
     ///
     /// # Errors
     /// If the server fails.
-    pub async fn run_own(&mut self, statement: &RawDocumentBuf) -> Result<(), Error> {
+    pub(crate) async fn run_own(&mut self, statement: &RawDocumentBuf) -> Result<(), Error> {
         let metadata = self.server.metadata().name().to_owned();
         let reply: Document = self.transaction.send("mending documents", &metadata, statement.clone()).await?;
         match write_error(&reply) {
@@ -117,17 +117,17 @@ impl Held<'_> {
     ///
     /// # Errors
     /// If the server fails.
-    pub async fn commit(self) -> Result<Timestamp, Error> {
+    pub(crate) async fn commit(self) -> Result<Timestamp, Error> {
         self.transaction.commit().await
     }
 }
 
 /// The value of a document's partition key, as a condition matches it: nothing where there is none.
-pub fn zone_value<'d>(document: &'d RawDocumentBuf, partition_key: &str) -> RawBsonRef<'d> {
+pub(crate) fn zone_value<'d>(document: &'d RawDocumentBuf, partition_key: &str) -> RawBsonRef<'d> {
     document.get(partition_key).ok().flatten().unwrap_or(RawBsonRef::Null)
 }
 
 /// An `_id` as people read it.
-pub fn shown_id(id: RawBsonRef<'_>) -> serde_json::Value {
+pub(crate) fn shown_id(id: RawBsonRef<'_>) -> serde_json::Value {
     Bson::try_from(bson::raw::RawBson::from(id)).map_or(serde_json::Value::Null, Bson::into_relaxed_extjson)
 }

@@ -16,25 +16,25 @@ use crate::rules::names::Zone;
 
 /// What to read of a collection.
 #[derive(Clone, Copy, Debug)]
-pub struct Area<'a> {
+pub(crate) struct Area<'a> {
     /// The collection's number.
-    pub namespace: u16,
+    pub(crate) namespace: u16,
     /// Which of its documents.
-    pub which: Which<'a>,
+    pub(crate) which: Which<'a>,
     /// Of these only those that fall into these buckets.
-    pub buckets: Option<&'a [i32]>,
+    pub(crate) buckets: Option<&'a [i32]>,
 }
 
 impl<'a> Area<'a> {
     /// All of these documents.
-    pub fn of(namespace: u16, which: Which<'a>) -> Self {
+    pub(crate) fn of(namespace: u16, which: Which<'a>) -> Self {
         Self { namespace, which, buckets: None }
     }
 }
 
 /// Some documents of a collection, by their zone.
 #[derive(Clone, Copy, Debug)]
-pub enum Which<'a> {
+pub(crate) enum Which<'a> {
     /// Those of this zone.
     Of(&'a Zone),
     /// The same, and those without a partition key.
@@ -45,7 +45,7 @@ pub enum Which<'a> {
 
 impl Which<'_> {
     /// Whether it includes a document with this partition key.
-    pub fn includes(self, key: Option<RawBsonRef<'_>>) -> bool {
+    pub(crate) fn includes(self, key: Option<RawBsonRef<'_>>) -> bool {
         let is = |zone: &Zone| key.and_then(RawBsonRef::as_str) == Some(zone.as_str());
         match self {
             Self::Of(zone) => is(zone),
@@ -77,17 +77,17 @@ impl Which<'_> {
 
 /// One page of documents, as they lie in the server's reply.
 #[derive(Debug)]
-pub struct Page {
+pub(crate) struct Page {
     reply: RawBatch,
     /// Where in the reply each document is.
     places: Vec<std::ops::Range<usize>>,
     /// The server's time at which they were like this.
-    pub at: Timestamp,
+    pub(crate) at: Timestamp,
 }
 
 impl Page {
     /// The documents in order.
-    pub fn documents(&self) -> impl DoubleEndedIterator<Item = &RawDocument> + ExactSizeIterator {
+    pub(crate) fn documents(&self) -> impl DoubleEndedIterator<Item = &RawDocument> + ExactSizeIterator {
         (0..self.places.len()).map(|number| self.document(number))
     }
 
@@ -95,18 +95,18 @@ impl Page {
     ///
     /// # Panics
     /// If there are not so many.
-    pub fn document(&self, number: usize) -> &RawDocument {
+    pub(crate) fn document(&self, number: usize) -> &RawDocument {
         let bytes = &self.reply.as_raw_document().as_bytes()[self.places[number].clone()];
         RawDocument::from_bytes(bytes).expect("the place was taken from a document")
     }
 
     /// How many documents there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.places.len()
     }
 
     /// True if there are none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.places.is_empty()
     }
 }
@@ -122,7 +122,7 @@ const PAGE_BYTES: usize = 4_000_000;
 
 /// How large pages should be, learnt from those that were read.
 #[derive(Clone, Copy, Debug)]
-pub struct PageSize(usize);
+pub(crate) struct PageSize(usize);
 
 impl Default for PageSize {
     fn default() -> Self {
@@ -132,7 +132,7 @@ impl Default for PageSize {
 
 impl PageSize {
     /// A page was read.
-    pub fn learn(&mut self, page: &Page) {
+    pub(crate) fn learn(&mut self, page: &Page) {
         let bytes: usize = page.documents().map(|document| document.as_bytes().len()).sum();
         if let Some(each) = bytes.checked_div(page.len()) {
             self.0 = (PAGE_BYTES / each.max(1)).clamp(1, PAGE_DOCUMENTS);
@@ -142,22 +142,22 @@ impl PageSize {
 
 /// Where a page begins and ends, and how it is read.
 #[derive(Clone, Copy, Debug)]
-pub struct Range<'a> {
+pub(crate) struct Range<'a> {
     /// Only documents whose `_id` is after this one.
-    pub after: Option<RawBsonRef<'a>>,
+    pub(crate) after: Option<RawBsonRef<'a>>,
     /// Only documents whose `_id` is not after this one.
-    pub up_to: Option<RawBsonRef<'a>>,
+    pub(crate) up_to: Option<RawBsonRef<'a>>,
     /// As they are at one time, not before this one.
-    pub not_before: Timestamp,
+    pub(crate) not_before: Timestamp,
     /// How large the page should be.
-    pub size: PageSize,
+    pub(crate) size: PageSize,
     /// Whether a secondary may answer.
-    pub secondary: bool,
+    pub(crate) secondary: bool,
 }
 
 impl Range<'_> {
     /// From here on, as it is at one time, not before this one.
-    pub fn from(after: Option<RawBsonRef<'_>>, not_before: Timestamp) -> Range<'_> {
+    pub(crate) fn from(after: Option<RawBsonRef<'_>>, not_before: Timestamp) -> Range<'_> {
         Range { after, up_to: None, not_before, size: PageSize::default(), secondary: false }
     }
 }
@@ -166,7 +166,7 @@ impl Range<'_> {
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn page(server: &Server, area: Area<'_>, range: Range<'_>) -> Result<Page, Error> {
+pub(crate) async fn page(server: &Server, area: Area<'_>, range: Range<'_>) -> Result<Page, Error> {
     let bounds = Bounds::of(&range);
     let page = read(server, area, range, bounds).await?;
     match bounds {
@@ -191,8 +191,10 @@ impl Bounds {
     /// The cheaper way for a range, which may leave out what is of another type at its open end.
     fn of(range: &Range<'_>) -> Self {
         match (range.after, range.up_to) {
-            (Some(after), None) if Kind::of(after).is_some() => Self::WithinType,
-            (Some(after), Some(up_to)) if Kind::of(after).is_some_and(|kind| Kind::of(up_to) == Some(kind)) => {
+            (Some(after), None) if TypeRange::of(after).is_some() => Self::WithinType,
+            (Some(after), Some(up_to))
+                if TypeRange::of(after).is_some_and(|kind| TypeRange::of(up_to) == Some(kind)) =>
+            {
                 Self::WithinType
             }
             _ => Self::AcrossTypes,
@@ -222,7 +224,7 @@ impl Bounds {
 
 /// Types within which `$gt` and `$lte` order all values as an index does. NaN is not: nothing is greater than that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum TypeRange {
     Number,
     String,
     ObjectId,
@@ -230,7 +232,7 @@ enum Kind {
     Binary,
 }
 
-impl Kind {
+impl TypeRange {
     fn of(id: RawBsonRef<'_>) -> Option<Self> {
         match id {
             RawBsonRef::Int32(_) | RawBsonRef::Int64(_) => Some(Self::Number),
@@ -284,7 +286,7 @@ async fn read(server: &Server, area: Area<'_>, range: Range<'_>, bounds: Bounds)
 }
 
 /// About how many documents there are, if the server can count them quickly.
-pub async fn estimate(server: &Server, area: Area<'_>) -> Option<u64> {
+pub(crate) async fn estimate(server: &Server, area: Area<'_>) -> Option<u64> {
     const QUICKLY_MS: i32 = 1_000;
     let namespace = &server.namespaces()[usize::from(area.namespace)];
     let query = bson::Document::try_from(area.which.filter(server.partition_field())).ok()?;
@@ -297,7 +299,7 @@ pub async fn estimate(server: &Server, area: Area<'_>) -> Option<u64> {
 ///
 /// # Errors
 /// If the document is damaged, or has none.
-pub fn id_of(server: &Server, document: &RawDocument) -> Result<RawBson, Error> {
+pub(crate) fn id_of(server: &Server, document: &RawDocument) -> Result<RawBson, Error> {
     let id = document.get("_id").map_err(|error| server.malformed(error))?;
     id.map(RawBson::from).ok_or_else(|| server.unsuitable("it gave a document without _id"))
 }

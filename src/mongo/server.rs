@@ -18,7 +18,7 @@ use crate::config::uri::Uri;
 use crate::rules::names::Namespace;
 
 /// How long any one command may take. A batch of 16 MB over a line of 10 Mbit/s takes half of it.
-pub const CALL_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long the driver looks for a primary before a command fails.
 const SELECTION_LIMIT: Duration = Duration::from_secs(10);
@@ -44,18 +44,13 @@ impl Endpoint {
         Self { name: name.into(), uri, sync, connections, client: OnceCell::new(), round_trip, throughput }
     }
 
-    /// `hub` or `spoke DFW`.
-    pub fn name(&self) -> &Arc<str> {
-        &self.name
-    }
-
     /// Its hosts, for people.
-    pub fn hosts(&self) -> &str {
+    pub(crate) fn hosts(&self) -> &str {
         self.uri.hosts()
     }
 
     /// What is kept in step.
-    pub fn sync(&self) -> &Arc<Synced> {
+    pub(crate) fn sync(&self) -> &Arc<Synced> {
         &self.sync
     }
 
@@ -77,7 +72,7 @@ impl Endpoint {
     }
 
     /// Closes the connections, within `limit`.
-    pub async fn shutdown(&self, limit: Duration) {
+    pub(crate) async fn shutdown(&self, limit: Duration) {
         if let Some(client) = self.client.get() {
             let closing = client.clone().shutdown().immediate(true);
             if tokio::time::timeout(limit, closing).await.is_err() {
@@ -120,22 +115,22 @@ pub struct Server {
 
 impl Server {
     /// `hub` or `spoke DFW`.
-    pub fn name(&self) -> &Arc<str> {
+    pub(crate) fn name(&self) -> &Arc<str> {
         &self.name
     }
 
     /// The driver's client.
-    pub fn client(&self) -> &Client {
+    pub(crate) fn client(&self) -> &Client {
         &self.client
     }
 
     /// The synced collections; their numbers are used all over.
-    pub fn namespaces(&self) -> &[Namespace] {
+    pub(crate) fn namespaces(&self) -> &[Namespace] {
         &self.sync.namespaces
     }
 
     /// The field that names a document's zone.
-    pub fn partition_key(&self) -> &str {
+    pub(crate) fn partition_key(&self) -> &str {
         &self.sync.partition_key
     }
 
@@ -145,22 +140,22 @@ impl Server {
     }
 
     /// The database of our own collections.
-    pub fn metadata(&self) -> Database {
+    pub(crate) fn metadata(&self) -> Database {
         self.client.database(&self.sync.metadata_database)
     }
 
     /// The major and minor version.
-    pub fn version(&self) -> (i32, i32) {
+    pub(crate) fn version(&self) -> (i32, i32) {
         self.version
     }
 
     /// How long a round trip to it takes at present.
-    pub fn round_trip(&self) -> Duration {
+    pub(crate) fn round_trip(&self) -> Duration {
         self.round_trip.get()
     }
 
     /// How many bytes a second go to it at present, if that is known.
-    pub fn throughput(&self) -> Option<u64> {
+    pub(crate) fn throughput(&self) -> Option<u64> {
         self.throughput.get()
     }
 
@@ -170,12 +165,12 @@ impl Server {
     }
 
     /// True if change streams say how to read paths with dots (`disambiguatedPaths`, from 6.1 on).
-    pub fn disambiguates_paths(&self) -> bool {
+    pub(crate) fn disambiguates_paths(&self) -> bool {
         self.version >= (6, 1)
     }
 
     /// True if change streams can bring documents as they were before (from 6.0 on).
-    pub fn has_pre_images(&self) -> bool {
+    pub(crate) fn has_pre_images(&self) -> bool {
         self.version >= (6, 0)
     }
 
@@ -183,7 +178,12 @@ impl Server {
     ///
     /// # Errors
     /// If it fails, takes longer than [`CALL_LIMIT`], or reports a write error or write concern error in its reply.
-    pub async fn run(&self, doing: &'static str, database: &Database, command: Document) -> Result<Document, Error> {
+    pub(crate) async fn run(
+        &self,
+        doing: &'static str,
+        database: &Database,
+        command: Document,
+    ) -> Result<Document, Error> {
         let reply = self.bounded(doing, database.run_command(command).into_future()).await?;
         match write_failure(&reply) {
             Some((code, message)) => Err(self.failed(doing, code, &message)),
@@ -195,7 +195,7 @@ impl Server {
     ///
     /// # Errors
     /// If it fails or takes longer.
-    pub async fn run_long(
+    pub(crate) async fn run_long(
         &self,
         doing: &'static str,
         database: &Database,
@@ -209,7 +209,7 @@ impl Server {
     ///
     /// # Errors
     /// If it fails or takes longer.
-    pub async fn bounded<T>(
+    pub(crate) async fn bounded<T>(
         &self,
         doing: &'static str,
         call: impl Future<Output = mongodb::error::Result<T>>,
@@ -221,7 +221,7 @@ impl Server {
     ///
     /// # Errors
     /// If the server does not answer.
-    pub async fn now(&self) -> Result<Timestamp, Error> {
+    pub(crate) async fn now(&self) -> Result<Timestamp, Error> {
         let reply = self.run("asking for the time", &self.client.database("admin"), doc! { "ping": 1 }).await?;
         self.operation_time(&reply)
     }
@@ -258,7 +258,7 @@ impl Server {
     ///
     /// # Errors
     /// If the server does not answer.
-    pub async fn tick(&self) -> Result<Timestamp, Error> {
+    pub(crate) async fn tick(&self) -> Result<Timestamp, Error> {
         let tick = doc! {
             "update": "ticks", "updates": [{ "q": { "_id": "tick" }, "u": { "$inc": { "n": 1_i64 } }, "upsert": true }],
             "writeConcern": majority(),
@@ -321,7 +321,7 @@ impl Server {
     /// # Errors
     /// If one cannot be kept in step: a collation of its own makes a collection call different `_id`s equal, or zones, which
     /// change streams do not.
-    pub async fn collections(&self) -> Result<Option<Vec<Option<[u8; 16]>>>, Error> {
+    pub(crate) async fn collections(&self) -> Result<Option<Vec<Option<[u8; 16]>>>, Error> {
         let mut identities = Vec::new();
         for namespace in self.namespaces() {
             let database = self.client.database(&namespace.database);
@@ -359,7 +359,7 @@ impl Server {
     ///
     /// # Errors
     /// If one is missing and cannot be made.
-    pub async fn prepare_metadata(&self) -> Result<(), Error> {
+    pub(crate) async fn prepare_metadata(&self) -> Result<(), Error> {
         for collection in
             ["checkpoints", "sessions", "dead_letters", "hub_edits", "foreign", "set_aside", "ticks", "verifications"]
         {

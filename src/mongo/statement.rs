@@ -9,27 +9,27 @@ use crate::rules::plan::{Command, CommandKind};
 use crate::rules::step::{Step, Write, Zones};
 
 /// How many bytes a command should have at most. The server takes 16,793,600; one statement with the largest document fits that.
-pub const MOST_BYTES: usize = 15_000_000;
+pub(crate) const MOST_BYTES: usize = 15_000_000;
 
 /// The server's limit of statements in one command (`maxWriteBatchSize`).
 const COMMAND_STATEMENTS: usize = 100_000;
 
 /// One write command, ready to be sent.
 #[derive(Debug)]
-pub struct Ready {
+pub(crate) struct Ready {
     /// The database that it is for.
-    pub database: String,
+    pub(crate) database: String,
     /// The command.
-    pub command: RawDocumentBuf,
+    pub(crate) command: RawDocumentBuf,
     /// The numbers of the steps that are its statements.
-    pub steps: Vec<usize>,
+    pub(crate) steps: Vec<usize>,
     /// Which kind it is.
-    pub kind: CommandKind,
+    pub(crate) kind: CommandKind,
 }
 
 /// The commands as the server takes them, each of at most so many bytes, or of one statement. Each is made only when it is asked
 /// for: the driver copies a command several times on its way, and so only one is in memory.
-pub fn render<'r>(
+pub(crate) fn render<'r>(
     commands: &'r [Command],
     steps: &'r [Step<'_>],
     namespaces: &'r [Namespace],
@@ -77,12 +77,12 @@ impl Ready {
 
 /// True if the server would not store the document as it is by `insert`: it puts its own time in the place of an empty
 /// timestamp at the top level (the manual's "Timestamps").
-pub fn insert_would_change(step: &Step<'_>) -> bool {
+pub(crate) fn insert_would_change(step: &Step<'_>) -> bool {
     matches!(step.write, Write::Insert(document) if has_empty_timestamp(document))
 }
 
 /// True if the destination must have a document for the step to do what it should.
-pub fn must_match(step: &Step<'_>) -> bool {
+pub(crate) fn must_match(step: &Step<'_>) -> bool {
     matches!(step.write, Write::Update(_) | Write::Reorder(_) | Write::Replace { upsert: false, .. })
 }
 

@@ -13,11 +13,11 @@ use futures_util::StreamExt;
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
 use super::error::{Error, codes};
-use super::server::{CALL_LIMIT, Server};
 use super::metadata::sessions as tags;
-use crate::rules::reply::{BARE, Reply, SessionId};
+use super::server::{CALL_LIMIT, Server};
 use crate::rules::distance;
 use crate::rules::position::Position;
+use crate::rules::reply::{BARE, Reply, SessionId};
 
 /// How long the server waits for an event before it answers with a position alone.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -83,7 +83,7 @@ impl Tail {
     }
 
     /// What the stream brings.
-    pub fn selection(&self) -> &Selection {
+    pub(crate) fn selection(&self) -> &Selection {
         &self.selection
     }
 

@@ -13,8 +13,8 @@ use mongodb::options::{Acknowledgment, TransactionOptions, WriteConcern};
 use super::error::{Error, shorten};
 use super::read::Wanted;
 use super::server::Server;
-use crate::rules::ladder::Refusal;
 use crate::rules::key::Key;
+use crate::rules::ladder::Refusal;
 use crate::rules::names::Namespace;
 
 /// How long a commit waits for the majority.
@@ -22,13 +22,13 @@ const COMMIT_LIMIT: Duration = Duration::from_secs(20);
 
 /// A change that the server refuses, whatever one does. The transaction is void.
 #[derive(Debug)]
-pub struct Refused {
+pub(crate) struct Refused {
     /// The number of its statement in the command, or of its step, if the server tells.
-    pub number: Option<usize>,
+    pub(crate) number: Option<usize>,
     /// Why.
-    pub refusal: Refusal,
+    pub(crate) refusal: Refusal,
     /// Why, in the server's words.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 /// A transaction under way. One that is dropped is aborted by the driver, or by the server's time limit.
@@ -182,14 +182,14 @@ pub(crate) fn delays() -> impl Iterator<Item = Duration> {
 }
 
 /// A statement that is refused, with the number of its command before it.
-pub type RefusedAt = (usize, Refused);
+pub(crate) type RefusedAt = (usize, Refused);
 
 /// Runs these write commands, each for the database before it, in one transaction, and tells the server's time of the commit, or
 /// which statement the server refuses.
 ///
 /// # Errors
 /// If the server fails.
-pub async fn run(
+pub(crate) async fn run(
     server: &Server,
     session: &mut ClientSession,
     commands: &[(&str, RawDocumentBuf)],

@@ -17,41 +17,41 @@ use crate::rules::names::Zone;
 
 /// One side of a walk.
 #[derive(Clone, Copy)]
-pub struct End<'a> {
+pub(crate) struct End<'a> {
     /// Where it is.
-    pub server: &'a Server,
+    pub(crate) server: &'a Server,
     /// What is compared of it.
-    pub area: Area<'a>,
+    pub(crate) area: Area<'a>,
     /// Whether a secondary may answer.
-    pub secondary: bool,
+    pub(crate) secondary: bool,
 }
 
 /// A document that is not the same on both sides.
 #[derive(Clone, Debug)]
-pub struct Difference {
+pub(crate) struct Difference {
     /// Which document.
-    pub key: Key,
+    pub(crate) key: Key,
     /// Its `_id`.
-    pub id: RawBson,
+    pub(crate) id: RawBson,
     /// What the lead side has.
-    pub lead: Option<RawDocumentBuf>,
+    pub(crate) lead: Option<RawDocumentBuf>,
     /// What the follow side has.
-    pub follow: Option<RawDocumentBuf>,
+    pub(crate) follow: Option<RawDocumentBuf>,
 }
 
 /// What was found in a part of the zone.
 #[derive(Debug, Default)]
-pub struct Chunk {
+pub(crate) struct Chunk {
     /// Where the sides differ.
-    pub differences: Vec<Difference>,
+    pub(crate) differences: Vec<Difference>,
     /// How many documents were looked at on the follow side, or are only on the lead side.
-    pub documents: usize,
+    pub(crate) documents: usize,
     /// Everything up to this `_id` is compared, if that can be said already.
-    pub done_up_to: Option<RawBson>,
+    pub(crate) done_up_to: Option<RawBson>,
 }
 
 /// A walk under way.
-pub struct Walk<'a> {
+pub(crate) struct Walk<'a> {
     lead: End<'a>,
     follow: End<'a>,
     after: Option<RawBson>,
@@ -76,10 +76,10 @@ struct Leading {
 }
 
 /// A page of the lead side that was read, and is not compared yet.
-pub struct Ahead(Page, Option<RawBson>);
+pub(crate) struct Ahead(Page, Option<RawBson>);
 
 /// A page of the follow side that was read, and is not compared yet.
-pub struct Followed {
+pub(crate) struct Followed {
     page: Page,
     last: Option<RawBson>,
     reaches_end: bool,
@@ -87,24 +87,24 @@ pub struct Followed {
 
 impl Followed {
     /// The last `_id` in it, if it does not reach the end of its range: there the next page begins.
-    pub fn next(&self) -> Option<&RawBson> {
+    pub(crate) fn next(&self) -> Option<&RawBson> {
         self.last.as_ref().filter(|_| !self.reaches_end)
     }
 
     /// How large pages of this side should be.
-    pub fn teach(&self, size: &mut PageSize) {
+    pub(crate) fn teach(&self, size: &mut PageSize) {
         size.learn(&self.page);
     }
 }
 
 impl Ahead {
     /// How large pages of this side should be.
-    pub fn teach(&self, size: &mut PageSize) {
+    pub(crate) fn teach(&self, size: &mut PageSize) {
         size.learn(&self.0);
     }
 
     /// The last `_id` in it; `None` if it is empty, and nothing comes after it.
-    pub fn last(&self) -> Option<&RawBson> {
+    pub(crate) fn last(&self) -> Option<&RawBson> {
         self.1.as_ref()
     }
 }
@@ -113,7 +113,7 @@ impl Ahead {
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn read_ahead(
+pub(crate) async fn read_ahead(
     lead: End<'_>,
     size: PageSize,
     after: Option<&RawBson>,
@@ -130,7 +130,7 @@ pub async fn read_ahead(
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn read_followed(
+pub(crate) async fn read_followed(
     follow: End<'_>,
     size: PageSize,
     after: Option<&RawBson>,
@@ -149,12 +149,12 @@ pub async fn read_followed(
 
 impl<'a> Walk<'a> {
     /// A walk that begins after this `_id`.
-    pub fn new(lead: End<'a>, follow: End<'a>, after: Option<RawBson>) -> Self {
+    pub(crate) fn new(lead: End<'a>, follow: End<'a>, after: Option<RawBson>) -> Self {
         Self { lead, follow, after, leading: None, sizes: [PageSize::default(); 2], finished: false }
     }
 
     /// True if both sides are at their end.
-    pub fn is_finished(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         self.finished
     }
 
@@ -162,7 +162,7 @@ impl<'a> Walk<'a> {
     ///
     /// # Errors
     /// If the server does not answer.
-    pub async fn lead(&mut self, not_before: Timestamp) -> Result<Timestamp, Error> {
+    pub(crate) async fn lead(&mut self, not_before: Timestamp) -> Result<Timestamp, Error> {
         let ahead = read_ahead(self.lead, self.sizes[0], self.after.as_ref(), not_before).await?;
         ahead.teach(&mut self.sizes[0]);
         let at = ahead.0.at;
@@ -171,7 +171,7 @@ impl<'a> Walk<'a> {
     }
 
     /// This page of the lead side is compared now.
-    pub fn begin(&mut self, Ahead(page, last): Ahead) {
+    pub(crate) fn begin(&mut self, Ahead(page, last): Ahead) {
         let (found, follow_after) = (vec![false; page.len()], self.after.clone());
         self.leading = Some(Leading { page, found, compared: 0, places: None, last, follow_after });
     }
@@ -181,7 +181,7 @@ impl<'a> Walk<'a> {
     ///
     /// # Errors
     /// If the server does not answer.
-    pub async fn follow(&mut self, not_before: Timestamp) -> Result<Option<(Chunk, Timestamp)>, Error> {
+    pub(crate) async fn follow(&mut self, not_before: Timestamp) -> Result<Option<(Chunk, Timestamp)>, Error> {
         let Some(leading) = &self.leading else { return Ok(None) };
         let (after, up_to) = (leading.follow_after.as_ref(), leading.last.as_ref());
         let followed = read_followed(self.follow, self.sizes[1], after, up_to, not_before).await?;
@@ -197,7 +197,7 @@ impl<'a> Walk<'a> {
     ///
     /// # Panics
     /// If no page of the lead side was begun.
-    pub fn compare(&mut self, followed: Followed) -> Result<Chunk, Error> {
+    pub(crate) fn compare(&mut self, followed: Followed) -> Result<Chunk, Error> {
         let mut leading = self.leading.take().expect("a page of the lead side comes first");
         let Followed { page, last, reaches_end } = followed;
         let mut chunk = Chunk { documents: page.len(), ..Chunk::default() };
@@ -269,13 +269,13 @@ impl Leading {
 }
 
 /// Some documents by their `_id`, as one side of a zone has them.
-pub type Documents = HashMap<Key, RawDocumentBuf>;
+pub(crate) type Documents = HashMap<Key, RawDocumentBuf>;
 
 /// Reads these documents of one side, as they are at one time, not before `not_before`. Those of other zones count as missing.
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn these(
+pub(crate) async fn these(
     end: End<'_>,
     ids: &HashMap<Key, RawBson>,
     not_before: Timestamp,
@@ -292,7 +292,7 @@ pub async fn these(
 }
 
 /// Where two sides differ in these documents.
-pub fn compare(ids: HashMap<Key, RawBson>, mut lead: Documents, mut follow: Documents) -> Vec<Difference> {
+pub(crate) fn compare(ids: HashMap<Key, RawBson>, mut lead: Documents, mut follow: Documents) -> Vec<Difference> {
     let sides = ids.into_iter().map(|(key, id)| {
         let (lead, follow) = (lead.remove(&key), follow.remove(&key));
         Difference { key, id, lead, follow }
@@ -309,7 +309,7 @@ fn is_in(end: End<'_>, document: &RawDocument) -> bool {
 }
 
 /// True if the document is one of this zone.
-pub fn is_in_zone(document: &RawDocument, partition_key: &str, zone: &Zone) -> bool {
+pub(crate) fn is_in_zone(document: &RawDocument, partition_key: &str, zone: &Zone) -> bool {
     document.get_str(partition_key).is_ok_and(|value| value == zone.as_str())
 }
 

@@ -19,11 +19,11 @@ use super::status::{Board, SpokeCell, State};
 use crate::rules::names::Direction;
 
 /// What the answer is, for its `Content-Type`.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// How large a link's batches are, and how long its work takes.
 #[derive(Debug)]
-pub struct Timings {
+pub(crate) struct Timings {
     batch: Histogram,
     apply: Histogram,
     delay: Histogram,
@@ -58,7 +58,7 @@ impl Timings {
 ///
 /// # Errors
 /// Never: writing to a text does not fail.
-pub fn render(board: &Arc<Board>) -> Result<String, Error> {
+pub(crate) fn render(board: &Arc<Board>) -> Result<String, Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Metrics(board.clone())));
     let mut text = String::new();
@@ -88,12 +88,12 @@ impl Collector for Metrics {
 
 /// Whether a number only grows.
 #[derive(Clone, Copy)]
-enum Kind {
+enum MetricKind {
     Counter,
     Gauge,
 }
 
-impl Kind {
+impl MetricKind {
     fn metric_type(self) -> MetricType {
         match self {
             Self::Counter => MetricType::Counter,
@@ -108,7 +108,7 @@ impl Output<'_> {
     /// One number, by labels; unknown ones are left out.
     fn family<'l>(
         &mut self,
-        (name, help, kind): (&str, &str, Kind),
+        (name, help, kind): (&str, &str, MetricKind),
         values: impl Iterator<Item = (Vec<(&'static str, &'l str)>, Option<f64>)>,
     ) -> Result<(), Error> {
         let mut family = self.0.encode_descriptor(name, help, None, kind.metric_type())?;
@@ -116,31 +116,36 @@ impl Output<'_> {
             let Some(value) = value else { continue };
             let mut metric = family.encode_family(&labels)?;
             match kind {
-                Kind::Counter => metric.encode_counter::<NoLabelSet, _, f64>(&value, None)?,
-                Kind::Gauge => metric.encode_gauge(&value)?,
+                MetricKind::Counter => metric.encode_counter::<NoLabelSet, _, f64>(&value, None)?,
+                MetricKind::Gauge => metric.encode_gauge(&value)?,
             }
         }
         Ok(())
     }
 
-    fn single(&mut self, name: &str, help: &str, kind: Kind, value: Option<f64>) -> Result<(), Error> {
+    fn single(&mut self, name: &str, help: &str, kind: MetricKind, value: Option<f64>) -> Result<(), Error> {
         let Some(value) = value else { return Ok(()) };
         let mut metric = self.0.encode_descriptor(name, help, None, kind.metric_type())?;
         match kind {
-            Kind::Counter => metric.encode_counter::<NoLabelSet, _, f64>(&value, None),
-            Kind::Gauge => metric.encode_gauge(&value),
+            MetricKind::Counter => metric.encode_counter::<NoLabelSet, _, f64>(&value, None),
+            MetricKind::Gauge => metric.encode_gauge(&value),
         }
     }
 }
 
 fn process(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
     let version = vec![("version", view.version)];
-    let info = ("spokesync_build_info", "The version that runs.", Kind::Gauge);
+    let info = ("spokesync_build_info", "The version that runs.", MetricKind::Gauge);
     out.family(info, std::iter::once((version, Some(1.0))))?;
-    out.single("spokesync_uptime_seconds", "How long the process has run.", Kind::Gauge, Some(view.uptime_seconds))?;
+    out.single(
+        "spokesync_uptime_seconds",
+        "How long the process has run.",
+        MetricKind::Gauge,
+        Some(view.uptime_seconds),
+    )?;
     let broken = Some(truth(view.configuration_error.is_some()));
     let help = "1 if the configuration was to be read again and cannot be used.";
-    out.single("spokesync_configuration_broken", help, Kind::Gauge, broken)
+    out.single("spokesync_configuration_broken", help, MetricKind::Gauge, broken)
 }
 
 fn hub(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
@@ -153,14 +158,14 @@ fn hub(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
         ("spokesync_hub_change_streams", "Change streams that are open at the hub.", Some(hub.open_streams as f64)),
     ];
     for (name, help, value) in gauges {
-        out.single(name, help, Kind::Gauge, value)?;
+        out.single(name, help, MetricKind::Gauge, value)?;
     }
     let counters = [
         ("spokesync_hub_events", "Change events of the hub that were distributed.", hub.events_total),
         ("spokesync_hub_restarts", "How often the hub's change stream was opened again after a failure.", hub.restarts),
     ];
     for (name, help, value) in counters {
-        out.single(name, help, Kind::Counter, Some(value as f64))?;
+        out.single(name, help, MetricKind::Counter, Some(value as f64))?;
     }
     Ok(())
 }
@@ -197,7 +202,7 @@ fn verification(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
         ),
     ];
     for (name, help, value) in gauges {
-        out.single(name, help, Kind::Gauge, value)?;
+        out.single(name, help, MetricKind::Gauge, value)?;
     }
     Ok(())
 }
@@ -206,7 +211,7 @@ fn verification(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
 struct LinkMetric {
     name: &'static str,
     help: &'static str,
-    kind: Kind,
+    kind: MetricKind,
     value: fn(&LinkView) -> Option<f64>,
 }
 
@@ -214,67 +219,67 @@ const LINK_METRICS: [LinkMetric; 11] = [
     LinkMetric {
         name: "spokesync_link_streaming",
         help: "1 if the link follows its change stream.",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         value: |link| Some(truth(link.state == State::Streaming)),
     },
     LinkMetric {
         name: "spokesync_link_halted",
         help: "1 if the link cannot work before somebody changes something.",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         value: |link| Some(truth(link.state == State::Halted)),
     },
     LinkMetric {
         name: "spokesync_link_paused",
         help: "1 if somebody paused the link.",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         value: |link| Some(truth(link.state == State::Paused)),
     },
     LinkMetric {
         name: "spokesync_link_changes",
         help: "Changes applied.",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         value: |link| Some(link.applied_total as f64),
     },
     LinkMetric {
         name: "spokesync_link_foreign_writes",
         help: "Changes of other zones' documents that were refused.",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         value: |link| Some(link.foreign_total as f64),
     },
     LinkMetric {
         name: "spokesync_link_lag_seconds",
         help: "Age of the newest change at the source that is not applied; 0 if there is none.",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         value: |link| link.lag_seconds,
     },
     LinkMetric {
         name: "spokesync_link_checkpoint_age_seconds",
         help: "How long ago the checkpoint was saved.",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         value: |link| link.checkpoint.as_ref().and_then(|checkpoint| checkpoint.age_seconds),
     },
     LinkMetric {
         name: "spokesync_link_time_to_loss_seconds",
         help: "How long until the checkpoint has left the source's oplog.",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         value: |link| link.time_to_loss_seconds,
     },
     LinkMetric {
         name: "spokesync_link_restarts",
         help: "How often the link was started again after a failure.",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         value: |link| Some(link.restarts as f64),
     },
     LinkMetric {
         name: "spokesync_link_copied_documents",
         help: "Documents copied or compared of the zone that an initial sync or a reconcile is at.",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         value: |link| link.copying.as_ref().map(|copying| copying.documents as f64),
     },
     LinkMetric {
         name: "spokesync_link_copied_documents_estimated",
         help: "How many there are, about.",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         value: |link| Some(link.copying.as_ref()?.documents_estimated? as f64),
     },
 ];
@@ -327,7 +332,7 @@ const SPOKE_METRICS: [SpokeMetric; 5] = [
 impl SpokeMetric {
     fn write(&self, out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
         let spokes = view.spokes.iter().map(|spoke| (vec![("zone", spoke.zone.as_str())], Some((self.value)(spoke))));
-        out.family((self.name, self.help, Kind::Gauge), spokes)
+        out.family((self.name, self.help, MetricKind::Gauge), spokes)
     }
 }
 

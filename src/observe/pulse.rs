@@ -9,7 +9,7 @@ const WAITING: Duration = Duration::from_secs(10);
 
 /// When a loop last gave a sign of life.
 #[derive(Debug)]
-pub struct Pulse(Mutex<Instant>);
+pub(crate) struct Pulse(Mutex<Instant>);
 
 impl Default for Pulse {
     fn default() -> Self {
@@ -19,12 +19,12 @@ impl Default for Pulse {
 
 impl Pulse {
     /// The loop goes on.
-    pub fn beat(&self) {
+    pub(crate) fn beat(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     /// Awaits something that may take as long as it likes, such as another link.
-    pub async fn while_waiting<T>(&self, something: impl Future<Output = T>) -> T {
+    pub(crate) async fn while_waiting<T>(&self, something: impl Future<Output = T>) -> T {
         tokio::pin!(something);
         loop {
             tokio::select! {
@@ -35,7 +35,7 @@ impl Pulse {
     }
 
     /// Ends when there was no sign of life for so long, and tells for how long.
-    pub async fn stopped(&self, limit: Duration) -> Duration {
+    pub(crate) async fn stopped(&self, limit: Duration) -> Duration {
         loop {
             let silent = self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
             match limit.checked_sub(silent) {

@@ -15,7 +15,7 @@ use super::names::Zone;
 
 /// How a document at the destination stands to an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub(crate) enum Standing {
     /// The destination's document is older: the event applies.
     Behind,
     /// The destination's document has the event in it.
@@ -26,7 +26,7 @@ pub enum Standing {
 
 /// What a link's destination has ahead of the link's position.
 #[derive(Debug)]
-pub struct Ahead {
+pub(crate) struct Ahead {
     documents: HashMap<Key, Timestamp>,
     zones: HashMap<Zone, Timestamp>,
     /// By zone, the latest of `documents`: what must be known of them after a restart.
@@ -37,12 +37,12 @@ pub struct Ahead {
 impl Ahead {
     /// Nothing is known of single documents; whole zones may be ahead until these times. At most `limit` documents are
     /// remembered by themselves; with more of them, only their zones are.
-    pub fn new(zones: HashMap<Zone, Timestamp>, limit: usize) -> Self {
+    pub(crate) fn new(zones: HashMap<Zone, Timestamp>, limit: usize) -> Self {
         Self { documents: HashMap::new(), zones, reads: HashMap::new(), limit }
     }
 
     /// How the document stands to an event of this time, if it is or was in one of these zones.
-    pub fn standing<'z>(&self, key: &Key, mut zones: impl Iterator<Item = &'z str>, at: Timestamp) -> Standing {
+    pub(crate) fn standing<'z>(&self, key: &Key, mut zones: impl Iterator<Item = &'z str>, at: Timestamp) -> Standing {
         if let Some(&until) = self.documents.get(key) {
             return if at <= until { Standing::Ahead } else { Standing::Behind };
         }
@@ -55,12 +55,12 @@ impl Ahead {
 
     /// Of when documents are read for a batch whose last change was made at `last`: as that left them, so that none gets
     /// ahead; but not before any time until which one may be ahead already, so that none goes back.
-    pub fn read_from(&self, last: Timestamp) -> Timestamp {
+    pub(crate) fn read_from(&self, last: Timestamp) -> Timestamp {
         self.zones.values().fold(last, |latest, until| latest.max(*until))
     }
 
     /// The destination now has this document as it was at its source at `until`.
-    pub fn has_read<'z>(&mut self, key: Key, zones: impl Iterator<Item = &'z str>, until: Timestamp) {
+    pub(crate) fn has_read<'z>(&mut self, key: Key, zones: impl Iterator<Item = &'z str>, until: Timestamp) {
         for zone in zones {
             raise(&mut self.reads, zone, until);
         }
@@ -71,12 +71,12 @@ impl Ahead {
     }
 
     /// The destination now has documents of this zone as they were at some time up to `until`.
-    pub fn has_copied(&mut self, zone: &Zone, until: Timestamp) {
+    pub(crate) fn has_copied(&mut self, zone: &Zone, until: Timestamp) {
         raise(&mut self.zones, zone.as_str(), until);
     }
 
     /// The link stands at this time now: what was ahead until before it no longer is.
-    pub fn advance(&mut self, position: Timestamp) {
+    pub(crate) fn advance(&mut self, position: Timestamp) {
         let still = |_: &Zone, until: &mut Timestamp| *until >= position;
         self.zones.retain(still);
         self.reads.retain(still);
@@ -87,7 +87,7 @@ impl Ahead {
 
     /// What must be saved with a checkpoint, when also documents of these zones are ahead until these times: by zone, the
     /// time until which something of it may be ahead.
-    pub fn bounds<'z>(&self, reads: impl Iterator<Item = (&'z str, Timestamp)>) -> HashMap<Zone, Timestamp> {
+    pub(crate) fn bounds<'z>(&self, reads: impl Iterator<Item = (&'z str, Timestamp)>) -> HashMap<Zone, Timestamp> {
         let mut bounds = self.zones.clone();
         for (zone, &until) in &self.reads {
             raise(&mut bounds, zone.as_str(), until);

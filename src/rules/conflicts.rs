@@ -27,7 +27,7 @@ use super::key::Key;
 
 /// What to do with an own change that comes back from the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OwnChange {
+pub(crate) enum OwnChange {
     /// The spoke has it, or something newer.
     Skip,
     /// Write the hub's present version of the document at the spoke.
@@ -60,7 +60,7 @@ struct Note {
 
 /// The hub edits at one spoke that own changes may still have to be held against.
 #[derive(Debug)]
-pub struct Conflicts {
+pub(crate) struct Conflicts {
     entries: HashMap<Key, Entry>,
     /// One entry for all documents and all fields, where single ones are not known.
     everything: Option<Entry>,
@@ -76,7 +76,7 @@ pub struct Conflicts {
 
 impl Conflicts {
     /// No hub edit is known. At most `limit` documents are remembered by themselves.
-    pub fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self {
             entries: HashMap::new(),
             everything: None,
@@ -89,7 +89,7 @@ impl Conflicts {
     }
 
     /// A hub edit of these fields was committed at the spoke at `spoke_time`.
-    pub fn record(&mut self, key: Key, fields: Fields, spoke_time: Timestamp) {
+    pub(crate) fn record(&mut self, key: Key, fields: Fields, spoke_time: Timestamp) {
         if self.entries.len() >= self.limit && !self.entries.contains_key(&key) {
             self.record_everything(spoke_time);
             return;
@@ -110,12 +110,12 @@ impl Conflicts {
     }
 
     /// Hub edits committed at `spoke_time` were saved as the note with this number; numbers ascend.
-    pub fn record_note(&mut self, number: i64, spoke_time: Timestamp) {
+    pub(crate) fn record_note(&mut self, number: i64, spoke_time: Timestamp) {
         self.notes.push_back(Note { number, spoke_time, end: self.end_of(spoke_time) });
     }
 
     /// Any document of the spoke may have had a hub edit up to `spoke_time`: nothing better is known.
-    pub fn record_everything(&mut self, spoke_time: Timestamp) {
+    pub(crate) fn record_everything(&mut self, spoke_time: Timestamp) {
         self.entries.clear();
         self.open.clear();
         self.ended.clear();
@@ -124,7 +124,7 @@ impl Conflicts {
 
     /// The uplink has pushed all that the spoke had up to `spoke_time`; its last push was committed at the hub at
     /// `hub_time`.
-    pub fn uplink_pushed(&mut self, spoke_time: Timestamp, hub_time: Timestamp) {
+    pub(crate) fn uplink_pushed(&mut self, spoke_time: Timestamp, hub_time: Timestamp) {
         self.pushed = Some(Pushed { spoke_time, hub_time });
         if let Some(everything) = &mut self.everything
             && everything.end.is_none()
@@ -151,7 +151,7 @@ impl Conflicts {
 
     /// The downlink stands at this time of the hub: entries that ended before it can meet nothing any more. Tells the
     /// number up to which saved notes can be deleted, if there are any.
-    pub fn downlink_passed(&mut self, hub_time: Timestamp) -> Option<i64> {
+    pub(crate) fn downlink_passed(&mut self, hub_time: Timestamp) -> Option<i64> {
         let passed = |end: Option<Timestamp>| end.is_some_and(|end| end < hub_time);
         if self.everything.as_ref().is_some_and(|everything| passed(everything.end)) {
             self.everything = None;
@@ -173,13 +173,19 @@ impl Conflicts {
     }
 
     /// All that is known is void: the downlink starts again from what was saved. How far the uplink has pushed stays known.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         *self = Self { pushed: self.pushed, ..Self::new(self.limit) };
     }
 
     /// What to do with the spoke's own change of these fields, which stands at `hub_time` in the hub's order. `pending` are
     /// the fields of the document that hub edits before it, in the same batch, touch.
-    pub fn own_change(&self, key: &Key, fields: &Fields, hub_time: Timestamp, pending: Option<&Fields>) -> OwnChange {
+    pub(crate) fn own_change(
+        &self,
+        key: &Key,
+        fields: &Fields,
+        hub_time: Timestamp,
+        pending: Option<&Fields>,
+    ) -> OwnChange {
         let entries = self.everything.iter().chain(self.entries.get(key));
         let standing = entries.filter(|entry| entry.end.is_none_or(|end| end >= hub_time)).map(|entry| &entry.fields);
         let mut verdict = OwnChange::Skip;
@@ -195,7 +201,7 @@ impl Conflicts {
     }
 
     /// True if no own change can meet anything, so that nothing needs to be remembered of this spoke.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.everything.is_none()
     }
 

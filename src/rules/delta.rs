@@ -12,7 +12,7 @@ use super::fields::Fields;
 
 /// An update event's change.
 #[derive(Clone, Debug)]
-pub enum Update<'a> {
+pub(crate) enum Update<'a> {
     /// It can be repeated at the destination.
     Delta(Delta<'a>),
     /// It can only be followed by bringing the whole document.
@@ -21,7 +21,7 @@ pub enum Update<'a> {
 
 /// Changed fields, by paths that an update can say and that mean one thing.
 #[derive(Clone, Debug, Default)]
-pub struct Delta<'a> {
+pub(crate) struct Delta<'a> {
     set: Vec<(Path<'a>, RawBsonRef<'a>)>,
     unset: Vec<Path<'a>>,
     truncated: Vec<(Path<'a>, i32)>,
@@ -39,7 +39,7 @@ struct Path<'a> {
 
 impl Delta<'_> {
     /// How many bytes the values have that it sets, about.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         const NUMBER: usize = 8;
         let bytes = |value: &RawBsonRef<'_>| match value {
             RawBsonRef::String(text) => text.len(),
@@ -55,7 +55,7 @@ impl Delta<'_> {
 impl<'a> Update<'a> {
     /// Reads an `updateDescription`. `precise` says that the stream was opened with `showExpandedEvents` on a server of
     /// version 6.1 or later, which sends `disambiguatedPaths` for every path that does not simply mean nested fields.
-    pub fn read(description: &'a RawDocument, precise: bool) -> Self {
+    pub(crate) fn read(description: &'a RawDocument, precise: bool) -> Self {
         match Delta::read(description, precise) {
             Some(delta) if delta.fits_modifiers() || delta.fits_pipeline() => Self::Delta(delta),
             _ => Self::Whole,
@@ -65,7 +65,7 @@ impl<'a> Update<'a> {
 
 /// What an update does to one top-level field, the partition key.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum FieldChange<'a> {
+pub(crate) enum FieldChange<'a> {
     /// Nothing.
     None,
     /// It has this value now.
@@ -75,7 +75,7 @@ pub enum FieldChange<'a> {
 }
 
 /// What an `updateDescription` says of one top-level field.
-pub fn field_change<'a>(description: &'a RawDocument, field: &str) -> FieldChange<'a> {
+pub(crate) fn field_change<'a>(description: &'a RawDocument, field: &str) -> FieldChange<'a> {
     let set = description.get_document("updatedFields").ok().and_then(|fields| fields.get(field).ok().flatten());
     if let Some(value) = set {
         return FieldChange::Set(value);
@@ -117,7 +117,7 @@ impl<'a> Delta<'a> {
     }
 
     /// The fields that the change touches, for the rule about concurrent edits.
-    pub fn fields(&self) -> Fields {
+    pub(crate) fn fields(&self) -> Fields {
         let set = self.set.iter().map(|(path, _)| path);
         let truncated = self.truncated.iter().map(|(path, _)| path);
         let paths = set.chain(&self.unset).chain(truncated);
@@ -125,12 +125,12 @@ impl<'a> Delta<'a> {
     }
 
     /// True if it sets this top-level field.
-    pub fn sets(&self, field: &str) -> bool {
+    pub(crate) fn sets(&self, field: &str) -> bool {
         self.set.iter().any(|(path, _)| path.text.as_str() == field)
     }
 
     /// The `u` of an update statement, as modifiers where they serve, else as a pipeline.
-    pub fn to_update(&self) -> RawUpdate {
+    pub(crate) fn to_update(&self) -> RawUpdate {
         if self.fits_modifiers() {
             RawUpdate::Modifiers(self.modifiers())
         } else {
@@ -216,7 +216,7 @@ impl<'a> Path<'a> {
 
 /// The `u` of an update statement.
 #[derive(Clone, Debug, PartialEq)]
-pub enum RawUpdate {
+pub(crate) enum RawUpdate {
     /// `{$set: …, $unset: …}`.
     Modifiers(RawDocumentBuf),
     /// `[{$unset: …}, {$set: …}]`.

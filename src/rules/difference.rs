@@ -10,7 +10,7 @@ const DEEPEST: usize = 8;
 
 /// The paths at which the documents differ, such as `speed` or `position.0`. Where only the order of fields differs, the path of the
 /// document with ` (order of fields)`, which is nothing before that at the top level.
-pub fn paths(one: &RawDocument, other: &RawDocument) -> Vec<String> {
+pub(crate) fn paths(one: &RawDocument, other: &RawDocument) -> Vec<String> {
     let mut found = Vec::new();
     documents("", one, other, 0, &mut found);
     if found.len() > MOST {

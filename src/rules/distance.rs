@@ -10,7 +10,7 @@ const STEP: Duration = Duration::from_millis(15);
 const MOST: usize = 4;
 
 /// How many times as much as to a near place, where a round trip takes so long.
-pub fn times(round_trip: Duration) -> usize {
+pub(crate) fn times(round_trip: Duration) -> usize {
     let steps = usize::try_from(round_trip.as_nanos() / STEP.as_nanos()).unwrap_or(MOST);
     (1 + steps).min(MOST)
 }

@@ -3,52 +3,52 @@
 use bson::raw::{RawBsonRef, RawDocument};
 
 use super::ahead::Standing;
-use super::reply::EventRef;
 use super::conflicts::{Conflicts, OwnChange};
 use super::delta::{FieldChange, Update, field_change};
 use super::fields::Fields;
 use super::key::Key;
+use super::reply::EventRef;
 use super::route::{Action, Content, Reach, Routes, SpokeId};
 use super::step::{Meaning, Read, Write, Zones};
 
 /// The rules of one downlink.
 #[derive(Clone, Debug)]
-pub struct Downlink<'r> {
+pub(crate) struct Downlink<'r> {
     /// Who holds what.
-    pub routes: &'r Routes,
+    pub(crate) routes: &'r Routes,
     /// The spoke that this is the downlink of.
-    pub spoke: SpokeId,
+    pub(crate) spoke: SpokeId,
     /// The field that names a document's zone.
-    pub partition_key: &'r str,
+    pub(crate) partition_key: &'r str,
     /// Whether the hub's server says how to read paths with dots.
-    pub precise: bool,
+    pub(crate) precise: bool,
 }
 
 /// A hub event that routing gave this spoke.
 #[derive(Clone, Copy)]
-pub struct Incoming<'a> {
+pub(crate) struct Incoming<'a> {
     /// What routing says that the spoke does about it.
-    pub action: Action,
+    pub(crate) action: Action,
     /// The event.
-    pub event: EventRef<'a>,
+    pub(crate) event: EventRef<'a>,
     /// Documents that were read with the event's batch.
-    pub documents: &'a [Option<bson::RawDocumentBuf>],
+    pub(crate) documents: &'a [Option<bson::RawDocumentBuf>],
 }
 
 /// What a hub event does at the spoke.
 #[derive(Clone, Debug)]
-pub struct Decision<'a> {
+pub(crate) struct Decision<'a> {
     /// What is written.
-    pub write: Write<'a>,
+    pub(crate) write: Write<'a>,
     /// Where the document may be for that.
-    pub zones: Zones<'a>,
+    pub(crate) zones: Zones<'a>,
     /// The fields touched, if it is a hub edit of the spoke's own document.
-    pub hub_edit: Option<Fields>,
+    pub(crate) hub_edit: Option<Fields>,
 }
 
 impl<'r> Downlink<'r> {
     /// The zones in which the spoke's document may be.
-    pub fn zones(&self, reach: Reach) -> Zones<'r> {
+    pub(crate) fn zones(&self, reach: Reach) -> Zones<'r> {
         match reach {
             Reach::Zone(zone) => Zones::One(self.routes.zone(zone).as_str()),
             Reach::Either(one, other) => {
@@ -60,7 +60,7 @@ impl<'r> Downlink<'r> {
 
     /// Decides about one event. `pending` are the fields of its document that hub edits before it, in the same batch, touch.
     /// `None`: nothing is to be done.
-    pub fn decide<'a>(
+    pub(crate) fn decide<'a>(
         &self,
         incoming: Incoming<'a>,
         key: &Key,
@@ -93,7 +93,7 @@ impl<'r> Downlink<'r> {
     }
 
     /// What a document that was read at the hub means at the spoke.
-    pub fn meaning<'a>(&self, document: Option<&'a RawDocument>) -> Meaning<'a> {
+    pub(crate) fn meaning<'a>(&self, document: Option<&'a RawDocument>) -> Meaning<'a> {
         let held = |document: &RawDocument| {
             let zone = document.get_str(self.partition_key);
             zone.is_ok_and(|zone| self.held().any(|held| held == zone))
@@ -168,9 +168,9 @@ impl<'r> Downlink<'r> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rules::names::Zone;
     use crate::rules::reply::Reply;
     use crate::rules::reply::tests::batch;
-    use crate::rules::names::Zone;
     use bson::{Timestamp, doc, rawdoc};
 
     fn routes() -> Routes {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 /// The fields that a change touches, for the rule about concurrent edits ([`super::conflicts`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fields {
+pub(crate) enum Fields {
     /// Everything: the document came whole, or went.
     All,
     /// These, by a delta.
@@ -18,12 +18,12 @@ pub enum Fields {
 
 impl Fields {
     /// No field; only their order.
-    pub fn order() -> Self {
+    pub(crate) fn order() -> Self {
         Self::Some { names: BTreeSet::new(), may_add: true }
     }
 
     /// True if both touch a field.
-    pub fn meet(&self, other: &Self) -> bool {
+    pub(crate) fn meet(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Some { names: ours, .. }, Self::Some { names: theirs, .. }) => !ours.is_disjoint(theirs),
             _ => true,
@@ -31,12 +31,12 @@ impl Fields {
     }
 
     /// True if the order of the document's fields depends on which of the two came first.
-    pub fn may_reorder(&self, other: &Self) -> bool {
+    pub(crate) fn may_reorder(&self, other: &Self) -> bool {
         matches!((self, other), (Self::Some { may_add: true, .. }, Self::Some { may_add: true, .. }))
     }
 
     /// What both touch together.
-    pub fn union(self, other: Self) -> Self {
+    pub(crate) fn union(self, other: Self) -> Self {
         match (self, other) {
             (Self::Some { mut names, may_add }, Self::Some { names: more, may_add: also }) => {
                 names.extend(more);

@@ -23,7 +23,7 @@ type Document = Option<Vec<(u8, u32)>>;
 
 /// What a change event says.
 #[derive(Clone, Debug)]
-enum Change {
+enum Told {
     /// These fields have these values now, and those are gone.
     Delta {
         set: Vec<(u8, u32)>,
@@ -39,7 +39,7 @@ enum Change {
     Delete,
 }
 
-impl Change {
+impl Told {
     fn fields(&self) -> Fields {
         match self {
             Self::Delta { set, unset } => {
@@ -72,7 +72,7 @@ impl Change {
 #[derive(Clone, Debug)]
 struct Event {
     time: u32,
-    change: Change,
+    change: Told,
     /// Written by a link, not by an application.
     tagged: bool,
 }
@@ -96,7 +96,7 @@ impl Side {
     }
 
     /// One transaction. A change without effect leaves no event, as at a real server.
-    fn commit(&mut self, changes: &[Change], tagged: bool) -> u32 {
+    fn commit(&mut self, changes: &[Told], tagged: bool) -> u32 {
         self.time += 1;
         for change in changes {
             let before = self.document.clone();
@@ -123,7 +123,7 @@ struct Link {
 #[derive(Debug)]
 struct Prepared {
     events: usize,
-    changes: Vec<Change>,
+    changes: Vec<Told>,
     edits: Option<Fields>,
     read: Option<u32>,
 }
@@ -229,11 +229,11 @@ impl Model {
         self.next_value += 1;
         let (field, value) = (self.rng.random_range(b'a'..b'e'), self.next_value);
         let change = match (&side.document, self.rng.random_range(0..7)) {
-            (None, _) | (Some(_), 1) => Change::Whole(vec![(field, value)]),
-            (Some(_), 0) => Change::Delete,
-            (Some(_), 2) => Change::Delta { set: vec![], unset: vec![field] },
-            (Some(_), 3) => Change::Unclear { set: vec![(field, value)], unset: vec![] },
-            (Some(_), _) => Change::Delta { set: vec![(field, value)], unset: vec![] },
+            (None, _) | (Some(_), 1) => Told::Whole(vec![(field, value)]),
+            (Some(_), 0) => Told::Delete,
+            (Some(_), 2) => Told::Delta { set: vec![], unset: vec![field] },
+            (Some(_), 3) => Told::Unclear { set: vec![(field, value)], unset: vec![] },
+            (Some(_), _) => Told::Delta { set: vec![(field, value)], unset: vec![] },
         };
         side.commit(&[change], false);
     }
@@ -258,7 +258,7 @@ impl Model {
             match (&event.change, standing) {
                 _ if event.tagged => {}
                 (_, Standing::Ahead) if self.rule != Rule::ReplayOverReads => {}
-                (Change::Unclear { .. }, _) | (_, Standing::Unknown) => must_read = true,
+                (Told::Unclear { .. }, _) | (_, Standing::Unknown) => must_read = true,
                 (change, _) => changes.push(change.clone()),
             }
         }
@@ -266,7 +266,7 @@ impl Model {
         if must_read {
             let time = self.read_time(self.up.read_from(&self.spoke, events), self.spoke.time);
             read = Some(time);
-            changes = vec![self.spoke.at(time).map_or(Change::Delete, Change::Whole)];
+            changes = vec![self.spoke.at(time).map_or(Told::Delete, Told::Whole)];
         }
         self.up.prepared = Some(Prepared { events, changes, edits: None, read });
     }
@@ -279,14 +279,14 @@ impl Model {
     fn push(&mut self, mut prepared: Prepared) {
         let mut document = self.hub.document.clone();
         let misses = prepared.changes.iter().any(|change| {
-            let misses = matches!(change, Change::Delta { .. }) && document.is_none();
+            let misses = matches!(change, Told::Delta { .. }) && document.is_none();
             change.apply(&mut document);
             misses
         });
         if misses {
             let time = self.read_time(self.up.read_from(&self.spoke, prepared.events), self.spoke.time);
             prepared.read = Some(time);
-            prepared.changes = vec![self.spoke.at(time).map_or(Change::Delete, Change::Whole)];
+            prepared.changes = vec![self.spoke.at(time).map_or(Told::Delete, Told::Whole)];
         }
         let time = self.hub.commit(&prepared.changes, true);
         self.last_push = time;
@@ -340,7 +340,7 @@ impl Model {
             }
             match (&event.change, standing) {
                 (_, Standing::Ahead) if self.rule != Rule::ReplayOverReads => {}
-                (Change::Unclear { .. }, _) | (_, Standing::Unknown) => {
+                (Told::Unclear { .. }, _) | (_, Standing::Unknown) => {
                     whole = true;
                     edits = united(edits, Fields::All);
                 }
@@ -355,9 +355,7 @@ impl Model {
             self.read_at_hub(&mut prepared);
         } else if order && self.hub.document.is_some() {
             // The order is taken from this document when the batch is committed.
-            prepared
-                .changes
-                .push(Change::Unclear { set: self.hub.document.clone().unwrap_or_default(), unset: vec![] });
+            prepared.changes.push(Told::Unclear { set: self.hub.document.clone().unwrap_or_default(), unset: vec![] });
         }
         self.down.prepared = Some(prepared);
     }
@@ -366,25 +364,23 @@ impl Model {
         let time = self.read_time(self.down.read_from(&self.hub, prepared.events), self.hub.time);
         prepared.read = Some(time);
         prepared.edits = Some(Fields::All);
-        prepared.changes = vec![self.hub.at(time).map_or(Change::Delete, Change::Whole)];
+        prepared.changes = vec![self.hub.at(time).map_or(Told::Delete, Told::Whole)];
     }
 
     fn pull(&mut self, mut prepared: Prepared) {
         let mut document = self.spoke.document.clone();
         let misses = prepared.changes.iter().any(|change| {
-            let misses = matches!(change, Change::Delta { .. }) && document.is_none();
+            let misses = matches!(change, Told::Delta { .. }) && document.is_none();
             change.apply(&mut document);
             misses
         });
         if misses {
             self.read_at_hub(&mut prepared);
         }
-        if let Some(Change::Unclear { set: order, .. }) =
-            prepared.changes.pop_if(|c| matches!(c, Change::Unclear { .. }))
-        {
+        if let Some(Told::Unclear { set: order, .. }) = prepared.changes.pop_if(|c| matches!(c, Told::Unclear { .. })) {
             let mut document = self.spoke.document.clone();
             prepared.changes.iter().for_each(|change| change.apply(&mut document));
-            prepared.changes.extend(document.map(|document| Change::Whole(reordered(document, &order))));
+            prepared.changes.extend(document.map(|document| Told::Whole(reordered(document, &order))));
         }
         let time = self.spoke.commit(&prepared.changes, true);
         self.down.next += prepared.events;

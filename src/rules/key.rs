@@ -4,14 +4,14 @@ use bson::raw::RawBsonRef;
 
 /// A document's identity, small enough to be kept in maps by the hundred thousand.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key(Box<[u8]>);
+pub(crate) struct Key(Box<[u8]>);
 
 impl Key {
     /// The key of the document with this `_id` in the namespace with this number.
     ///
     /// `1`, `1.0` and `NumberLong(1)` are one `_id` to the server, and so they are one key here. (Numbers of other
     /// types inside a document used as `_id` are told apart; that only costs work, never a change.)
-    pub fn new(namespace: u16, id: RawBsonRef<'_>) -> Self {
+    pub(crate) fn new(namespace: u16, id: RawBsonRef<'_>) -> Self {
         let mut bytes = Vec::with_capacity(24);
         bytes.extend_from_slice(&namespace.to_le_bytes());
         match whole_number(id) {
@@ -32,13 +32,8 @@ impl Key {
     }
 
     /// The number of the namespace.
-    pub fn namespace(&self) -> u16 {
+    pub(crate) fn namespace(&self) -> u16 {
         u16::from_le_bytes([self.0[0], self.0[1]])
-    }
-
-    /// How much memory the key takes, roughly.
-    pub fn bytes(&self) -> usize {
-        self.0.len()
     }
 }
 

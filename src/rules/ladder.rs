@@ -8,7 +8,7 @@ use super::plan::Inserts;
 
 /// How a batch is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attempt {
+pub(crate) enum Attempt {
     /// Folded into few commands.
     Folded(Inserts),
     /// In the source's order.
@@ -17,14 +17,14 @@ pub enum Attempt {
 
 /// Why the destination refused a statement: the server's error code of the write error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// As in the server's `error_codes.yml`.
-    pub code: i32,
+    pub(crate) code: i32,
 }
 
 /// What to do about a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     /// Send the batch like this.
     Try(Attempt),
     /// Bring the refused document whole, and send the batch again.
@@ -35,10 +35,10 @@ pub enum Next {
 
 impl Attempt {
     /// The fastest way.
-    pub const FIRST: Self = Self::Folded(Inserts::Plain);
+    pub(crate) const FIRST: Self = Self::Folded(Inserts::Plain);
 
     /// The next rung, after a write was refused that may be a delta.
-    pub fn after(self, refusal: Refusal, is_delta: bool) -> Next {
+    pub(crate) fn after(self, refusal: Refusal, is_delta: bool) -> Next {
         let duplicate = refusal.code == DUPLICATE_KEY;
         match self {
             // Not the values but the shape of the delta is refused, such as a path into a field that is no document.

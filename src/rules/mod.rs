@@ -11,22 +11,22 @@
 //! - [`queue`]: the bounded queue between the fan-out and a writer; [`distance`]: how much is sent at once
 //! - [`difference`]: in which fields two documents differ
 
-pub mod ahead;
-pub mod ladder;
-pub mod reply;
-pub mod conflicts;
-pub mod delta;
-pub mod difference;
-pub mod distance;
-pub mod downlink;
-pub mod fields;
+pub(crate) mod ahead;
+pub(crate) mod conflicts;
+pub(crate) mod delta;
+pub(crate) mod difference;
+pub(crate) mod distance;
+pub(crate) mod downlink;
+pub(crate) mod fields;
 #[cfg(test)]
 mod interleavings;
-pub mod key;
+pub(crate) mod key;
+pub(crate) mod ladder;
 pub mod names;
-pub mod plan;
+pub(crate) mod plan;
 pub mod position;
-pub mod queue;
-pub mod route;
-pub mod step;
-pub mod uplink;
+pub(crate) mod queue;
+pub mod reply;
+pub(crate) mod route;
+pub(crate) mod step;
+pub(crate) mod uplink;

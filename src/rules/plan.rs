@@ -14,18 +14,18 @@ use super::step::{Step, Write, Zones};
 
 /// The statements of one server command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Command {
+pub(crate) struct Command {
     /// The namespace's number.
-    pub namespace: u16,
+    pub(crate) namespace: u16,
     /// Which command.
-    pub kind: CommandKind,
+    pub(crate) kind: CommandKind,
     /// The numbers of the steps that are its statements.
-    pub steps: Vec<usize>,
+    pub(crate) steps: Vec<usize>,
 }
 
 /// The kinds of write command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CommandKind {
+pub(crate) enum CommandKind {
     /// `delete`
     Delete,
     /// `update`, also of documents to be inserted where they are missing
@@ -36,7 +36,7 @@ pub enum CommandKind {
 
 /// How inserts are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Inserts {
+pub(crate) enum Inserts {
     /// By `insert`, which is fastest, and refuses a document that is there.
     Plain,
     /// By `update` with `upsert`.
@@ -47,7 +47,7 @@ pub enum Inserts {
 ///
 /// Where a delete looks for its document in other zones than the steps before it, these must be done, or it would not find it: then
 /// the commands are [`sequence`]'s.
-pub fn fold(steps: &[Step<'_>], inserts: Inserts, needs_update: impl Fn(&Step<'_>) -> bool) -> Vec<Command> {
+pub(crate) fn fold(steps: &[Step<'_>], inserts: Inserts, needs_update: impl Fn(&Step<'_>) -> bool) -> Vec<Command> {
     if has_delete_elsewhere(steps) {
         return sequence(steps);
     }
@@ -82,7 +82,7 @@ fn has_delete_elsewhere(steps: &[Step<'_>]) -> bool {
 }
 
 /// As many commands as it takes to keep the steps' order.
-pub fn sequence(steps: &[Step<'_>]) -> Vec<Command> {
+pub(crate) fn sequence(steps: &[Step<'_>]) -> Vec<Command> {
     let mut commands: Vec<Command> = Vec::new();
     for (index, step) in steps.iter().enumerate() {
         let (namespace, kind) = (step.key.namespace(), kind(&step.write, false));

@@ -7,11 +7,11 @@ use std::collections::VecDeque;
 
 /// What a queue's items weigh together, or may weigh.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Weight {
+pub(crate) struct Weight {
     /// How many change events.
-    pub events: usize,
+    pub(crate) events: usize,
     /// How many bytes of memory.
-    pub bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 impl Weight {
@@ -22,11 +22,11 @@ impl Weight {
 
 /// The queue is full; here is the item back.
 #[derive(Debug)]
-pub struct Full<T>(pub T);
+pub(crate) struct Full<T>(pub(crate) T);
 
 /// First in, first out, bounded by weight.
 #[derive(Debug)]
-pub struct Queue<T> {
+pub(crate) struct Queue<T> {
     items: VecDeque<(T, Weight)>,
     weight: Weight,
     capacity: Weight,
@@ -34,7 +34,7 @@ pub struct Queue<T> {
 
 impl<T> Queue<T> {
     /// An empty queue of this capacity.
-    pub fn new(capacity: Weight) -> Self {
+    pub(crate) fn new(capacity: Weight) -> Self {
         Self { items: VecDeque::new(), weight: Weight::default(), capacity }
     }
 
@@ -42,7 +42,7 @@ impl<T> Queue<T> {
     ///
     /// # Errors
     /// Gives the item back if it does not fit.
-    pub fn push(&mut self, item: T, weight: Weight) -> Result<(), Full<T>> {
+    pub(crate) fn push(&mut self, item: T, weight: Weight) -> Result<(), Full<T>> {
         if !self.has_room_for(weight) {
             return Err(Full(item));
         }
@@ -52,13 +52,13 @@ impl<T> Queue<T> {
     }
 
     /// True if an item of this weight would be accepted.
-    pub fn has_room_for(&self, weight: Weight) -> bool {
+    pub(crate) fn has_room_for(&self, weight: Weight) -> bool {
         let Weight { events, bytes } = self.weight.plus(weight);
         self.items.is_empty() || (events <= self.capacity.events && bytes <= self.capacity.bytes)
     }
 
     /// Takes the first item.
-    pub fn pop(&mut self) -> Option<T> {
+    pub(crate) fn pop(&mut self) -> Option<T> {
         let (item, weight) = self.items.pop_front()?;
         self.weight.events -= weight.events;
         self.weight.bytes -= weight.bytes;
@@ -66,22 +66,22 @@ impl<T> Queue<T> {
     }
 
     /// The last item, to be replaced by one of the same weight.
-    pub fn last_mut(&mut self) -> Option<&mut T> {
+    pub(crate) fn last_mut(&mut self) -> Option<&mut T> {
         self.items.back_mut().map(|(item, _)| item)
     }
 
     /// True if nothing is in it, not even what weighs nothing.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
     /// What is in it.
-    pub fn weight(&self) -> Weight {
+    pub(crate) fn weight(&self) -> Weight {
         self.weight
     }
 
     /// What may be in it.
-    pub fn capacity(&self) -> Weight {
+    pub(crate) fn capacity(&self) -> Weight {
         self.capacity
     }
 }

@@ -20,7 +20,7 @@ pub struct Malformed(String);
 
 impl Malformed {
     /// Something else that is wrong with it.
-    pub fn new(reason: String) -> Self {
+    pub(crate) fn new(reason: String) -> Self {
         Self(reason)
     }
 }
@@ -35,11 +35,11 @@ impl From<bson::error::Error> for Malformed {
 pub type SessionId = [u8; 16];
 
 /// The field of an event that has the partition key of a document that it does not bring.
-pub const BARE: &str = "bare";
+pub(crate) const BARE: &str = "bare";
 
 /// What happened, as far as the sync is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A document was inserted.
     Insert,
     /// Fields of a document were changed.
@@ -96,7 +96,7 @@ impl Span {
 }
 
 /// The bytes of a reply, wherever they are.
-pub trait Bytes: AsRef<[u8]> + Send + Sync {}
+pub(crate) trait Bytes: AsRef<[u8]> + Send + Sync {}
 
 impl<T: AsRef<[u8]> + Send + Sync> Bytes for T {}
 
@@ -121,7 +121,7 @@ impl Reply {
     ///
     /// # Errors
     /// If the reply is not that of a change stream.
-    pub fn decode(reply: impl Bytes + 'static, namespaces: &[Namespace]) -> Result<Self, Malformed> {
+    pub(crate) fn decode(reply: impl Bytes + 'static, namespaces: &[Namespace]) -> Result<Self, Malformed> {
         let bytes: &[u8] = reply.as_ref();
         let whole = RawDocument::from_bytes(bytes)?;
         let mut namespaces = Numbers { namespaces, last: None };
@@ -164,7 +164,7 @@ impl Reply {
     }
 
     /// The numbers of the namespaces whose collection was dropped or renamed.
-    pub fn lost_collections(&self) -> Vec<u16> {
+    pub(crate) fn lost_collections(&self) -> Vec<u16> {
         let lost = self.events().filter(|event| event.kind() == Kind::CollectionLost);
         lost.map(|event| event.namespace()).collect()
     }
@@ -180,7 +180,7 @@ impl Reply {
     }
 
     /// The reply's size in bytes, which is what the batch keeps in memory.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         (*self.bytes).as_ref().len()
     }
 
@@ -190,17 +190,17 @@ impl Reply {
     }
 
     /// The place just before the event with this number: that of the event before it. `None` for the first one.
-    pub fn before(&self, index: usize) -> Option<Position> {
+    pub(crate) fn before(&self, index: usize) -> Option<Position> {
         index.checked_sub(1).and_then(|previous| self.event(previous).position())
     }
 
     /// True if the server closed the stream after this reply, as it does when the collection is dropped.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.closed
     }
 
     /// A batch of only these events, with memory of its own, that ends at `end`.
-    pub fn excerpt(&self, indices: impl Iterator<Item = usize>, end: Position) -> Self {
+    pub(crate) fn excerpt(&self, indices: impl Iterator<Item = usize>, end: Position) -> Self {
         let whole = (*self.bytes).as_ref();
         let mut bytes = Vec::new();
         let mut events = Vec::new();
@@ -232,12 +232,12 @@ pub struct EventRef<'a> {
 
 impl<'a> EventRef<'a> {
     /// What happened.
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         self.event.kind
     }
 
     /// The namespace's number in the configuration.
-    pub fn namespace(&self) -> u16 {
+    pub(crate) fn namespace(&self) -> u16 {
         self.event.namespace
     }
 
@@ -247,7 +247,7 @@ impl<'a> EventRef<'a> {
     }
 
     /// When the change was made, in milliseconds since 1970, by the clock of the server (6.0 and later).
-    pub fn wall_time(&self) -> Option<i64> {
+    pub(crate) fn wall_time(&self) -> Option<i64> {
         self.event.wall_time
     }
 
@@ -270,32 +270,32 @@ impl<'a> EventRef<'a> {
     ///
     /// # Errors
     /// As [`Self::id`].
-    pub fn key(&self) -> Result<Key, Malformed> {
+    pub(crate) fn key(&self) -> Result<Key, Malformed> {
         Ok(Key::new(self.event.namespace, self.id()?))
     }
 
     /// The whole document, of an insert or a replace that is not bare.
-    pub fn full_document(&self) -> Option<&'a RawDocument> {
+    pub(crate) fn full_document(&self) -> Option<&'a RawDocument> {
         self.event.full_document.map(|span| self.document(span))
     }
 
     /// True for an insert or a replace whose document was not asked for.
-    pub fn is_bare(&self) -> bool {
+    pub(crate) fn is_bare(&self) -> bool {
         self.event.bare.is_some()
     }
 
     /// What tells the zone of an insert or a replace: the whole document, or of a bare one its partition key alone.
-    pub fn zoned(&self) -> Option<&'a RawDocument> {
+    pub(crate) fn zoned(&self) -> Option<&'a RawDocument> {
         self.event.full_document.or(self.event.bare).map(|span| self.document(span))
     }
 
     /// The `updateDescription` of an update.
-    pub fn update_description(&self) -> Option<&'a RawDocument> {
+    pub(crate) fn update_description(&self) -> Option<&'a RawDocument> {
         self.event.update_description.map(|span| self.document(span))
     }
 
     /// The document before the change, or the part of it that was asked for, where the collection keeps pre-images.
-    pub fn before(&self) -> Option<&'a RawDocument> {
+    pub(crate) fn before(&self) -> Option<&'a RawDocument> {
         self.event.before.map(|span| self.document(span))
     }
 
@@ -310,12 +310,12 @@ impl<'a> EventRef<'a> {
     }
 
     /// The event as the server sent it.
-    pub fn raw(&self) -> RawDocumentBuf {
+    pub(crate) fn raw(&self) -> RawDocumentBuf {
         self.document(self.event.whole).to_owned()
     }
 
     /// The event's size in bytes.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.event.whole.len()
     }
 

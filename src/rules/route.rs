@@ -10,14 +10,14 @@ use std::collections::HashMap;
 use super::names::Zone;
 
 /// A zone's number in a [`Routes`].
-pub type ZoneId = u32;
+pub(crate) type ZoneId = u32;
 
 /// A spoke's number in a [`Routes`].
-pub type SpokeId = usize;
+pub(crate) type SpokeId = usize;
 
 /// Where a document is, as far as the spokes are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     /// In a zone that some spoke holds.
     Zone(ZoneId),
     /// In a zone that no spoke holds, in none, or not there at all.
@@ -26,7 +26,7 @@ pub enum Place {
 
 /// Where a document was before a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Before {
+pub(crate) enum Before {
     /// There.
     At(Place),
     /// Nobody knows.
@@ -35,22 +35,22 @@ pub enum Before {
 
 /// One change at the hub, as routing sees it.
 #[derive(Clone, Copy, Debug)]
-pub struct Change {
+pub(crate) struct Change {
     /// Where the document was.
-    pub before: Before,
+    pub(crate) before: Before,
     /// Where it is now. [`Place::Elsewhere`] if it was deleted.
-    pub after: Place,
+    pub(crate) after: Place,
     /// True if the document is gone.
-    pub deleted: bool,
+    pub(crate) deleted: bool,
     /// The spoke whose uplink made the change.
-    pub origin: Option<SpokeId>,
+    pub(crate) origin: Option<SpokeId>,
     /// How those who hold the document's new zone get it.
-    pub content: Content,
+    pub(crate) content: Content,
 }
 
 /// How a document's change is told to a spoke that holds its zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
+pub(crate) enum Content {
     /// The event holds the new document; it did not exist before.
     Inserted,
     /// The event holds the new document.
@@ -63,7 +63,7 @@ pub enum Content {
 
 /// Which zones a document may be in at a spoke for a change to touch it there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
+pub(crate) enum Reach {
     /// This zone.
     Zone(ZoneId),
     /// Either of the two.
@@ -74,7 +74,7 @@ pub enum Reach {
 
 /// What one spoke does about one hub event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Apply the content.
     Apply(Content, Reach),
     /// Delete the document.
@@ -87,7 +87,7 @@ pub enum Action {
 
 /// Who holds which zones.
 #[derive(Debug, Default)]
-pub struct Routes {
+pub(crate) struct Routes {
     zones: Vec<Zone>,
     ids: HashMap<Zone, ZoneId>,
     /// By zone, who holds it, in ascending order.
@@ -98,7 +98,7 @@ pub struct Routes {
 
 impl Routes {
     /// Each spoke as its own zone and the zones it watches. The spokes are numbered as they come.
-    pub fn new<'a>(spokes: impl Iterator<Item = (&'a Zone, &'a [Zone])>) -> Self {
+    pub(crate) fn new<'a>(spokes: impl Iterator<Item = (&'a Zone, &'a [Zone])>) -> Self {
         let mut routes = Self::default();
         for (spoke, (own, watch)) in spokes.enumerate() {
             let mut held = Vec::new();
@@ -113,34 +113,34 @@ impl Routes {
     }
 
     /// Where a document of this zone is.
-    pub fn place(&self, zone: &str) -> Place {
+    pub(crate) fn place(&self, zone: &str) -> Place {
         self.ids.get(zone).map_or(Place::Elsewhere, |&id| Place::Zone(id))
     }
 
     /// The zone with this number.
-    pub fn zone(&self, id: ZoneId) -> &Zone {
+    pub(crate) fn zone(&self, id: ZoneId) -> &Zone {
         &self.zones[id as usize]
     }
 
     /// The zones that a spoke holds, its own first.
-    pub fn held(&self, spoke: SpokeId) -> impl Iterator<Item = &Zone> {
+    pub(crate) fn held(&self, spoke: SpokeId) -> impl Iterator<Item = &Zone> {
         self.spokes[spoke].iter().map(|&id| self.zone(id))
     }
 
     /// The spoke that owns this zone.
-    pub fn owner(&self, zone: &str) -> Option<SpokeId> {
+    pub(crate) fn owner(&self, zone: &str) -> Option<SpokeId> {
         let id = *self.ids.get(zone)?;
         self.holders[id as usize].iter().copied().find(|&spoke| self.spokes[spoke][0] == id)
     }
 
     /// True if no spoke but its owner holds this zone.
-    pub fn is_only_its_owners(&self, zone: &str) -> bool {
+    pub(crate) fn is_only_its_owners(&self, zone: &str) -> bool {
         let holders = self.holders_of(self.place(zone));
         holders.iter().all(|&holder| Some(holder) == self.owner(zone))
     }
 
     /// True if such an action may be somebody else's change of a document of the spoke's own zone: a hub edit.
-    pub fn is_hub_edit(&self, spoke: SpokeId, action: Action) -> bool {
+    pub(crate) fn is_hub_edit(&self, spoke: SpokeId, action: Action) -> bool {
         let own = self.spokes[spoke][0];
         match action {
             Action::Own | Action::Leave => false,
@@ -153,17 +153,12 @@ impl Routes {
     }
 
     /// How many spokes there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.spokes.len()
     }
 
-    /// True if there are none.
-    pub fn is_empty(&self) -> bool {
-        self.spokes.is_empty()
-    }
-
     /// Says what each spoke does about a change; a spoke that is not named does nothing.
-    pub fn route(&self, change: &Change, mut tell: impl FnMut(SpokeId, Action)) {
+    pub(crate) fn route(&self, change: &Change, mut tell: impl FnMut(SpokeId, Action)) {
         let reach = self.reach(change);
         let gaining = self.holders_of(change.after);
         for &spoke in gaining {

@@ -14,24 +14,24 @@ use super::key::Key;
 
 /// One change to one document of the destination.
 #[derive(Clone, Debug)]
-pub struct Step<'a> {
+pub(crate) struct Step<'a> {
     /// The number of its event among those applied together. Steps come in ascending order.
-    pub event: usize,
+    pub(crate) event: usize,
     /// Which document.
-    pub key: Key,
+    pub(crate) key: Key,
     /// Its `_id`.
-    pub id: RawBsonRef<'a>,
+    pub(crate) id: RawBsonRef<'a>,
     /// The zones in which the destination's document may be for the step to touch it.
-    pub zones: Zones<'a>,
+    pub(crate) zones: Zones<'a>,
     /// What is done to it.
-    pub write: Write<'a>,
+    pub(crate) write: Write<'a>,
     /// At a spoke: the fields that a hub edit of the spoke's own document touches.
-    pub hub_edit: Option<Fields>,
+    pub(crate) hub_edit: Option<Fields>,
 }
 
 impl Step<'_> {
     /// True if the document that was read for the step is the one of its event, with nothing but the partition key added.
-    pub fn expects(&self, read: Option<&RawDocument>, partition_key: &CStr) -> bool {
+    pub(crate) fn expects(&self, read: Option<&RawDocument>, partition_key: &CStr) -> bool {
         let (Write::Read(Read::Stamp { document: Some(expected), .. }), Some(read)) = (&self.write, read) else {
             return false;
         };
@@ -44,7 +44,7 @@ impl Step<'_> {
 
 /// What a step does.
 #[derive(Clone, Debug)]
-pub enum Write<'a> {
+pub(crate) enum Write<'a> {
     /// Inserts a document that the destination should not have.
     Insert(&'a RawDocument),
     /// Replaces the document, or also inserts it where it is missing.
@@ -66,7 +66,7 @@ pub enum Write<'a> {
 
 impl Write<'_> {
     /// How many bytes of documents it carries, about, where a document that must be read has so many.
-    pub fn bytes(&self, read: usize) -> usize {
+    pub(crate) fn bytes(&self, read: usize) -> usize {
         match self {
             Self::Insert(document) | Self::Replace { document, .. } | Self::Reorder(document) => {
                 document.as_bytes().len()
@@ -78,7 +78,7 @@ impl Write<'_> {
     }
 
     /// True if this moves the document out of the zones in which it may be.
-    pub fn is_move(&self, partition_key: &str) -> bool {
+    pub(crate) fn is_move(&self, partition_key: &str) -> bool {
         match self {
             Self::Update(delta) => delta.sets(partition_key),
             Self::Replace { upsert, .. } => !upsert,
@@ -89,7 +89,7 @@ impl Write<'_> {
 
 /// Why a document must be read at the source.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Read<'a> {
+pub(crate) enum Read<'a> {
     /// The destination needs it whole.
     Whole,
     /// As `Whole`, and it needs its partition key first.
@@ -105,7 +105,7 @@ pub enum Read<'a> {
 
 /// Zones in which a document may be for a step to touch it.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Zones<'a> {
+pub(crate) enum Zones<'a> {
     /// This one.
     One(&'a str),
     /// Any of these.
@@ -116,7 +116,7 @@ pub enum Zones<'a> {
 
 impl<'a> Zones<'a> {
     /// The names of the zones.
-    pub fn names(&self) -> impl Iterator<Item = &'a str> + '_ {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'a str> + '_ {
         let (one, any) = match self {
             Self::One(zone) => (Some(*zone), [].as_slice()),
             Self::Any(zones) => (None, zones.as_slice()),
@@ -126,7 +126,7 @@ impl<'a> Zones<'a> {
     }
 
     /// True if those are among these.
-    pub fn include(&self, those: &Self) -> bool {
+    pub(crate) fn include(&self, those: &Self) -> bool {
         self == those || those.names().all(|zone| self.names().any(|name| name == zone))
     }
 
@@ -144,16 +144,16 @@ impl<'a> Zones<'a> {
 
 /// Documents read at the source, all at one cluster time.
 #[derive(Debug, Default)]
-pub struct Reads {
+pub(crate) struct Reads {
     /// What was read; `None` for those that are not there.
-    pub documents: HashMap<Key, Option<RawDocumentBuf>>,
+    pub(crate) documents: HashMap<Key, Option<RawDocumentBuf>>,
     /// Those that the destination needs whole. Of the others only the order of the fields is wanted.
-    pub whole: HashSet<Key>,
+    pub(crate) whole: HashSet<Key>,
 }
 
 /// What a document that was read means for the destination.
 #[derive(Clone, Debug)]
-pub enum Meaning<'a> {
+pub(crate) enum Meaning<'a> {
     /// This is to be written.
     Write(Write<'a>),
     /// It is another zone's document; nothing is to be written.
@@ -163,7 +163,7 @@ pub enum Meaning<'a> {
 /// The steps with the documents that were read put in, and how many of the documents were foreign.
 ///
 /// A document that is needed whole has all its events in it: it stands where its last step stood, and the others go.
-pub fn settle<'a, 's: 'a>(
+pub(crate) fn settle<'a, 's: 'a>(
     steps: &'s [Step<'a>],
     reads: &'a Reads,
     partition_key: &str,

@@ -6,25 +6,25 @@
 use bson::raw::{RawBsonRef, RawDocument};
 
 use super::ahead::Standing;
-use super::reply::{EventRef, Kind, Malformed};
 use super::delta::{FieldChange, Update, field_change};
 use super::names::Zone;
+use super::reply::{EventRef, Kind, Malformed};
 use super::step::{Meaning, Read, Write};
 
 /// The rules of one uplink.
 #[derive(Clone, Debug)]
-pub struct Uplink {
+pub(crate) struct Uplink {
     /// The zone that the spoke owns.
-    pub zone: Zone,
+    pub(crate) zone: Zone,
     /// The field that names a document's zone.
-    pub partition_key: String,
+    pub(crate) partition_key: String,
     /// Whether the spoke's server says how to read paths with dots.
-    pub precise: bool,
+    pub(crate) precise: bool,
 }
 
 /// Whose document this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
+pub(crate) enum Owner {
     /// The spoke's.
     Own,
     /// Another zone's.
@@ -35,7 +35,7 @@ pub enum Owner {
 
 /// What is to be done about an event.
 #[derive(Clone, Debug)]
-pub enum Decision<'a> {
+pub(crate) enum Decision<'a> {
     /// This.
     Write(Write<'a>),
     /// Nothing: it is no change of a document, or the hub has it.
@@ -49,7 +49,7 @@ impl Uplink {
     ///
     /// # Errors
     /// If the event lacks what events of its type have.
-    pub fn decide<'a>(&self, event: EventRef<'a>, standing: Standing) -> Result<Decision<'a>, Malformed> {
+    pub(crate) fn decide<'a>(&self, event: EventRef<'a>, standing: Standing) -> Result<Decision<'a>, Malformed> {
         let write = match event.kind() {
             Kind::Insert | Kind::Replace => match self.put(event) {
                 Some(write) => write,
@@ -70,12 +70,12 @@ impl Uplink {
     }
 
     /// True if the document is another zone's after this change of it. What the spoke does to it from then on stays there.
-    pub fn leaves(&self, event: EventRef<'_>) -> bool {
+    pub(crate) fn leaves(&self, event: EventRef<'_>) -> bool {
         event.kind() != Kind::Insert && self.owner_after(event) == Some(Owner::Other)
     }
 
     /// True if the event makes the document the spoke's own, whosever it was.
-    pub fn claims(&self, event: EventRef<'_>) -> bool {
+    pub(crate) fn claims(&self, event: EventRef<'_>) -> bool {
         matches!(self.owner_after(event), Some(Owner::Own | Owner::Unstamped))
     }
 
@@ -94,7 +94,7 @@ impl Uplink {
     /// What a document that was read at the spoke means at the hub; `absent` if the hub has none of the spoke's zone.
     ///
     /// The document must have its partition key.
-    pub fn meaning<'a>(&self, document: Option<&'a RawDocument>, absent: bool) -> Meaning<'a> {
+    pub(crate) fn meaning<'a>(&self, document: Option<&'a RawDocument>, absent: bool) -> Meaning<'a> {
         match document.map(|document| (document, self.owner(document))) {
             None => Meaning::Write(Write::Delete),
             Some((document, Owner::Own)) => Meaning::Write(Write::Replace { document, upsert: true }),
@@ -105,7 +105,7 @@ impl Uplink {
     }
 
     /// Whose document this is.
-    pub fn owner(&self, document: &RawDocument) -> Owner {
+    pub(crate) fn owner(&self, document: &RawDocument) -> Owner {
         match document.get(&self.partition_key) {
             Ok(None) => Owner::Unstamped,
             Ok(Some(key)) => self.owner_by(key),

@@ -14,8 +14,8 @@ use bson::Timestamp;
 use bson::raw::{RawBson, RawDocument, RawDocumentBuf};
 
 use super::part::Part;
-use crate::mongo::metadata::checkpoints::{self as checkpoint, Checkpoint};
 use crate::mongo::error::Error;
+use crate::mongo::metadata::checkpoints::{self as checkpoint, Checkpoint};
 use crate::mongo::read::{self, Snapshot, Wanted, When};
 use crate::rules::key::Key;
 use crate::rules::position::Position;

@@ -5,14 +5,14 @@ use std::collections::{HashMap, HashSet};
 use bson::raw::{RawBson, RawDocument};
 use tokio_util::sync::CancellationToken;
 
-use super::wait::{self, Waited};
 use super::examine::{self, Ids, Moment, Seen};
 use super::part::Part;
 use super::report::{Finding, Kind, PartReport};
+use super::wait::{self, Waited};
 use super::{Run, repair};
 use crate::mongo::error::Error;
-use crate::mongo::repair::shown_id;
 use crate::mongo::metadata::{dead_letters, foreign};
+use crate::mongo::repair::shown_id;
 use crate::rules::difference;
 use crate::rules::key::Key;
 use crate::rules::names::Zone;
@@ -95,7 +95,7 @@ impl Part<'_> {
                 found.push((key, self.finding(&seen, kind), seen));
             }
         }
-        if run.options.repair && !found.is_empty() {
+        if run.scope.repair && !found.is_empty() {
             repair::repair(self, &mut found, run).await?;
         }
         report.findings.extend(found.into_iter().map(|(_, finding, _)| finding));

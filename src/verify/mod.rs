@@ -5,22 +5,22 @@
 //! links have passed the first look. What persists is reported. No `spokesync run` is needed for that, and one that runs is not
 //! disturbed: how far the links are is read from their checkpoints.
 //!
-//! - [`options`]: what is compared, and how; [`report`]: what was found
+//! - [`scope`]: what is compared, and how; [`report`]: what was found
 //! - [`part`]: one zone of one collection at one spoke; [`reading`]: both sides of it; [`suspects`]: what does not seem equal there
 //! - [`examine`]: a look at single documents; [`findings`]: what persists, and what it is called
 //! - [`carried`]: waiting for the links, and what is on its way where nobody carries it
 //! - [`repair`]: mending what differs; [`pace`]: not too fast
 
-mod wait;
 mod examine;
 mod findings;
-pub mod options;
 mod pace;
 mod part;
 mod reading;
 mod repair;
-pub mod report;
+pub(crate) mod report;
+pub(crate) mod scope;
 mod suspects;
+mod wait;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,15 +33,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
 use crate::mongo::error::{Error, Failure};
+use crate::mongo::metadata::verifications::{self, PartName};
 use crate::mongo::scan::{self, Area, Which};
 use crate::mongo::server::{Endpoint, Server};
-use crate::mongo::metadata::verifications::{self, PartName};
 use crate::observe::status::verification::VerificationCell;
 use crate::rules::names::Zone;
-use options::Options;
 use pace::Pace;
 use part::Part;
 use report::{PartReport, Report, Untold};
+use scope::Scope;
 
 /// So many parts are walked at once, each with a few pages in memory.
 const WALKING: usize = 2;
@@ -53,20 +53,20 @@ const PARALLEL: usize = 32;
 const CONNECTIONS: u32 = 8;
 
 /// A spoke that could be reached.
-struct Spoke {
+struct ConnectedSpoke {
     zone: Zone,
     held: Vec<Zone>,
     server: Server,
 }
 
-/// Compares what the options select. How far it is, is shown in `progress`; `name` is that of whoever runs it, for going on after an
+/// Compares what the scope select. How far it is, is shown in `progress`; `name` is that of whoever runs it, for going on after an
 /// interruption.
 ///
 /// # Errors
 /// If the hub cannot be used. What a spoke fails at is in the report.
-pub async fn run(
+pub(crate) async fn run(
     config: &Config,
-    options: &Options,
+    scope: &Scope,
     name: &str,
     progress: &VerificationCell,
     stop: &CancellationToken,
@@ -75,29 +75,29 @@ pub async fn run(
     let endpoint = |name: &str, uri| Endpoint::new(name, uri, sync.clone(), CONNECTIONS);
     let hub = endpoint("hub", config.hub.clone()).connect().await?;
     hub.prepare_metadata().await?;
-    let name = format!("{name} {}", options.name());
+    let name = format!("{name} {}", scope.name());
     verifications::forget_stale(&hub).await?;
-    if options.afresh {
+    if scope.afresh {
         verifications::forget(&hub, &name).await?;
     }
     let mut report = Report::default();
     let mut spokes = Vec::new();
-    for spoke in config.spokes.iter().filter(|spoke| options.selects(spoke)) {
+    for spoke in config.spokes.iter().filter(|spoke| scope.selects(spoke)) {
         let name = format!("spoke {}", spoke.zone);
         match endpoint(&name, spoke.uri.clone()).connect().await {
-            Ok(server) => spokes.push(Spoke { zone: spoke.zone.clone(), held: held(spoke), server }),
+            Ok(server) => spokes.push(ConnectedSpoke { zone: spoke.zone.clone(), held: held(spoke), server }),
             Err(error) => {
                 report.untold.push(Untold { spoke: spoke.zone.to_string(), zone: None, reason: error.to_string() })
             }
         }
     }
-    let parts: Vec<Part<'_>> = spokes.iter().flat_map(|spoke| parts(&hub, spoke, options, &name)).collect();
+    let parts: Vec<Part<'_>> = spokes.iter().flat_map(|spoke| parts(&hub, spoke, scope, &name)).collect();
     let estimated = estimate(&parts).await;
     let run = Run {
-        options,
+        scope,
         counted: Counted { progress, estimated, documents: AtomicU64::new(0) },
         walking: Semaphore::new(WALKING),
-        pace: Pace::new(options.documents_per_second),
+        pace: Pace::new(scope.documents_per_second),
         stop,
     };
     let mut verifying = Vec::new();
@@ -144,13 +144,12 @@ fn held(spoke: &config::Spoke) -> Vec<Zone> {
     std::iter::once(&spoke.zone).chain(&spoke.watch).cloned().collect()
 }
 
-fn parts<'a>(hub: &'a Server, spoke: &'a Spoke, options: &Options, run: &str) -> Vec<Part<'a>> {
+fn parts<'a>(hub: &'a Server, spoke: &'a ConnectedSpoke, scope: &Scope, run: &str) -> Vec<Part<'a>> {
     let mut parts = Vec::new();
     for (namespace, name) in (0u16..).zip(hub.namespaces()) {
-        let zones =
-            spoke.held.iter().filter(|zone| options.zone.as_ref().is_none_or(|wanted| wanted == *zone)).map(Some);
+        let zones = spoke.held.iter().filter(|zone| scope.zone.as_ref().is_none_or(|wanted| wanted == *zone)).map(Some);
         // Documents of zones that it does not hold belong to none that was asked for.
-        let others = options.zone.is_none().then_some(None);
+        let others = scope.zone.is_none().then_some(None);
         for zone in zones.chain(others) {
             let saved = PartName::new(run, &spoke.zone, name, zone);
             parts.push(Part {
@@ -180,7 +179,7 @@ async fn estimate(parts: &[Part<'_>]) -> Option<u64> {
 
 /// What all parts share.
 struct Run<'r> {
-    options: &'r Options,
+    scope: &'r Scope,
     counted: Counted<'r>,
     /// Places for those who walk.
     walking: Semaphore,

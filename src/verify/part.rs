@@ -7,11 +7,11 @@ use bson::raw::RawDocument;
 use super::Run;
 use super::report::{PartReport, Untold};
 use super::suspects::SUSPECTS;
-use crate::mongo::metadata::checkpoints as checkpoint;
 use crate::mongo::error::Error;
+use crate::mongo::metadata::checkpoints as checkpoint;
+use crate::mongo::metadata::verifications::{self, PartName};
 use crate::mongo::scan::Which;
 use crate::mongo::server::Server;
-use crate::mongo::metadata::verifications::{self, PartName};
 use crate::rules::names::{Link, Zone};
 
 /// One zone of one collection at one spoke; or there the documents of zones that it does not hold.

@@ -3,9 +3,9 @@
 use bson::raw::RawBson;
 use tokio::sync::mpsc;
 
-use crate::mongo::walk::{self, Ahead, End, Followed};
 use crate::mongo::error::Error;
 use crate::mongo::scan::PageSize;
+use crate::mongo::walk::{self, Ahead, End, Followed};
 
 /// The next page of the follow side, with that of the lead side if it is the first for that one.
 pub(super) struct Pages {

@@ -12,10 +12,10 @@ use bson::raw::{RawBson, RawDocumentBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::Run;
-use super::wait::{self, Waited};
 use super::examine::{Ids, Moment, Seen};
 use super::part::Part;
 use super::report::{Finding, Kind};
+use super::wait::{self, Waited};
 use crate::mongo::error::Error;
 use crate::mongo::metadata::foreign;
 use crate::mongo::read::{self, Wanted, When};
@@ -62,7 +62,7 @@ fn way(part: &Part<'_>, finding: &Finding, seen: &Seen, purge_foreign: bool) -> 
 
 /// Mends what can be mended, and notes it in the findings.
 pub(super) async fn repair(part: &Part<'_>, found: &mut [Found], run: &Run<'_>) -> Result<(), Error> {
-    let (purge_foreign, stop) = (run.options.purge_foreign, run.stop);
+    let (purge_foreign, stop) = (run.scope.purge_foreign, run.stop);
     let mut done: HashMap<Key, String> = HashMap::new();
     for wanted in [Way::Down, Way::Up, Way::Stamp] {
         let ids = found.iter().filter(|(_, finding, seen)| way(part, finding, seen, purge_foreign) == wanted);

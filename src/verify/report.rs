@@ -4,12 +4,12 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// More findings than this are counted, and not told one by one.
-pub const TOLD: usize = 10_000;
+pub(crate) const TOLD: usize = 10_000;
 
 /// How a document differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub(crate) enum Kind {
     /// The hub has it, the spoke does not.
     Missing,
     /// The spoke has it, the hub does not.
@@ -26,7 +26,7 @@ pub enum Kind {
 
 impl Kind {
     /// As it is said everywhere.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "missing",
             Self::Extra => "extra",
@@ -40,34 +40,34 @@ impl Kind {
 
 /// A document that differs.
 #[derive(Clone, Debug, Serialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// The spoke that it was compared at.
-    pub spoke: String,
+    pub(crate) spoke: String,
     /// The collection.
-    pub ns: String,
+    pub(crate) ns: String,
     /// The zone; `null` for documents of zones that the spoke does not hold.
-    pub zone: Option<String>,
+    pub(crate) zone: Option<String>,
     /// Its `_id`, as relaxed extended JSON.
-    pub id: Value,
+    pub(crate) id: Value,
     /// How it differs.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Where it differs, if both sides have it.
-    pub paths: Vec<String>,
+    pub(crate) paths: Vec<String>,
     /// What was done about it.
-    pub repair: Option<String>,
+    pub(crate) repair: Option<String>,
     /// Whether it is equal now.
-    pub repaired: bool,
+    pub(crate) repaired: bool,
 }
 
 /// Something that could not be compared.
 #[derive(Clone, Debug, Serialize)]
-pub struct Untold {
+pub(crate) struct Untold {
     /// The spoke.
-    pub spoke: String,
+    pub(crate) spoke: String,
     /// The zone; `null`: all of them.
-    pub zone: Option<String>,
+    pub(crate) zone: Option<String>,
     /// Why.
-    pub reason: String,
+    pub(crate) reason: String,
 }
 
 /// What one part came to.
@@ -88,24 +88,24 @@ impl PartReport {
 
 /// What all of it came to.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// How many documents were compared.
-    pub documents: u64,
+    pub(crate) documents: u64,
     /// How many differ, and were not mended.
-    pub differences: u64,
+    pub(crate) differences: u64,
     /// How many were mended.
-    pub repaired: u64,
+    pub(crate) repaired: u64,
     /// What differs, or did.
-    pub findings: Vec<Finding>,
+    pub(crate) findings: Vec<Finding>,
     /// Further documents that differ, which are not told one by one.
-    pub more: u64,
+    pub(crate) more: u64,
     /// What could not be compared.
-    pub untold: Vec<Untold>,
+    pub(crate) untold: Vec<Untold>,
 }
 
 /// What a report means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// All is equal.
     Equal,
     /// Something differs.
@@ -139,7 +139,7 @@ impl Report {
     }
 
     /// What it means.
-    pub fn verdict(&self) -> Verdict {
+    pub(crate) fn verdict(&self) -> Verdict {
         if self.differences > 0 {
             Verdict::Different
         } else if self.untold.is_empty() {

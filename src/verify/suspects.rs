@@ -6,16 +6,16 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Run;
-use super::wait::{self, Waited};
 use super::examine::{self, Ids, Moment};
 use super::part::Part;
 use super::reading::{self, Pages};
 use super::report::TOLD;
-use crate::mongo::walk::{End, Walk};
+use super::wait::{self, Waited};
 use crate::mongo::digest;
 use crate::mongo::error::Error;
-use crate::mongo::scan::{self, Area, PageSize, Range, Which};
 use crate::mongo::metadata::verifications::{self, Saved};
+use crate::mongo::scan::{self, Area, PageSize, Range, Which};
+use crate::mongo::walk::{End, Walk};
 use crate::rules::key::Key;
 use crate::rules::names::Zone;
 
@@ -34,9 +34,9 @@ const SAVED_EVERY: u64 = 50_000;
 impl Part<'_> {
     /// Walks both sides of a zone.
     pub(super) async fn walk(&self, zone: &Zone, saved: &mut Saved, run: &Run<'_>) -> Result<(), Error> {
-        let options = run.options;
+        let scope = run.scope;
         let area = Area::of(self.namespace, Which::Of(zone));
-        let buckets = if options.quick { Some(self.unequal_buckets(area, saved, run).await?) } else { None };
+        let buckets = if scope.quick { Some(self.unequal_buckets(area, saved, run).await?) } else { None };
         let buckets = match &buckets {
             Some(buckets) if buckets.is_empty() => {
                 saved.is_walked = true;
@@ -45,7 +45,7 @@ impl Part<'_> {
             Some(buckets) if buckets.len() <= FEW_BUCKETS => Some(buckets.as_slice()),
             _ => None,
         };
-        let end = |server| End { server, area: Area { buckets, ..area }, secondary: options.secondary };
+        let end = |server| End { server, area: Area { buckets, ..area }, secondary: scope.secondary };
         let (hub, spoke) = (end(self.hub), end(self.spoke));
         let (sender, pages) = mpsc::channel(1);
         let reading = reading::read(hub, spoke, saved.after.clone(), sender);

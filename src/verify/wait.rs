@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::examine::{Ids, Look, Moment};
 use super::part::Part;
-use crate::mongo::metadata::checkpoints as checkpoint;
 use crate::mongo::error::Error;
-use crate::mongo::server::Server;
+use crate::mongo::metadata::checkpoints as checkpoint;
 use crate::mongo::metadata::sessions::Tags;
+use crate::mongo::server::Server;
 use crate::mongo::tail::{Selection, Tail};
 use crate::rules::key::Key;
 use crate::rules::names::Link;

@@ -6,7 +6,7 @@ use std::path::Path;
 /// Which folders of `src` a folder may use, besides itself.
 fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
-        (("rules", []).as_slice()),
+        ("rules", [].as_slice()),
         ("config", &["rules"]),
         ("observe", &["rules", "config"]),
         ("mongo", &["rules", "config"]),

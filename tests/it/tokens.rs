@@ -58,8 +58,10 @@ async fn tokens_compare_in_the_order_of_events_and_hold_their_time() {
 async fn a_stream_that_starts_at_a_change_that_it_leaves_out_brings_what_follows() {
     let site = Site::shared(&[]).await;
     let (collection, client) = (site.at(HUB), site.client(HUB));
-    let sync =
-        Synced { namespaces: vec![Namespace::parse(&collection.namespace().to_string()).unwrap()], ..Synced::default() };
+    let sync = Synced {
+        namespaces: vec![Namespace::parse(&collection.namespace().to_string()).unwrap()],
+        ..Synced::default()
+    };
     let endpoint = Endpoint::new("hub", Uri::parse(site.uri(HUB)).unwrap(), Arc::new(sync), 8);
     let hub = endpoint.connect().await.unwrap();
     let start = present_position(&hub).await.unwrap();

@@ -8,8 +8,8 @@ use bson::raw::{CStr, RawBsonRef, RawDocumentBuf};
 
 use crate::mongo::metadata::dead_letters::{self, Kept};
 use crate::mongo::read::{Snapshot, Wanted};
-use crate::rules::ladder::Attempt;
 use crate::rules::key::Key;
+use crate::rules::ladder::Attempt;
 use crate::rules::names::{Link, Namespace};
 use crate::rules::step::{Read, Reads, Step, Write};
 

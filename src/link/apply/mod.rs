@@ -3,9 +3,9 @@
 //!
 //! Promise: the link's mark never passes a change that is neither applied nor parked.
 
-pub mod attempt;
-pub mod transaction;
-pub mod work;
+pub(crate) mod attempt;
+pub(crate) mod transaction;
+pub(crate) mod work;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -14,25 +14,25 @@ use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
 
 use crate::link::REMEMBERED_DOCUMENTS;
-use crate::link::batch_size::Way;
-use crate::link::apply::work::{Commit, Load, Mark, Origin, Side};
 use crate::link::apply::attempt::{Later, Progress};
 use crate::link::apply::transaction::{Committed, Outcome, Part, RefusedChange, RefusedStep, Written, transact};
-use crate::mongo::metadata::checkpoints::{Checkpoint, Identity};
-use crate::mongo::metadata::dead_letters::{self, DeadLetter, Kept};
+use crate::link::apply::work::{Commit, Load, Mark, Origin, Side};
+use crate::link::batch_size::Way;
 use crate::mongo::destination::Destination;
 use crate::mongo::error::Error;
+use crate::mongo::metadata::checkpoints::{Checkpoint, Identity};
+use crate::mongo::metadata::dead_letters::{self, DeadLetter, Kept};
 use crate::mongo::server::Server;
 use crate::mongo::transaction as mongo_transaction;
 use crate::rules::ahead::Ahead;
-use crate::rules::ladder::Next;
 use crate::rules::key::Key;
+use crate::rules::ladder::Next;
 use crate::rules::position::Position;
 use crate::rules::queue::Weight;
 use crate::rules::step::Step;
 
 /// Applies a link's batches at its destination.
-pub struct Applier {
+pub(crate) struct Applier {
     destination: Destination,
     ahead: Ahead,
     parked: HashMap<Key, Kept>,
@@ -48,14 +48,14 @@ impl Applier {
     ///
     /// # Errors
     /// If the destination does not answer.
-    pub async fn new(destination: Destination) -> Result<Self, Error> {
+    pub(crate) async fn new(destination: Destination) -> Result<Self, Error> {
         let ahead = Ahead::new(destination.checkpoint().ahead.clone(), REMEMBERED_DOCUMENTS);
         let parked = dead_letters::kept(destination.server(), destination.link()).await?;
         Ok(Self { destination, ahead, parked, read_bytes: UNKNOWN_READ_BYTES })
     }
 
     /// The checkpoint as it is saved.
-    pub fn checkpoint(&self) -> &Checkpoint {
+    pub(crate) fn checkpoint(&self) -> &Checkpoint {
         self.destination.checkpoint()
     }
 
@@ -70,7 +70,7 @@ impl Applier {
     }
 
     /// The destination's time when the link was taken over.
-    pub fn claimed_at(&self) -> Timestamp {
+    pub(crate) fn claimed_at(&self) -> Timestamp {
         self.destination.claimed_at()
     }
 
@@ -80,12 +80,12 @@ impl Applier {
     }
 
     /// What the destination has ahead of the link's position.
-    pub fn ahead(&self) -> &Ahead {
+    pub(crate) fn ahead(&self) -> &Ahead {
         &self.ahead
     }
 
     /// The documents that have a dead letter.
-    pub fn parked(&self) -> &HashMap<Key, Kept> {
+    pub(crate) fn parked(&self) -> &HashMap<Key, Kept> {
         &self.parked
     }
 
@@ -108,7 +108,7 @@ impl Applier {
     ///
     /// # Errors
     /// As [`Self::apply`].
-    pub async fn save(&mut self, side: &mut impl Side, end: Mark) -> Result<(), Error> {
+    pub(crate) async fn save(&mut self, side: &mut impl Side, end: Mark) -> Result<(), Error> {
         self.apply(side, Load { end: Some(end), ..Load::empty(&Nowhere) }).await.map(drop)
     }
 
@@ -117,7 +117,7 @@ impl Applier {
     ///
     /// # Errors
     /// If a server fails, or another process has taken the link over.
-    pub async fn apply(&mut self, side: &mut impl Side, mut load: Load<'_>) -> Result<Vec<Key>, Error> {
+    pub(crate) async fn apply(&mut self, side: &mut impl Side, mut load: Load<'_>) -> Result<Vec<Key>, Error> {
         let mut progress = Progress::new(std::mem::take(&mut load.read_at));
         let mut later = Later::default();
         later.take(&mut load.steps, 0, &self.parked);

@@ -5,23 +5,23 @@ use std::collections::{HashMap, HashSet};
 use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
 
-use crate::link::batch_size::Way;
-use crate::link::apply::work::{Expected, Mark, Side};
 use crate::link::apply::attempt::{Brought, Progress};
+use crate::link::apply::work::{Expected, Mark, Side};
+use crate::link::batch_size::Way;
 use crate::link::uplink::stamp::Unstampable;
-use crate::mongo::walk;
-use crate::mongo::metadata::checkpoints::{Checkpoint, Reconciling};
 use crate::mongo::destination::{Destination, Open, Sent};
 use crate::mongo::error::Error;
+use crate::mongo::metadata::checkpoints::{Checkpoint, Reconciling};
 use crate::mongo::metadata::hub_edits::{Edit, Note};
 use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
 use crate::mongo::statement;
 use crate::mongo::transaction::Refused;
+use crate::mongo::walk;
 use crate::rules::ahead::Ahead;
-use crate::rules::ladder::{Attempt, Refusal};
 use crate::rules::fields::Fields;
 use crate::rules::key::Key;
+use crate::rules::ladder::{Attempt, Refusal};
 use crate::rules::plan::{self, Command};
 use crate::rules::step::{Step, Write, settle};
 
@@ -390,7 +390,7 @@ mod tests {
     #[test]
     fn what_is_compared_again_is_still_known_to_be_ours() {
         let ahead = Ahead::new(HashMap::new(), 10);
-        let progress = checkpoint::Progress { part: part("BOS"), after: RawBson::Int32(1) };
+        let progress = checkpoint::CopiedUpTo { part: part("BOS"), after: RawBson::Int32(1) };
         let before = Checkpoint {
             copied: vec![part("DFW"), part("HOU")],
             left: vec![part("HOU")],

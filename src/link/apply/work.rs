@@ -6,8 +6,8 @@ use bson::Timestamp;
 use bson::raw::{RawDocument, RawDocumentBuf};
 
 use crate::link::uplink::stamp::Unstampable;
-use crate::mongo::metadata::checkpoints::{Part, Progress};
 use crate::mongo::error::Error;
+use crate::mongo::metadata::checkpoints::{CopiedUpTo, Part};
 use crate::mongo::read::{Snapshot, Wanted};
 use crate::rules::fields::Fields;
 use crate::rules::key::Key;
@@ -16,30 +16,30 @@ use crate::rules::position::Position;
 use crate::rules::step::{Meaning, Step};
 
 /// A batch that is to be applied.
-pub struct Load<'a> {
+pub(crate) struct Load<'a> {
     /// The steps, in the source's order.
-    pub steps: Vec<Step<'a>>,
+    pub(crate) steps: Vec<Step<'a>>,
     /// Where the steps come from.
-    pub origin: &'a (dyn Origin + Sync),
+    pub(crate) origin: &'a (dyn Origin + Sync),
     /// Where the link stands after all of it, if that is somewhere else than before.
-    pub end: Option<Mark>,
+    pub(crate) end: Option<Mark>,
     /// The source's time of the last change in it.
-    pub last: Timestamp,
+    pub(crate) last: Timestamp,
     /// Documents in the steps that were read at the source, and when.
-    pub read_at: HashMap<Key, Timestamp>,
+    pub(crate) read_at: HashMap<Key, Timestamp>,
     /// How many changes it covers, with or without a step.
-    pub changes: usize,
+    pub(crate) changes: usize,
     /// How many of them were of another zone's documents.
-    pub foreign: usize,
+    pub(crate) foreign: usize,
     /// What the destination must have for a step to be done, where that matters.
-    pub expected: Option<Expected>,
+    pub(crate) expected: Option<Expected>,
     /// Statements on our own collections that go with it.
-    pub ours: Vec<RawDocumentBuf>,
+    pub(crate) ours: Vec<RawDocumentBuf>,
 }
 
 impl<'a> Load<'a> {
     /// A batch without anything.
-    pub fn empty(origin: &'a (dyn Origin + Sync)) -> Self {
+    pub(crate) fn empty(origin: &'a (dyn Origin + Sync)) -> Self {
         Self {
             steps: Vec::new(),
             origin,
@@ -56,15 +56,15 @@ impl<'a> Load<'a> {
 
 /// What the destination must have of some documents, in one zone, for their steps to be done.
 #[derive(Debug)]
-pub struct Expected {
+pub(crate) struct Expected {
     /// The zone.
-    pub zone: Zone,
+    pub(crate) zone: Zone,
     /// What it has there; `None`: no such document.
-    pub documents: HashMap<Key, Option<RawDocumentBuf>>,
+    pub(crate) documents: HashMap<Key, Option<RawDocumentBuf>>,
 }
 
 /// Where the steps of a batch come from, by the number of a step's event.
-pub trait Origin {
+pub(crate) trait Origin {
     /// Where the link stands just before the event. `None`: where it stood before the batch.
     fn before(&self, event: usize) -> Option<Mark>;
 
@@ -74,13 +74,13 @@ pub trait Origin {
 
 /// Where a link stands after a batch, or after a part of one.
 #[derive(Clone, Debug)]
-pub enum Mark {
+pub(crate) enum Mark {
     /// Where it stood before.
     Unmoved,
     /// After this place in the change stream.
     Streamed(Position),
     /// After this document of a copy.
-    Copied(Progress),
+    Copied(CopiedUpTo),
     /// This part is copied.
     Finished {
         /// Which one.
@@ -107,27 +107,27 @@ pub enum Mark {
 
 /// What became durable in one transaction.
 #[derive(Debug)]
-pub struct Commit {
+pub(crate) struct Commit {
     /// The destination's time.
-    pub at: Timestamp,
+    pub(crate) at: Timestamp,
     /// Where the link stands now, if it moved in a change stream.
-    pub position: Option<Position>,
+    pub(crate) position: Option<Position>,
     /// The hub edits of the spoke's own documents in it.
-    pub hub_edits: Vec<(Key, Fields)>,
+    pub(crate) hub_edits: Vec<(Key, Fields)>,
     /// The number under which they are saved.
-    pub number: i64,
+    pub(crate) number: i64,
     /// The note of these is a document of its own.
-    pub has_own_note: bool,
+    pub(crate) has_own_note: bool,
     /// How many changes it covers, with or without a step.
-    pub changes: usize,
+    pub(crate) changes: usize,
     /// How many changes of other zones' documents were left out.
-    pub foreign: usize,
+    pub(crate) foreign: usize,
     /// How many changes became dead letters.
-    pub parked: usize,
+    pub(crate) parked: usize,
 }
 
 /// The part of a link that differs by its direction.
-pub trait Side {
+pub(crate) trait Side {
     /// Reads documents at the source as they were at this time, or later. Those in `unstamped` get their partition key
     /// first, or it is told which of them cannot have one.
     fn read(

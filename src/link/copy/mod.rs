@@ -8,7 +8,7 @@
 //! In a spoke's own zone both sides write, and changes are under way in both directions. There each difference is [settled by
 //! itself](two_way).
 
-pub mod two_way;
+pub(crate) mod two_way;
 
 use std::collections::HashMap;
 
@@ -17,17 +17,17 @@ use bson::{Timestamp, rawdoc};
 use tokio_util::sync::CancellationToken;
 
 use crate::link::apply::Applier;
-use crate::link::reached::Waited;
-use crate::link::collections;
 use crate::link::apply::work::{Expected, Load, Mark, Origin, Side};
+use crate::link::collections;
 use crate::link::copy::two_way::Unsettled;
-use crate::mongo::walk::{Difference, End, Walk};
+use crate::link::reached::Waited;
 use crate::link::{Spoke, Stopped};
-use crate::mongo::metadata::checkpoints::{Part, Progress};
 use crate::mongo::error::Error;
+use crate::mongo::metadata::checkpoints::{CopiedUpTo, Part};
+use crate::mongo::metadata::{dead_letters, foreign, set_aside};
 use crate::mongo::scan::{self, Area, Range, Which};
 use crate::mongo::server::Server;
-use crate::mongo::metadata::{dead_letters, foreign, set_aside};
+use crate::mongo::walk::{Difference, End, Walk};
 use crate::rules::fields::Fields;
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, Link, Zone};
@@ -118,7 +118,7 @@ pub(super) async fn part(
             documents += chunk.documents;
             cell.copied(chunk.documents);
             written += chunk.differences.len();
-            let mark = chunk.done_up_to.map(|after| Mark::Copied(Progress { part: part.clone(), after }));
+            let mark = chunk.done_up_to.map(|after| Mark::Copied(CopiedUpTo { part: part.clone(), after }));
             if job.policy.is_two_way() {
                 unsettled.add(chunk.differences, mark);
                 if unsettled.is_due()

@@ -15,11 +15,11 @@ use bson::raw::RawBson;
 use tokio_util::sync::CancellationToken;
 
 use crate::link::apply::Applier;
-use crate::link::reached::Waited;
-use crate::link::copy::{Ended, Found, Job, Mode, Policy};
 use crate::link::apply::work::{Mark, Side};
-use crate::mongo::walk::{self, Difference};
+use crate::link::copy::{Ended, Found, Job, Mode, Policy};
+use crate::link::reached::Waited;
 use crate::mongo::error::Error;
+use crate::mongo::walk::{self, Difference};
 use crate::rules::key::Key;
 
 /// How often a document that changes all the time at the destination is looked at again before it is written all the same.

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use bson::Timestamp;
 use bson::raw::RawDocumentBuf;
 
+use crate::link::apply::work::{Load, Mark, Origin};
 use crate::link::hub::feed::Routed;
 use crate::link::hub::inbox::{Delivery, Inbox};
-use crate::link::apply::work::{Load, Mark, Origin};
 use crate::rules::ahead::Ahead;
-use crate::rules::reply::{EventRef, Malformed};
 use crate::rules::conflicts::Conflicts;
 use crate::rules::downlink::{Downlink, Incoming};
 use crate::rules::fields::Fields;
 use crate::rules::key::Key;
 use crate::rules::position::Position;
 use crate::rules::queue::Weight;
+use crate::rules::reply::{EventRef, Malformed};
 use crate::rules::route::{Action, Content, SpokeId};
 use crate::rules::step::Step;
 

@@ -2,7 +2,7 @@
 //!
 //! Promise: every change of a zone that the spoke holds reaches it once, in the hub's order, or is a dead letter there.
 
-pub mod deliveries;
+pub(crate) mod deliveries;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,25 +12,25 @@ use bson::Timestamp;
 use bson::raw::{RawDocument, RawDocumentBuf};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::OnUnwatch;
 use crate::link::apply::Applier;
-use crate::link::reached::{Reached, Waited};
+use crate::link::apply::work::{Commit, Mark, Side};
 use crate::link::collections;
 use crate::link::copy::{self, Ended, Job, Policy};
 use crate::link::downlink::deliveries::{Deliveries, Rules, gather};
 use crate::link::hub::feed::Feed;
 use crate::link::hub::inbox::{Delivery, Inbox};
 use crate::link::letters;
-use crate::link::apply::work::{Commit, Mark, Side};
+use crate::link::reached::{Reached, Waited};
 use crate::link::uplink::stamp::Unstampable;
 use crate::link::{QUIET_CHECKPOINT, Spoke, Stopped, Turn};
-use crate::config::OnUnwatch;
-use crate::mongo::metadata::checkpoints::{Part, Reconciling};
 use crate::mongo::destination::Destination;
 use crate::mongo::error::{Error, Failure};
+use crate::mongo::metadata::checkpoints::{Part, Reconciling};
+use crate::mongo::metadata::{foreign, hub_edits as notes, set_aside};
 use crate::mongo::read::{self, Snapshot, Wanted};
 use crate::mongo::server::Server;
 use crate::mongo::tail;
-use crate::mongo::metadata::{foreign, hub_edits as notes, set_aside};
 use crate::observe::status::{Cell, State};
 use crate::rules::downlink::Downlink;
 use crate::rules::key::Key;
@@ -46,7 +46,7 @@ const CLOSE_SECONDS: u32 = 2;
 ///
 /// # Errors
 /// If a server fails.
-pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Error> {
+pub(crate) async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Error> {
     let cell = spoke.status.link(Direction::Downlink);
     cell.set_state(State::Connecting);
     let link = Link::downlink(&spoke.zone);

@@ -21,9 +21,9 @@ use crate::mongo::error::{Error, Failure};
 use crate::mongo::server::{Endpoint, Server};
 use crate::mongo::tail;
 use crate::observe::status::{Board, Cell, Counted, State};
-use crate::rules::reply::Reply;
 use crate::rules::names::Zone;
 use crate::rules::position::Position;
+use crate::rules::reply::Reply;
 use crate::rules::route::{Routes, SpokeId};
 
 /// How long the stream waits for the other spokes once the first one has come, so that it starts where most of them stand.
@@ -37,7 +37,7 @@ const AFTER_HUB_EDIT: Duration = Duration::from_secs(60);
 const TOGETHER: u32 = 60;
 
 /// The one stream, as the spokes see it. It outlives the loop that fills it.
-pub struct Fanout {
+pub(crate) struct Fanout {
     state: Mutex<Shared>,
     /// Counts how often the stream got a place to start at.
     starts: watch::Sender<u64>,
@@ -151,23 +151,23 @@ enum Distributed {
 }
 
 /// One of the few places for a spoke's own stream.
-pub struct Lane<'f> {
+pub(crate) struct Lane<'f> {
     _permit: SemaphorePermit<'f>,
     _stream: Counted,
 }
 
 /// A spoke's place at the fan-out.
-pub struct Attachment {
+pub(crate) struct Attachment {
     /// What comes for the spoke.
-    pub inbox: Arc<Inbox>,
+    pub(crate) inbox: Arc<Inbox>,
     /// Everything after this place comes through the inbox.
-    pub from: Position,
+    pub(crate) from: Position,
 }
 
 impl Fanout {
     /// A stream for these routes. So many spokes may be `catching_up` at once, each on a stream of its own. Streams that are
     /// open at the hub are counted on the board.
-    pub fn new(routes: Routes, catching_up: usize, board: Arc<Board>) -> Self {
+    pub(crate) fn new(routes: Routes, catching_up: usize, board: Arc<Board>) -> Self {
         let state = Shared {
             routes: Arc::new(routes),
             position: None,
@@ -186,12 +186,12 @@ impl Fanout {
     }
 
     /// Who holds what.
-    pub fn routes(&self) -> Arc<Routes> {
+    pub(crate) fn routes(&self) -> Arc<Routes> {
         self.state().routes.clone()
     }
 
     /// From now on this is who holds what.
-    pub fn set_routes(&self, routes: Routes) {
+    pub(crate) fn set_routes(&self, routes: Routes) {
         let mut state = self.state();
         for (zone, attached) in &mut state.attached {
             attached.is_left_out &= routes.is_only_its_owners(zone.as_str());
@@ -203,18 +203,18 @@ impl Fanout {
     }
 
     /// Where the stream stands, if it has started.
-    pub fn position(&self) -> Option<Position> {
+    pub(crate) fn position(&self) -> Option<Position> {
         self.state().position.clone()
     }
 
     /// Takes one of the few places for a stream of its own.
-    pub async fn lane(&self) -> Lane<'_> {
+    pub(crate) async fn lane(&self) -> Lane<'_> {
         let permit = self.lanes.acquire().await.expect("it is never closed");
         Lane { _permit: permit, _stream: self.board.hub_streams().counted() }
     }
 
     /// Attaches a spoke that stands at `position`. Waits until the stream has started.
-    pub async fn attach(&self, zone: &Zone, position: &Position) -> Attachment {
+    pub(crate) async fn attach(&self, zone: &Zone, position: &Position) -> Attachment {
         let mut starts = self.starts.subscribe();
         loop {
             if let Some(attachment) = self.try_attach(zone, position) {
@@ -242,7 +242,7 @@ impl Fanout {
     }
 
     /// Nothing more is kept for this spoke.
-    pub fn detach(&self, zone: &Zone) {
+    pub(crate) fn detach(&self, zone: &Zone) {
         let mut state = self.state();
         state.waiting.remove(zone);
         if let Some(former) = state.attached.remove(zone) {
@@ -368,7 +368,12 @@ fn common_start(positions: &[Position]) -> Option<Position> {
 ///
 /// # Errors
 /// If the hub fails.
-pub async fn run(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &CancellationToken) -> Result<Stopped, Error> {
+pub(crate) async fn run(
+    fanout: &Fanout,
+    hub: &Endpoint,
+    cell: &Cell,
+    stop: &CancellationToken,
+) -> Result<Stopped, Error> {
     cell.set_state(State::Connecting);
     let server = hub.connect().await?;
     server.prepare_metadata().await?;

@@ -7,29 +7,29 @@ use bson::Timestamp;
 use bson::raw::{RawBsonRef, RawDocumentBuf};
 
 use crate::mongo::error::Error;
+use crate::mongo::metadata::sessions::{Tag, Tags, moves_of, repair_of};
 use crate::mongo::read::{self, Snapshot, Wanted, When};
 use crate::mongo::server::Server;
-use crate::mongo::metadata::sessions::{Tag, Tags, moves_of, repair_of};
 use crate::mongo::tail::{Selection, Tail};
-use crate::rules::reply::{Reply, EventRef, Kind, Malformed};
 use crate::rules::delta::{FieldChange, Update, field_change};
 use crate::rules::key::Key;
 use crate::rules::names::{Link, Zone};
 use crate::rules::position::Position;
 use crate::rules::queue::Weight;
+use crate::rules::reply::{EventRef, Kind, Malformed, Reply};
 use crate::rules::route::{Action, Before, Change, Content, Place, Routes, SpokeId};
 
 /// One reply of the hub's change stream, and what each spoke does about it.
 #[derive(Debug)]
-pub struct Routed {
+pub(crate) struct Routed {
     /// The events.
-    pub batch: Reply,
+    pub(crate) batch: Reply,
     /// Documents that were read whole for them.
-    pub documents: Vec<Option<RawDocumentBuf>>,
+    pub(crate) documents: Vec<Option<RawDocumentBuf>>,
     /// When they were read, by the hub's time.
-    pub read_at: Timestamp,
+    pub(crate) read_at: Timestamp,
     /// By whose rules this was routed.
-    pub routes: Arc<Routes>,
+    pub(crate) routes: Arc<Routes>,
     /// By spoke: the numbers of the events that concern it, and what it does about them.
     picks: Vec<Vec<(u32, Action)>>,
 }
@@ -42,25 +42,25 @@ impl Routed {
     }
 
     /// The events that concern a spoke, by number, and what it does about them.
-    pub fn picks(&self, spoke: SpokeId) -> &[(u32, Action)] {
+    pub(crate) fn picks(&self, spoke: SpokeId) -> &[(u32, Action)] {
         &self.picks[spoke]
     }
 
     /// What it weighs in a spoke's queue: its own events, but the memory of the whole reply, which they keep.
-    pub fn weight(&self, spoke: SpokeId) -> Weight {
+    pub(crate) fn weight(&self, spoke: SpokeId) -> Weight {
         let documents: usize = self.documents.iter().flatten().map(|document| document.as_bytes().len()).sum();
         Weight { events: self.picks[spoke].len(), bytes: self.batch.bytes() + documents }
     }
 
     /// The first event that is a hub edit in this zone, which a spoke owns.
-    pub fn first_hub_edit(&self, zone: &Zone) -> Option<u32> {
+    pub(crate) fn first_hub_edit(&self, zone: &Zone) -> Option<u32> {
         let spoke = self.routes.owner(zone.as_str())?;
         let mut picks = self.picks[spoke].iter();
         picks.find(|(_, action)| self.routes.is_hub_edit(spoke, *action)).map(|(event, _)| *event)
     }
 
     /// What lies before this event of a reply that began at `start`.
-    pub fn before(mut self, event: u32, start: &Position) -> Self {
+    pub(crate) fn before(mut self, event: u32, start: &Position) -> Self {
         let end = self.batch.before(event as usize).unwrap_or_else(|| start.clone());
         self.batch = self.batch.excerpt(0..event as usize, end);
         for picks in &mut self.picks {
@@ -70,7 +70,7 @@ impl Routed {
     }
 
     /// What concerns one spoke alone, with memory of its own, if that is a small part of the reply.
-    pub fn excerpt(&self, spoke: SpokeId) -> Option<Self> {
+    pub(crate) fn excerpt(&self, spoke: SpokeId) -> Option<Self> {
         let picks = &self.picks[spoke];
         let bytes: usize = picks.iter().map(|(event, _)| self.batch.event(*event as usize).bytes()).sum();
         if bytes * 4 > self.batch.bytes() {
@@ -97,7 +97,7 @@ impl Routed {
 }
 
 /// The hub's change stream, resolved and routed.
-pub struct Feed {
+pub(crate) struct Feed {
     hub: Server,
     tail: Tail,
     tags: Tags,
@@ -112,7 +112,7 @@ impl Feed {
     ///
     /// # Errors
     /// If the hub does not open it.
-    pub async fn open(hub: &Server, position: &Position, routes: Arc<Routes>) -> Result<Self, Error> {
+    pub(crate) async fn open(hub: &Server, position: &Position, routes: Arc<Routes>) -> Result<Self, Error> {
         let tags = Tags::load(hub).await?;
         let without = BTreeSet::new();
         let tail = Tail::open(hub, Some(position), selection(&tags, &routes, &without)).await?;
@@ -123,7 +123,7 @@ impl Feed {
     ///
     /// # Errors
     /// If the hub fails.
-    pub async fn read(&mut self) -> Result<Reply, Error> {
+    pub(crate) async fn read(&mut self) -> Result<Reply, Error> {
         let batch = self.tail.next().await?;
         self.at = batch.end().clone();
         Ok(batch)
@@ -133,7 +133,7 @@ impl Feed {
     ///
     /// # Errors
     /// If the hub fails.
-    pub async fn read_after(
+    pub(crate) async fn read_after(
         &mut self,
         place: &Position,
         routes: &Arc<Routes>,
@@ -154,7 +154,12 @@ impl Feed {
     ///
     /// # Errors
     /// If the hub fails.
-    pub async fn route(&mut self, batch: Reply, routes: &Arc<Routes>, only: Option<SpokeId>) -> Result<Routed, Error> {
+    pub(crate) async fn route(
+        &mut self,
+        batch: Reply,
+        routes: &Arc<Routes>,
+        only: Option<SpokeId>,
+    ) -> Result<Routed, Error> {
         if self.tags.look_up(batch.events().filter_map(|event| event.session())).await? {
             self.selected_by = None;
         }

@@ -16,19 +16,19 @@ const CAPACITY: Weight = Weight { events: 50_000, bytes: 24_000_000 };
 
 /// One reply of the hub's change stream, as far as it concerns one spoke.
 #[derive(Clone, Debug)]
-pub struct Delivery {
+pub(crate) struct Delivery {
     /// The reply, if any of it concerns the spoke.
-    pub routed: Option<(Arc<Routed>, SpokeId)>,
+    pub(crate) routed: Option<(Arc<Routed>, SpokeId)>,
     /// By which routes that was decided.
-    pub routes: Arc<Routes>,
+    pub(crate) routes: Arc<Routes>,
     /// The namespaces whose collection was dropped or renamed at the hub meanwhile.
-    pub lost_collections: Vec<u16>,
+    pub(crate) lost_collections: Vec<u16>,
     /// Where the hub's stream stands after it.
-    pub end: Position,
+    pub(crate) end: Position,
 }
 
 /// A spoke's queue at the fan-out.
-pub struct Inbox {
+pub(crate) struct Inbox {
     queue: Mutex<Queue<Delivery>>,
     changed: Notify,
     /// Tells the fan-out that something was taken out of it, or is waited for.
@@ -105,7 +105,7 @@ impl Inbox {
 
     /// The next delivery; `None` after the last one of a spoke that was detached. The writer tells whether it is `forgetful`: all that it
     /// has taken out is applied, and no hub edit of it may meet an own change any more.
-    pub async fn next(&self, forgetful: bool) -> Option<Delivery> {
+    pub(crate) async fn next(&self, forgetful: bool) -> Option<Delivery> {
         loop {
             if let Some(delivery) = self.try_next() {
                 return Some(delivery);
@@ -122,7 +122,7 @@ impl Inbox {
     }
 
     /// The next delivery, if one is there.
-    pub fn try_next(&self) -> Option<Delivery> {
+    pub(crate) fn try_next(&self) -> Option<Delivery> {
         let next = self.queue().pop();
         self.show();
         self.taken.notify_one();

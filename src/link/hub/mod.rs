@@ -1,5 +1,5 @@
 //! The hub's one change stream, for all spokes.
 
-pub mod fanout;
-pub mod feed;
-pub mod inbox;
+pub(crate) mod fanout;
+pub(crate) mod feed;
+pub(crate) mod inbox;

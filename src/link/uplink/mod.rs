@@ -3,7 +3,7 @@
 //! Promise: every change of a document of the spoke's zone reaches the hub once, in order, or is a dead letter there. So is a
 //! document that the spoke itself does not let have a partition key.
 
-pub mod stamp;
+pub(crate) mod stamp;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
@@ -16,29 +16,29 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use crate::link::apply::Applier;
-use crate::link::reached::{Reached, Waited};
+use crate::link::apply::work::{Commit, Load, Mark, Origin, Side};
 use crate::link::copy::{self, Ended, Job, Policy};
 use crate::link::letters;
-use crate::link::apply::work::{Commit, Load, Mark, Origin, Side};
+use crate::link::reached::{Reached, Waited};
 use crate::link::uplink::stamp::{Stamper, Unstampable};
 use crate::link::watch_oplog;
 use crate::link::{QUIET_CHECKPOINT, Spoke, Stopped, Turn};
 use crate::link::{collections, foreign};
-use crate::mongo::metadata::checkpoints::{Part, Reconciling};
 use crate::mongo::destination::Destination;
 use crate::mongo::error::{Error, Failure};
+use crate::mongo::metadata::checkpoints::{Part, Reconciling};
 use crate::mongo::metadata::foreign as register;
+use crate::mongo::metadata::sessions::Tags;
 use crate::mongo::read::{self, Snapshot, Wanted};
 use crate::mongo::server::Server;
-use crate::mongo::metadata::sessions::Tags;
 use crate::mongo::tail::{self, Selection, Tail};
 use crate::observe::status::{Cell, State};
 use crate::rules::ahead::Ahead;
-use crate::rules::reply::{Reply, EventRef, Kind, Malformed};
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, Link};
 use crate::rules::position::Position;
 use crate::rules::queue::Weight;
+use crate::rules::reply::{EventRef, Kind, Malformed, Reply};
 use crate::rules::step::{Meaning, Step, Zones};
 use crate::rules::uplink::{Decision, Owner, Uplink};
 
@@ -57,7 +57,7 @@ const STAMPS: u32 = 5;
 ///
 /// # Errors
 /// If a server fails.
-pub async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Error> {
+pub(crate) async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Error> {
     let cell = spoke.status.link(Direction::Uplink);
     cell.set_state(State::Connecting);
     let link = Link::uplink(&spoke.zone);

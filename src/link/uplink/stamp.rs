@@ -5,27 +5,27 @@ use bson::{Timestamp, rawdoc};
 use std::collections::HashSet;
 
 use crate::mongo::error::Error;
+use crate::mongo::metadata::sessions::{self as tags, Slot, TaggedSession};
 use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
-use crate::mongo::metadata::sessions::{self as tags, Slot, TaggedSession};
 use crate::mongo::transaction;
-use crate::rules::ladder::Refusal;
 use crate::rules::key::Key;
+use crate::rules::ladder::Refusal;
 use crate::rules::names::Link;
 
 /// A document that the spoke does not let have a partition key.
 #[derive(Debug)]
-pub struct Unstampable {
+pub(crate) struct Unstampable {
     /// Which one, if the spoke tells.
-    pub key: Option<Key>,
+    pub(crate) key: Option<Key>,
     /// Why.
-    pub refusal: Refusal,
+    pub(crate) refusal: Refusal,
     /// Why, for people.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 /// Stamps documents in transactions that carry the uplink's tag, so that they are recognised as our own.
-pub struct Stamper {
+pub(crate) struct Stamper {
     server: Server,
     link: Link,
     session: TaggedSession,
@@ -36,7 +36,7 @@ impl Stamper {
     ///
     /// # Errors
     /// If the spoke does not answer.
-    pub async fn new(server: &Server, link: &Link, slot: &Slot) -> Result<Self, Error> {
+    pub(crate) async fn new(server: &Server, link: &Link, slot: &Slot) -> Result<Self, Error> {
         let session = tags::tagged_session(server, &link.to_string(), &link.zone, slot).await?;
         Ok(Self { server: server.clone(), link: link.clone(), session })
     }
@@ -46,7 +46,7 @@ impl Stamper {
     ///
     /// # Errors
     /// If the spoke does not answer.
-    pub async fn stamp(
+    pub(crate) async fn stamp(
         &mut self,
         wanted: &Wanted<'_>,
         unstamped: &HashSet<Key>,

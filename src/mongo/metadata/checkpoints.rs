@@ -6,38 +6,38 @@ use bson::raw::{RawArrayBuf, RawBson, RawDocumentBuf, cstr};
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, Timestamp, doc, rawdoc};
 
-use crate::mongo::error::Error;
 use super::hub_edits::Note;
+use crate::mongo::error::Error;
 use crate::mongo::server::{Server, majority};
 use crate::rules::names::{Link, Namespace, Zone};
 use crate::rules::position::Position;
 
 /// A link's state, as it is saved.
 #[derive(Clone, Debug, Default)]
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// Until here the source's changes are applied.
-    pub position: Option<Position>,
+    pub(crate) position: Option<Position>,
     /// By zone, until when documents may be newer than the position.
-    pub ahead: HashMap<Zone, Timestamp>,
+    pub(crate) ahead: HashMap<Zone, Timestamp>,
     /// What the initial sync has covered.
-    pub copied: Vec<Part>,
+    pub(crate) copied: Vec<Part>,
     /// How far it is in the part that it is copying.
-    pub copying: Option<Progress>,
+    pub(crate) copying: Option<CopiedUpTo>,
     /// Whether what it copies now it had copied before, so that what is missing at the source may have been deleted there.
-    pub reconciling: Reconciling,
+    pub(crate) reconciling: Reconciling,
     /// Zones that it held once and left where they were: they are reconciled, too, if it holds them again.
-    pub left: Vec<Part>,
+    pub(crate) left: Vec<Part>,
     /// Which collections it brings changes from. A collection that was dropped and made again has another identity.
-    pub collections: Vec<Identity>,
+    pub(crate) collections: Vec<Identity>,
     /// Which collections it brings them to.
-    pub destination_collections: Vec<Identity>,
+    pub(crate) destination_collections: Vec<Identity>,
     /// Small notes of hub edits.
-    pub notes: Vec<Note>,
+    pub(crate) notes: Vec<Note>,
 }
 
 /// Why a link compares what it has copied before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Reconciling {
+pub(crate) enum Reconciling {
     /// It does not.
     #[default]
     No,
@@ -49,54 +49,54 @@ pub enum Reconciling {
 
 /// A collection and its UUID at one of the servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// The collection, as `database.collection`.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// What `listCollections` calls `info.uuid`.
-    pub uuid: [u8; 16],
+    pub(crate) uuid: [u8; 16],
 }
 
 /// A zone of a collection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub(crate) struct Part {
     /// The collection, as `database.collection`.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// The zone.
-    pub zone: Zone,
+    pub(crate) zone: Zone,
 }
 
 /// How far a copy is.
 #[derive(Clone, Debug)]
-pub struct Progress {
+pub(crate) struct CopiedUpTo {
     /// What is being copied.
-    pub part: Part,
+    pub(crate) part: Part,
     /// The last `_id` that is done.
-    pub after: RawBson,
+    pub(crate) after: RawBson,
 }
 
 impl Part {
     /// The zone of the collection.
-    pub fn new(namespace: &Namespace, zone: &Zone) -> Self {
+    pub(crate) fn new(namespace: &Namespace, zone: &Zone) -> Self {
         Self { namespace: namespace.to_string(), zone: zone.clone() }
     }
 }
 
 /// A checkpoint that this process has taken over.
 #[derive(Debug)]
-pub struct Claim {
+pub(crate) struct Claim {
     /// What was saved.
-    pub checkpoint: Checkpoint,
+    pub(crate) checkpoint: Checkpoint,
     /// The number that the next save must find.
-    pub sequence: i64,
+    pub(crate) sequence: i64,
     /// The destination's time of the claim: whatever an earlier owner of the link committed is not after it.
-    pub at: Timestamp,
+    pub(crate) at: Timestamp,
 }
 
 /// Takes the link over. Whatever an earlier owner has under way at the destination can no longer commit.
 ///
 /// # Errors
 /// If the server does not answer, or holds what cannot be read.
-pub async fn claim(server: &Server, link: &Link, holder: &str) -> Result<Claim, Error> {
+pub(crate) async fn claim(server: &Server, link: &Link, holder: &str) -> Result<Claim, Error> {
     let command = doc! {
         "findAndModify": "checkpoints",
         "query": { "_id": link.to_string() },
@@ -119,7 +119,7 @@ pub async fn claim(server: &Server, link: &Link, holder: &str) -> Result<Claim, 
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn holder(server: &Server, link: &Link) -> Result<String, Error> {
+pub(crate) async fn holder(server: &Server, link: &Link) -> Result<String, Error> {
     let saved = find(server, link).await?;
     Ok(saved.and_then(|saved| saved.get_str("holder").map(str::to_owned).ok()).unwrap_or("nobody knows who".to_owned()))
 }
@@ -128,7 +128,7 @@ pub async fn holder(server: &Server, link: &Link) -> Result<String, Error> {
 ///
 /// # Errors
 /// As [`claim`].
-pub async fn peek(server: &Server, link: &Link) -> Result<Option<Checkpoint>, Error> {
+pub(crate) async fn peek(server: &Server, link: &Link) -> Result<Option<Checkpoint>, Error> {
     find(server, link).await?.map(|saved| read(server, link, &saved)).transpose()
 }
 
@@ -136,7 +136,7 @@ pub async fn peek(server: &Server, link: &Link) -> Result<Option<Checkpoint>, Er
 ///
 /// # Errors
 /// As [`claim`].
-pub async fn at(server: &Server, link: &Link, time: Timestamp) -> Result<Option<Checkpoint>, Error> {
+pub(crate) async fn at(server: &Server, link: &Link, time: Timestamp) -> Result<Option<Checkpoint>, Error> {
     let concern = doc! { "level": "snapshot", "atClusterTime": time };
     find_as(server, link, concern).await?.map(|saved| read(server, link, &saved)).transpose()
 }
@@ -155,7 +155,7 @@ async fn find_as(server: &Server, link: &Link, concern: Document) -> Result<Opti
 }
 
 /// The statement that saves a checkpoint, if the saved one still has the number `sequence`.
-pub fn save(link: &Link, sequence: i64, checkpoint: &Checkpoint) -> RawDocumentBuf {
+pub(crate) fn save(link: &Link, sequence: i64, checkpoint: &Checkpoint) -> RawDocumentBuf {
     let mut set = doc! {
         "seq": sequence + 1,
         "ahead": checkpoint.ahead.iter().map(|(zone, until)| doc! { "zone": zone.as_str(), "until": until }).collect::<Vec<_>>(),
@@ -239,7 +239,7 @@ pub(crate) fn read(server: &Server, link: &Link, saved: &Document) -> Result<Che
             let part = read_part(copying).map_err(|_| damaged(server, link, "copying"))?;
             let after = crate::mongo::server::raw(copying);
             let after = after.get("after").ok().flatten().map(RawBson::from);
-            Some(Progress { part, after: after.ok_or_else(|| damaged(server, link, "copying"))? })
+            Some(CopiedUpTo { part, after: after.ok_or_else(|| damaged(server, link, "copying"))? })
         }
         Err(_) => None,
     };

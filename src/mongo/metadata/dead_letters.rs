@@ -18,23 +18,23 @@ const LARGEST_EVENT: usize = 8_000_000;
 
 /// A refused change.
 #[derive(Debug)]
-pub struct DeadLetter<'a> {
+pub(crate) struct DeadLetter<'a> {
     /// The document's collection.
-    pub namespace: &'a Namespace,
+    pub(crate) namespace: &'a Namespace,
     /// The document's `_id`.
-    pub id: RawBsonRef<'a>,
+    pub(crate) id: RawBsonRef<'a>,
     /// The server's error code.
-    pub code: i32,
+    pub(crate) code: i32,
     /// The server's words.
-    pub message: &'a str,
+    pub(crate) message: &'a str,
     /// The change event, or the document of a copy.
-    pub event: &'a RawDocumentBuf,
+    pub(crate) event: &'a RawDocumentBuf,
     /// The source's time of the change, if it was one.
-    pub cluster_time: Option<Timestamp>,
+    pub(crate) cluster_time: Option<Timestamp>,
 }
 
 /// The statement that parks a change.
-pub fn park(link: &Link, letter: &DeadLetter<'_>) -> RawDocumentBuf {
+pub(crate) fn park(link: &Link, letter: &DeadLetter<'_>) -> RawDocumentBuf {
     let mut set = rawdoc! {
         "zone": link.zone.as_str(),
         "reason": { "code": letter.code, "message": letter.message },
@@ -59,7 +59,7 @@ pub fn park(link: &Link, letter: &DeadLetter<'_>) -> RawDocumentBuf {
 }
 
 /// The statement that counts later changes of parked documents, as pairs of a namespace and an `_id` with their number.
-pub fn count_later(link: &Link, later: &[(&Namespace, RawBsonRef<'_>, i64)]) -> RawDocumentBuf {
+pub(crate) fn count_later(link: &Link, later: &[(&Namespace, RawBsonRef<'_>, i64)]) -> RawDocumentBuf {
     let mut updates = RawArrayBuf::new();
     for (namespace, document, changes) in later {
         updates.push(rawdoc! {
@@ -71,32 +71,32 @@ pub fn count_later(link: &Link, later: &[(&Namespace, RawBsonRef<'_>, i64)]) -> 
 }
 
 /// The statement that takes a dead letter away.
-pub fn remove(link: &Link, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
+pub(crate) fn remove(link: &Link, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
     rawdoc! { "delete": "dead_letters", "deletes": [{ "q": id(link, namespace, document), "limit": 1 }] }
 }
 
 /// A dead letter as it is kept, without the event.
 #[derive(Clone, Debug)]
-pub struct Kept {
+pub(crate) struct Kept {
     /// The number of the document's collection.
-    pub namespace: u16,
+    pub(crate) namespace: u16,
     /// The document's `_id`.
-    pub id: RawBson,
+    pub(crate) id: RawBson,
     /// The server's error code.
-    pub code: i32,
+    pub(crate) code: i32,
     /// The server's words.
-    pub message: String,
+    pub(crate) message: String,
     /// When it was parked.
-    pub parked_at: DateTime,
+    pub(crate) parked_at: DateTime,
     /// How many later changes of the document wait with it.
-    pub later_changes: i64,
+    pub(crate) later_changes: i64,
 }
 
 /// The dead letters of a link, by document.
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn kept(server: &Server, link: &Link) -> Result<HashMap<Key, Kept>, Error> {
+pub(crate) async fn kept(server: &Server, link: &Link) -> Result<HashMap<Key, Kept>, Error> {
     let mut letters = HashMap::new();
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
         let filter = doc! { "_id.link": link.to_string(), "_id.ns": namespace.to_string() };
@@ -110,7 +110,7 @@ pub async fn kept(server: &Server, link: &Link) -> Result<HashMap<Key, Kept>, Er
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn parked(server: &Server, link: &Link) -> Result<HashSet<Key>, Error> {
+pub(crate) async fn parked(server: &Server, link: &Link) -> Result<HashSet<Key>, Error> {
     Ok(kept(server, link).await?.into_keys().collect())
 }
 

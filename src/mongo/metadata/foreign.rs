@@ -12,7 +12,7 @@ use crate::rules::key::Key;
 use crate::rules::names::Namespace;
 
 /// A statement that registers these documents, given by namespace and `_id`.
-pub fn register(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
+pub(crate) fn register(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
     let mut updates = RawArrayBuf::new();
     for (namespace, document) in documents {
         updates.push(rawdoc! {
@@ -25,7 +25,7 @@ pub fn register(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
 }
 
 /// A statement that takes these documents out of the register.
-pub fn forget(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
+pub(crate) fn forget(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
     let mut deletes = RawArrayBuf::new();
     for (namespace, document) in documents {
         deletes.push(rawdoc! { "q": id(namespace, *document), "limit": 1 });
@@ -37,7 +37,7 @@ pub fn forget(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn registered(server: &Server) -> Result<HashMap<Key, RawBson>, Error> {
+pub(crate) async fn registered(server: &Server) -> Result<HashMap<Key, RawBson>, Error> {
     let mut found = HashMap::new();
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
         let filter = doc! { "_id.ns": namespace.to_string() };
@@ -54,7 +54,7 @@ pub async fn registered(server: &Server) -> Result<HashMap<Key, RawBson>, Error>
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn run(server: &Server, statement: &RawDocumentBuf) -> Result<(), Error> {
+pub(crate) async fn run(server: &Server, statement: &RawDocumentBuf) -> Result<(), Error> {
     let mut command = bson::Document::try_from(statement).map_err(|error| server.malformed(error))?;
     command.insert("writeConcern", crate::mongo::server::majority());
     server.run("registering foreign documents", &server.metadata(), command).await.map(drop)

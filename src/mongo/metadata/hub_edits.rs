@@ -13,13 +13,13 @@ use crate::rules::names::Link;
 
 /// A hub edit as it is saved.
 #[derive(Debug)]
-pub struct Edit {
+pub(crate) struct Edit {
     /// Which document.
-    pub key: Key,
+    pub(crate) key: Key,
     /// Its `_id`.
-    pub id: RawBson,
+    pub(crate) id: RawBson,
     /// The fields it touched.
-    pub fields: Fields,
+    pub(crate) fields: Fields,
 }
 
 /// Notes in the checkpoint have at most so many bytes together.
@@ -27,16 +27,16 @@ const BYTES_IN_CHECKPOINT: usize = 8_000;
 
 /// A saved note.
 #[derive(Clone, Debug)]
-pub struct Note {
+pub(crate) struct Note {
     /// Its number.
-    pub number: i64,
+    pub(crate) number: i64,
     /// The edits, as they are saved.
     edits: RawArrayBuf,
 }
 
 impl Note {
     /// A note of these edits under this number, which must be new.
-    pub fn new(number: i64, edits: &[Edit]) -> Self {
+    pub(crate) fn new(number: i64, edits: &[Edit]) -> Self {
         let mut array = RawArrayBuf::new();
         for edit in edits {
             let mut saved = rawdoc! { "ns": i32::from(edit.key.namespace()), "id": edit.id.as_raw_bson_ref() };
@@ -51,13 +51,13 @@ impl Note {
     }
 
     /// Whether the checkpoint has room for it.
-    pub fn fits_into(&self, checkpoint: &Checkpoint) -> bool {
+    pub(crate) fn fits_into(&self, checkpoint: &Checkpoint) -> bool {
         let notes = checkpoint.notes.iter().chain([self]);
         notes.map(|note| note.edits.as_bytes().len()).sum::<usize>() <= BYTES_IN_CHECKPOINT
     }
 
     /// The documents, and the fields that were touched.
-    pub fn edits(&self) -> Vec<(Key, Fields)> {
+    pub(crate) fn edits(&self) -> Vec<(Key, Fields)> {
         self.edits.into_iter().filter_map(|edit| read_edit(edit.ok()?.as_document()?)).collect()
     }
 
@@ -71,7 +71,7 @@ impl Note {
     }
 
     /// The statement that saves it as a document of its own.
-    pub fn save(&self, link: &Link) -> RawDocumentBuf {
+    pub(crate) fn save(&self, link: &Link) -> RawDocumentBuf {
         rawdoc! {
             "insert": "hub_edits",
             "documents": [{ "_id": { "link": link.to_string(), "number": self.number }, "edits": self.edits.clone() }],
@@ -80,7 +80,7 @@ impl Note {
 }
 
 /// The statement that deletes all notes up to this number.
-pub fn delete(link: &Link, up_to: i64) -> RawDocumentBuf {
+pub(crate) fn delete(link: &Link, up_to: i64) -> RawDocumentBuf {
     rawdoc! {
         "delete": "hub_edits",
         "deletes": [{ "q": { "_id.link": link.to_string(), "_id.number": { "$lte": up_to } }, "limit": 0 }],
@@ -91,7 +91,7 @@ pub fn delete(link: &Link, up_to: i64) -> RawDocumentBuf {
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn load(server: &Server, link: &Link) -> Result<Vec<Note>, Error> {
+pub(crate) async fn load(server: &Server, link: &Link) -> Result<Vec<Note>, Error> {
     let mut notes = Vec::new();
     let mut after = i64::MIN;
     loop {

@@ -1,9 +1,9 @@
 //! Our own collections, in the metadata database of each server.
 
-pub mod checkpoints;
-pub mod dead_letters;
-pub mod foreign;
-pub mod hub_edits;
-pub mod sessions;
-pub mod set_aside;
-pub mod verifications;
+pub(crate) mod checkpoints;
+pub(crate) mod dead_letters;
+pub(crate) mod foreign;
+pub(crate) mod hub_edits;
+pub(crate) mod sessions;
+pub(crate) mod set_aside;
+pub(crate) mod verifications;

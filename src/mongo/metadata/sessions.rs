@@ -13,25 +13,25 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::mongo::error::{Error, codes};
 use crate::mongo::server::{Server, majority};
-use crate::rules::reply::SessionId;
 use crate::rules::names::Zone;
+use crate::rules::reply::SessionId;
 
 /// Whose transactions a session carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tag {
+pub(crate) struct Tag {
     /// The link, such as `uplink:DFW`.
-    pub link: String,
+    pub(crate) link: String,
     /// The zone of the link's spoke.
-    pub zone: Zone,
+    pub(crate) zone: Zone,
     /// When the session was registered, by the clock of the process.
-    pub opened_at: Option<DateTime>,
+    pub(crate) opened_at: Option<DateTime>,
 }
 
 /// How many sessions of applications are remembered as such before they are asked for again.
 const REMEMBERED: usize = 20_000;
 
 /// What is known of the sessions that write to one server.
-pub struct Tags {
+pub(crate) struct Tags {
     server: Server,
     known: HashMap<SessionId, Option<Tag>>,
 }
@@ -41,25 +41,25 @@ impl Tags {
     ///
     /// # Errors
     /// If the server does not answer.
-    pub async fn load(server: &Server) -> Result<Self, Error> {
+    pub(crate) async fn load(server: &Server) -> Result<Self, Error> {
         let mut tags = Self { server: server.clone(), known: HashMap::new() };
         tags.find(doc! {}).await?;
         Ok(tags)
     }
 
     /// The sessions that are ours.
-    pub fn ours(&self) -> Vec<SessionId> {
+    pub(crate) fn ours(&self) -> Vec<SessionId> {
         self.known.iter().filter(|(_, tag)| tag.is_some()).map(|(id, _)| *id).collect()
     }
 
     /// The newest session of each link whose tag is such, in ascending order: the one that it writes with, most likely.
-    pub fn present(&self, is_such: impl Fn(&Tag) -> bool) -> Vec<SessionId> {
+    pub(crate) fn present(&self, is_such: impl Fn(&Tag) -> bool) -> Vec<SessionId> {
         let ours = self.known.iter().filter_map(|(id, tag)| Some((*id, tag.as_ref()?)));
         newest_of_each(ours.filter(|(_, tag)| is_such(tag)))
     }
 
     /// The tag of a session that was looked up.
-    pub fn get(&self, session: &SessionId) -> Option<&Tag> {
+    pub(crate) fn get(&self, session: &SessionId) -> Option<&Tag> {
         self.known.get(session)?.as_ref()
     }
 
@@ -67,7 +67,7 @@ impl Tags {
     ///
     /// # Errors
     /// If the server does not answer.
-    pub async fn look_up(&mut self, sessions: impl Iterator<Item = SessionId>) -> Result<bool, Error> {
+    pub(crate) async fn look_up(&mut self, sessions: impl Iterator<Item = SessionId>) -> Result<bool, Error> {
         let mut unknown: Vec<SessionId> = sessions.filter(|session| !self.known.contains_key(session)).collect();
         if unknown.is_empty() {
             return Ok(false);
@@ -120,7 +120,7 @@ fn newest_of_each<'t>(sessions: impl Iterator<Item = (SessionId, &'t Tag)>) -> V
 /// Where a link's session at one server is kept between one generation of its loop and the next. It must not go back to the
 /// driver's pool, from which anything else would get it.
 #[derive(Clone, Default)]
-pub struct Slot(Arc<Mutex<Sessions>>);
+pub(crate) struct Slot(Arc<Mutex<Sessions>>);
 
 /// A link's session, and those before it, which must not go back to the pool either.
 #[derive(Default)]
@@ -136,11 +136,11 @@ const REMEMBERED_MS: i64 = 60 * 24 * 3_600_000;
 const FORMER: usize = 50;
 
 /// A link's session, for as long as one generation of its loop uses it.
-pub struct TaggedSession(OwnedMutexGuard<Sessions>);
+pub(crate) struct TaggedSession(OwnedMutexGuard<Sessions>);
 
 impl TaggedSession {
     /// The driver's session.
-    pub fn get(&mut self) -> &mut ClientSession {
+    pub(crate) fn get(&mut self) -> &mut ClientSession {
         self.0.present.as_mut().expect("it was filled before it was given out")
     }
 }
@@ -151,7 +151,12 @@ impl TaggedSession {
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn tagged_session(server: &Server, name: &str, zone: &Zone, slot: &Slot) -> Result<TaggedSession, Error> {
+pub(crate) async fn tagged_session(
+    server: &Server,
+    name: &str,
+    zone: &Zone,
+    slot: &Slot,
+) -> Result<TaggedSession, Error> {
     // Whoever had it before is on its way out.
     let wait = async { Ok(slot.0.clone().lock_owned().await) };
     let mut slot = server.bounded("waiting for the session of its former self", wait).await?;
@@ -223,13 +228,13 @@ async fn note_ended(server: &Server, name: &str, ids: &[Bson]) -> Result<(), Err
 
 /// The name under which an uplink's session is registered that carries those of its transactions in which a document leaves its
 /// zone. Others may hold the zone that it goes to, and so these transactions are told by every stream.
-pub fn moves_of(zone: &Zone) -> String {
+pub(crate) fn moves_of(zone: &Zone) -> String {
     format!("moves:{zone}")
 }
 
 /// The name under which the sessions of repairs of a zone are registered. At the hub what they write counts as the zone's own, as it
 /// comes from its spoke.
-pub fn repair_of(zone: &Zone) -> String {
+pub(crate) fn repair_of(zone: &Zone) -> String {
     format!("repair:{zone}")
 }
 
@@ -237,7 +242,7 @@ pub fn repair_of(zone: &Zone) -> String {
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn repair_session(server: &Server, zone: &Zone) -> Result<ClientSession, Error> {
+pub(crate) async fn repair_session(server: &Server, zone: &Zone) -> Result<ClientSession, Error> {
     new_session(server, &repair_of(zone), zone).await
 }
 
@@ -245,7 +250,7 @@ pub async fn repair_session(server: &Server, zone: &Zone) -> Result<ClientSessio
 ///
 /// # Errors
 /// If the server does not answer.
-pub async fn end_repair(server: &Server, session: &ClientSession, zone: &Zone) -> Result<(), Error> {
+pub(crate) async fn end_repair(server: &Server, session: &ClientSession, zone: &Zone) -> Result<(), Error> {
     let id = session.id().get("id").cloned().unwrap_or(Bson::Null);
     note_ended(server, &repair_of(zone), &[id]).await
 }

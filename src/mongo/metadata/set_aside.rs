@@ -24,7 +24,7 @@ const COMMAND_BYTES: usize = 15_000_000;
 ///
 /// # Errors
 /// If the spoke does not take them; they may then be kept in part, and it can be done again.
-pub async fn keep(spoke: &Server, namespace: &Namespace, documents: &[&RawDocument]) -> Result<(), Error> {
+pub(crate) async fn keep(spoke: &Server, namespace: &Namespace, documents: &[&RawDocument]) -> Result<(), Error> {
     let mut waiting = documents;
     while !waiting.is_empty() {
         let mut bytes = 0;
@@ -35,8 +35,7 @@ pub async fn keep(spoke: &Server, namespace: &Namespace, documents: &[&RawDocume
         let (now, later) = waiting.split_at(fits.count().max(1));
         waiting = later;
         let updates: RawArrayBuf = now.iter().filter_map(|document| update(namespace, document)).collect();
-        let command =
-            rawdoc! { "update": "set_aside", "updates": updates, "writeConcern": crate::mongo::server::raw(&majority()) };
+        let command = rawdoc! { "update": "set_aside", "updates": updates, "writeConcern": crate::mongo::server::raw(&majority()) };
         let command = Document::try_from(command).map_err(|error| spoke.malformed(error))?;
         spoke.run("setting documents aside", &spoke.metadata(), command).await?;
     }
@@ -57,7 +56,7 @@ fn update(namespace: &Namespace, document: &RawDocument) -> Option<bson::RawDocu
 ///
 /// # Errors
 /// If the spoke does not answer.
-pub async fn forget_old(spoke: &Server) -> Result<(), Error> {
+pub(crate) async fn forget_old(spoke: &Server) -> Result<(), Error> {
     let kept = i64::try_from(KEPT.as_millis()).unwrap_or(i64::MAX);
     let long_ago = DateTime::from_millis(DateTime::now().timestamp_millis().saturating_sub(kept));
     let forget = doc! { "delete": "set_aside", "deletes": [{ "q": { "at": { "$lt": long_ago } }, "limit": 0 }] };

@@ -14,20 +14,20 @@ const STALE: Duration = Duration::from_secs(24 * 3_600);
 
 /// A zone of a collection at a spoke, within one verification.
 #[derive(Clone, Debug)]
-pub struct PartName {
+pub(crate) struct PartName {
     /// Which verification: whoever runs it, and how.
-    pub run: String,
+    pub(crate) run: String,
     /// The spoke.
-    pub spoke: Zone,
+    pub(crate) spoke: Zone,
     /// The collection, as `database.collection`.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// The zone; `None` for the documents of zones that the spoke does not hold.
-    pub zone: Option<Zone>,
+    pub(crate) zone: Option<Zone>,
 }
 
 impl PartName {
     /// Names a part.
-    pub fn new(run: &str, spoke: &Zone, namespace: &Namespace, zone: Option<&Zone>) -> Self {
+    pub(crate) fn new(run: &str, spoke: &Zone, namespace: &Namespace, zone: Option<&Zone>) -> Self {
         Self { run: run.to_owned(), spoke: spoke.clone(), namespace: namespace.to_string(), zone: zone.cloned() }
     }
 
@@ -39,22 +39,22 @@ impl PartName {
 
 /// How far a part is.
 #[derive(Clone, Debug, Default)]
-pub struct Saved {
+pub(crate) struct Saved {
     /// The last `_id` that is compared.
-    pub after: Option<RawBson>,
+    pub(crate) after: Option<RawBson>,
     /// How many documents are.
-    pub documents: u64,
+    pub(crate) documents: u64,
     /// The documents that did not seem equal, by `_id`.
-    pub suspects: Vec<RawBson>,
+    pub(crate) suspects: Vec<RawBson>,
     /// All of it is compared.
-    pub is_walked: bool,
+    pub(crate) is_walked: bool,
 }
 
 /// How far the part was when it was interrupted.
 ///
 /// # Errors
 /// If the hub does not answer.
-pub async fn load(hub: &Server, part: &PartName) -> Result<Saved, Error> {
+pub(crate) async fn load(hub: &Server, part: &PartName) -> Result<Saved, Error> {
     let find = doc! { "find": "verifications", "filter": { "_id": part.id() }, "limit": 1 };
     let reply = hub.run("reading how far a verification is", &hub.metadata(), find).await?;
     let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
@@ -73,7 +73,7 @@ pub async fn load(hub: &Server, part: &PartName) -> Result<Saved, Error> {
 ///
 /// # Errors
 /// If the hub does not answer.
-pub async fn save(hub: &Server, part: &PartName, saved: &Saved) -> Result<(), Error> {
+pub(crate) async fn save(hub: &Server, part: &PartName, saved: &Saved) -> Result<(), Error> {
     let bson = |value: &RawBson| Bson::try_from(value.clone()).unwrap_or(Bson::Null);
     let mut set = doc! {
         "documents": i64::try_from(saved.documents).unwrap_or(i64::MAX), "is_walked": saved.is_walked,
@@ -94,7 +94,7 @@ pub async fn save(hub: &Server, part: &PartName, saved: &Saved) -> Result<(), Er
 ///
 /// # Errors
 /// If the hub does not answer.
-pub async fn forget_stale(hub: &Server) -> Result<(), Error> {
+pub(crate) async fn forget_stale(hub: &Server) -> Result<(), Error> {
     let stale = i64::try_from(STALE.as_millis()).unwrap_or(i64::MAX);
     let since = DateTime::from_millis(DateTime::now().timestamp_millis().saturating_sub(stale));
     let delete = doc! { "delete": "verifications", "deletes": [{ "q": { "begun_at": { "$lt": since } }, "limit": 0 }] };
@@ -105,7 +105,7 @@ pub async fn forget_stale(hub: &Server) -> Result<(), Error> {
 ///
 /// # Errors
 /// If the hub does not answer.
-pub async fn forget(hub: &Server, run: &str) -> Result<(), Error> {
+pub(crate) async fn forget(hub: &Server, run: &str) -> Result<(), Error> {
     let delete = doc! { "delete": "verifications", "deletes": [{ "q": { "_id.run": run }, "limit": 0 }] };
     hub.run("forgetting how far a verification was", &hub.metadata(), delete).await.map(drop)
 }

@@ -12,7 +12,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// The levels of all actors, and of single ones.
 #[derive(Debug)]
-pub struct Levels {
+pub(crate) struct Levels {
     all: RwLock<LevelFilter>,
     actors: DashMap<String, LevelFilter>,
 }
@@ -25,12 +25,12 @@ impl Default for Levels {
 
 impl Levels {
     /// This level for all.
-    pub fn new(level: LevelFilter) -> Self {
+    pub(crate) fn new(level: LevelFilter) -> Self {
         Self { all: RwLock::new(level), actors: DashMap::new() }
     }
 
     /// Sets the level of one actor, or of all.
-    pub fn set(&self, actor: Option<&str>, level: LevelFilter) {
+    pub(crate) fn set(&self, actor: Option<&str>, level: LevelFilter) {
         match actor {
             Some(actor) => drop(self.actors.insert(actor.to_owned(), level)),
             None => {

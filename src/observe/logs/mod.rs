@@ -8,8 +8,8 @@
 //! replaced; the generation is in the line.
 
 mod files;
-pub mod levels;
-pub mod streams;
+pub(crate) mod levels;
+pub(crate) mod streams;
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
@@ -36,15 +36,15 @@ const NOBODY: &str = "coordinator";
 
 /// What can be seen of the log, and set, while the process runs.
 #[derive(Clone, Default)]
-pub struct Logs {
+pub(crate) struct Logs {
     /// Each actor's last lines.
-    pub streams: Arc<Streams>,
+    pub(crate) streams: Arc<Streams>,
     /// Which lines are written.
-    pub levels: Arc<Levels>,
+    pub(crate) levels: Arc<Levels>,
 }
 
 /// Starts logging. Libraries speak only if they warn.
-pub fn start(log: &Log) -> Logs {
+pub(crate) fn start(log: &Log) -> Logs {
     let logs = Logs { streams: Arc::default(), levels: Arc::new(Levels::new(log.level)) };
     let colours = std::io::stderr().is_terminal();
     let console = match log.format {

@@ -18,24 +18,24 @@ const KEPT_BYTES: usize = 32_000;
 
 /// One line of the log.
 #[derive(Clone, Debug)]
-pub struct Line {
+pub(crate) struct Line {
     /// When, as RFC 3339.
-    pub time: String,
+    pub(crate) time: String,
     /// How much it matters.
-    pub level: Level,
+    pub(crate) level: Level,
     /// Whom it is about.
-    pub actor: Arc<str>,
+    pub(crate) actor: Arc<str>,
     /// Which generation of it.
-    pub generation: Option<u64>,
+    pub(crate) generation: Option<u64>,
     /// What is said.
-    pub message: String,
+    pub(crate) message: String,
     /// More of it, by name.
-    pub fields: Map<String, Value>,
+    pub(crate) fields: Map<String, Value>,
 }
 
 impl Line {
     /// As one JSON object.
-    pub fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         json!({
             "time": self.time, "level": self.level.as_str().to_lowercase(), "actor": &*self.actor,
             "generation": self.generation, "message": self.message, "fields": self.fields,
@@ -61,7 +61,7 @@ impl fmt::Display for Line {
 
 /// The lines of one actor, or of all.
 #[derive(Debug, Default)]
-pub struct Stream {
+pub(crate) struct Stream {
     kept: Mutex<Lines>,
     changed: Notify,
 }
@@ -76,13 +76,13 @@ struct Lines {
 
 /// What a reader gets next.
 #[derive(Debug)]
-pub struct News {
+pub(crate) struct News {
     /// How many lines were gone before they were read.
-    pub missed: u64,
+    pub(crate) missed: u64,
     /// The lines.
-    pub lines: Vec<Arc<Line>>,
+    pub(crate) lines: Vec<Arc<Line>>,
     /// How many lines there were in all: where to go on.
-    pub read: u64,
+    pub(crate) read: u64,
 }
 
 impl Stream {
@@ -100,7 +100,7 @@ impl Stream {
     }
 
     /// The lines after the first `read` ones.
-    pub fn after(&self, read: u64) -> News {
+    pub(crate) fn after(&self, read: u64) -> News {
         let kept = self.kept();
         let missed = kept.before.saturating_sub(read);
         let known = usize::try_from(read.saturating_sub(kept.before)).unwrap_or(usize::MAX);
@@ -109,7 +109,7 @@ impl Stream {
     }
 
     /// Waits for lines after the first `read` ones.
-    pub async fn next(&self, read: u64) -> News {
+    pub(crate) async fn next(&self, read: u64) -> News {
         loop {
             let changed = self.changed.notified();
             let news = self.after(read);
@@ -127,7 +127,7 @@ impl Stream {
 
 /// All streams.
 #[derive(Debug, Default)]
-pub struct Streams {
+pub(crate) struct Streams {
     actors: DashMap<Arc<str>, Arc<Stream>>,
     all: Arc<Stream>,
 }
@@ -140,17 +140,17 @@ impl Streams {
     }
 
     /// An actor's stream, if it ever said anything.
-    pub fn get(&self, actor: &str) -> Option<Arc<Stream>> {
+    pub(crate) fn get(&self, actor: &str) -> Option<Arc<Stream>> {
         self.actors.get(actor).map(|stream| stream.clone())
     }
 
     /// Everything that anybody says.
-    pub fn all(&self) -> &Arc<Stream> {
+    pub(crate) fn all(&self) -> &Arc<Stream> {
         &self.all
     }
 
     /// Who has said anything, in order.
-    pub fn actors(&self) -> Vec<String> {
+    pub(crate) fn actors(&self) -> Vec<String> {
         let mut actors: Vec<String> = self.actors.iter().map(|stream| stream.key().to_string()).collect();
         actors.sort();
         actors

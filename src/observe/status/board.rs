@@ -16,21 +16,21 @@ use crate::rules::names::{Direction, Zone};
 
 /// Counts things that are there for a while.
 #[derive(Clone, Debug, Default)]
-pub struct Gauge(Arc<AtomicUsize>);
+pub(crate) struct Gauge(Arc<AtomicUsize>);
 
 /// One of the things that a [`Gauge`] counts, until it is dropped.
 #[derive(Debug)]
-pub struct Counted(Arc<AtomicUsize>);
+pub(crate) struct Counted(Arc<AtomicUsize>);
 
 impl Gauge {
     /// One more.
-    pub fn counted(&self) -> Counted {
+    pub(crate) fn counted(&self) -> Counted {
         self.0.fetch_add(1, Ordering::Relaxed);
         Counted(self.0.clone())
     }
 
     /// How many there are.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -43,7 +43,7 @@ impl Drop for Counted {
 
 /// All cells of the process.
 #[derive(Debug)]
-pub struct Board {
+pub(crate) struct Board {
     started: Instant,
     hub: Arc<Cell>,
     hub_streams: Gauge,
@@ -69,27 +69,27 @@ impl Default for Board {
 
 impl Board {
     /// The cell of the hub's change stream.
-    pub fn hub(&self) -> &Arc<Cell> {
+    pub(crate) fn hub(&self) -> &Arc<Cell> {
         &self.hub
     }
 
     /// The hub's oplog window.
-    pub fn hub_window(&self) -> &Window {
+    pub(crate) fn hub_window(&self) -> &Window {
         &self.hub_window
     }
 
     /// Counts the change streams that are open at the hub.
-    pub fn hub_streams(&self) -> &Gauge {
+    pub(crate) fn hub_streams(&self) -> &Gauge {
         &self.hub_streams
     }
 
     /// Why the file, as it is now, cannot be used; `None` if it can.
-    pub fn set_configuration_error(&self, error: Option<String>) {
+    pub(crate) fn set_configuration_error(&self, error: Option<String>) {
         *self.configuration_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 
     /// The cell of a spoke, which it keeps for as long as it is configured.
-    pub fn add(&self, zone: &Zone, watch: &[Zone]) -> Arc<SpokeCell> {
+    pub(crate) fn add(&self, zone: &Zone, watch: &[Zone]) -> Arc<SpokeCell> {
         let new = || Arc::new(SpokeCell::new(zone, self.hub_window.clone()));
         let cell = self.spokes.entry(zone.clone()).or_insert_with(new);
         cell.set_watch(watch);
@@ -97,22 +97,22 @@ impl Board {
     }
 
     /// The cell of a spoke, if it is configured.
-    pub fn get(&self, zone: &str) -> Option<Arc<SpokeCell>> {
+    pub(crate) fn get(&self, zone: &str) -> Option<Arc<SpokeCell>> {
         self.spokes.get(zone).map(|cell| cell.clone())
     }
 
     /// The cells of all spokes, in the order of their zones.
-    pub fn spokes(&self) -> BTreeMap<String, Arc<SpokeCell>> {
+    pub(crate) fn spokes(&self) -> BTreeMap<String, Arc<SpokeCell>> {
         self.spokes.iter().map(|cell| (cell.zone().to_string(), cell.clone())).collect()
     }
 
     /// The last comparison of everything.
-    pub fn verification(&self) -> &VerificationCell {
+    pub(crate) fn verification(&self) -> &VerificationCell {
         &self.verification
     }
 
     /// Notes how all is now; to be called every [`history::INTERVAL`].
-    pub fn sample(&self) {
+    pub(crate) fn sample(&self) {
         self.hub.sample();
         for spoke in &self.spokes {
             spoke.sample();
@@ -120,13 +120,13 @@ impl Board {
     }
 
     /// How all was in the last minutes, as `/api/v1/history` answers it.
-    pub fn history(&self) -> BoardHistoryView {
+    pub(crate) fn history(&self) -> BoardHistoryView {
         let spokes = self.spokes().into_iter().map(|(zone, cell)| (zone, cell.history())).collect();
         BoardHistoryView { interval_seconds: history::INTERVAL.as_secs(), hub: self.hub.history(), spokes }
     }
 
     /// The dead letters of all spokes, with the zone and the direction of their link.
-    pub fn letters(&self) -> Vec<LetterView> {
+    pub(crate) fn letters(&self) -> Vec<LetterView> {
         let mut views = Vec::new();
         for spoke in &self.spokes {
             for direction in Direction::BOTH {
@@ -140,12 +140,12 @@ impl Board {
     }
 
     /// A spoke is no longer configured.
-    pub fn remove(&self, zone: &str) {
+    pub(crate) fn remove(&self, zone: &str) {
         self.spokes.remove(zone);
     }
 
     /// Everything, as `/api/v1/status` answers it.
-    pub fn view(&self) -> StatusView {
+    pub(crate) fn view(&self) -> StatusView {
         let spokes = self.spokes();
         StatusView {
             version: env!("CARGO_PKG_VERSION"),

@@ -77,24 +77,24 @@ const SHOWN_LETTERS: usize = 1_000;
 
 /// A dead letter as it is shown.
 #[derive(Clone, Debug, Serialize)]
-pub struct Letter {
+pub(crate) struct Letter {
     /// The document's collection.
-    pub ns: String,
+    pub(crate) ns: String,
     /// Its `_id`, as relaxed extended JSON.
-    pub id: serde_json::Value,
+    pub(crate) id: serde_json::Value,
     /// The server's error code.
-    pub code: i32,
+    pub(crate) code: i32,
     /// The server's words.
-    pub reason: String,
+    pub(crate) reason: String,
     /// When it was parked (RFC 3339).
-    pub parked_at: String,
+    pub(crate) parked_at: String,
     /// How many later changes of the document wait with it, as far as this was known when the link began.
-    pub later_changes: i64,
+    pub(crate) later_changes: i64,
 }
 
 /// One link's cell, or that of the hub's stream.
 #[derive(Debug, Default)]
-pub struct Cell {
+pub(crate) struct Cell {
     facts: Mutex<Facts>,
     pulse: Arc<Pulse>,
     timings: Timings,
@@ -102,7 +102,7 @@ pub struct Cell {
 
 impl Cell {
     /// It is doing this now.
-    pub fn set_state(&self, state: State) {
+    pub(crate) fn set_state(&self, state: State) {
         self.pulse.beat();
         let former = std::mem::replace(&mut self.facts().state, state);
         if former != state {
@@ -111,17 +111,17 @@ impl Cell {
     }
 
     /// What it is doing.
-    pub fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         self.facts().state
     }
 
     /// Signs of life of the loop.
-    pub fn pulse(&self) -> &Arc<Pulse> {
+    pub(crate) fn pulse(&self) -> &Arc<Pulse> {
         &self.pulse
     }
 
     /// Changes were received from the source.
-    pub fn received(&self) {
+    pub(crate) fn received(&self) {
         self.pulse.beat();
         let mut facts = self.facts();
         facts.waiting = true;
@@ -131,7 +131,13 @@ impl Cell {
 
     /// Changes were applied, with a checkpoint at this time of the source; the newest of them was made at `wall_time`, in
     /// milliseconds since 1970.
-    pub fn applied(&self, changes: usize, foreign: usize, checkpoint: Option<Timestamp>, wall_time: Option<i64>) {
+    pub(crate) fn applied(
+        &self,
+        changes: usize,
+        foreign: usize,
+        checkpoint: Option<Timestamp>,
+        wall_time: Option<i64>,
+    ) {
         self.pulse.beat();
         let mut facts = self.facts();
         self.timings.applied(changes, facts.received_at.take().map(|at| at.elapsed()), wall_time);
@@ -147,7 +153,7 @@ impl Cell {
     }
 
     /// The source answered that there is nothing new up to this time of it.
-    pub fn quiet(&self, position: Timestamp) {
+    pub(crate) fn quiet(&self, position: Timestamp) {
         self.pulse.beat();
         let mut facts = self.facts();
         facts.waiting = false;
@@ -157,19 +163,19 @@ impl Cell {
     }
 
     /// It goes on from a checkpoint of this time of the source.
-    pub fn resumes_at(&self, checkpoint: Option<Timestamp>) {
+    pub(crate) fn resumes_at(&self, checkpoint: Option<Timestamp>) {
         let mut facts = self.facts();
         facts.checkpoint = checkpoint.or(facts.checkpoint);
     }
 
     /// It begins to copy a zone of a collection, which has about so many documents.
-    pub fn begin_copying(&self, ns: &str, zone: &Zone, estimated: Option<u64>) {
+    pub(crate) fn begin_copying(&self, ns: &str, zone: &Zone, estimated: Option<u64>) {
         let (zone, ns, begun) = (zone.to_string(), ns.to_owned(), Instant::now());
         self.facts().copying = Some(Copying { zone, ns, documents: 0, estimated, begun });
     }
 
     /// So many documents more are copied, or compared.
-    pub fn copied(&self, more: usize) {
+    pub(crate) fn copied(&self, more: usize) {
         self.pulse.beat();
         if let Some(copying) = &mut self.facts().copying {
             copying.documents += more as u64;
@@ -177,12 +183,12 @@ impl Cell {
     }
 
     /// The zone is done, or given up for now.
-    pub fn end_copying(&self) {
+    pub(crate) fn end_copying(&self) {
         self.facts().copying = None;
     }
 
     /// It failed, for this reason, and will start again.
-    pub fn failed(&self, error: &str) {
+    pub(crate) fn failed(&self, error: &str) {
         let mut facts = self.facts();
         facts.copying = None;
         facts.restarts += 1;
@@ -191,19 +197,19 @@ impl Cell {
     }
 
     /// Something happened that whoever watches it should know.
-    pub fn set_error(&self, error: &str) {
+    pub(crate) fn set_error(&self, error: &str) {
         let mut facts = self.facts();
         facts.last_error = Some(error.to_owned());
         facts.last_error_at = Some(super::now_text());
     }
 
     /// Everything is to be compared, as an operator wants it; or that is done.
-    pub fn set_comparing(&self, comparing: bool) {
+    pub(crate) fn set_comparing(&self, comparing: bool) {
         self.facts().comparing = comparing;
     }
 
     /// How long its work takes.
-    pub fn timings(&self) -> &Timings {
+    pub(crate) fn timings(&self) -> &Timings {
         &self.timings
     }
 
@@ -221,7 +227,7 @@ impl Cell {
     }
 
     /// So many documents have a dead letter, these among them.
-    pub fn set_dead_letters(&self, number: usize, letters: impl Iterator<Item = Letter>) {
+    pub(crate) fn set_dead_letters(&self, number: usize, letters: impl Iterator<Item = Letter>) {
         let mut facts = self.facts();
         if number != 0 || facts.dead_letters != 0 {
             facts.dead_letters = number as u64;
@@ -230,7 +236,7 @@ impl Cell {
     }
 
     /// The dead letters, up to a number.
-    pub fn letters(&self) -> Vec<Letter> {
+    pub(crate) fn letters(&self) -> Vec<Letter> {
         self.facts().letters.clone()
     }
 

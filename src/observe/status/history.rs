@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 /// How often it is noted.
-pub const INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often it is remembered: ten minutes.
 const KEPT: usize = 120;
@@ -51,7 +51,7 @@ impl History {
 
 /// One link's last minutes, the oldest first.
 #[derive(Clone, Debug, Serialize)]
-pub struct HistoryView {
+pub(crate) struct HistoryView {
     /// Changes per second.
     rate: Vec<Option<f32>>,
     /// Seconds.
@@ -60,14 +60,14 @@ pub struct HistoryView {
 
 /// Those of both links of a spoke.
 #[derive(Clone, Debug, Serialize)]
-pub struct SpokeHistoryView {
+pub(crate) struct SpokeHistoryView {
     pub(super) uplink: HistoryView,
     pub(super) downlink: HistoryView,
 }
 
 /// Those of all, as `/api/v1/history` answers it.
 #[derive(Clone, Debug, Serialize)]
-pub struct BoardHistoryView {
+pub(crate) struct BoardHistoryView {
     pub(super) interval_seconds: u64,
     pub(super) hub: HistoryView,
     pub(super) spokes: BTreeMap<String, SpokeHistoryView>,

@@ -4,20 +4,20 @@
 //! - [`board`]: all cells of the process; [`view`]: how they are told
 //! - [`history`]: how it was in the last minutes; [`verification`]: the last comparison of everything
 
-pub mod board;
-pub mod cell;
-pub mod history;
-pub mod spoke;
-pub mod state;
-pub mod verification;
-pub mod view;
+pub(crate) mod board;
+pub(crate) mod cell;
+pub(crate) mod history;
+pub(crate) mod spoke;
+pub(crate) mod state;
+pub(crate) mod verification;
+pub(crate) mod view;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use board::{Board, Counted};
-pub use cell::{Cell, Letter};
-pub use spoke::{SpokeCell, Window};
-pub use state::State;
+pub(crate) use board::{Board, Counted};
+pub(crate) use cell::{Cell, Letter};
+pub(crate) use spoke::{SpokeCell, Window};
+pub(crate) use state::State;
 
 /// Milliseconds since 1970, by this machine's clock.
 fn now_millis() -> i64 {

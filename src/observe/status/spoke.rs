@@ -13,7 +13,7 @@ use crate::rules::queue::Weight;
 
 /// What is shown of one spoke.
 #[derive(Debug)]
-pub struct SpokeCell {
+pub(crate) struct SpokeCell {
     zone: Zone,
     watch: Mutex<Vec<Zone>>,
     uplink: Cell,
@@ -25,7 +25,7 @@ pub struct SpokeCell {
 
 impl SpokeCell {
     /// The cell of one of its links.
-    pub fn link(&self, direction: Direction) -> &Cell {
+    pub(crate) fn link(&self, direction: Direction) -> &Cell {
         match direction {
             Direction::Uplink => &self.uplink,
             Direction::Downlink => &self.downlink,
@@ -33,12 +33,12 @@ impl SpokeCell {
     }
 
     /// The spoke's oplog window.
-    pub fn window(&self) -> &Window {
+    pub(crate) fn window(&self) -> &Window {
         &self.window
     }
 
     /// What waits for the spoke's writer at the fan-out.
-    pub fn queue(&self) -> &Depth {
+    pub(crate) fn queue(&self) -> &Depth {
         &self.queue
     }
 
@@ -77,7 +77,7 @@ impl SpokeCell {
     }
 
     /// How close one of its links is to losing its place, if that is known.
-    pub fn time_to_loss(&self, direction: Direction) -> Option<TimeToLoss> {
+    pub(crate) fn time_to_loss(&self, direction: Direction) -> Option<TimeToLoss> {
         let source = match direction {
             Direction::Uplink => &self.window,
             Direction::Downlink => &self.hub_window,
@@ -86,7 +86,7 @@ impl SpokeCell {
     }
 
     /// One of its links in numbers, for the log: changes applied, seconds of lag.
-    pub fn progress(&self, direction: Direction) -> (u64, Option<f64>) {
+    pub(crate) fn progress(&self, direction: Direction) -> (u64, Option<f64>) {
         let facts = self.link(direction).facts();
         (facts.applied, Cell::lag_seconds(&facts))
     }
@@ -111,11 +111,11 @@ impl SpokeCell {
 
 /// The oplog window of a source: from when, and until when.
 #[derive(Clone, Debug, Default)]
-pub struct Window(Arc<Mutex<Option<(Timestamp, Timestamp)>>>);
+pub(crate) struct Window(Arc<Mutex<Option<(Timestamp, Timestamp)>>>);
 
 impl Window {
     /// It is this now; `None` if that is not known.
-    pub fn set(&self, window: Option<(Timestamp, Timestamp)>) {
+    pub(crate) fn set(&self, window: Option<(Timestamp, Timestamp)>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = window;
     }
 
@@ -126,11 +126,11 @@ impl Window {
 
 /// How close a link is to losing its place in its source's change stream.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TimeToLoss {
+pub(crate) struct TimeToLoss {
     /// How long it takes until its checkpoint has left the oplog, if the source goes on as it did.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// Whether that is less than a quarter of the oplog window.
-    pub is_short: bool,
+    pub(crate) is_short: bool,
 }
 
 impl TimeToLoss {
@@ -144,11 +144,11 @@ impl TimeToLoss {
 
 /// What waits in a queue, and what may wait there.
 #[derive(Clone, Debug, Default)]
-pub struct Depth(Arc<Mutex<(Weight, Weight)>>);
+pub(crate) struct Depth(Arc<Mutex<(Weight, Weight)>>);
 
 impl Depth {
     /// So much waits now, of so much that may.
-    pub fn set(&self, waiting: Weight, capacity: Weight) {
+    pub(crate) fn set(&self, waiting: Weight, capacity: Weight) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (waiting, capacity);
     }
 

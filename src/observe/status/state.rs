@@ -5,7 +5,7 @@ use serde::Serialize;
 /// What a link, or the hub's stream, is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub(crate) enum State {
     /// It looks for its servers.
     #[default]
     Connecting,
@@ -27,7 +27,7 @@ pub enum State {
 
 impl State {
     /// As it is said everywhere.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",
             Self::InitialSync => "initial_sync",

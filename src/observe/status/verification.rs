@@ -8,7 +8,7 @@ use serde::Serialize;
 /// How it ended, or that it goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Phase {
+pub(crate) enum Phase {
     /// It goes on.
     Running,
     /// Everything was compared.
@@ -18,7 +18,7 @@ pub enum Phase {
 }
 
 #[derive(Debug)]
-struct Facts {
+struct Shown {
     phase: Phase,
     started_at: String,
     begun: Instant,
@@ -33,16 +33,16 @@ struct Facts {
 
 /// What is known of it. Empty before the first one.
 #[derive(Debug, Default)]
-pub struct VerificationCell(Mutex<Option<Facts>>);
+pub(crate) struct VerificationCell(Mutex<Option<Shown>>);
 
 impl VerificationCell {
     /// One begins. `false`: another one is under way.
-    pub fn begin(&self) -> bool {
+    pub(crate) fn begin(&self) -> bool {
         let mut facts = self.facts();
         if facts.as_ref().is_some_and(|facts| facts.phase == Phase::Running) {
             return false;
         }
-        *facts = Some(Facts {
+        *facts = Some(Shown {
             phase: Phase::Running,
             started_at: super::now_text(),
             begun: Instant::now(),
@@ -57,7 +57,7 @@ impl VerificationCell {
     }
 
     /// So many documents are compared, of about so many.
-    pub fn progress(&self, documents: u64, estimated: Option<u64>) {
+    pub(crate) fn progress(&self, documents: u64, estimated: Option<u64>) {
         if let Some(facts) = self.facts().as_mut() {
             facts.documents = documents;
             facts.estimated = estimated;
@@ -65,7 +65,7 @@ impl VerificationCell {
     }
 
     /// It ended with so many differences; with an error it cannot be told whether there are more.
-    pub fn end(&self, differences: u64, error: Option<String>) {
+    pub(crate) fn end(&self, differences: u64, error: Option<String>) {
         if let Some(facts) = self.facts().as_mut() {
             facts.phase = if error.is_some() { Phase::Failed } else { Phase::Done };
             facts.finished_at = Some(super::now_text());
@@ -75,19 +75,19 @@ impl VerificationCell {
     }
 
     /// This is the whole report, as JSON.
-    pub fn set_report(&self, report: String) {
+    pub(crate) fn set_report(&self, report: String) {
         if let Some(facts) = self.facts().as_mut() {
             facts.report = Some(report);
         }
     }
 
     /// The whole report of the last one, as JSON.
-    pub fn report(&self) -> Option<String> {
+    pub(crate) fn report(&self) -> Option<String> {
         self.facts().as_ref().and_then(|facts| facts.report.clone())
     }
 
     /// What is told of it.
-    pub fn view(&self) -> Option<VerificationView> {
+    pub(crate) fn view(&self) -> Option<VerificationView> {
         self.facts().as_ref().map(|facts| {
             let is_running = facts.phase == Phase::Running;
             let rate = facts.documents as f64 / facts.begun.elapsed().as_secs_f64().max(0.001);
@@ -106,14 +106,14 @@ impl VerificationCell {
         })
     }
 
-    fn facts(&self) -> MutexGuard<'_, Option<Facts>> {
+    fn facts(&self) -> MutexGuard<'_, Option<Shown>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// As the status tells it.
 #[derive(Clone, Debug, Serialize)]
-pub struct VerificationView {
+pub(crate) struct VerificationView {
     pub(crate) state: Phase,
     pub(crate) started_at: String,
     pub(crate) finished_at: Option<String>,

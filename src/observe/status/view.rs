@@ -9,7 +9,7 @@ use super::verification::VerificationView;
 
 /// One of `/api/v1/dead-letters`
 #[derive(Clone, Debug, Serialize)]
-pub struct LetterView {
+pub(crate) struct LetterView {
     pub(crate) zone: String,
     pub(crate) link: &'static str,
     #[serde(flatten)]
@@ -18,7 +18,7 @@ pub struct LetterView {
 
 /// `/api/v1/status`
 #[derive(Clone, Debug, Serialize)]
-pub struct StatusView {
+pub(crate) struct StatusView {
     pub(crate) version: &'static str,
     pub(crate) uptime_seconds: f64,
     /// What is wrong with the file that was to be read again.
@@ -31,7 +31,7 @@ pub struct StatusView {
 
 impl StatusView {
     /// What is not streaming both ways, as `DFW downlink: initial_sync`.
-    pub fn not_ready(&self) -> Vec<String> {
+    pub(crate) fn not_ready(&self) -> Vec<String> {
         let name = State::as_str;
         let mut waiting = Vec::new();
         if self.hub.state != State::Streaming {
@@ -51,7 +51,7 @@ impl StatusView {
 
 /// The hub and its change stream.
 #[derive(Clone, Debug, Serialize)]
-pub struct HubView {
+pub(crate) struct HubView {
     pub(crate) state: State,
     pub(crate) lag_seconds: Option<f64>,
     pub(crate) events_total: u64,
@@ -63,7 +63,7 @@ pub struct HubView {
 
 /// One spoke.
 #[derive(Clone, Debug, Serialize)]
-pub struct SpokeView {
+pub(crate) struct SpokeView {
     pub(crate) zone: String,
     pub(crate) watch: Vec<String>,
     pub(crate) state: State,
@@ -75,7 +75,7 @@ pub struct SpokeView {
 
 /// One link.
 #[derive(Clone, Debug, Serialize)]
-pub struct LinkView {
+pub(crate) struct LinkView {
     pub(crate) state: State,
     pub(crate) applied_total: u64,
     pub(crate) foreign_total: u64,
@@ -95,7 +95,7 @@ pub struct LinkView {
 
 /// What waits for the spoke's writer at the fan-out, and what may wait there.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct QueueView {
+pub(crate) struct QueueView {
     pub(crate) events: usize,
     pub(crate) events_capacity: usize,
     pub(crate) bytes: usize,
@@ -104,7 +104,7 @@ pub struct QueueView {
 
 /// How far an initial sync or a reconcile is.
 #[derive(Clone, Debug, Serialize)]
-pub struct CopyingView {
+pub(crate) struct CopyingView {
     pub(crate) zone: String,
     pub(crate) ns: String,
     pub(crate) documents: u64,
@@ -116,7 +116,7 @@ pub struct CopyingView {
 
 /// What is saved of a link.
 #[derive(Clone, Debug, Serialize)]
-pub struct CheckpointView {
+pub(crate) struct CheckpointView {
     pub(crate) cluster_time: String,
     pub(crate) age_seconds: Option<f64>,
 }

@@ -7,29 +7,29 @@ use crate::rules::names::Zone;
 
 /// What a verification is asked to do.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub(crate) struct Scope {
     /// Only this zone, at every spoke that holds it.
-    pub zone: Option<Zone>,
+    pub(crate) zone: Option<Zone>,
     /// Only what this spoke holds.
-    pub spoke: Option<Zone>,
+    pub(crate) spoke: Option<Zone>,
     /// Mend what differs.
-    pub repair: bool,
+    pub(crate) repair: bool,
     /// Remove documents that applications wrote in zones that are not theirs.
-    pub purge_foreign: bool,
+    pub(crate) purge_foreign: bool,
     /// Compare digests, and look closer only where they differ.
-    pub quick: bool,
+    pub(crate) quick: bool,
     /// Forget how far an interrupted one was.
-    pub afresh: bool,
+    pub(crate) afresh: bool,
     /// At most so many documents a second are read from each side; 0: as fast as it goes.
-    pub documents_per_second: u32,
+    pub(crate) documents_per_second: u32,
     /// Whether secondaries may be read.
-    pub secondary: bool,
+    pub(crate) secondary: bool,
 }
 
 /// The same, as `POST /api/v1/verify` takes it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Wanted {
+pub(crate) struct ScopeRequest {
     zone: Option<String>,
     spoke: Option<String>,
     repair: bool,
@@ -38,9 +38,9 @@ pub struct Wanted {
     afresh: bool,
 }
 
-impl Options {
+impl Scope {
     /// What a caller wants, with what the configuration says.
-    pub fn of(wanted: &Wanted, config: &Config) -> Self {
+    pub(crate) fn of(wanted: &ScopeRequest, config: &Config) -> Self {
         Self {
             zone: wanted.zone.as_deref().map(Zone::new),
             spoke: wanted.spoke.as_deref().map(Zone::new),
@@ -53,13 +53,13 @@ impl Options {
     }
 
     /// Everything, as the configuration says.
-    pub fn scheduled(config: &Config) -> Self {
+    pub(crate) fn scheduled(config: &Config) -> Self {
         let verify = &config.verify;
         Self { documents_per_second: verify.documents_per_second, secondary: verify.secondary, ..Self::default() }
     }
 
     /// What is wrong with them, if this configuration holds nothing of what they select.
-    pub fn problem(&self, config: &Config) -> Option<String> {
+    pub(crate) fn problem(&self, config: &Config) -> Option<String> {
         if let Some(spoke) = &self.spoke
             && !config.spokes.iter().any(|known| known.zone == *spoke)
         {
