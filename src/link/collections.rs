@@ -1,87 +1,86 @@
-//! Which collections a link stands between. One that was dropped and made again, or that another was renamed onto, is another
-//! collection: its change stream does not tell what it lost or brought.
+//! The identity of the collections that a link stands between. A collection that was dropped and created again, or that
+//! another was renamed onto, is another collection: its change stream does not say what was lost or brought.
 //!
-//! A drop or a rename is never carried over. The link copies such a collection again as if it had never been, which deletes
-//! nothing: the owner's documents win, and what only the hub has comes down. So what was dropped at one side is brought back from
-//! the other.
+//! A drop or a rename is never carried over. The link copies such a collection again as at first, which deletes nothing:
+//! the owner's documents win, and what only the hub has comes down. So whatever was dropped at one side comes back from the
+//! other.
 
-use crate::link::Spoke;
-use crate::link::apply::Applier;
-use crate::link::apply::work::{Mark, Side};
+use super::apply::mark::Mark;
+use super::lifecycle::Link;
+use super::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::checkpoints::Identity;
 use crate::mongo::server::Server;
-use crate::rules::names::{Direction, Namespace};
+use crate::rules::names::Namespace;
 
-/// Looks whether the collections at both ends are still those that the link knows, and forgets what it copied of others. True
-/// if there are any.
-///
-/// # Errors
-/// If a server does not answer.
-pub(super) async fn look(
-    applier: &mut Applier,
-    side: &mut impl Side,
-    source: &Server,
-    spoke: &Spoke,
-    direction: Direction,
-) -> Result<bool, Error> {
-    let checkpoint = applier.checkpoint();
-    let lost = spoke.links.lost_collections(direction);
-    let mut replaced: Vec<String> = lost
-        .iter()
-        .filter_map(|number| source.namespaces().get(usize::from(*number)))
-        .map(ToString::to_string)
-        .collect();
-    replaced.extend(others(source, &checkpoint.collections).await?);
-    replaced.extend(others(applier.server(), &checkpoint.destination_collections).await?);
-    if replaced.is_empty() {
-        spoke.links.has_looked(direction, &lost);
-        return Ok(false);
+impl<S: Source> Link<'_, S> {
+    /// Looks whether the collections at both ends are still the ones that the link knows, and forgets what it copied of
+    /// others.
+    ///
+    /// # Errors
+    /// If a server does not answer.
+    pub(super) async fn look_at_collections(&mut self) -> Result<(), Error> {
+        let links = &self.spoke.links;
+        let (source, here, checkpoint) =
+            (self.source.server().clone(), self.destination_server(), self.checkpoint().clone());
+        let lost = links.lost_collections(S::DIRECTION);
+        let mut replaced: Vec<String> = lost
+            .iter()
+            .filter_map(|number| source.namespaces().get(usize::from(*number)))
+            .map(ToString::to_string)
+            .collect();
+        replaced.extend(others(&source, &checkpoint.collections).await?);
+        replaced.extend(others(&here, &checkpoint.destination_collections).await?);
+        if replaced.is_empty() {
+            links.has_looked(S::DIRECTION, &lost);
+            return Ok(());
+        }
+        replaced.sort();
+        replaced.dedup();
+        tracing::warn!(
+            ns = replaced.join(", "),
+            "the collection is another one than before: copying it again, deleting nothing"
+        );
+        // The opposite link must not take missing documents for deleted before it knows.
+        links.must_look(S::DIRECTION.opposite());
+        self.save(Some(Mark::Replaced(replaced))).await?;
+        links.has_looked(S::DIRECTION, &lost);
+        Ok(())
     }
-    replaced.sort();
-    replaced.dedup();
-    tracing::warn!(
-        ns = replaced.join(", "),
-        "the collection is another one than before: copying it again, deleting nothing"
-    );
-    // The other link must not take what it finds missing for deleted before it knows.
-    spoke.links.must_look(direction.opposite());
-    applier.save(side, Mark::Replaced(replaced)).await?;
-    spoke.links.has_looked(direction, &lost);
-    Ok(true)
-}
 
-/// Saves which collections there are, where that is not known yet.
-///
-/// # Errors
-/// If a server fails.
-pub(super) async fn learn(applier: &mut Applier, side: &mut impl Side, source: &Server) -> Result<(), Error> {
-    let checkpoint = applier.checkpoint();
-    let here = applier.server().clone();
-    let at_source = learnt(source, &checkpoint.collections).await?;
-    let at_destination = learnt(&here, &checkpoint.destination_collections).await?;
-    if at_source.is_some() || at_destination.is_some() {
-        let checkpoint = applier.checkpoint();
-        let at_source = at_source.unwrap_or_else(|| checkpoint.collections.clone());
-        let at_destination = at_destination.unwrap_or_else(|| checkpoint.destination_collections.clone());
-        applier.set_collections(at_source, at_destination);
-        applier.save(side, Mark::Unmoved).await?;
+    /// Saves the identities of collections that the link does not know yet.
+    ///
+    /// # Errors
+    /// If a server fails.
+    pub(super) async fn learn_collections(&mut self) -> Result<(), Error> {
+        let (source, here) = (self.source.server().clone(), self.destination_server());
+        let checkpoint = self.checkpoint();
+        let (at_source, at_destination) = (checkpoint.collections.clone(), checkpoint.destination_collections.clone());
+        let new_at_source = learnt(&source, &at_source).await?;
+        let new_at_destination = learnt(&here, &at_destination).await?;
+        if new_at_source.is_some() || new_at_destination.is_some() {
+            let at_source = new_at_source.unwrap_or(at_source);
+            let at_destination = new_at_destination.unwrap_or(at_destination);
+            self.destination.set_collections(at_source, at_destination);
+            self.save(None).await?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// True if the source's collection is known, and still the same.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(super) async fn is_the_same_collection(&mut self, namespace: u16) -> Result<bool, Error> {
+        let source = self.source.server().clone();
+        let name = source.namespaces()[usize::from(namespace)].to_string();
+        let known = self.checkpoint().collections.iter().find(|known| known.namespace == name).cloned();
+        let Some(known) = known else { return Ok(false) };
+        Ok(others(&source, std::slice::from_ref(&known)).await?.is_empty())
+    }
 }
 
-/// True if the source's collection is known, and still the same.
-///
-/// # Errors
-/// If the server does not answer.
-pub(super) async fn is_the_same(applier: &Applier, source: &Server, namespace: u16) -> Result<bool, Error> {
-    let name = source.namespaces()[usize::from(namespace)].to_string();
-    let known = applier.checkpoint().collections.iter().find(|known| known.namespace == name).cloned();
-    let Some(known) = known else { return Ok(false) };
-    Ok(others(source, std::slice::from_ref(&known)).await?.is_empty())
-}
-
-/// The namespaces whose collection is not the one that is known.
+/// The known namespaces whose collection is another one now.
 async fn others(server: &Server, known: &[Identity]) -> Result<Vec<String>, Error> {
     let Some(present) = server.collections().await? else { return Ok(Vec::new()) };
     let is_other = |(namespace, uuid): (&Namespace, Option<[u8; 16]>)| {
@@ -92,7 +91,7 @@ async fn others(server: &Server, known: &[Identity]) -> Result<Vec<String>, Erro
     Ok(server.namespaces().iter().zip(present).filter_map(is_other).collect())
 }
 
-/// What is known now, if that is more than before.
+/// The identities known now, if there are more than before.
 async fn learnt(server: &Server, known: &[Identity]) -> Result<Option<Vec<Identity>>, Error> {
     let is_unknown = |name: &String| known.iter().all(|known| known.namespace != *name);
     if !server.namespaces().iter().any(|namespace| is_unknown(&namespace.to_string())) {

@@ -1,13 +1,13 @@
-//! Documents that applications wrote at a spoke in zones that it does not own. They stay there, and must not be taken for
-//! documents that the hub has deleted: they are registered at the spoke before the uplink goes past them, and taken out of the
-//! register in the transaction that brings the hub's document of the same `_id`.
+//! Foreign documents: written by applications at a spoke, in zones that the spoke does not own. They stay there, and must
+//! not be taken for documents that the hub has deleted. So they are registered at the spoke before the uplink goes past
+//! them, and leave the register in the transaction that brings the hub's document of the same `_id`.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bson::raw::{RawBson, RawDocumentBuf};
 
-use crate::link::REMEMBERED_DOCUMENTS;
+use super::pair::REMEMBERED_DOCUMENTS;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::foreign;
 use crate::mongo::read::{self, Wanted, When};
@@ -16,14 +16,14 @@ use crate::rules::key::Key;
 use crate::rules::names::Namespace;
 use crate::rules::step::Step;
 
-/// What may be in a spoke's register, so that a link need not ask for each document.
+/// The documents that may be in a spoke's register, so that a link need not ask for each document.
 #[derive(Debug, Default)]
 pub(super) struct Known(Mutex<Keys>);
 
 #[derive(Debug, Default)]
 struct Keys {
     some: HashSet<Key>,
-    /// There are more than are remembered.
+    /// The register has more documents than are remembered.
     any: bool,
 }
 
@@ -45,7 +45,7 @@ impl Known {
         }
     }
 
-    /// True if none of a spoke's documents can be in the register.
+    /// True if no document can be in the register.
     pub(super) fn is_empty(&self) -> bool {
         let keys = self.keys();
         keys.some.is_empty() && !keys.any
@@ -57,7 +57,7 @@ impl Known {
         keys.any || keys.some.contains(key)
     }
 
-    /// The statement that takes the documents of these steps out of the register, if one may be in it.
+    /// The statement that takes the documents of these steps out of the register, if one of them may be in it.
     pub(super) fn forgets(&self, steps: &[Step<'_>], namespaces: &[Namespace]) -> Option<RawDocumentBuf> {
         if self.is_empty() {
             return None;
@@ -95,4 +95,37 @@ pub(super) async fn register(
         foreign::run(spoke, &foreign::register(&named)).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::step::{Write, Zones};
+    use bson::raw::RawBsonRef;
+
+    fn key(id: i32) -> Key {
+        Key::new(0, RawBsonRef::Int32(id))
+    }
+
+    fn step(id: i32) -> Step<'static> {
+        let (id, write) = (RawBsonRef::Int32(id), Write::Delete);
+        Step { event: 0, key: Key::new(0, id), id, zones: Zones::One("DFW"), write, hub_edit: None }
+    }
+
+    #[test]
+    fn a_registered_document_leaves_the_register_with_the_hubs_document() {
+        let (known, namespaces) = (Known::default(), [Namespace::parse("a.b").expect("valid")]);
+        assert!(known.is_empty() && known.forgets(&[step(1)], &namespaces).is_none());
+        known.add([key(1)].into_iter());
+        assert!(known.forgets(&[step(2)], &namespaces).is_none());
+        let statement = known.forgets(&[step(2), step(1)], &namespaces).expect("one may be there");
+        assert_eq!(statement.get_array("deletes").expect("valid").into_iter().count(), 1);
+    }
+
+    #[test]
+    fn beyond_the_limit_any_document_may_be_registered() {
+        let known = Known::default();
+        known.add((0..=i32::try_from(REMEMBERED_DOCUMENTS).expect("few")).map(key));
+        assert!(!known.is_empty() && known.may_hold(&key(-1)));
+    }
 }

@@ -1,4 +1,4 @@
-//! What an operator wants done about dead letters: a link attends to it between its batches.
+//! An operator's wishes about dead letters. A link attends to them between its batches, so they need no locks.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,40 +6,39 @@ use bson::raw::RawDocumentBuf;
 use bson::{Timestamp, rawdoc};
 use serde_json::Value;
 
-use crate::link::apply::Applier;
-use crate::link::apply::work::{Load, Mark, Origin, Side};
+use super::apply::mark::Mark;
+use super::apply::work::{Origin, Work};
+use super::lifecycle::Link;
+use super::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::dead_letters::Kept;
-use crate::mongo::server::Server;
-use crate::observe::status::{Cell, Letter};
+use crate::observe::status::Letter;
 use crate::rules::fields::Fields;
 use crate::rules::key::Key;
 use crate::rules::step::{Read, Step, Write, Zones};
 
-/// What is to be done.
+/// What to do with dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LetterAction {
-    /// The document is read anew at the source and applied; what the destination now takes is no dead letter any more.
+    /// Read the document again at the source, and apply it. If the destination accepts it now, the letter goes.
     Retry,
-    /// What was refused is forgotten. Later changes of the document flow again.
+    /// Forget what was refused. Later changes of the document flow again.
     Drop,
 }
 
-/// What is to be done about which dead letters.
+/// One wish.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
-    /// What.
     pub(crate) action: LetterAction,
-    /// The documents' `_id`s as relaxed extended JSON; all if none is given.
+    /// The documents' `_id`s as relaxed extended JSON; `None`: all letters of the link.
     pub(crate) ids: Option<Vec<Value>>,
 }
 
-/// Requests that a link has not attended to yet.
+/// Wishes that a link has not attended to yet.
 #[derive(Debug, Default)]
 pub(crate) struct Requests(Mutex<Vec<Request>>);
 
 impl Requests {
-    /// One more.
     pub(crate) fn add(&self, request: Request) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(request);
     }
@@ -49,41 +48,41 @@ impl Requests {
     }
 }
 
-/// Does what was asked for.
+/// Fulfils the wishes that wait for the link, and shows the dead letters that are left.
 ///
 /// # Errors
 /// If a server fails.
-pub(super) async fn attend(
-    requests: &Requests,
-    applier: &mut Applier,
-    side: &mut impl Side,
-    source: &Server,
-    zones: &Zones<'_>,
-) -> Result<(), Error> {
+pub(super) async fn attend<S: Source>(link: &mut Link<'_, S>) -> Result<(), Error> {
+    let (requests, within) = (link.spoke.links.letters(S::DIRECTION), link.source.zones());
+    if within.is_empty() {
+        return Ok(());
+    }
     for request in requests.take() {
-        let letters = applier.parked().iter().filter(|(_, letter)| request.concerns(letter));
+        let letters = link.parked.iter().filter(|(_, letter)| request.concerns(letter));
         let letters: Vec<(Key, Kept)> = letters.map(|(key, letter)| (key.clone(), letter.clone())).collect();
         for (key, letter) in letters {
             tracing::info!(action = ?request.action, id = ?letter.id, "dead letter");
-            applier.unpark(&key);
+            // From here on, changes of the document are not held back. The saved letter stays until the retry succeeds.
+            link.parked.remove(&key);
             if request.action == LetterAction::Retry {
                 let step = Step {
                     event: 0,
                     key: key.clone(),
                     id: letter.id.as_raw_bson_ref(),
-                    zones: zones.clone(),
+                    zones: Zones::of(&within),
                     write: Write::Read(Read::Whole),
                     hub_edit: Some(Fields::All),
                 };
                 let again = Again(&letter);
-                let load = Load { steps: vec![step], last: source.now().await?, ..Load::empty(&again) };
-                applier.apply(side, load).await?;
+                let last = link.source.server().clone().now().await?;
+                link.apply(Work { steps: vec![step], last, ..Work::empty(&again) }).await?;
             }
-            if !applier.parked().contains_key(&key) {
-                applier.remove_letter(side, &letter).await?;
+            if !link.parked.contains_key(&key) {
+                link.remove_letter(&letter).await?;
             }
         }
     }
+    show(link);
     Ok(())
 }
 
@@ -93,24 +92,25 @@ impl Request {
     }
 }
 
-/// Shows the dead letters of a link.
-pub(super) fn show(cell: &Cell, applier: &Applier, server: &Server) {
-    let letters = applier.parked().values().map(|letter| Letter {
-        ns: server.namespaces()[usize::from(letter.namespace)].to_string(),
+/// Shows the dead letters of a link in its status.
+pub(super) fn show<S: Source>(link: &Link<'_, S>) {
+    let namespaces = link.source.server().namespaces();
+    let letters = link.parked.values().map(|letter| Letter {
+        ns: namespaces[usize::from(letter.namespace)].to_string(),
         id: json(letter),
         code: letter.code,
         reason: letter.message.clone(),
         parked_at: letter.parked_at.try_to_rfc3339_string().unwrap_or_default(),
         later_changes: letter.later_changes,
     });
-    cell.set_dead_letters(applier.parked().len(), letters);
+    link.cell().set_dead_letters(link.parked.len(), letters);
 }
 
 fn json(letter: &Kept) -> Value {
     bson::Bson::try_from(letter.id.clone()).map_or(Value::Null, Value::from)
 }
 
-/// A dead letter that is tried again.
+/// A dead letter that is retried.
 struct Again<'l>(&'l Kept);
 
 impl Origin for Again<'_> {
@@ -120,5 +120,39 @@ impl Origin for Again<'_> {
 
     fn event(&self, _: usize) -> (RawDocumentBuf, Option<Timestamp>) {
         (rawdoc! { "operationType": "retry", "documentKey": { "_id": self.0.id.as_raw_bson_ref() } }, None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::raw::RawBson;
+    use serde_json::json;
+
+    fn letter(id: RawBson) -> Kept {
+        let parked_at = bson::DateTime::from_millis(0);
+        Kept { namespace: 0, id, code: 11000, message: String::new(), parked_at, later_changes: 0 }
+    }
+
+    #[test]
+    fn a_request_without_ids_concerns_every_letter_and_one_with_ids_only_these() {
+        let (all, some) = (None, Some(vec![json!(7), json!("seven")]));
+        let concerns = |ids: &Option<Vec<Value>>, id| {
+            Request { action: LetterAction::Drop, ids: ids.clone() }.concerns(&letter(id))
+        };
+        assert!(concerns(&all, RawBson::Int32(1)) && concerns(&some, RawBson::Int32(7)));
+        assert!(concerns(&some, RawBson::String("seven".to_owned())));
+        assert!(!concerns(&some, RawBson::Int32(8)) && !concerns(&Some(vec![]), RawBson::Int32(7)));
+    }
+
+    #[test]
+    fn requests_wait_in_their_order_and_are_taken_once() {
+        let requests = Requests::default();
+        for action in [LetterAction::Retry, LetterAction::Drop] {
+            requests.add(Request { action, ids: None });
+        }
+        let taken: Vec<LetterAction> = requests.take().iter().map(|request| request.action).collect();
+        assert_eq!(taken, [LetterAction::Retry, LetterAction::Drop]);
+        assert!(requests.take().is_empty());
     }
 }

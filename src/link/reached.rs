@@ -1,32 +1,32 @@
-//! How far a link has come, for the other link of the same spoke.
+//! The place up to which a link has carried everything, for the opposite link of the same spoke to wait for.
 
 use bson::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How far a link has come.
+/// The progress of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reached {
-    /// It has not begun.
+    /// The link has not begun.
     Nothing,
-    /// It has a place in its source's change stream, but not all that lies before that: it copies, or has lost its place.
+    /// The link has a place in its source's change stream, but its destination lacks something from before that place: the
+    /// link copies, or has lost its place.
     Incomplete,
-    /// Everything that its source had at this time is at its destination.
+    /// The destination has everything that the source had at this time.
     Until(Timestamp),
 }
 
-/// What became of waiting for a link.
+/// The result of waiting for a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waited {
-    /// It is so.
     Done,
-    /// It will not be so before the link has copied what it missed.
+    /// The link must copy first; waiting longer may never end.
     Incomplete,
-    /// Whoever waited was told to stop.
+    /// The waiting link was told to stop.
     Stopped,
 }
 
-/// A link's place, which outlives its loops.
+/// A link's progress, which outlives the link's loops.
 #[derive(Debug)]
 pub(crate) struct Carried(watch::Sender<Reached>);
 
@@ -37,28 +37,27 @@ impl Default for Carried {
 }
 
 impl Carried {
-    /// The link is here now.
-    pub(crate) fn set(&self, reached: Reached) {
+    pub(super) fn set(&self, reached: Reached) {
         self.0.send_replace(reached);
     }
 
-    /// True if the link has everything up to its place.
-    pub(crate) fn is_complete(&self) -> bool {
+    /// True if the destination has everything up to the link's place.
+    pub(super) fn is_complete(&self) -> bool {
         matches!(*self.0.borrow(), Reached::Until(_))
     }
 
-    /// Waits until the link has a place in its source's change stream: whatever changes there from now on will be carried.
-    pub(crate) async fn anchored(&self, stop: &CancellationToken) -> Waited {
+    /// Waits until the link has a place in its source's change stream: whatever changes from then on will be carried.
+    pub(super) async fn anchored(&self, stop: &CancellationToken) -> Waited {
         self.wait(stop, |reached| (reached != Reached::Nothing).then_some(Waited::Done)).await
     }
 
-    /// Waits until the link has everything up to its place.
-    pub(crate) async fn complete(&self, stop: &CancellationToken) -> Waited {
+    /// Waits until the destination has everything up to the link's place.
+    pub(super) async fn complete(&self, stop: &CancellationToken) -> Waited {
         self.wait(stop, |reached| matches!(reached, Reached::Until(_)).then_some(Waited::Done)).await
     }
 
     /// Waits until the link has carried everything that its source had at this time.
-    pub(crate) async fn at_least(&self, time: Timestamp, stop: &CancellationToken) -> Waited {
+    pub(super) async fn at_least(&self, time: Timestamp, stop: &CancellationToken) -> Waited {
         self.wait(stop, |reached| match reached {
             Reached::Nothing => None,
             Reached::Incomplete => Some(Waited::Incomplete),

@@ -23,10 +23,12 @@ use super::metadata::sessions::{self as tags, Slot, TaggedSession};
 use super::read::Wanted;
 use super::server::Server;
 use super::statement::Ready;
-use super::transaction::{self, Refused, Transaction, count, write_error};
+use super::transaction::{self, Transaction, count, write_error};
 use crate::rules::key::Key;
+use crate::rules::ladder::RefusedStep;
 use crate::rules::names::Link;
 use crate::rules::plan::CommandKind;
+use crate::rules::step::{Step, Write};
 
 /// Where a link's changes are applied.
 pub(crate) struct Destination {
@@ -52,15 +54,6 @@ impl Sessions {
     fn present(&mut self) -> &mut ClientSession {
         self.moves.as_mut().filter(|_| self.is_moving).unwrap_or(&mut self.usual).get()
     }
-}
-
-/// What became of a command in the transaction.
-#[derive(Debug)]
-pub(crate) enum Sent {
-    /// It is done; so many of its statements found no document.
-    Done(usize),
-    /// This one of the steps is refused.
-    Refused(Refused),
 }
 
 impl Destination {
@@ -114,11 +107,6 @@ impl Destination {
         self.checkpoint.destination_collections = here;
     }
 
-    /// A number that no other transaction of this link has.
-    pub(crate) fn next_number(&self) -> i64 {
-        self.sequence + 1
-    }
-
     /// The server's time when the link was taken over.
     pub(crate) fn claimed_at(&self) -> Timestamp {
         self.claimed_at
@@ -131,7 +119,13 @@ impl Destination {
     pub(crate) async fn begin(&mut self, moves: bool) -> Result<Open<'_>, Error> {
         self.sessions.is_moving = moves;
         let transaction = Transaction::start(&self.server, self.sessions.present()).await?;
-        Ok(Open { server: &self.server, link: &self.link, sequence: self.sequence, transaction })
+        Ok(Open {
+            server: &self.server,
+            link: &self.link,
+            checkpoint: &self.checkpoint,
+            sequence: self.sequence,
+            transaction,
+        })
     }
 
     /// Gives the transaction up.
@@ -150,29 +144,38 @@ impl Destination {
 pub(crate) struct Open<'d> {
     server: &'d Server,
     link: &'d Link,
+    checkpoint: &'d Checkpoint,
     sequence: i64,
     transaction: Transaction<'d>,
 }
 
 impl Open<'_> {
-    /// Sends a command of the batch.
+    /// The number of this transaction, which no other transaction of the link has.
+    pub(crate) fn next_number(&self) -> i64 {
+        self.sequence + 1
+    }
+
+    /// The checkpoint before this transaction.
+    pub(crate) fn checkpoint(&self) -> &Checkpoint {
+        self.checkpoint
+    }
+
+    /// Sends a command made of some of these steps. Returns the number of its statements that found no document.
     ///
     /// # Errors
-    /// If the server fails.
-    pub(crate) async fn send(&mut self, ready: Ready) -> Result<Sent, Error> {
-        let reply = match self.transaction.write("applying a batch", &ready.database, ready.command).await? {
-            Ok(reply) => reply,
-            Err(refused) => {
-                let number = refused.number.and_then(|statement| ready.steps.get(statement).copied());
-                return Ok(Sent::Refused(Refused { number, ..refused }));
-            }
+    /// [`Error::Refused`] if the server refuses a step; any other error if the server fails.
+    pub(crate) async fn send(&mut self, ready: Ready, steps: &[Step<'_>]) -> Result<usize, Error> {
+        let whose = |statement: usize| {
+            let step = &steps[*ready.steps.get(statement)?];
+            let is_delta = matches!(step.write, Write::Update(_));
+            Some(RefusedStep { key: step.key.clone(), event: Some(step.event), is_delta })
         };
-        // Every statement of an update matches one document, or inserts it.
-        let missed = match ready.kind {
+        let reply = self.transaction.write("applying a batch", &ready.database, ready.command, whose).await?;
+        // Every statement of an update matches one document, or inserts one.
+        Ok(match ready.kind {
             CommandKind::Update => ready.steps.len().saturating_sub(count(&reply)),
             CommandKind::Delete | CommandKind::Insert => 0,
-        };
-        Ok(Sent::Done(missed))
+        })
     }
 
     /// The partition keys that these documents have now, within the transaction; those that are not there are left out.

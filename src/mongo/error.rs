@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use mongodb::error::ErrorKind;
 
+use crate::rules::ladder::Refusal;
 use crate::rules::reply::Malformed;
 
 /// What a link does about an error.
@@ -70,6 +71,14 @@ pub enum Error {
         /// Why, and what to do.
         reason: String,
     },
+    /// The server refuses a change permanently; the transaction is void.
+    #[error("{server}: {}", refusal.message)]
+    Refused {
+        /// `hub` or `spoke DFW`.
+        server: Arc<str>,
+        /// The reason, and the refused change.
+        refusal: Refusal,
+    },
     /// Somebody else applies this link.
     #[error("{link}: another process has taken this link over ({by}); run one spokesync per configuration")]
     Fenced {
@@ -85,7 +94,7 @@ impl Error {
     pub(crate) fn failure(&self) -> Failure {
         match self {
             Self::Command { failure, .. } => *failure,
-            Self::Malformed { .. } | Self::Fenced { .. } => Failure::Transient,
+            Self::Malformed { .. } | Self::Fenced { .. } | Self::Refused { .. } => Failure::Transient,
             Self::Timeout { .. } => Failure::Unreachable,
             Self::Unsuitable { .. } => Failure::Fatal,
         }

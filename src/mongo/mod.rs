@@ -17,6 +17,7 @@
 pub(crate) mod destination;
 pub(crate) mod digest;
 pub mod error;
+pub(crate) mod ledger;
 pub(crate) mod metadata;
 pub(crate) mod oplog;
 pub(crate) mod read;

@@ -96,8 +96,12 @@ impl Held<'_> {
     /// # Errors
     /// If the server fails.
     pub(crate) async fn send(&mut self, ready: &Ready) -> Result<Option<String>, Error> {
-        let sent = self.transaction.write("mending documents", &ready.database, ready.command.clone()).await?;
-        Ok(sent.err().map(|refused| refused.message))
+        let sent = self.transaction.write("mending documents", &ready.database, ready.command.clone(), |_| None).await;
+        match sent {
+            Ok(_) => Ok(None),
+            Err(Error::Refused { refusal, .. }) => Ok(Some(refusal.message)),
+            Err(error) => Err(error),
+        }
     }
 
     /// Takes these documents, given with their namespace, out of the register of foreign ones.

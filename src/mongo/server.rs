@@ -16,9 +16,7 @@ use super::throughput::Throughput;
 use crate::config::Synced;
 use crate::config::uri::Uri;
 use crate::rules::names::Namespace;
-
-/// How long any one command may take. A batch of 16 MB over a line of 10 Mbit/s takes half of it.
-pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(30);
+use crate::rules::size::{CALL_LIMIT, Line};
 
 /// How long the driver looks for a primary before a command fails.
 const SELECTION_LIMIT: Duration = Duration::from_secs(10);
@@ -154,9 +152,9 @@ impl Server {
         self.round_trip.get()
     }
 
-    /// How many bytes a second go to it at present, if that is known.
-    pub(crate) fn throughput(&self) -> Option<u64> {
-        self.throughput.get()
+    /// The line to the server at present.
+    pub(crate) fn line(&self) -> Line {
+        Line { round_trip: self.round_trip.get(), throughput: self.throughput.get() }
     }
 
     /// A command of so many bytes took so long, or was given up after that.

@@ -6,10 +6,8 @@ use bson::{Timestamp, rawdoc};
 use crate::rules::delta::RawUpdate;
 use crate::rules::names::Namespace;
 use crate::rules::plan::{Command, CommandKind};
+pub(crate) use crate::rules::size::MOST_COMMAND_BYTES as MOST_BYTES;
 use crate::rules::step::{Step, Write, Zones};
-
-/// How many bytes a command should have at most. The server takes 16,793,600; one statement with the largest document fits that.
-pub(crate) const MOST_BYTES: usize = 15_000_000;
 
 /// The server's limit of statements in one command (`maxWriteBatchSize`).
 const COMMAND_STATEMENTS: usize = 100_000;

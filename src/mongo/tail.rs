@@ -14,10 +14,10 @@ use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
 use super::error::{Error, codes};
 use super::metadata::sessions as tags;
-use super::server::{CALL_LIMIT, Server};
-use crate::rules::distance;
+use super::server::Server;
 use crate::rules::position::Position;
 use crate::rules::reply::{BARE, Reply, SessionId};
+use crate::rules::size::{self, CALL_LIMIT};
 
 /// How long the server waits for an event before it answers with a position alone.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -104,7 +104,7 @@ impl Tail {
             }
         };
         self.unproven = self.unproven.take().filter(|_| batch.is_empty()).map(|_| batch.end().clone());
-        let times = distance::times(self.server.round_trip());
+        let times = size::times(self.server.round_trip());
         let came = Came { events: batch.len(), bytes: batch.bytes(), took };
         let reply_events = reply_events(times, self.reply_events, came);
         let batch = self.without_seen(batch);

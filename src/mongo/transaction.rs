@@ -14,22 +14,11 @@ use super::error::{Error, shorten};
 use super::read::Wanted;
 use super::server::Server;
 use crate::rules::key::Key;
-use crate::rules::ladder::Refusal;
+use crate::rules::ladder::{Refusal, RefusedStep};
 use crate::rules::names::Namespace;
 
 /// How long a commit waits for the majority.
 const COMMIT_LIMIT: Duration = Duration::from_secs(20);
-
-/// A change that the server refuses, whatever one does. The transaction is void.
-#[derive(Debug)]
-pub(crate) struct Refused {
-    /// The number of its statement in the command, or of its step, if the server tells.
-    pub(crate) number: Option<usize>,
-    /// Why.
-    pub(crate) refusal: Refusal,
-    /// Why, in the server's words.
-    pub(crate) message: String,
-}
 
 /// A transaction under way. One that is dropped is aborted by the driver, or by the server's time limit.
 pub(super) struct Transaction<'s> {
@@ -64,21 +53,29 @@ impl<'s> Transaction<'s> {
         sent
     }
 
-    /// Runs a write command on documents in it, which the server may refuse.
+    /// Runs a write command on documents in the transaction. `whose` names the step of a statement, given by its number in
+    /// the command; the command as a whole has no number.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the server refuses a document permanently; any other error if the server fails.
     pub(super) async fn write(
         &mut self,
         doing: &'static str,
         database: &str,
         command: RawDocumentBuf,
-    ) -> Result<Result<Document, Refused>, Error> {
-        let refused = |number, code, message| Refused { number, refusal: Refusal { code }, message };
+        whose: impl Fn(usize) -> Option<RefusedStep>,
+    ) -> Result<Document, Error> {
+        let refused = |number: Option<usize>, code, message| {
+            let refusal = Refusal { code, message, step: number.and_then(&whose) };
+            Error::Refused { server: self.server.name().clone(), refusal }
+        };
         match self.send(doing, database, command).await {
-            Ok(reply) => Ok(match write_error(&reply) {
+            Ok(reply) => match write_error(&reply) {
                 Some((number, code, message)) => Err(refused(Some(number), code, message)),
                 None => Ok(reply),
-            }),
+            },
             Err(error) => match error.refusal() {
-                Some(code) => Ok(Err(refused(None, code, error.to_string()))),
+                Some(code) => Err(refused(None, code, error.to_string())),
                 None => Err(error),
             },
         }
@@ -181,30 +178,28 @@ pub(crate) fn delays() -> impl Iterator<Item = Duration> {
         .build()
 }
 
-/// A statement that is refused, with the number of its command before it.
-pub(crate) type RefusedAt = (usize, Refused);
-
-/// Runs these write commands, each for the database before it, in one transaction, and tells the server's time of the commit, or
-/// which statement the server refuses.
+/// Runs these write commands, each for the database before it, in one transaction. Returns the server's time of the commit.
+/// `whose` names the step of a statement, given by the numbers of its command and of the statement.
 ///
 /// # Errors
-/// If the server fails.
+/// [`Error::Refused`] if the server refuses a statement; any other error if the server fails.
 pub(crate) async fn run(
     server: &Server,
     session: &mut ClientSession,
     commands: &[(&str, RawDocumentBuf)],
-) -> Result<Result<Timestamp, RefusedAt>, Error> {
+    whose: impl Fn(usize, usize) -> Option<RefusedStep>,
+) -> Result<Timestamp, Error> {
     let mut delays = delays();
     loop {
-        match attempt(server, session, commands).await {
+        match attempt(server, session, commands, &whose).await {
             Err(error) if error.is_again() => {
                 abort(server, session).await;
                 let Some(delay) = delays.next() else { return Err(error) };
                 tokio::time::sleep(delay).await;
             }
-            Ok(Err(refused)) => {
+            Err(refused @ Error::Refused { .. }) => {
                 abort(server, session).await;
-                return Ok(Err(refused));
+                return Err(refused);
             }
             result => return result,
         }
@@ -215,14 +210,14 @@ async fn attempt(
     server: &Server,
     session: &mut ClientSession,
     commands: &[(&str, RawDocumentBuf)],
-) -> Result<Result<Timestamp, RefusedAt>, Error> {
+    whose: &impl Fn(usize, usize) -> Option<RefusedStep>,
+) -> Result<Timestamp, Error> {
     let mut transaction = Transaction::start(server, session).await?;
     for (number, (database, command)) in commands.iter().enumerate() {
-        if let Err(refused) = transaction.write("writing in a transaction", database, command.clone()).await? {
-            return Ok(Err((number, refused)));
-        }
+        let whose = |statement| whose(number, statement);
+        transaction.write("writing in a transaction", database, command.clone(), whose).await?;
     }
-    transaction.commit().await.map(Ok)
+    transaction.commit().await
 }
 
 /// The first write error of a reply that says `ok: 1` all the same: which statement, and why.

@@ -1,51 +1,89 @@
-//! What to try next when a destination refuses a batch.
+//! The ladder after a refusal: the next attempt once a destination has refused a batch.
 //!
-//! A refusal aborts the whole transaction, so the batch climbs a ladder, and each rung gives up speed for certainty:
-//! inserts as upserts (the document may be there already); then exactly the source's order (which a source with the same
-//! unique index has proved possible); there the change that is refused is refused for good, and becomes a dead letter.
+//! A refusal aborts the whole transaction, so the batch climbs a ladder, and each rung gives up speed for certainty.
+//! First, inserts become upserts, because the document may exist already. Then the statements follow exactly the source's
+//! order, which a source with the same unique index has proved possible. A change refused even there stays refused: it
+//! becomes a dead letter.
 
+use super::key::Key;
 use super::plan::Inserts;
+use super::step::Step;
 
 /// How a batch is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Attempt {
+pub(crate) enum Rung {
     /// Folded into few commands.
     Folded(Inserts),
     /// In the source's order.
     InSequence,
 }
 
-/// Why the destination refused a statement: the server's error code of the write error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    /// As in the server's `error_codes.yml`.
+/// A change that a server refuses permanently. The transaction is void.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The server's error code, as in `error_codes.yml`.
     pub(crate) code: i32,
+    /// The server's reason, shortened, for people.
+    pub(crate) message: String,
+    /// The refused change, if the server names one.
+    pub(crate) step: Option<RefusedStep>,
 }
 
-/// What to do about a refusal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The step whose statement was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RefusedStep {
+    pub(crate) key: Key,
+    /// The number of the step's event; `None` where the source refuses the document itself, whatever the event.
+    pub(crate) event: Option<usize>,
+    /// The statement changes single fields, so the whole document may be accepted instead.
+    pub(crate) is_delta: bool,
+}
+
+/// The answer to a refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Send the batch like this.
-    Try(Attempt),
-    /// Bring the refused document whole, and send the batch again.
-    ReadWhole,
-    /// Send what came before the refused change, make that a dead letter, and go on behind it.
+    /// Send the batch on this rung.
+    Try(Rung),
+    /// Read this document whole at the source, and send the batch again.
+    ReadWhole(Key),
+    /// Apply the steps before the refused one, park the refused one as a dead letter, and continue after it.
     Park,
 }
 
-impl Attempt {
+impl Rung {
     /// The fastest way.
     pub(crate) const FIRST: Self = Self::Folded(Inserts::Plain);
 
-    /// The next rung, after a write was refused that may be a delta.
-    pub(crate) fn after(self, refusal: Refusal, is_delta: bool) -> Next {
-        let duplicate = refusal.code == DUPLICATE_KEY;
+    /// The next rung after this refusal.
+    pub(crate) fn after(self, refusal: &Refusal) -> Next {
+        let is_duplicate = refusal.code == DUPLICATE_KEY;
+        // The delta's shape may be at fault, such as a path into a field that is no document, rather than its values.
+        if !is_duplicate
+            && refusal.code != VALIDATION_FAILURE
+            && let Some(step) = refusal.step.as_ref().filter(|step| step.is_delta)
+        {
+            return Next::ReadWhole(step.key.clone());
+        }
         match self {
-            // Not the values but the shape of the delta is refused, such as a path into a field that is no document.
-            _ if is_delta && !duplicate && refusal.code != VALIDATION_FAILURE => Next::ReadWhole,
-            Self::Folded(Inserts::Plain) if duplicate => Next::Try(Self::Folded(Inserts::Upserts)),
+            Self::Folded(Inserts::Plain) if is_duplicate => Next::Try(Self::Folded(Inserts::Upserts)),
             Self::Folded(_) => Next::Try(Self::InSequence),
             Self::InSequence => Next::Park,
+        }
+    }
+}
+
+impl Refusal {
+    /// The index of the refused step among those that were sent. Where the server names no step, the middle: after
+    /// enough halvings the refused step stands alone.
+    pub(crate) fn place_among(&self, steps: &[Step<'_>]) -> usize {
+        let is_before = |step: &&Step<'_>| match &self.step {
+            Some(RefusedStep { event: Some(event), .. }) => step.event < *event,
+            Some(RefusedStep { key, .. }) => step.key != *key,
+            None => false,
+        };
+        match &self.step {
+            Some(_) => steps.iter().take_while(is_before).count(),
+            None => steps.len() / 2,
         }
     }
 }
@@ -56,32 +94,70 @@ const VALIDATION_FAILURE: i32 = 121;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rules::step::{Write, Zones};
+    use bson::raw::RawBsonRef;
+
+    fn refusal(code: i32, is_delta: bool) -> Refusal {
+        let step = RefusedStep { key: Key::new(0, RawBsonRef::Int32(7)), event: Some(7), is_delta };
+        Refusal { code, message: String::new(), step: Some(step) }
+    }
 
     #[test]
     fn a_duplicate_key_climbs_the_whole_ladder() {
-        let refusal = Refusal { code: DUPLICATE_KEY };
-        let mut attempt = Attempt::FIRST;
-        let mut rungs = vec![attempt];
-        while let Next::Try(next) = attempt.after(refusal, false) {
-            attempt = next;
-            rungs.push(attempt);
+        let duplicate = refusal(DUPLICATE_KEY, false);
+        let mut rung = Rung::FIRST;
+        let mut rungs = vec![rung];
+        while let Next::Try(next) = rung.after(&duplicate) {
+            rung = next;
+            rungs.push(rung);
         }
-        assert_eq!(rungs, [Attempt::FIRST, Attempt::Folded(Inserts::Upserts), Attempt::InSequence]);
-        assert_eq!(attempt.after(refusal, true), Next::Park);
+        assert_eq!(rungs, [Rung::FIRST, Rung::Folded(Inserts::Upserts), Rung::InSequence]);
+        assert_eq!(rung.after(&refusal(DUPLICATE_KEY, true)), Next::Park);
     }
 
     #[test]
     fn a_delta_of_a_refused_shape_brings_the_whole_document() {
-        let path_not_viable = Refusal { code: 28 };
-        assert_eq!(Attempt::FIRST.after(path_not_viable, true), Next::ReadWhole);
-        assert_eq!(Attempt::InSequence.after(path_not_viable, true), Next::ReadWhole);
-        let validator = Refusal { code: VALIDATION_FAILURE };
-        assert_eq!(Attempt::InSequence.after(validator, true), Next::Park);
+        let path_not_viable = refusal(28, true);
+        let whole = Next::ReadWhole(Key::new(0, RawBsonRef::Int32(7)));
+        assert_eq!(Rung::FIRST.after(&path_not_viable), whole);
+        assert_eq!(Rung::InSequence.after(&path_not_viable), whole);
+        assert_eq!(Rung::InSequence.after(&refusal(VALIDATION_FAILURE, true)), Next::Park);
     }
 
     #[test]
-    fn what_no_upsert_can_heal_goes_in_sequence_at_once() {
-        let validator = Refusal { code: VALIDATION_FAILURE };
-        assert_eq!(Attempt::FIRST.after(validator, false), Next::Try(Attempt::InSequence));
+    fn a_refusal_that_no_upsert_can_heal_goes_in_sequence_immediately() {
+        assert_eq!(Rung::FIRST.after(&refusal(VALIDATION_FAILURE, false)), Next::Try(Rung::InSequence));
+    }
+
+    #[test]
+    fn a_refusal_without_a_step_climbs_by_its_code_alone() {
+        let unnamed = |code| Refusal { code, message: String::new(), step: None };
+        assert_eq!(Rung::FIRST.after(&unnamed(17280)), Next::Try(Rung::InSequence));
+        assert_eq!(Rung::InSequence.after(&unnamed(17280)), Next::Park);
+        assert_eq!(Rung::FIRST.after(&unnamed(DUPLICATE_KEY)), Next::Try(Rung::Folded(Inserts::Upserts)));
+    }
+
+    #[test]
+    fn the_refused_step_is_found_by_event_or_by_document_or_by_halving() {
+        let ids = [1, 2, 1, 3].map(RawBsonRef::Int32);
+        let step = |(event, id): (usize, &RawBsonRef<'static>)| Step {
+            event: event * 10,
+            key: Key::new(0, *id),
+            id: *id,
+            zones: Zones::One("DFW"),
+            write: Write::Delete,
+            hub_edit: None,
+        };
+        let steps: Vec<Step<'_>> = ids.iter().enumerate().map(step).collect();
+        let at = |event, id| {
+            let step = RefusedStep { key: Key::new(0, RawBsonRef::Int32(id)), event, is_delta: false };
+            Refusal { code: 2, message: String::new(), step: Some(step) }.place_among(&steps)
+        };
+        assert_eq!(at(Some(20), 1), 2);
+        assert_eq!(at(Some(0), 1), 0);
+        assert_eq!(at(None, 3), 3);
+        assert_eq!(at(None, 1), 0, "the document's first step");
+        assert_eq!(Refusal { code: 2, message: String::new(), step: None }.place_among(&steps), 2);
+        assert_eq!(Refusal { code: 2, message: String::new(), step: None }.place_among(&steps[..1]), 0);
     }
 }

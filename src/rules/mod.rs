@@ -13,11 +13,13 @@
 
 pub(crate) mod ahead;
 pub(crate) mod conflicts;
+pub(crate) mod copy;
 pub(crate) mod delta;
 pub(crate) mod difference;
-pub(crate) mod distance;
 pub(crate) mod downlink;
 pub(crate) mod fields;
+pub(crate) mod held_back;
+pub(crate) mod hub_event;
 #[cfg(test)]
 mod interleavings;
 pub(crate) mod key;
@@ -28,5 +30,6 @@ pub mod position;
 pub(crate) mod queue;
 pub mod reply;
 pub(crate) mod route;
+pub(crate) mod size;
 pub(crate) mod step;
 pub(crate) mod uplink;

@@ -1,7 +1,7 @@
 //! A step: one change to one document of the destination.
 //!
-//! A link turns each change event into at most one step. Some steps first need the document as it now is at the source;
-//! [`settle`] puts it in, once it has been read.
+//! A link turns each change event into at most one step. Some steps first need the document as it is now at the source:
+//! [`fill_in`] puts the document into the step after the read.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -11,26 +11,25 @@ use bson::raw::{CStr, RawBsonRef, RawDocument, RawDocumentBuf};
 use super::delta::Delta;
 use super::fields::Fields;
 use super::key::Key;
+use super::names::Zone;
 
 /// One change to one document of the destination.
 #[derive(Clone, Debug)]
 pub(crate) struct Step<'a> {
-    /// The number of its event among those applied together. Steps come in ascending order.
+    /// The number of the step's event among those applied together. Steps come in ascending order.
     pub(crate) event: usize,
-    /// Which document.
     pub(crate) key: Key,
-    /// Its `_id`.
+    /// The document's `_id`.
     pub(crate) id: RawBsonRef<'a>,
     /// The zones in which the destination's document may be for the step to touch it.
     pub(crate) zones: Zones<'a>,
-    /// What is done to it.
     pub(crate) write: Write<'a>,
     /// At a spoke: the fields that a hub edit of the spoke's own document touches.
     pub(crate) hub_edit: Option<Fields>,
 }
 
 impl Step<'_> {
-    /// True if the document that was read for the step is the one of its event, with nothing but the partition key added.
+    /// True if the document read for the step is the document of its event, with nothing but the partition key added.
     pub(crate) fn expects(&self, read: Option<&RawDocument>, partition_key: &CStr) -> bool {
         let (Write::Read(Read::Stamp { document: Some(expected), .. }), Some(read)) = (&self.write, read) else {
             return false;
@@ -42,30 +41,28 @@ impl Step<'_> {
     }
 }
 
-/// What a step does.
+/// The effect of a step.
 #[derive(Clone, Debug)]
 pub(crate) enum Write<'a> {
     /// Inserts a document that the destination should not have.
     Insert(&'a RawDocument),
-    /// Replaces the document, or also inserts it where it is missing.
+    /// Replaces the document.
     Replace {
-        /// The new document.
         document: &'a RawDocument,
-        /// Whether a missing document is inserted.
+        /// Inserts the document where the destination has none.
         upsert: bool,
     },
     /// Changes fields of the document.
     Update(Delta<'a>),
-    /// Deletes the document.
     Delete,
-    /// Brings the fields of the document into the order that they have in this one.
+    /// Brings the document's fields into the order of this document's fields.
     Reorder(&'a RawDocument),
-    /// Not known before the document is read at the source.
+    /// Unknown until the document is read at the source.
     Read(Read<'a>),
 }
 
 impl Write<'_> {
-    /// How many bytes of documents it carries, about, where a document that must be read has so many.
+    /// The approximate number of document bytes in the write. A document still to be read counts as `read` bytes.
     pub(crate) fn bytes(&self, read: usize) -> usize {
         match self {
             Self::Insert(document) | Self::Replace { document, .. } | Self::Reorder(document) => {
@@ -77,7 +74,7 @@ impl Write<'_> {
         }
     }
 
-    /// True if this moves the document out of the zones in which it may be.
+    /// True if the write takes the document out of the zones of its step.
     pub(crate) fn is_move(&self, partition_key: &str) -> bool {
         match self {
             Self::Update(delta) => delta.sets(partition_key),
@@ -87,35 +84,39 @@ impl Write<'_> {
     }
 }
 
-/// Why a document must be read at the source.
+/// The reason to read a document at the source.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Read<'a> {
-    /// The destination needs it whole.
+    /// The destination needs the whole document.
     Whole,
-    /// As `Whole`, and it needs its partition key first.
+    /// As `Whole`; and the document needs its partition key first.
     Stamp {
-        /// Whether the event was an insert, so that the destination should not have the document yet.
+        /// The event was an insert, so the destination should not have the document yet.
         fresh: bool,
-        /// The document as the event brought it, without partition key.
+        /// The document as in the event, without partition key.
         document: Option<&'a RawDocument>,
     },
-    /// The destination needs the order of its fields.
+    /// The destination needs only the order of the fields.
     Order,
 }
 
 /// Zones in which a document may be for a step to touch it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Zones<'a> {
-    /// This one.
     One(&'a str),
-    /// Any of these.
     Any(Vec<&'a str>),
-    /// Whatever this value of the partition key means.
+    /// The zone named by this value of the partition key, of whatever BSON type.
     Value(RawBsonRef<'a>),
 }
 
 impl<'a> Zones<'a> {
-    /// The names of the zones.
+    pub(crate) fn of(zones: &'a [Zone]) -> Self {
+        match zones {
+            [one] => Self::One(one.as_str()),
+            zones => Self::Any(zones.iter().map(Zone::as_str).collect()),
+        }
+    }
+
     pub(crate) fn names(&self) -> impl Iterator<Item = &'a str> + '_ {
         let (one, any) = match self {
             Self::One(zone) => (Some(*zone), [].as_slice()),
@@ -125,12 +126,11 @@ impl<'a> Zones<'a> {
         one.into_iter().chain(any.iter().copied())
     }
 
-    /// True if those are among these.
-    pub(crate) fn include(&self, those: &Self) -> bool {
-        self == those || those.names().all(|zone| self.names().any(|name| name == zone))
+    /// True if every zone of `others` is among these zones.
+    pub(crate) fn include(&self, others: &Self) -> bool {
+        self == others || others.names().all(|zone| self.names().any(|name| name == zone))
     }
 
-    /// These zones and those.
     fn union(&mut self, more: impl Iterator<Item = &'a str>) {
         let mut names: Vec<&str> = self.names().chain(more).collect();
         names.sort_unstable();
@@ -145,34 +145,40 @@ impl<'a> Zones<'a> {
 /// Documents read at the source, all at one cluster time.
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
-    /// What was read; `None` for those that are not there.
+    /// The documents; `None` for a document that the source does not have.
     pub(crate) documents: HashMap<Key, Option<RawDocumentBuf>>,
-    /// Those that the destination needs whole. Of the others only the order of the fields is wanted.
+    /// Documents that the destination needs whole. Of the others, only the order of the fields is needed.
     pub(crate) whole: HashSet<Key>,
 }
 
-/// What a document that was read means for the destination.
+/// The meaning of a document read at the source, for the destination.
 #[derive(Clone, Debug)]
 pub(crate) enum Meaning<'a> {
-    /// This is to be written.
     Write(Write<'a>),
-    /// It is another zone's document; nothing is to be written.
+    /// The document belongs to another zone; nothing is written.
     Foreign,
 }
 
-/// The steps with the documents that were read put in, and how many of the documents were foreign.
+/// The rules of one link for documents read whole at its source.
+pub(crate) trait Rules: Sync {
+    /// The meaning of a document (`None`: the source has none). `absent`: the destination is known to have none of the
+    /// link's zones.
+    fn meaning<'a>(&self, document: Option<&'a RawDocument>, absent: bool) -> Meaning<'a>;
+}
+
+/// Puts the documents that were read into the steps. Returns the steps, and the number of foreign documents left out.
 ///
-/// A document that is needed whole has all its events in it: it stands where its last step stood, and the others go.
-pub(crate) fn settle<'a, 's: 'a>(
+/// A document needed whole contains all its events: its content replaces its last step, and its other steps go.
+pub(crate) fn fill_in<'a, 's: 'a>(
     steps: &'s [Step<'a>],
     reads: &'a Reads,
     partition_key: &str,
-    meaning: impl Fn(&Key, Option<&'a RawDocument>) -> Meaning<'a>,
+    meaning: impl Fn(Option<&'a RawDocument>) -> Meaning<'a>,
 ) -> (Cow<'s, [Step<'a>]>, usize) {
     if reads.documents.is_empty() {
         return (Cow::Borrowed(steps), 0);
     }
-    let mut settled = Vec::with_capacity(steps.len());
+    let mut filled = Vec::with_capacity(steps.len());
     let mut foreign = 0;
     let mut last: HashMap<&Key, usize> = HashMap::new();
     for (index, step) in steps.iter().enumerate() {
@@ -182,6 +188,7 @@ pub(crate) fn settle<'a, 's: 'a>(
     for (index, step) in steps.iter().enumerate() {
         let read = reads.documents.get(&step.key);
         match (read, &step.write) {
+            // Needed whole: the chain of the document's steps ends as one step, in the place of the last one.
             (Some(document), _) if reads.whole.contains(&step.key) => {
                 let chain = chains.entry(&step.key).or_insert_with(|| Chain::starting_with(step));
                 chain.zones.union(step.zones.names());
@@ -189,32 +196,35 @@ pub(crate) fn settle<'a, 's: 'a>(
                     continue;
                 }
                 let document = document.as_deref();
-                let write = match meaning(&step.key, document) {
+                let write = match meaning(document) {
                     Meaning::Write(write) => write,
                     Meaning::Foreign => {
                         foreign += 1;
                         continue;
                     }
                 };
-                // What leaves the link's zones may be replaced only where it still is in them: beyond them it is another's.
+                // A document that leaves the link's zones may be replaced only inside them: beyond, the document of the
+                // same `_id` belongs to another zone.
                 if !matches!(write, Write::Replace { upsert: false, .. }) {
                     chain.zones.union(document.and_then(|document| document.get_str(partition_key).ok()).into_iter());
                 }
-                settled.push(chain.end(step, write));
+                filled.push(chain.end(step, write));
             }
+            // Only the order of the fields is needed; a document that is gone has none.
             (Some(Some(document)), Write::Read(_)) => {
-                settled.push(Step { write: Write::Reorder(document), ..step.clone() });
+                filled.push(Step { write: Write::Reorder(document), ..step.clone() });
             }
             (Some(None), Write::Read(_)) => {}
-            _ => settled.push(step.clone()),
+            _ => filled.push(step.clone()),
         }
     }
-    (Cow::Owned(settled), foreign)
+    (Cow::Owned(filled), foreign)
 }
 
-/// The steps of one document, to become one.
+/// The steps of one document, on their way to become one step.
 struct Chain<'a> {
     zones: Zones<'a>,
+    /// The first step inserts, so the destination should not have the document yet.
     fresh: bool,
 }
 
@@ -256,7 +266,7 @@ mod tests {
         steps.iter().map(|step| (step.event, name(&step.write))).collect()
     }
 
-    fn replace<'a>(_: &Key, document: Option<&'a RawDocument>) -> Meaning<'a> {
+    fn replace<'a>(document: Option<&'a RawDocument>) -> Meaning<'a> {
         Meaning::Write(document.map_or(Write::Delete, |document| Write::Replace { document, upsert: true }))
     }
 
@@ -271,9 +281,9 @@ mod tests {
         ];
         let key = steps[0].key.clone();
         let reads = Reads { documents: [(key.clone(), Some(one.clone()))].into(), whole: [key].into() };
-        let (settled, foreign) = settle(&steps, &reads, "_pk", replace);
-        assert_eq!(describe(&settled), [(1, "delete"), (2, "replace"), (3, "insert")]);
-        assert_eq!(settled[1].zones, Zones::Any(vec!["DFW", "HOU"]));
+        let (filled, foreign) = fill_in(&steps, &reads, "_pk", replace);
+        assert_eq!(describe(&filled), [(1, "delete"), (2, "replace"), (3, "insert")]);
+        assert_eq!(filled[1].zones, Zones::Any(vec!["DFW", "HOU"]));
         assert_eq!(foreign, 0);
     }
 
@@ -283,12 +293,12 @@ mod tests {
         let steps = [step(0, &theirs, Write::Read(Read::Whole))];
         let key = steps[0].key.clone();
         let reads = Reads { documents: [(key.clone(), Some(theirs.clone()))].into(), whole: [key].into() };
-        let leaves = |_: &Key, document: Option<&'_ RawDocument>| match document {
+        let leaves = |document: Option<&'_ RawDocument>| match document {
             Some(_) => Meaning::Write(Write::Replace { document: &theirs, upsert: false }),
             None => Meaning::Foreign,
         };
-        let (settled, _) = settle(&steps, &reads, "_pk", leaves);
-        assert_eq!(settled[0].zones, Zones::One("DFW"));
+        let (filled, _) = fill_in(&steps, &reads, "_pk", leaves);
+        assert_eq!(filled[0].zones, Zones::One("DFW"));
     }
 
     #[test]
@@ -300,9 +310,9 @@ mod tests {
         ];
         let key = steps[0].key.clone();
         let reads = Reads { documents: [(key.clone(), Some(one.clone()))].into(), whole: [key.clone()].into() };
-        assert_eq!(describe(&settle(&steps, &reads, "_pk", replace).0), [(1, "insert")]);
+        assert_eq!(describe(&fill_in(&steps, &reads, "_pk", replace).0), [(1, "insert")]);
         let gone = Reads { documents: [(key.clone(), None)].into(), whole: [key].into() };
-        assert_eq!(describe(&settle(&steps, &gone, "_pk", replace).0), [(1, "delete")]);
+        assert_eq!(describe(&fill_in(&steps, &gone, "_pk", replace).0), [(1, "delete")]);
     }
 
     #[test]
@@ -322,9 +332,9 @@ mod tests {
         let steps = [step(0, &one, Write::Update(Delta::default())), step(1, &one, Write::Read(Read::Order))];
         let key = steps[0].key.clone();
         let reads = Reads { documents: [(key.clone(), Some(one.clone()))].into(), ..Reads::default() };
-        assert_eq!(describe(&settle(&steps, &reads, "_pk", replace).0), [(0, "update"), (1, "reorder")]);
+        assert_eq!(describe(&fill_in(&steps, &reads, "_pk", replace).0), [(0, "update"), (1, "reorder")]);
         let gone = Reads { documents: [(key, None)].into(), ..Reads::default() };
-        assert_eq!(describe(&settle(&steps, &gone, "_pk", replace).0), [(0, "update")]);
+        assert_eq!(describe(&fill_in(&steps, &gone, "_pk", replace).0), [(0, "update")]);
     }
 
     #[test]
@@ -333,7 +343,7 @@ mod tests {
         let steps = [step(0, &one, Write::Update(Delta::default()))];
         let key = steps[0].key.clone();
         let reads = Reads { documents: [(key.clone(), Some(one.clone()))].into(), whole: [key].into() };
-        let (settled, foreign) = settle(&steps, &reads, "_pk", |_, _| Meaning::Foreign);
-        assert_eq!((settled.len(), foreign), (0, 1));
+        let (filled, foreign) = fill_in(&steps, &reads, "_pk", |_| Meaning::Foreign);
+        assert_eq!((filled.len(), foreign), (0, 1));
     }
 }

@@ -1,15 +1,18 @@
-//! What a spoke's change event does at the hub.
+//! The effect of a spoke's change event at the hub.
 //!
-//! Only documents of the spoke's own zone go up. The zone stands in the filter of every write, and that is what enforces
-//! ownership: whatever an application at the spoke writes, it can neither overwrite nor delete another zone's document.
+//! Only documents of the spoke's own zone go up. Every write has the zone in its filter, and the filter enforces
+//! ownership: no application at the spoke can overwrite or delete another zone's document at the hub.
+
+use std::collections::HashSet;
 
 use bson::raw::{RawBsonRef, RawDocument};
 
 use super::ahead::Standing;
 use super::delta::{FieldChange, Update, field_change};
+use super::key::Key;
 use super::names::Zone;
 use super::reply::{EventRef, Kind, Malformed};
-use super::step::{Meaning, Read, Write};
+use super::step::{Meaning, Read, Rules, Write};
 
 /// The rules of one uplink.
 #[derive(Clone, Debug)]
@@ -18,37 +21,58 @@ pub(crate) struct Uplink {
     pub(crate) zone: Zone,
     /// The field that names a document's zone.
     pub(crate) partition_key: String,
-    /// Whether the spoke's server says how to read paths with dots.
+    /// The spoke's change events disambiguate paths with dots (`disambiguatedPaths`, MongoDB 6.1 and later).
     pub(crate) precise: bool,
 }
 
-/// Whose document this is.
+/// The owner of a document, as its partition key says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// The spoke's.
+    /// The spoke's zone.
     Own,
-    /// Another zone's.
+    /// Another zone.
     Other,
-    /// It has no partition key yet, and so will be the spoke's.
+    /// No partition key yet: the document will become the spoke's.
     Unstamped,
 }
 
-/// What is to be done about an event.
+/// The decision about one event.
 #[derive(Clone, Debug)]
 pub(crate) enum Decision<'a> {
-    /// This.
     Write(Write<'a>),
-    /// Nothing: it is no change of a document, or the hub has it.
+    /// The event changes no document, or the hub has the change already.
     Nothing,
-    /// Nothing: another zone's document was written at this spoke. It stays local.
+    /// Another zone's document was written at this spoke. The document stays local.
     Foreign,
 }
 
+/// Documents that left the spoke's zone earlier in the same batch. The spoke's later changes of such a document belong to
+/// another zone and stay at the spoke, until a change claims the document back.
+#[derive(Debug, Default)]
+pub(crate) struct Departures(HashSet<Key>);
+
+impl Departures {
+    /// True if the event's document has left the zone, so the event stays at the spoke. Call it for every event, in the
+    /// stream's order.
+    pub(crate) fn hold_back(&mut self, rules: &Uplink, event: EventRef<'_>, key: &Key) -> bool {
+        if self.0.contains(key) {
+            if !rules.claims(event) {
+                return true;
+            }
+            self.0.remove(key);
+        }
+        if rules.leaves(event) {
+            self.0.insert(key.clone());
+        }
+        false
+    }
+}
+
 impl Uplink {
-    /// Decides about one event, where the hub's document stands to it as `standing` says.
+    /// Decides about one event. `standing` says how the hub's document stands to the event.
     ///
     /// # Errors
-    /// If the event lacks what events of its type have.
+    /// If the event lacks a part that events of its type have.
     pub(crate) fn decide<'a>(&self, event: EventRef<'a>, standing: Standing) -> Result<Decision<'a>, Malformed> {
         let write = match event.kind() {
             Kind::Insert | Kind::Replace => match self.put(event) {
@@ -69,17 +93,17 @@ impl Uplink {
         })
     }
 
-    /// True if the document is another zone's after this change of it. What the spoke does to it from then on stays there.
-    pub(crate) fn leaves(&self, event: EventRef<'_>) -> bool {
+    /// True if the event gives the document to another zone.
+    fn leaves(&self, event: EventRef<'_>) -> bool {
         event.kind() != Kind::Insert && self.owner_after(event) == Some(Owner::Other)
     }
 
-    /// True if the event makes the document the spoke's own, whosever it was.
-    pub(crate) fn claims(&self, event: EventRef<'_>) -> bool {
+    /// True if the event makes the document the spoke's own, whatever its zone was before.
+    fn claims(&self, event: EventRef<'_>) -> bool {
         matches!(self.owner_after(event), Some(Owner::Own | Owner::Unstamped))
     }
 
-    /// Whose the document is after the event, as far as that tells: an update need not touch the partition key.
+    /// The document's owner after the event. `None` if the event says nothing of the partition key.
     fn owner_after(&self, event: EventRef<'_>) -> Option<Owner> {
         if let Some(document) = event.full_document() {
             return Some(self.owner(document));
@@ -91,20 +115,6 @@ impl Uplink {
         }
     }
 
-    /// What a document that was read at the spoke means at the hub; `absent` if the hub has none of the spoke's zone.
-    ///
-    /// The document must have its partition key.
-    pub(crate) fn meaning<'a>(&self, document: Option<&'a RawDocument>, absent: bool) -> Meaning<'a> {
-        match document.map(|document| (document, self.owner(document))) {
-            None => Meaning::Write(Write::Delete),
-            Some((document, Owner::Own)) => Meaning::Write(Write::Replace { document, upsert: true }),
-            Some((_, Owner::Other | Owner::Unstamped)) if absent => Meaning::Foreign,
-            // It was the spoke's own, and an application moved it to another zone.
-            Some((document, _)) => Meaning::Write(Write::Replace { document, upsert: false }),
-        }
-    }
-
-    /// Whose document this is.
     pub(crate) fn owner(&self, document: &RawDocument) -> Owner {
         match document.get(&self.partition_key) {
             Ok(None) => Owner::Unstamped,
@@ -125,8 +135,8 @@ impl Uplink {
             Owner::Own if fresh => Some(Write::Insert(document)),
             Owner::Own => Some(Write::Replace { document, upsert: true }),
             Owner::Other if fresh => None,
-            // Either the spoke's own document was moved to another zone, or another zone's was replaced: the filter on the
-            // zone tells them apart at the hub.
+            // Either the spoke's own document moved to another zone, or an application replaced another zone's document:
+            // the zone in the filter distinguishes the two at the hub.
             Owner::Other => Some(Write::Replace { document, upsert: false }),
         }
     }
@@ -136,7 +146,7 @@ impl Uplink {
         match self.owner_after(event) {
             Some(Owner::Unstamped) => return Write::Read(Read::Stamp { fresh: false, document: None }),
             Some(Owner::Own) => return Write::Read(Read::Whole),
-            // A zone move: the filter holds the old zone.
+            // A move to another zone: the filter holds the old zone.
             Some(Owner::Other) | None => {}
         }
         match Update::read(description, self.precise) {
@@ -146,10 +156,23 @@ impl Uplink {
     }
 }
 
+impl Rules for Uplink {
+    /// The document must have its partition key.
+    fn meaning<'a>(&self, document: Option<&'a RawDocument>, absent: bool) -> Meaning<'a> {
+        match document.map(|document| (document, self.owner(document))) {
+            None => Meaning::Write(Write::Delete),
+            Some((document, Owner::Own)) => Meaning::Write(Write::Replace { document, upsert: true }),
+            Some((_, Owner::Other | Owner::Unstamped)) if absent => Meaning::Foreign,
+            // The spoke's own document, which an application moved to another zone.
+            Some((document, _)) => Meaning::Write(Write::Replace { document, upsert: false }),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::reply::tests::batch;
+    use crate::rules::reply::tests::batch as reply;
     use bson::{Document, doc, rawdoc};
 
     fn uplink() -> Uplink {
@@ -159,8 +182,8 @@ mod tests {
     fn decide(event: Document, standing: Standing) -> String {
         let mut whole = doc! { "documentKey": { "_id": 1 } };
         whole.extend(event);
-        let batch = batch(&[whole]);
-        match uplink().decide(batch.event(0), standing).expect("valid") {
+        let reply = reply(&[whole]);
+        match uplink().decide(reply.event(0), standing).expect("valid") {
             Decision::Write(Write::Replace { upsert, .. }) => format!("replace, upsert {upsert}"),
             Decision::Write(Write::Insert(_)) => "insert".to_owned(),
             Decision::Write(Write::Update(_)) => "update".to_owned(),
@@ -218,5 +241,51 @@ mod tests {
         assert!(matches!(uplink.meaning(Some(&other), false), Meaning::Write(Write::Replace { upsert: false, .. })));
         assert!(matches!(uplink.meaning(Some(&other), true), Meaning::Foreign));
         assert!(matches!(uplink.meaning(None, true), Meaning::Write(Write::Delete)));
+    }
+
+    /// The events of one document, in order, and whether each is held back.
+    fn held_back(events: &[Document]) -> Vec<bool> {
+        let whole = |event: &Document| {
+            let mut whole = doc! { "documentKey": { "_id": 1 } };
+            whole.extend(event.clone());
+            whole
+        };
+        let reply = reply(&events.iter().map(whole).collect::<Vec<_>>());
+        let (rules, mut departures) = (uplink(), Departures::default());
+        let event = |event: EventRef<'_>| departures.hold_back(&rules, event, &event.key().expect("valid"));
+        reply.events().map(event).collect()
+    }
+
+    #[test]
+    fn what_the_spoke_does_to_a_document_that_left_its_zone_stays_at_the_spoke() {
+        let leave = || update(doc! { "_pk": "HOU" }, &[]);
+        let delete = || doc! { "operationType": "delete" };
+        assert_eq!(held_back(&[leave(), delete()]), [false, true]);
+        assert_eq!(held_back(&[leave(), update(doc! { "a": 1 }, &[]), delete()]), [false, true, true]);
+        assert_eq!(held_back(&[put("replace", doc! { "_id": 1, "_pk": "HOU" }), delete()]), [false, true]);
+        assert_eq!(held_back(&[leave(), update(doc! { "_pk": "BOS" }, &[]), delete()]), [false, true, true]);
+    }
+
+    #[test]
+    fn a_document_that_comes_back_is_the_spokes_again() {
+        let leave = || update(doc! { "_pk": "HOU" }, &[]);
+        let delete = || doc! { "operationType": "delete" };
+        for back in [
+            update(doc! { "_pk": "DFW" }, &[]),
+            update(doc! {}, &["_pk"]),
+            put("replace", doc! { "_id": 1, "_pk": "DFW" }),
+            put("replace", doc! { "_id": 1 }),
+            put("insert", doc! { "_id": 1, "_pk": "DFW" }),
+        ] {
+            assert_eq!(held_back(&[leave(), back.clone(), delete()]), [false, false, false], "{back}");
+        }
+    }
+
+    #[test]
+    fn an_insert_into_another_zone_and_an_ordinary_change_take_nothing_out_of_the_zone() {
+        let delete = || doc! { "operationType": "delete" };
+        assert_eq!(held_back(&[put("insert", doc! { "_id": 1, "_pk": "HOU" }), delete()]), [false, false]);
+        assert_eq!(held_back(&[update(doc! { "a": 1 }, &[]), delete()]), [false, false]);
+        assert_eq!(held_back(&[put("replace", doc! { "_id": 1, "_pk": "DFW" }), delete()]), [false, false]);
     }
 }

@@ -1,23 +1,21 @@
-//! How far one batch is on its way into the destination, and how it is being tried.
+//! The state of one work on its way into the destination: which steps are being tried, how, and what was read for them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use bson::Timestamp;
-use bson::raw::{CStr, RawBsonRef, RawDocumentBuf};
+use bson::raw::CStr;
 
-use crate::mongo::metadata::dead_letters::{self, Kept};
 use crate::mongo::read::{Snapshot, Wanted};
 use crate::rules::key::Key;
-use crate::rules::ladder::Attempt;
-use crate::rules::names::{Link, Namespace};
+use crate::rules::ladder::Rung;
 use crate::rules::step::{Read, Reads, Step, Write};
 
-/// Documents that were missing at the destination, and were read at the source to be brought whole.
+/// Documents that the destination lacked, and that were read at the source to be brought whole.
 #[derive(Default)]
 pub(super) struct Brought {
     pub(super) reads: Reads,
-    /// The source's time of each of them.
+    /// The source's cluster time of each read.
     pub(super) read_at: HashMap<Key, Timestamp>,
 }
 
@@ -31,47 +29,47 @@ impl Brought {
     }
 }
 
-/// How far a batch is. It begins with all of it, in the fastest way.
-pub(super) struct Progress {
-    /// How the steps are sent.
-    pub(super) attempt: Attempt,
-    /// Which steps are being tried. What is before them is done.
+/// The present attempt at a work. The first attempt tries all steps, in the fastest way.
+pub(super) struct Attempt {
+    pub(super) rung: Rung,
+    /// The steps before this index are done.
     from: usize,
     to: Option<usize>,
-    /// What was read at the source for this batch.
+    /// Documents read at the source for this work.
     pub(super) reads: Reads,
     read_at: HashMap<Key, Timestamp>,
-    /// Documents that must be read although their steps do not say so.
+    /// Documents to read whole although their steps do not say so.
     refused: HashSet<Key>,
 }
 
-impl Progress {
+impl Attempt {
     pub(super) fn new(read_at: HashMap<Key, Timestamp>) -> Self {
-        Self { attempt: Attempt::FIRST, from: 0, to: None, reads: Reads::default(), read_at, refused: HashSet::new() }
+        Self { rung: Rung::FIRST, from: 0, to: None, reads: Reads::default(), read_at, refused: HashSet::new() }
     }
 
-    /// The steps that are being tried, of so many.
-    pub(super) fn part(&self, steps: usize) -> Range<usize> {
+    /// The indices of the steps being tried, of this many steps.
+    pub(super) fn range(&self, steps: usize) -> Range<usize> {
         self.from..self.to.unwrap_or(steps)
     }
 
-    /// Tries only the steps before this one.
+    /// Tries only the steps before this index.
     pub(super) fn stop_before(&mut self, step: usize) {
         self.to = Some(step);
     }
 
-    /// The steps before this one are done; tries all others.
-    pub(super) fn go_on_from(&mut self, step: usize) {
+    /// The steps before this index are done; tries all others.
+    pub(super) fn continue_from(&mut self, step: usize) {
         self.from = step;
         self.to = None;
     }
 
-    /// The destination refuses the shape of this document's change.
-    pub(super) fn refuse(&mut self, key: Key) {
+    /// The destination refuses the shape of this document's change: the next attempt brings the document whole.
+    pub(super) fn read_whole(&mut self, key: Key) {
         self.refused.insert(key);
     }
 
-    /// What these steps need to be read, beyond what was read already; and which of that needs its partition key first.
+    /// The documents that these steps need and that were not read yet; and the documents that need their partition key
+    /// first.
     pub(super) fn wanted<'a>(&mut self, steps: &[Step<'a>]) -> (Wanted<'a>, HashSet<Key>) {
         let mut wanted = Wanted::new();
         let mut unstamped = HashSet::new();
@@ -94,20 +92,20 @@ impl Progress {
         (wanted, unstamped)
     }
 
-    /// These documents were brought whole beyond what the steps say. What the batch has of them later on must not bring back what is
-    /// older.
+    /// Keeps documents that were brought whole beyond what the steps say, so that later steps of the work do not bring back
+    /// an older version.
     pub(super) fn has_brought(&mut self, brought: Brought) {
         self.reads.whole.extend(brought.reads.whole);
         self.reads.documents.extend(brought.reads.documents);
         self.read_at.extend(brought.read_at);
     }
 
-    /// These documents were read for these steps.
+    /// Keeps the documents that were read for these steps.
     pub(super) fn has_read(&mut self, snapshot: Snapshot, steps: &[Step<'_>], partition_key: &CStr) {
         for (key, document) in &snapshot.documents {
             let last = steps.iter().rev().find(|step| step.key == *key);
             let as_expected = last.is_some_and(|last| last.expects(document.as_deref(), partition_key));
-            // What is just as the last event says is no newer than that.
+            // A document exactly as in its last event is no newer than the event.
             if self.reads.whole.contains(key) && !as_expected {
                 self.read_at.insert(key.clone(), snapshot.at);
             }
@@ -115,41 +113,113 @@ impl Progress {
         self.reads.documents.extend(snapshot.documents);
     }
 
-    /// How many bytes a document has that was read, on average, if any was.
+    /// Average bytes of the documents read, if any was.
     pub(super) fn bytes_of_a_read(&self) -> Option<usize> {
         let bytes: usize = self.reads.documents.values().flatten().map(|document| document.as_bytes().len()).sum();
         bytes.checked_div(self.reads.documents.values().flatten().count())
     }
 
-    /// The source's time of which a document is written, if it is newer than its last change in the batch.
+    /// The source's cluster time of the document's read, if the document may be newer than its last change in the work.
     pub(super) fn read_at(&self, key: &Key) -> Option<Timestamp> {
         self.read_at.get(key).copied()
     }
 }
 
-/// Changes of documents that have a dead letter already: counted there, and not applied.
-#[derive(Default)]
-pub(super) struct Later<'a> {
-    steps: Vec<Step<'a>>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::step::Zones;
+    use bson::raw::{RawBsonRef, RawDocumentBuf, cstr};
+    use bson::rawdoc;
 
-impl<'a> Later<'a> {
-    /// Takes the steps of parked documents out of those from `from` on.
-    pub(super) fn take(&mut self, steps: &mut Vec<Step<'a>>, from: usize, parked: &HashMap<Key, Kept>) {
-        if !parked.is_empty() {
-            self.steps.extend(steps.extract_if(from.., |step| parked.contains_key(&step.key)));
-        }
+    fn key(id: i32) -> Key {
+        Key::new(0, RawBsonRef::Int32(id))
     }
 
-    /// The statement that counts them, if there are any.
-    pub(super) fn statement(&self, link: &Link, namespaces: &[Namespace]) -> Option<RawDocumentBuf> {
-        let mut counts: BTreeMap<&Key, (RawBsonRef<'_>, i64)> = BTreeMap::new();
-        for step in &self.steps {
-            counts.entry(&step.key).or_insert((step.id, 0)).1 += 1;
-        }
-        let later =
-            counts.into_iter().map(|(key, (id, changes))| (&namespaces[usize::from(key.namespace())], id, changes));
-        let later: Vec<_> = later.collect();
-        (!later.is_empty()).then(|| dead_letters::count_later(link, &later))
+    fn step(id: i32, write: Write<'_>) -> Step<'_> {
+        Step { event: 0, key: key(id), id: RawBsonRef::Int32(id), zones: Zones::One("DFW"), write, hub_edit: None }
+    }
+
+    fn snapshot(documents: Vec<(i32, Option<RawDocumentBuf>)>) -> Snapshot {
+        let documents = documents.into_iter().map(|(id, document)| (key(id), document)).collect();
+        Snapshot { at: Timestamp { time: 9, increment: 1 }, documents }
+    }
+
+    fn attempt() -> Attempt {
+        Attempt::new(HashMap::new())
+    }
+
+    #[test]
+    fn an_attempt_begins_with_all_steps_and_continues_behind_what_is_done() {
+        let mut attempt = attempt();
+        assert_eq!((attempt.range(5), attempt.rung), (0..5, Rung::FIRST));
+        attempt.stop_before(3);
+        assert_eq!(attempt.range(5), 0..3);
+        attempt.continue_from(3);
+        assert_eq!(attempt.range(5), 3..5);
+    }
+
+    #[test]
+    fn each_document_is_read_once_however_many_steps_need_it() {
+        let mut attempt = attempt();
+        let steps = [step(1, Write::Read(Read::Whole)), step(1, Write::Read(Read::Whole)), step(2, Write::Delete)];
+        let (wanted, unstamped) = attempt.wanted(&steps);
+        assert_eq!((wanted.len(), unstamped.len()), (1, 0));
+        attempt.has_read(snapshot(vec![(1, None)]), &steps, cstr!("_pk"));
+        assert_eq!(attempt.wanted(&steps).0.len(), 0, "a retry reads nothing twice");
+    }
+
+    #[test]
+    fn a_document_whose_delta_was_refused_is_read_whole() {
+        let mut attempt = attempt();
+        let steps = [step(1, Write::Update(crate::rules::delta::Delta::default())), step(2, Write::Delete)];
+        assert_eq!(attempt.wanted(&steps).0.len(), 0);
+        attempt.read_whole(key(1));
+        assert_eq!(attempt.wanted(&steps).0.into_keys().collect::<Vec<_>>(), [key(1)]);
+        assert!(attempt.reads.whole.contains(&key(1)));
+    }
+
+    #[test]
+    fn only_a_stamp_asks_for_a_partition_key_and_an_order_does_not_need_the_whole_document() {
+        let mut attempt = attempt();
+        let stamp = Write::Read(Read::Stamp { fresh: true, document: None });
+        let (wanted, unstamped) = attempt.wanted(&[step(1, stamp), step(2, Write::Read(Read::Order))]);
+        assert_eq!((wanted.len(), unstamped), (2, HashSet::from([key(1)])));
+        assert_eq!(attempt.reads.whole, HashSet::from([key(1)]));
+    }
+
+    #[test]
+    fn a_document_just_stamped_is_no_newer_than_its_event() {
+        let event = rawdoc! { "_id": 1, "a": 1 };
+        let steps = [step(1, Write::Read(Read::Stamp { fresh: true, document: Some(&event) }))];
+        let read = |document: RawDocumentBuf| {
+            let mut attempt = attempt();
+            attempt.wanted(&steps);
+            attempt.has_read(snapshot(vec![(1, Some(document))]), &steps, cstr!("_pk"));
+            attempt.read_at(&key(1)).is_some()
+        };
+        assert!(!read(rawdoc! { "_id": 1, "a": 1, "_pk": "DFW" }));
+        assert!(read(rawdoc! { "_id": 1, "a": 2, "_pk": "DFW" }), "somebody has changed it since");
+    }
+
+    #[test]
+    fn what_was_brought_whole_stands_for_the_documents_later_steps() {
+        let mut brought = Brought::default();
+        brought.add(snapshot(vec![(1, Some(rawdoc! { "_id": 1 }))]));
+        let mut attempt = attempt();
+        attempt.has_brought(brought);
+        assert_eq!(attempt.read_at(&key(1)), Some(Timestamp { time: 9, increment: 1 }));
+        assert!(attempt.reads.whole.contains(&key(1)));
+        assert_eq!(attempt.wanted(&[step(1, Write::Read(Read::Whole))]).0.len(), 0);
+    }
+
+    #[test]
+    fn the_size_of_a_read_is_the_average_of_what_was_there() {
+        let mut attempt = attempt();
+        assert_eq!(attempt.bytes_of_a_read(), None);
+        let document = rawdoc! { "_id": 1 };
+        let bytes = document.as_bytes().len();
+        attempt.has_read(snapshot(vec![(1, Some(document)), (2, None)]), &[], cstr!("_pk"));
+        assert_eq!(attempt.bytes_of_a_read(), Some(bytes));
     }
 }

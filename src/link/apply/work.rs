@@ -1,45 +1,40 @@
-//! What passes between the two halves of a link: a batch on its way into the destination, and what became of it.
+//! The contract between a link's source and its destination: work to apply, and the commits it becomes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use bson::Timestamp;
-use bson::raw::{RawDocument, RawDocumentBuf};
+use bson::raw::RawDocumentBuf;
 
-use crate::link::uplink::stamp::Unstampable;
-use crate::mongo::error::Error;
-use crate::mongo::metadata::checkpoints::{CopiedUpTo, Part};
-use crate::mongo::read::{Snapshot, Wanted};
+use super::mark::Mark;
 use crate::rules::fields::Fields;
 use crate::rules::key::Key;
 use crate::rules::names::Zone;
 use crate::rules::position::Position;
-use crate::rules::step::{Meaning, Step};
+use crate::rules::step::Step;
 
-/// A batch that is to be applied.
-pub(crate) struct Load<'a> {
+/// Changes to apply at the destination, in one batch or in several.
+pub(in crate::link) struct Work<'a> {
     /// The steps, in the source's order.
-    pub(crate) steps: Vec<Step<'a>>,
-    /// Where the steps come from.
-    pub(crate) origin: &'a (dyn Origin + Sync),
-    /// Where the link stands after all of it, if that is somewhere else than before.
-    pub(crate) end: Option<Mark>,
-    /// The source's time of the last change in it.
-    pub(crate) last: Timestamp,
-    /// Documents in the steps that were read at the source, and when.
-    pub(crate) read_at: HashMap<Key, Timestamp>,
-    /// How many changes it covers, with or without a step.
-    pub(crate) changes: usize,
-    /// How many of them were of another zone's documents.
-    pub(crate) foreign: usize,
-    /// What the destination must have for a step to be done, where that matters.
-    pub(crate) expected: Option<Expected>,
-    /// Statements on our own collections that go with it.
-    pub(crate) ours: Vec<RawDocumentBuf>,
+    pub(in crate::link) steps: Vec<Step<'a>>,
+    pub(in crate::link) origin: &'a (dyn Origin + Sync),
+    /// The link's mark after all steps; `None`: the mark does not move.
+    pub(in crate::link) end: Option<Mark>,
+    /// The source's cluster time of the last change.
+    pub(in crate::link) last: Timestamp,
+    /// Documents in the steps that were read at the source, with the cluster time of the read.
+    pub(in crate::link) read_at: HashMap<Key, Timestamp>,
+    /// The number of changes, with or without a step.
+    pub(in crate::link) changes: usize,
+    /// The number of changes of another zone's documents, which have no step.
+    pub(in crate::link) foreign: usize,
+    /// A guard: a step runs only if the destination has its document as expected.
+    pub(in crate::link) expected: Option<Expected>,
+    /// Statements on our own collections, for the transaction of the last step.
+    pub(in crate::link) ours: Vec<RawDocumentBuf>,
 }
 
-impl<'a> Load<'a> {
-    /// A batch without anything.
-    pub(crate) fn empty(origin: &'a (dyn Origin + Sync)) -> Self {
+impl<'a> Work<'a> {
+    pub(in crate::link) fn empty(origin: &'a (dyn Origin + Sync)) -> Self {
         Self {
             steps: Vec::new(),
             origin,
@@ -54,98 +49,48 @@ impl<'a> Load<'a> {
     }
 }
 
-/// What the destination must have of some documents, in one zone, for their steps to be done.
+/// The documents that the destination must have in one zone; `None`: no document of that `_id` in the zone.
 #[derive(Debug)]
-pub(crate) struct Expected {
-    /// The zone.
-    pub(crate) zone: Zone,
-    /// What it has there; `None`: no such document.
-    pub(crate) documents: HashMap<Key, Option<RawDocumentBuf>>,
+pub(in crate::link) struct Expected {
+    pub(in crate::link) zone: Zone,
+    pub(in crate::link) documents: HashMap<Key, Option<RawDocumentBuf>>,
 }
 
-/// Where the steps of a batch come from, by the number of a step's event.
-pub(crate) trait Origin {
-    /// Where the link stands just before the event. `None`: where it stood before the batch.
+/// The events behind the steps of a work, by number.
+pub(in crate::link) trait Origin {
+    /// The link's mark just before the event. `None`: the mark before the work.
     fn before(&self, event: usize) -> Option<Mark>;
 
-    /// The event itself, for a dead letter, and its time at the source if it has one.
+    /// The event itself, for a dead letter, and its cluster time at the source if it has one.
     fn event(&self, event: usize) -> (RawDocumentBuf, Option<Timestamp>);
 }
 
-/// Where a link stands after a batch, or after a part of one.
-#[derive(Clone, Debug)]
-pub(crate) enum Mark {
-    /// Where it stood before.
-    Unmoved,
-    /// After this place in the change stream.
-    Streamed(Position),
-    /// After this document of a copy.
-    Copied(CopiedUpTo),
-    /// This part is copied.
-    Finished {
-        /// Which one.
-        part: Part,
-        /// Until then any document of its zone may be newer than the link's position says.
-        until: Option<Timestamp>,
-    },
-    /// Its place in the change stream was lost: it begins here, and everything must be copied again.
-    Restarted(Position),
-    /// The collections of these namespaces are others than before: they must be copied again, as at first.
-    Replaced(Vec<String>),
-    /// An operator wants everything to be compared. It stays where it is in the change stream.
-    Compares,
-    /// All of that is done.
-    Reconciled,
-    /// These parts are no longer held, and their documents stay or are gone.
-    Left {
-        /// Whose documents stay.
-        kept: Vec<Part>,
-        /// Whose documents are gone.
-        purged: Vec<Part>,
-    },
+/// The origin of work without steps.
+pub(in crate::link) struct Nowhere;
+
+impl Origin for Nowhere {
+    fn before(&self, _: usize) -> Option<Mark> {
+        None
+    }
+
+    fn event(&self, _: usize) -> (RawDocumentBuf, Option<Timestamp>) {
+        (RawDocumentBuf::new(), None)
+    }
 }
 
 /// What became durable in one transaction.
 #[derive(Debug)]
-pub(crate) struct Commit {
-    /// The destination's time.
-    pub(crate) at: Timestamp,
-    /// Where the link stands now, if it moved in a change stream.
-    pub(crate) position: Option<Position>,
-    /// The hub edits of the spoke's own documents in it.
-    pub(crate) hub_edits: Vec<(Key, Fields)>,
-    /// The number under which they are saved.
-    pub(crate) number: i64,
-    /// The note of these is a document of its own.
-    pub(crate) has_own_note: bool,
-    /// How many changes it covers, with or without a step.
-    pub(crate) changes: usize,
-    /// How many changes of other zones' documents were left out.
-    pub(crate) foreign: usize,
-    /// How many changes became dead letters.
-    pub(crate) parked: usize,
-}
-
-/// The part of a link that differs by its direction.
-pub(crate) trait Side {
-    /// Reads documents at the source as they were at this time, or later. Those in `unstamped` get their partition key
-    /// first, or it is told which of them cannot have one.
-    fn read(
-        &mut self,
-        wanted: &Wanted<'_>,
-        unstamped: &HashSet<Key>,
-        time: Timestamp,
-    ) -> impl Future<Output = Result<Result<Vec<Snapshot>, Unstampable>, Error>> + Send;
-
-    /// What a document that was read means for the destination, which is known to have none of its zone if `absent`.
-    fn meaning<'a>(&self, document: Option<&'a RawDocument>, absent: bool) -> Meaning<'a>;
-
-    /// Statements of its own for the transaction of these steps.
-    fn statements(&self, steps: &[Step<'_>]) -> Vec<RawDocumentBuf>;
-
-    /// Up to this number notes of hub edits are no longer needed.
-    fn outlived_notes(&self) -> Option<i64>;
-
-    /// A transaction is committed.
-    fn committed(&mut self, commit: Commit);
+pub(in crate::link) struct Commit {
+    /// The destination's time of the commit.
+    pub(in crate::link) at: Timestamp,
+    /// The link's new place in the change stream, if the transaction moved the place.
+    pub(in crate::link) position: Option<Position>,
+    /// The hub edits of the spoke's own documents in the transaction.
+    pub(in crate::link) hub_edits: Vec<(Key, Fields)>,
+    /// The number under which the hub edits are saved.
+    pub(in crate::link) number: i64,
+    /// The number of changes, with or without a step.
+    pub(in crate::link) changes: usize,
+    /// The number of changes of another zone's documents, which were left out.
+    pub(in crate::link) foreign: usize,
 }

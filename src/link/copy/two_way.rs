@@ -1,11 +1,11 @@
-//! Settles differences of documents that both sides may be changing while a zone is copied or compared.
+//! Settles differences in a zone in which both sides may write during the copy.
 //!
-//! First the destination's document is read, then the opposite link must have carried everything up to that moment, then the
-//! source's document is read. What still differs, the source has changed; and it is written only if the destination's document is
-//! still the one that was read, which the transaction itself sees.
+//! First the destination's document is read. Then the opposite link must carry everything up to that moment. Then the
+//! source's document is read. A difference that remains is a change of the source, and is written only if the transaction
+//! still finds the destination's document as it was read.
 //!
-//! On a quiet server the opposite link comes to that moment only with its stream's next reply, after a second. So differences are
-//! kept until it is worth while to settle them together.
+//! On a quiet server the opposite link reaches that moment only with its stream's next reply, after a second. So
+//! differences are collected until it is worthwhile to settle them together.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -14,34 +14,38 @@ use bson::Timestamp;
 use bson::raw::RawBson;
 use tokio_util::sync::CancellationToken;
 
-use crate::link::apply::Applier;
-use crate::link::apply::work::{Mark, Side};
-use crate::link::copy::{Ended, Found, Job, Mode, Policy};
+use super::found::{Found, Mode};
+use super::{Ended, Job};
+use crate::link::apply::mark::Mark;
+use crate::link::lifecycle::Link;
 use crate::link::reached::Waited;
+use crate::link::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::walk::{self, Difference};
+use crate::rules::copy::Policy;
 use crate::rules::key::Key;
 
-/// How often a document that changes all the time at the destination is looked at again before it is written all the same.
+/// Rounds for a document that changes all the time at the destination, before it is written all the same.
 const ROUNDS: u32 = 10;
 
-/// So many documents are settled at once, at most about.
+/// Documents settled together, approximately at most.
 const DOCUMENTS: usize = 5_000;
 
-/// So many bytes of both sides are held for that, at most about.
+/// Bytes of both sides held for that, approximately at most.
 const BYTES: usize = 4_000_000;
 
-/// So many of them are in one transaction: the more, the more often an application writes one of them meanwhile, and it is void.
-const TOGETHER: usize = 100;
+/// Documents per guarded transaction. A concurrent write to any of them aborts it, so larger transactions abort more
+/// often.
+const DOCUMENTS_PER_TRANSACTION: usize = 100;
 
-/// How long what is done may stay unsaved.
+/// Time for which finished work may stay unsaved.
 const UNSAVED: Duration = Duration::from_secs(5);
 
-/// Differences that were found and are not settled yet.
+/// Differences that are not settled yet.
 pub(super) struct Unsettled {
     ids: HashMap<Key, RawBson>,
     bytes: usize,
-    /// Where the link stands once they are.
+    /// The link's mark once they are settled.
     mark: Option<Mark>,
     may_delete: bool,
     saved: Instant,
@@ -49,18 +53,17 @@ pub(super) struct Unsettled {
 }
 
 impl Unsettled {
-    /// None so far.
     pub(super) fn new(may_delete: bool) -> Self {
         let latest = Timestamp { time: 0, increment: 0 };
         Self { ids: HashMap::new(), bytes: 0, mark: None, may_delete, saved: Instant::now(), latest }
     }
 
-    /// All that is settled is as the source had it at this time at the latest.
+    /// The newest cluster time of the source at which a settled document was read.
     pub(super) fn latest(&self) -> Timestamp {
         self.latest
     }
 
-    /// These were found, on the way to this mark.
+    /// Adds differences found on the way to this mark.
     pub(super) fn add(&mut self, differences: Vec<Difference>, mark: Option<Mark>) {
         for difference in differences {
             let sides = [difference.lead, difference.follow];
@@ -70,29 +73,29 @@ impl Unsettled {
         self.mark = mark.or(self.mark.take());
     }
 
-    /// Whether they should be settled now.
+    /// True if it is time to settle them.
     pub(super) fn is_due(&self) -> bool {
         self.ids.len() >= DOCUMENTS || self.bytes >= BYTES || self.saved.elapsed() >= UNSAVED
     }
 
-    /// Settles all of them, and saves where the link stands then; or tells why it could not.
+    /// Settles all of them, and saves the link's mark. Returns the reason if that was impossible.
     ///
     /// # Errors
     /// If a server fails, or another process has taken the link over.
-    pub(super) async fn settle(
+    pub(super) async fn settle<S: Source>(
         &mut self,
-        applier: &mut Applier,
-        side: &mut impl Side,
-        job: &Job<'_>,
+        link: &mut Link<'_, S>,
+        job: &Job,
         stop: &CancellationToken,
     ) -> Result<Option<Ended>, Error> {
         for round in 1.. {
             if self.ids.is_empty() {
                 break;
             }
+            // The destination first: the opposite link must bring to the source what is read here.
             let (there, at) = walk::these(job.destination_end(), &self.ids, job.destination.now().await?).await?;
             let mut mode = Mode { may_delete: self.may_delete, policy: job.policy, is_guarded: round <= ROUNDS };
-            match job.opposite_link_has_carried(at, stop).await? {
+            match job.opposite_link_has_carried(link.spoke, at, stop).await? {
                 Waited::Done => {}
                 Waited::Incomplete if job.can_wait => return Ok(Some(Ended::Postponed)),
                 Waited::Incomplete => {
@@ -101,23 +104,67 @@ impl Unsettled {
                 }
                 Waited::Stopped => return Ok(Some(Ended::Stopped)),
             }
+            // Then the source: what still differs is the source's change.
             let (here, source_at) = walk::these(job.source_end(), &self.ids, job.source.now().await?).await?;
             self.latest = self.latest.max(source_at);
             let mut differences = walk::compare(self.ids.clone(), here, there);
             let protected = job.protected(mode.policy).await?;
+            // In small transactions; a document that has changed at the destination goes into the next round.
             let mut changed = HashSet::new();
             while !differences.is_empty() {
-                let rest = differences.split_off(differences.len().min(TOGETHER));
+                let rest = differences.split_off(differences.len().min(DOCUMENTS_PER_TRANSACTION));
                 let found = Found { differences: std::mem::replace(&mut differences, rest), source_at };
-                changed.extend(found.apply(applier, side, job, mode, &protected, None).await?);
+                changed.extend(link.bring(&found, job, mode, &protected, None).await?);
             }
             self.ids.retain(|key, _| changed.contains(key));
         }
         self.bytes = 0;
         if let Some(mark) = self.mark.take() {
-            applier.save(side, mark).await?;
+            link.save(Some(mark)).await?;
         }
         self.saved = Instant::now();
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::raw::RawBsonRef;
+    use bson::rawdoc;
+
+    fn difference(id: i32, bytes: usize) -> Difference {
+        let key = Key::new(0, RawBsonRef::Int32(id));
+        let lead = Some(rawdoc! { "_id": id, "text": "x".repeat(bytes) });
+        Difference { key, id: RawBson::Int32(id), lead, follow: None }
+    }
+
+    #[test]
+    fn differences_are_settled_once_there_are_many_or_large_ones() {
+        let mut unsettled = Unsettled::new(true);
+        unsettled.add(vec![difference(1, 10)], None);
+        assert!(!unsettled.is_due());
+        unsettled.add(vec![difference(2, BYTES)], None);
+        assert!(unsettled.is_due());
+        let mut many = Unsettled::new(true);
+        many.add((0..i32::try_from(DOCUMENTS).expect("few")).map(|id| difference(id, 1)).collect(), None);
+        assert!(many.is_due());
+    }
+
+    #[test]
+    fn a_document_found_twice_is_settled_once() {
+        let mut unsettled = Unsettled::new(true);
+        unsettled.add(vec![difference(1, 10), difference(1, 20)], None);
+        assert_eq!(unsettled.ids.len(), 1);
+    }
+
+    #[test]
+    fn the_newest_mark_is_saved_and_a_page_without_one_keeps_the_last() {
+        let mut unsettled = Unsettled::new(true);
+        unsettled.add(Vec::new(), Some(Mark::Compares));
+        unsettled.add(vec![difference(1, 10)], None);
+        assert!(matches!(unsettled.mark, Some(Mark::Compares)));
+        unsettled.add(Vec::new(), Some(Mark::Reconciled));
+        assert!(matches!(unsettled.mark, Some(Mark::Reconciled)));
     }
 }

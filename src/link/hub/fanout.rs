@@ -1,21 +1,24 @@
 //! One change stream of the hub for all spokes.
 //!
-//! A spoke attaches with the position of its checkpoint and is told from where on its inbox is filled. What lies between
-//! the two it reads by a stream of its own; where its checkpoint is the newer one it leaves out what it has. A spoke that
-//! does not keep up is detached, and comes back when it has caught up.
+//! A spoke attaches with the position of its checkpoint, and learns from which place on its inbox is filled. The changes
+//! between the two places come on a stream of the spoke's own; where the checkpoint is the newer place, the spoke leaves
+//! out what it has. A spoke that does not keep up is detached, and attaches again when it has caught up.
 //!
-//! Where an inbox is full the fan-out waits only as long as every spoke has something to do: nobody is held up by another.
+//! Where an inbox is full, the fan-out waits only as long as every spoke has something to do: no spoke holds up another.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::link::Stopped;
-use crate::link::hub::feed::{Feed, Routed};
-use crate::link::hub::inbox::{Delivery, Inbox};
+use super::feed::Feed;
+use super::inbox::Inbox;
+use super::left_out;
+use super::routed::Routed;
+use super::subscribers::{Distributed, Subscribers};
+use crate::link::lifecycle::Stopped;
 use crate::link::watch_oplog;
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::server::{Endpoint, Server};
@@ -26,157 +29,84 @@ use crate::rules::position::Position;
 use crate::rules::reply::Reply;
 use crate::rules::route::{Routes, SpokeId};
 
-/// How long the stream waits for the other spokes once the first one has come, so that it starts where most of them stand.
+/// Time that the stream waits for other spokes after the first has come, so that it starts where most of them stand.
 const GATHERING: Duration = Duration::from_secs(1);
 
-/// After a hub edit in a zone, its owner's own changes come along for so long: to leave them out and to bring them again takes the hub a
-/// new stream each time.
-const AFTER_HUB_EDIT: Duration = Duration::from_secs(60);
-
-/// Checkpoints further apart than this are not worth making everybody read what lies between.
-const TOGETHER: u32 = 60;
-
-/// The one stream, as the spokes see it. It outlives the loop that fills it.
+/// The one stream, as the spokes see it. It outlives the loop that fills the inboxes.
 pub(crate) struct Fanout {
-    state: Mutex<Shared>,
+    subscribers: Mutex<Subscribers>,
     /// Counts how often the stream got a place to start at.
     starts: watch::Sender<u64>,
-    /// Counts the spokes that came to wait for that.
+    /// Counts the spokes that came to wait for a start.
     arrivals: watch::Sender<u64>,
     lanes: Semaphore,
-    /// Some inbox has become emptier, is waited for, or has come or gone.
+    /// Signals that an inbox has become emptier, that its writer is idle, or that a spoke was attached or detached.
     taken: Arc<Notify>,
     board: Arc<Board>,
 }
 
-struct Shared {
-    routes: Arc<Routes>,
-    /// Where the stream stands. `None` before it has started.
-    position: Option<Position>,
-    /// Spokes that wait for it to start, with their checkpoints.
-    waiting: HashMap<Zone, Position>,
-    attached: HashMap<Zone, Attached>,
-    /// The stream's place was lost: it can only start at the present.
-    lost: bool,
-}
-
-/// A spoke that is attached.
-struct Attached {
-    inbox: Arc<Inbox>,
-    /// From the stream's position on, the spoke's own changes are left out.
-    is_left_out: bool,
-    /// When a hub edit last came while they were.
-    edited: Option<Instant>,
-}
-
-impl Attached {
-    fn new(inbox: Arc<Inbox>) -> Self {
-        Self { inbox, is_left_out: false, edited: None }
-    }
-
-    /// True if its own changes are of no use to it, and a hub edit that would need them is not likely soon.
-    fn needs_no_own_changes(&self) -> bool {
-        self.edited.is_none_or(|at| at.elapsed() >= AFTER_HUB_EDIT) && self.inbox.needs_no_own_changes()
-    }
-}
-
-impl Shared {
-    /// The zones whose owners' own changes the stream leaves out.
-    fn left_out(&self) -> BTreeSet<Zone> {
-        self.attached.iter().filter(|(_, attached)| attached.is_left_out).map(|(zone, _)| zone.clone()).collect()
-    }
-
-    /// From the end of this reply on, which is not distributed yet.
-    fn decide_what_to_leave_out(&mut self, outgoing: &Outgoing) {
-        for (zone, attached) in &mut self.attached {
-            if outgoing.edited.contains(zone) {
-                (attached.is_left_out, attached.edited) = (false, Some(Instant::now()));
-            } else if !attached.is_left_out {
-                attached.is_left_out = self.routes.is_only_its_owners(zone.as_str())
-                    && attached.needs_no_own_changes()
-                    && outgoing.routed.first_hub_edit(zone).is_none();
-            }
-        }
-    }
-}
-
 /// A reply on its way to the spokes.
-struct Outgoing {
-    routed: Arc<Routed>,
-    /// The zones whose owners' own changes it lacks.
-    left_out: BTreeSet<Zone>,
-    /// Those of them in which a hub edit follows it.
-    edited: Vec<Zone>,
-    /// What each spoke gets of it, once that was made.
+pub(super) struct Outgoing {
+    pub(super) routed: Arc<Routed>,
+    /// The zones whose owners' own changes the reply lacks.
+    pub(super) left_out: BTreeSet<Zone>,
+    /// Those of them in which a hub edit follows the reply.
+    pub(super) edited: Vec<Zone>,
+    /// The part of each spoke, once it was made.
     parts: HashMap<SpokeId, Arc<Routed>>,
 }
 
 impl Outgoing {
-    /// Routes a reply that began at `start`. From the first hub edit on in a zone whose owner's own changes it lacks, it is of no use:
-    /// those that come after the hub edit must be held against it.
+    /// Routes a reply that began at `start`. Where the reply lacks own changes of a zone, it ends before the zone's first
+    /// hub edit.
     async fn route(
         fanout: &Fanout,
         feed: &mut Feed,
-        batch: Reply,
+        reply: Reply,
         start: &Position,
         left_out: BTreeSet<Zone>,
     ) -> Result<Self, Error> {
         let routes = fanout.routes();
-        let mut routed = feed.route(batch, &routes, None).await?;
-        let edits = left_out.iter().filter_map(|zone| Some((zone.clone(), routed.first_hub_edit(zone)?)));
-        let (edited, events): (Vec<Zone>, Vec<u32>) = edits.unzip();
-        if let Some(first) = events.into_iter().min() {
+        let mut routed = feed.route(reply, &routes, None).await?;
+        let (first, edited) = left_out::cut(&left_out, |zone| routed.first_hub_edit(zone));
+        if let Some(first) = first {
             routed = routed.before(first, start);
         }
-        Ok(Self { routed: Arc::new(routed), left_out, edited, parts: HashMap::new() })
+        Ok(Self { left_out, edited, ..Self::of(routed) })
     }
 
-    /// What this spoke gets: only its own part where that is small.
-    fn part(&mut self, spoke: SpokeId) -> Arc<Routed> {
+    /// A reply that lacks nothing.
+    pub(super) fn of(routed: Routed) -> Self {
+        Self { routed: Arc::new(routed), left_out: BTreeSet::new(), edited: Vec::new(), parts: HashMap::new() }
+    }
+
+    /// The spoke's part: an excerpt if the part is small, else the whole reply, which all spokes share.
+    pub(super) fn part(&mut self, spoke: SpokeId) -> Arc<Routed> {
         let whole = &self.routed;
         let part = || whole.excerpt(spoke).map_or_else(|| whole.clone(), Arc::new);
         self.parts.entry(spoke).or_insert_with(part).clone()
     }
 }
 
-/// What became of a reply.
-enum Distributed {
-    Done,
-    /// Some inbox is full, and no writer waits for something to do.
-    MustWait,
-    /// It was routed by what is no longer configured.
-    NoLongerRouted,
-    /// It lacks what somebody needs who has come meanwhile.
-    Lacking,
-}
-
-/// One of the few places for a spoke's own stream.
-pub(crate) struct Lane<'f> {
+/// A permit for a stream of a spoke's own.
+pub(in crate::link) struct Lane<'f> {
     _permit: SemaphorePermit<'f>,
     _stream: Counted,
 }
 
 /// A spoke's place at the fan-out.
-pub(crate) struct Attachment {
-    /// What comes for the spoke.
-    pub(crate) inbox: Arc<Inbox>,
+pub(in crate::link) struct Attachment {
+    pub(in crate::link) inbox: Arc<Inbox>,
     /// Everything after this place comes through the inbox.
-    pub(crate) from: Position,
+    pub(in crate::link) from: Position,
 }
 
 impl Fanout {
-    /// A stream for these routes. So many spokes may be `catching_up` at once, each on a stream of its own. Streams that are
-    /// open at the hub are counted on the board.
+    /// A stream for these routes. At most `catching_up` spokes catch up at the same time, each on a stream of its own.
+    /// Streams open at the hub are counted on the board.
     pub(crate) fn new(routes: Routes, catching_up: usize, board: Arc<Board>) -> Self {
-        let state = Shared {
-            routes: Arc::new(routes),
-            position: None,
-            waiting: HashMap::new(),
-            attached: HashMap::new(),
-            lost: false,
-        };
         Self {
-            state: Mutex::new(state),
+            subscribers: Mutex::new(Subscribers::new(routes)),
             starts: watch::Sender::new(0),
             arrivals: watch::Sender::new(0),
             lanes: Semaphore::new(catching_up),
@@ -185,36 +115,31 @@ impl Fanout {
         }
     }
 
-    /// Who holds what.
-    pub(crate) fn routes(&self) -> Arc<Routes> {
-        self.state().routes.clone()
+    /// The zones that each spoke holds.
+    pub(in crate::link) fn routes(&self) -> Arc<Routes> {
+        self.subscribers().routes.clone()
     }
 
-    /// From now on this is who holds what.
+    /// Changes the zones that each spoke holds, from now on.
     pub(crate) fn set_routes(&self, routes: Routes) {
-        let mut state = self.state();
-        for (zone, attached) in &mut state.attached {
-            attached.is_left_out &= routes.is_only_its_owners(zone.as_str());
-        }
-        state.routes = Arc::new(routes);
-        drop(state);
-        // Whoever waits for all spokes must count them again.
+        self.subscribers().set_routes(routes);
+        // The number of spokes to wait for has changed.
         self.arrivals.send_modify(|number| *number += 1);
     }
 
-    /// Where the stream stands, if it has started.
-    pub(crate) fn position(&self) -> Option<Position> {
-        self.state().position.clone()
+    /// The stream's place, if the stream has started.
+    pub(in crate::link) fn position(&self) -> Option<Position> {
+        self.subscribers().position.clone()
     }
 
-    /// Takes one of the few places for a stream of its own.
-    pub(crate) async fn lane(&self) -> Lane<'_> {
+    /// Waits for a permit for a stream of the spoke's own.
+    pub(in crate::link) async fn lane(&self) -> Lane<'_> {
         let permit = self.lanes.acquire().await.expect("it is never closed");
         Lane { _permit: permit, _stream: self.board.hub_streams().counted() }
     }
 
     /// Attaches a spoke that stands at `position`. Waits until the stream has started.
-    pub(crate) async fn attach(&self, zone: &Zone, position: &Position) -> Attachment {
+    pub(in crate::link) async fn attach(&self, zone: &Zone, position: &Position) -> Attachment {
         let mut starts = self.starts.subscribe();
         loop {
             if let Some(attachment) = self.try_attach(zone, position) {
@@ -225,82 +150,37 @@ impl Fanout {
     }
 
     fn try_attach(&self, zone: &Zone, position: &Position) -> Option<Attachment> {
-        let mut state = self.state();
-        let Some(from) = state.position.clone() else {
-            state.waiting.insert(zone.clone(), position.clone());
+        let mut subscribers = self.subscribers();
+        let Some(from) = subscribers.position.clone() else {
+            subscribers.waiting.insert(zone.clone(), position.clone());
             self.arrivals.send_modify(|number| *number += 1);
             return None;
         };
-        state.waiting.remove(zone);
         let shown = self.board.get(zone.as_str()).map(|cell| cell.queue().clone()).unwrap_or_default();
         let inbox = Arc::new(Inbox::new(shown, self.taken.clone()));
         self.taken.notify_one();
-        if let Some(former) = state.attached.insert(zone.clone(), Attached::new(inbox.clone())) {
-            former.inbox.detach();
-        }
+        subscribers.attach(zone, inbox.clone());
         Some(Attachment { inbox, from })
     }
 
-    /// Nothing more is kept for this spoke.
+    /// Ends the spoke's attachment: nothing more comes through its inbox.
     pub(crate) fn detach(&self, zone: &Zone) {
-        let mut state = self.state();
-        state.waiting.remove(zone);
-        if let Some(former) = state.attached.remove(zone) {
-            former.inbox.detach();
+        if self.subscribers().detach(zone) {
             self.taken.notify_one();
         }
     }
 
-    /// Where the stream goes on, and the zones whose owners' own changes it leaves out from there on.
+    /// The place where the stream continues, and the zones whose owners' own changes it leaves out from there on.
     fn next_part(&self) -> Option<(Position, Arc<Routes>, BTreeSet<Zone>)> {
-        let state = self.state();
-        Some((state.position.clone()?, state.routes.clone(), state.left_out()))
+        let subscribers = self.subscribers();
+        Some((subscribers.position.clone()?, subscribers.routes.clone(), subscribers.left_out()))
     }
 
-    /// Gives every spoke its part of a reply.
-    fn distribute(&self, outgoing: &mut Outgoing) -> Distributed {
-        let mut state = self.state();
-        let routed = outgoing.routed.clone();
-        // A spoke that has attached meanwhile relies on the present routes.
-        if !Arc::ptr_eq(&state.routes, &routed.routes) {
-            return Distributed::NoLongerRouted;
-        }
-        if !outgoing.left_out.is_subset(&state.left_out()) {
-            return Distributed::Lacking;
-        }
-        let lost_collections = routed.batch.lost_collections();
-        let mut delivery = |zone: &Zone| {
-            let own = routed.routes.owner(zone.as_str()).filter(|spoke| !routed.picks(*spoke).is_empty());
-            Delivery {
-                routed: own.map(|spoke| (outgoing.part(spoke), spoke)),
-                routes: routed.routes.clone(),
-                lost_collections: lost_collections.clone(),
-                end: routed.batch.end().clone(),
-            }
-        };
-        let deliveries: HashMap<Zone, Delivery> =
-            state.attached.keys().map(|zone| (zone.clone(), delivery(zone))).collect();
-        let is_full = state.attached.iter().any(|(zone, attached)| !attached.inbox.has_room_for(&deliveries[zone]));
-        if is_full && !state.attached.values().any(|attached| attached.inbox.is_awaited()) {
-            return Distributed::MustWait;
-        }
-        state.decide_what_to_leave_out(outgoing);
-        state.position = Some(routed.batch.end().clone());
-        for (zone, delivery) in deliveries {
-            let Some(attached) = state.attached.get(&zone) else { continue };
-            if !attached.inbox.push(delivery) {
-                tracing::warn!(%zone, "the spoke does not keep up, it will catch up on a stream of its own");
-                state.attached.remove(&zone);
-            }
-        }
-        Distributed::Done
-    }
-
-    /// Where the stream goes on, or starts.
+    /// The place where the stream continues, or starts. `None` if it is told to stop.
     async fn start(&self, hub: &Server, stop: &CancellationToken) -> Result<Option<Position>, Error> {
         let (known, lost) = {
-            let state = self.state();
-            (state.position.clone(), state.lost)
+            let subscribers = self.subscribers();
+            (subscribers.position.clone(), subscribers.lost)
         };
         if known.is_some() {
             return Ok(known);
@@ -311,26 +191,26 @@ impl Fanout {
             let Some(start) = stop.run_until_cancelled(self.gather()).await else { return Ok(None) };
             start
         };
-        let mut state = self.state();
-        state.position = Some(start.clone());
-        state.lost = false;
-        drop(state);
+        let mut subscribers = self.subscribers();
+        subscribers.position = Some(start.clone());
+        subscribers.lost = false;
+        drop(subscribers);
         self.starts.send_modify(|number| *number += 1);
         Ok(Some(start))
     }
 
-    /// Waits for the spokes, and says where most of them stand.
+    /// Waits for the spokes. Returns the place where most of them stand.
     async fn gather(&self) -> Position {
         let mut arrivals = self.arrivals.subscribe();
         let mut deadline = None;
         loop {
-            let (waiting, spokes) = {
-                let state = self.state();
-                (state.waiting.values().cloned().collect::<Vec<_>>(), state.routes.len())
+            let (start, waiting, spokes) = {
+                let subscribers = self.subscribers();
+                (subscribers.common_start(), subscribers.waiting.len(), subscribers.routes.len())
             };
-            if let Some(start) = common_start(&waiting) {
+            if let Some(start) = start {
                 let until = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + GATHERING);
-                if waiting.len() >= spokes || tokio::time::Instant::now() >= until {
+                if waiting >= spokes || tokio::time::Instant::now() >= until {
                     return start;
                 }
                 drop(tokio::time::timeout_at(until, arrivals.changed()).await);
@@ -340,28 +220,10 @@ impl Fanout {
         }
     }
 
-    /// The stream's place is gone: all spokes start anew from their own.
-    fn lose(&self) {
-        let mut state = self.state();
-        state.position = None;
-        state.lost = true;
-        for (_, attached) in state.attached.drain() {
-            attached.inbox.detach();
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, Shared> {
+    fn subscribers(&self) -> MutexGuard<'_, Subscribers> {
         // Plain values, each set in one step.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The earliest of those positions that are close to the latest one.
-fn common_start(positions: &[Position]) -> Option<Position> {
-    let latest = positions.iter().max()?;
-    let close =
-        |position: &&Position| latest.cluster_time().time.saturating_sub(position.cluster_time().time) <= TOGETHER;
-    positions.iter().filter(close).min().cloned()
 }
 
 /// Runs the stream until it fails or is told to stop.
@@ -390,16 +252,17 @@ pub(crate) async fn run(
     loop {
         let (place, routes, left_out) = fanout.next_part().expect("it has started, and is not lost");
         let reading = feed.read_after(&place, &routes, &left_out);
-        let Some(batch) = stop.run_until_cancelled(reading).await else { return Ok(Stopped) };
-        let batch = batch.map_err(|error| lost(fanout, error))?;
-        if !batch.lost_collections().is_empty() {
+        let Some(reply) = stop.run_until_cancelled(reading).await else { return Ok(Stopped) };
+        let reply = reply.map_err(|error| lost(fanout, error))?;
+        if !reply.lost_collections().is_empty() {
             cell.set_error("a synced collection was dropped or renamed at the hub: the spokes keep its documents");
         }
-        let mut outgoing = Outgoing::route(fanout, &mut feed, batch, &place, left_out).await?;
+        let mut outgoing = Outgoing::route(fanout, &mut feed, reply, &place, left_out).await?;
         loop {
-            match fanout.distribute(&mut outgoing) {
-                Distributed::Done => show(cell, &outgoing.routed.batch),
-                // It is read again, with what it lacks.
+            let distributed = fanout.subscribers().distribute(&mut outgoing);
+            match distributed {
+                Distributed::Done => show(cell, &outgoing.routed.reply),
+                // The reply is read again, with what it lacks.
                 Distributed::Lacking => {}
                 Distributed::MustWait => {
                     let taken = cell.pulse().while_waiting(fanout.taken.notified());
@@ -407,8 +270,8 @@ pub(crate) async fn run(
                     continue;
                 }
                 Distributed::NoLongerRouted => {
-                    let (batch, left_out) = (outgoing.routed.batch.clone(), outgoing.left_out);
-                    outgoing = Outgoing::route(fanout, &mut feed, batch, &place, left_out).await?;
+                    let (reply, left_out) = (outgoing.routed.reply.clone(), outgoing.left_out);
+                    outgoing = Outgoing::route(fanout, &mut feed, reply, &place, left_out).await?;
                     continue;
                 }
             }
@@ -417,43 +280,22 @@ pub(crate) async fn run(
     }
 }
 
-/// Shows how far the stream is.
-fn show(cell: &Cell, batch: &Reply) {
-    let end = batch.end().cluster_time();
-    match batch.events().last() {
+/// Shows the stream's progress.
+fn show(cell: &Cell, reply: &Reply) {
+    let end = reply.end().cluster_time();
+    match reply.events().last() {
         Some(event) => {
             cell.received();
-            cell.applied(batch.len(), 0, Some(end), event.wall_time());
+            cell.applied(reply.len(), 0, Some(end), event.wall_time());
         }
         None => cell.quiet(end),
     }
 }
 
+/// After a lost place all spokes start again from their own places.
 fn lost(fanout: &Fanout, error: Error) -> Error {
     if error.failure() == Failure::HistoryLost {
-        fanout.lose();
+        fanout.subscribers().lose();
     }
     error
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use bson::rawdoc;
-
-    fn at(seconds: u32) -> Position {
-        let data = format!("82{seconds:08X}000000012B0229296E04");
-        Position::from_token(&rawdoc! { "_data": data.as_str() }).expect("a token")
-    }
-
-    #[test]
-    fn the_stream_starts_where_most_spokes_stand() {
-        assert_eq!(common_start(&[at(1_000), at(995), at(990)]), Some(at(990)));
-        assert_eq!(common_start(&[]), None);
-    }
-
-    #[test]
-    fn a_spoke_that_was_away_for_long_does_not_make_the_others_wait() {
-        assert_eq!(common_start(&[at(1_000), at(10), at(990)]), Some(at(990)));
-    }
 }

@@ -1,31 +1,21 @@
-//! Gives documents that an application wrote without a partition key the key of its spoke, at the spoke.
+//! Partition keys for documents without one: the spoke's documents get the key of the spoke's zone, at the spoke.
 
-use bson::raw::{RawArrayBuf, RawDocumentBuf};
-use bson::{Timestamp, rawdoc};
 use std::collections::HashSet;
 
+use bson::raw::{RawArrayBuf, RawBsonRef, RawDocumentBuf};
+use bson::{Timestamp, rawdoc};
+
 use crate::mongo::error::Error;
-use crate::mongo::metadata::sessions::{self as tags, Slot, TaggedSession};
+use crate::mongo::metadata::sessions::{self, Slot, TaggedSession};
 use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
 use crate::mongo::transaction;
 use crate::rules::key::Key;
-use crate::rules::ladder::Refusal;
+use crate::rules::ladder::RefusedStep;
 use crate::rules::names::Link;
 
-/// A document that the spoke does not let have a partition key.
-#[derive(Debug)]
-pub(crate) struct Unstampable {
-    /// Which one, if the spoke tells.
-    pub(crate) key: Option<Key>,
-    /// Why.
-    pub(crate) refusal: Refusal,
-    /// Why, for people.
-    pub(crate) message: String,
-}
-
-/// Stamps documents in transactions that carry the uplink's tag, so that they are recognised as our own.
-pub(crate) struct Stamper {
+/// Stamps documents in transactions that carry the uplink's tag, so that the uplink recognises them as our own.
+pub(super) struct Stamper {
     server: Server,
     link: Link,
     session: TaggedSession,
@@ -36,21 +26,17 @@ impl Stamper {
     ///
     /// # Errors
     /// If the spoke does not answer.
-    pub(crate) async fn new(server: &Server, link: &Link, slot: &Slot) -> Result<Self, Error> {
-        let session = tags::tagged_session(server, &link.to_string(), &link.zone, slot).await?;
+    pub(super) async fn new(server: &Server, link: &Link, slot: &Slot) -> Result<Self, Error> {
+        let session = sessions::tagged_session(server, &link.to_string(), &link.zone, slot).await?;
         Ok(Self { server: server.clone(), link: link.clone(), session })
     }
 
-    /// Gives these documents the zone's partition key where they still have none. Tells the spoke's time of it, or which of them
-    /// cannot have one: a validator forbids it, or it would be too large.
+    /// Gives these documents the zone's partition key where they still have none. Returns the spoke's time of the commit.
     ///
     /// # Errors
-    /// If the spoke does not answer.
-    pub(crate) async fn stamp(
-        &mut self,
-        wanted: &Wanted<'_>,
-        unstamped: &HashSet<Key>,
-    ) -> Result<Result<Timestamp, Unstampable>, Error> {
+    /// [`Error::Refused`] if the spoke refuses a document its key, because of a validator or of its size; any other error
+    /// if the spoke does not answer.
+    pub(super) async fn stamp(&mut self, wanted: &Wanted<'_>, unstamped: &HashSet<Key>) -> Result<Timestamp, Error> {
         let (mut commands, mut keys) = (Vec::new(), Vec::new());
         for (number, namespace) in (0u16..).zip(self.server.namespaces()) {
             let here = unstamped.iter().filter(|key| key.namespace() == number);
@@ -63,15 +49,21 @@ impl Stamper {
                 keys.push(here);
             }
         }
-        let stamped = transaction::run(&self.server, self.session.get(), &commands).await?;
-        Ok(stamped.map_err(|(command, refused)| Unstampable {
-            key: refused.number.and_then(|number| keys[command].get(number)).copied().cloned(),
-            refusal: refused.refusal,
-            message: format!("the spoke refuses it a partition key: {}", refused.message),
-        }))
+        // A whole document that is read again would need the key just the same, so the step counts as no delta.
+        let whose = |command: usize, statement: usize| {
+            let key: &Key = keys[command].get(statement)?;
+            Some(RefusedStep { key: key.clone(), event: None, is_delta: false })
+        };
+        match transaction::run(&self.server, self.session.get(), &commands, whose).await {
+            Err(Error::Refused { server, mut refusal }) => {
+                refusal.message = format!("the spoke refuses it a partition key: {}", refusal.message);
+                Err(Error::Refused { server, refusal })
+            }
+            stamped => stamped,
+        }
     }
 
-    fn update(&self, id: bson::raw::RawBsonRef<'_>) -> RawDocumentBuf {
+    fn update(&self, id: RawBsonRef<'_>) -> RawDocumentBuf {
         let key = self.server.partition_field();
         let mut missing = rawdoc! { "_id": { "$eq": id } };
         missing.append(key, rawdoc! { "$exists": false });

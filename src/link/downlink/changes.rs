@@ -1,4 +1,4 @@
-//! What the fan-out delivered to one spoke, as one batch: its events for the spoke, and what they mean there.
+//! Deliveries of the fan-out to one spoke as the work that they mean at the spoke.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,9 +6,10 @@ use std::sync::Arc;
 use bson::Timestamp;
 use bson::raw::RawDocumentBuf;
 
-use crate::link::apply::work::{Load, Mark, Origin};
-use crate::link::hub::feed::Routed;
-use crate::link::hub::inbox::{Delivery, Inbox};
+use crate::link::apply::mark::Mark;
+use crate::link::apply::work::{Origin, Work};
+use crate::link::hub::inbox::Delivery;
+use crate::link::hub::routed::Routed;
 use crate::rules::ahead::Ahead;
 use crate::rules::conflicts::Conflicts;
 use crate::rules::downlink::{Downlink, Incoming};
@@ -18,40 +19,33 @@ use crate::rules::position::Position;
 use crate::rules::queue::Weight;
 use crate::rules::reply::{EventRef, Malformed};
 use crate::rules::route::{Action, Content, SpokeId};
-use crate::rules::step::Step;
+use crate::rules::step::{Step, Zones};
 
-/// This delivery, and what else is waiting, up to a bound.
-pub(super) fn gather(first: Delivery, inbox: &Inbox, limit: Weight) -> Vec<Delivery> {
-    let weigh = |delivery: &Delivery| {
-        let weight = delivery.routed.as_ref().map(|(routed, spoke)| (routed.picks(*spoke).len(), routed.batch.bytes()));
-        weight.unwrap_or_default()
-    };
-    let (mut events, mut bytes) = weigh(&first);
-    let mut deliveries = vec![first];
-    while events < limit.events && bytes < limit.bytes {
-        let Some(next) = inbox.try_next() else { break };
-        let (more_events, more_bytes) = weigh(&next);
-        events += more_events;
-        bytes += more_bytes;
-        deliveries.push(next);
-    }
-    deliveries
+/// A delivery's own events, and the bytes of the reply that holds them.
+pub(super) fn weigh(delivery: &Delivery) -> Weight {
+    let weight = delivery
+        .routed
+        .as_ref()
+        .map(|(routed, spoke)| Weight { events: routed.picks(*spoke).len(), bytes: routed.reply.bytes() });
+    weight.unwrap_or_default()
 }
 
-/// What does not change of a downlink's rules.
-pub(super) struct Rules {
-    pub(super) partition_key: String,
+/// How the hub's events are read.
+#[derive(Clone, Copy)]
+pub(super) struct Reading<'r> {
+    pub(super) partition_key: &'r str,
+    /// The hub's change events disambiguate paths with dots.
     pub(super) precise: bool,
 }
 
 /// Deliveries that are applied together. Their events for this spoke are numbered through.
-pub(super) struct Deliveries {
+pub(super) struct Changes {
     pub(super) events: Vec<Picked>,
     start: Position,
     end: Position,
 }
 
-/// An event that concerns this spoke, and what it does about it.
+/// An event that concerns this spoke, with the spoke's action.
 pub(super) struct Picked {
     routed: Arc<Routed>,
     spoke: SpokeId,
@@ -61,12 +55,12 @@ pub(super) struct Picked {
 
 impl Picked {
     pub(super) fn event(&self) -> EventRef<'_> {
-        self.routed.batch.event(self.event)
+        self.routed.reply.event(self.event)
     }
 }
 
-impl Deliveries {
-    /// Of these deliveries, what lies after `start`.
+impl Changes {
+    /// The part of these deliveries after `start`.
     pub(super) fn new(deliveries: Vec<Delivery>, start: &Position) -> Self {
         let end = deliveries.last().map_or(start, |delivery| &delivery.end).max(start).clone();
         let mut events = Vec::new();
@@ -74,7 +68,7 @@ impl Deliveries {
             let Some((routed, spoke)) = routed.filter(|_| end > *start) else { continue };
             let picks = routed.picks(spoke);
             let seen_at = |place: &Position| {
-                picks.partition_point(|(event, _)| place.has_seen(routed.batch.event(*event as usize).token()))
+                picks.partition_point(|(event, _)| place.has_seen(routed.reply.event(*event as usize).token()))
             };
             events.extend(picks[seen_at(start)..seen_at(&end)].iter().map(|&(event, action)| Picked {
                 routed: routed.clone(),
@@ -86,22 +80,23 @@ impl Deliveries {
         Self { events, start: start.clone(), end }
     }
 
-    /// What the events mean at the spoke.
-    pub(super) fn load<'a>(
+    /// The meaning of the events at the spoke.
+    pub(super) fn work<'a>(
         &'a self,
-        rules: &'a Rules,
+        reading: Reading<'a>,
         ahead: &Ahead,
         conflicts: &Conflicts,
-    ) -> Result<Load<'a>, Malformed> {
+    ) -> Result<Work<'a>, Malformed> {
         let mut steps = Vec::new();
         let mut read_at: HashMap<Key, Timestamp> = HashMap::new();
-        // Hub edits of this batch itself.
+        // Hub edits earlier in these deliveries, which are not recorded yet.
         let mut pending: HashMap<Key, Fields> = HashMap::new();
         for (number, picked) in self.events.iter().enumerate() {
             // Most own changes that come back meet nothing.
             if matches!(picked.action, Action::Own) && conflicts.is_empty() && pending.is_empty() {
                 continue;
             }
+            // A document read whole with its reply has the later events of the reply already.
             let event = picked.event();
             let key = event.key()?;
             let at = event.cluster_time();
@@ -111,10 +106,10 @@ impl Deliveries {
             let downlink = Downlink {
                 routes: &picked.routed.routes,
                 spoke: picked.spoke,
-                partition_key: &rules.partition_key,
-                precise: rules.precise,
+                partition_key: reading.partition_key,
+                precise: reading.precise,
             };
-            let standing = |zones: &crate::rules::step::Zones<'_>| ahead.standing(&key, zones.names(), at);
+            let standing = |zones: &Zones<'_>| ahead.standing(&key, zones.names(), at);
             let incoming = Incoming { action: picked.action, event, documents: &picked.routed.documents };
             let decision = downlink.decide(incoming, &key, standing, conflicts, pending.get(&key));
             let Some(decision) = decision else { continue };
@@ -136,7 +131,7 @@ impl Deliveries {
                 hub_edit: decision.hub_edit,
             });
         }
-        Ok(Load {
+        Ok(Work {
             steps,
             origin: self,
             end: Some(Mark::Streamed(self.end.clone())),
@@ -150,7 +145,7 @@ impl Deliveries {
     }
 }
 
-impl Origin for Deliveries {
+impl Origin for Changes {
     fn before(&self, event: usize) -> Option<Mark> {
         let previous = match event.checked_sub(1) {
             Some(previous) => self.events[previous].event().position()?,

@@ -1,0 +1,239 @@
+//! A link's mark: its place after a batch, and the effect of the mark on the saved checkpoint.
+
+use bson::Timestamp;
+
+use crate::mongo::metadata::checkpoints::{Checkpoint, CopiedUpTo, Part, Reconciling};
+use crate::rules::ahead::Ahead;
+use crate::rules::position::Position;
+
+/// The place of a link after a batch, or after a part of its work.
+#[derive(Clone, Debug)]
+pub(in crate::link) enum Mark {
+    /// After this place in the change stream.
+    Streamed(Position),
+    /// After this document of a copy.
+    Copied(CopiedUpTo),
+    /// This part is copied.
+    Finished {
+        part: Part,
+        /// Until this cluster time any document of the part's zone may be newer than the link's position says.
+        until: Option<Timestamp>,
+    },
+    /// The place in the change stream was lost: the link begins here, and everything must be copied again.
+    Restarted(Position),
+    /// The collections of these namespaces are not the ones that were copied: they must be copied again, as at first.
+    Replaced(Vec<String>),
+    /// An operator wants everything to be compared. The place in the change stream stays.
+    Compares,
+    /// The comparison, or the copying after a lost place, is done.
+    Reconciled,
+    /// The link no longer holds these parts.
+    Left {
+        /// Parts whose documents stay at the destination.
+        kept: Vec<Part>,
+        /// Parts whose documents are gone.
+        purged: Vec<Part>,
+    },
+}
+
+impl Mark {
+    /// Moves the checkpoint to the mark.
+    pub(super) fn save_in(&self, checkpoint: &mut Checkpoint) {
+        match self {
+            Self::Streamed(position) => checkpoint.position = Some(position.clone()),
+            Self::Copied(up_to) => checkpoint.copying = Some(up_to.clone()),
+            Self::Restarted(position) => {
+                checkpoint.position = Some(position.clone());
+                forget_copied(checkpoint);
+                checkpoint.reconciling = Reconciling::Lost;
+            }
+            Self::Replaced(namespaces) => {
+                let is_replaced = |namespace: &String| namespaces.contains(namespace);
+                checkpoint.copied.retain(|part| !is_replaced(&part.namespace));
+                checkpoint.left.retain(|part| !is_replaced(&part.namespace));
+                checkpoint.collections.retain(|known| !is_replaced(&known.namespace));
+                checkpoint.destination_collections.retain(|known| !is_replaced(&known.namespace));
+                checkpoint.copying = None;
+            }
+            Self::Compares => {
+                forget_copied(checkpoint);
+                checkpoint.reconciling = Reconciling::Asked;
+            }
+            Self::Reconciled => checkpoint.reconciling = Reconciling::No,
+            Self::Left { kept, purged } => {
+                checkpoint.copied.retain(|part| !kept.contains(part) && !purged.contains(part));
+                checkpoint.left.retain(|part| !kept.contains(part) && !purged.contains(part));
+                checkpoint.left.extend(kept.iter().cloned());
+                checkpoint.copying = None;
+            }
+            Self::Finished { part, until } => {
+                checkpoint.copying = None;
+                for parts in [&mut checkpoint.copied, &mut checkpoint.left] {
+                    parts.retain(|copied| copied != part);
+                }
+                checkpoint.copied.push(part.clone());
+                if let Some(until) = *until {
+                    let bound = checkpoint.ahead.entry(part.zone.clone()).or_insert(until);
+                    *bound = until.max(*bound);
+                }
+            }
+        }
+    }
+
+    /// Tells `ahead` of the mark. Returns the place in the change stream if the link has moved there.
+    pub(super) fn advance(self, ahead: &mut Ahead) -> Option<Position> {
+        match self {
+            Self::Streamed(position) => {
+                ahead.advance(position.cluster_time());
+                Some(position)
+            }
+            Self::Restarted(position) => {
+                ahead.advance(position.cluster_time());
+                None
+            }
+            Self::Finished { part, until: Some(until) } => {
+                ahead.has_copied(&part.zone, until);
+                None
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Everything must be copied again. Until then every copied part counts as left: this link brought its documents. A first
+/// copy that was not done begins again.
+fn forget_copied(checkpoint: &mut Checkpoint) {
+    checkpoint.copying = None;
+    for part in checkpoint.copied.drain(..) {
+        if !checkpoint.left.contains(&part) {
+            checkpoint.left.push(part);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::mongo::metadata::checkpoints::Identity;
+    use crate::rules::ahead::Standing;
+    use crate::rules::key::Key;
+    use crate::rules::names::{Namespace, Zone};
+    use bson::raw::{RawBson, RawBsonRef};
+    use bson::rawdoc;
+
+    fn part(zone: &str) -> Part {
+        part_of("b", zone)
+    }
+
+    fn part_of(collection: &str, zone: &str) -> Part {
+        let namespace = Namespace { database: "a".to_owned(), collection: collection.to_owned() };
+        Part::new(&namespace, &Zone::new(zone))
+    }
+
+    fn position(seconds: u32) -> Position {
+        let data = format!("82{seconds:08X}000000012B0229296E04");
+        Position::from_token(&rawdoc! { "_data": data.as_str() }).expect("a token")
+    }
+
+    fn at(time: u32) -> Timestamp {
+        Timestamp { time, increment: 0 }
+    }
+
+    /// DFW and HOU copied, HOU left once before, BOS half copied.
+    fn checkpoint() -> Checkpoint {
+        Checkpoint {
+            position: Some(position(5)),
+            copied: vec![part("DFW"), part("HOU")],
+            left: vec![part("HOU")],
+            copying: Some(CopiedUpTo { part: part("BOS"), after: RawBson::Int32(1) }),
+            ..Checkpoint::default()
+        }
+    }
+
+    fn after(mut checkpoint: Checkpoint, mark: &Mark) -> Checkpoint {
+        mark.save_in(&mut checkpoint);
+        checkpoint
+    }
+
+    #[test]
+    fn what_is_compared_again_is_still_known_to_be_ours() {
+        let compares = after(checkpoint(), &Mark::Compares);
+        assert_eq!((compares.copied.len(), compares.copying.is_none()), (0, true));
+        assert_eq!(compares.left, [part("HOU"), part("DFW")]);
+        assert_eq!((compares.reconciling, compares.position.clone()), (Reconciling::Asked, Some(position(5))));
+        let again = after(compares, &Mark::Finished { part: part("DFW"), until: None });
+        assert_eq!((again.copied, again.left), (vec![part("DFW")], vec![part("HOU")]));
+    }
+
+    #[test]
+    fn a_place_in_the_stream_moves_the_position_alone() {
+        let moved = after(checkpoint(), &Mark::Streamed(position(7)));
+        assert_eq!(moved.position, Some(position(7)));
+        assert_eq!((moved.copied, moved.left), (checkpoint().copied, checkpoint().left));
+        assert!(moved.copying.is_some());
+    }
+
+    #[test]
+    fn a_lost_place_begins_again_here_with_everything_to_copy() {
+        let lost = after(checkpoint(), &Mark::Restarted(position(9)));
+        assert_eq!((lost.position, lost.reconciling), (Some(position(9)), Reconciling::Lost));
+        assert_eq!((lost.copied, lost.left), (vec![], vec![part("HOU"), part("DFW")]));
+        assert!(lost.copying.is_none());
+    }
+
+    #[test]
+    fn a_copy_continues_after_the_document_of_its_mark() {
+        let up_to = CopiedUpTo { part: part("BOS"), after: RawBson::Int32(8) };
+        let copying = after(checkpoint(), &Mark::Copied(up_to)).copying.expect("it copies");
+        assert_eq!((copying.part, copying.after), (part("BOS"), RawBson::Int32(8)));
+    }
+
+    #[test]
+    fn a_finished_part_is_copied_once_and_bounds_what_may_be_ahead() {
+        let finished = after(checkpoint(), &Mark::Finished { part: part("HOU"), until: Some(at(6)) });
+        assert_eq!((finished.copied.clone(), finished.left.clone()), (vec![part("DFW"), part("HOU")], vec![]));
+        assert_eq!(finished.ahead, HashMap::from([(Zone::new("HOU"), at(6))]));
+        let earlier = after(finished, &Mark::Finished { part: part("HOU"), until: Some(at(4)) });
+        assert_eq!(earlier.ahead[&Zone::new("HOU")], at(6), "a bound never goes back");
+    }
+
+    #[test]
+    fn a_replaced_collection_is_unknown_and_others_stay() {
+        let mut before = checkpoint();
+        before.copied.push(part_of("c", "DFW"));
+        let identity = |namespace: &str| Identity { namespace: namespace.to_owned(), uuid: [7; 16] };
+        before.collections = vec![identity("a.b"), identity("a.c")];
+        before.destination_collections = vec![identity("a.b")];
+        let replaced = after(before, &Mark::Replaced(vec!["a.b".to_owned()]));
+        assert_eq!((replaced.copied, replaced.left), (vec![part_of("c", "DFW")], vec![]));
+        assert_eq!((replaced.collections, replaced.destination_collections), (vec![identity("a.c")], vec![]));
+        assert!(replaced.copying.is_none());
+    }
+
+    #[test]
+    fn a_kept_part_counts_as_left_and_a_purged_one_as_never_held() {
+        let left = after(checkpoint(), &Mark::Left { kept: vec![part("DFW")], purged: vec![part("HOU")] });
+        assert_eq!((left.copied, left.left), (vec![], vec![part("DFW")]));
+    }
+
+    #[test]
+    fn a_reconcile_that_is_done_is_not_done_again() {
+        let before = Checkpoint { reconciling: Reconciling::Lost, ..checkpoint() };
+        assert_eq!(after(before, &Mark::Reconciled).reconciling, Reconciling::No);
+    }
+
+    #[test]
+    fn only_a_place_in_the_stream_counts_as_carried() {
+        let mut ahead = Ahead::new(HashMap::new(), 10);
+        assert_eq!(Mark::Streamed(position(7)).advance(&mut ahead), Some(position(7)));
+        assert_eq!(Mark::Restarted(position(9)).advance(&mut ahead), None);
+        assert_eq!(Mark::Compares.advance(&mut ahead), None);
+        let finished = Mark::Finished { part: part("HOU"), until: Some(at(12)) };
+        assert_eq!(finished.advance(&mut ahead), None);
+        let key = Key::new(0, RawBsonRef::Int32(1));
+        let standing = |time| ahead.standing(&key, ["HOU"].into_iter(), at(time));
+        assert_eq!((standing(12), standing(13)), (Standing::Unknown, Standing::Behind));
+    }
+}

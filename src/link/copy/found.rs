@@ -1,0 +1,141 @@
+//! Differences between the two sides of a copy as the work that they mean.
+
+use std::collections::{HashMap, HashSet};
+
+use bson::Timestamp;
+use bson::raw::{RawDocument, RawDocumentBuf, cstr};
+use bson::rawdoc;
+
+use super::Job;
+use crate::link::apply::mark::Mark;
+use crate::link::apply::work::{Expected, Origin, Work};
+use crate::link::lifecycle::Link;
+use crate::link::source::Source;
+use crate::mongo::error::Error;
+use crate::mongo::metadata::{dead_letters, foreign, set_aside};
+use crate::mongo::walk::Difference;
+use crate::rules::copy::{Differing, Lead, Policy, Protection, Verdict};
+use crate::rules::fields::Fields;
+use crate::rules::key::Key;
+use crate::rules::names::{Direction, Link as LinkName};
+use crate::rules::step::{Read, Step, Write};
+
+/// How differences are written.
+#[derive(Clone, Copy)]
+pub(super) struct Mode {
+    pub(super) policy: Policy,
+    pub(super) may_delete: bool,
+    /// A document is written only if the destination still has it as it was read.
+    pub(super) is_guarded: bool,
+}
+
+/// Differences, with the source as the lead side as it was at one time.
+pub(super) struct Found {
+    pub(super) differences: Vec<Difference>,
+    pub(super) source_at: Timestamp,
+}
+
+impl Job {
+    /// Documents that the destination alone has, and that must stay there all the same.
+    pub(super) async fn protected(&self, policy: Policy) -> Result<HashSet<Key>, Error> {
+        match policy.protection() {
+            Protection::DeadLetters(direction) => {
+                let link = match direction {
+                    Direction::Uplink => LinkName::uplink(&self.zone),
+                    Direction::Downlink => LinkName::downlink(&self.zone),
+                };
+                dead_letters::parked(&self.source, &link).await
+            }
+            Protection::Foreign => Ok(foreign::registered(&self.destination).await?.into_keys().collect()),
+            Protection::None => Ok(HashSet::new()),
+        }
+    }
+}
+
+impl<S: Source> Link<'_, S> {
+    /// Writes what the differences mean, except for [protected](Job::protected) documents. Returns the documents that have
+    /// changed at the destination and were left alone.
+    pub(super) async fn bring(
+        &mut self,
+        found: &Found,
+        job: &Job,
+        mode: Mode,
+        protected: &HashSet<Key>,
+        end: Option<Mark>,
+    ) -> Result<Vec<Key>, Error> {
+        if found.differences.is_empty() && end.is_none() {
+            return Ok(Vec::new());
+        }
+        let namespace = &job.source.namespaces()[usize::from(job.namespace)];
+        let (mut steps, mut registered, mut aside) = (Vec::new(), Vec::new(), Vec::new());
+        for (event, difference) in found.differences.iter().enumerate() {
+            let (key, id) = (difference.key.clone(), difference.id.as_raw_bson_ref());
+            let document = Differing {
+                lead: lead(difference.lead.as_deref(), job.source.partition_key()),
+                is_at_destination: difference.follow.is_some(),
+                is_protected: protected.contains(&key),
+                may_delete: mode.may_delete,
+            };
+            let verdict = mode.policy.decide(document);
+            let write = match (verdict, difference.lead.as_deref()) {
+                (Verdict::Register, _) => {
+                    registered.push((namespace, id));
+                    continue;
+                }
+                (Verdict::ReadAgain { set_aside }, _) => {
+                    aside.extend(difference.follow.as_deref().filter(|_| set_aside));
+                    Write::Read(Read::Whole)
+                }
+                (Verdict::Stamp { fresh }, document) => Write::Read(Read::Stamp { fresh, document }),
+                (Verdict::Insert, Some(document)) => Write::Insert(document),
+                (Verdict::Replace, Some(document)) => Write::Replace { document, upsert: true },
+                (Verdict::Leave | Verdict::Insert | Verdict::Replace, _) => continue,
+            };
+            let hub_edit = mode.policy.makes_hub_edits().then_some(Fields::All);
+            steps.push(Step { event, key, id, zones: job.zones(), write, hub_edit });
+        }
+        // A copy is kept before the delete: the document may be one that an application wrote while nobody watched.
+        set_aside::keep(&job.destination, namespace, &aside).await?;
+        // Documents that come down to the spoke's own zone are newer there than the uplink's place says.
+        let read_at = match mode.policy {
+            Policy::HubReconciles => steps.iter().map(|step| (step.key.clone(), found.source_at)).collect(),
+            _ => HashMap::new(),
+        };
+        let there = found.differences.iter().map(|difference| (difference.key.clone(), difference.follow.clone()));
+        self.apply(Work {
+            steps,
+            origin: found,
+            end,
+            last: found.source_at,
+            read_at,
+            changes: found.differences.len(),
+            foreign: 0,
+            expected: mode.is_guarded.then(|| Expected { zone: job.zone.clone(), documents: there.collect() }),
+            ours: (!registered.is_empty()).then(|| foreign::register(&registered)).into_iter().collect(),
+        })
+        .await
+    }
+}
+
+fn lead(document: Option<&RawDocument>, partition_key: &str) -> Lead {
+    match document {
+        None => Lead::Missing,
+        Some(document) if document.get(partition_key).is_ok_and(|value| value.is_some()) => Lead::Present,
+        Some(_) => Lead::WithoutPartitionKey,
+    }
+}
+
+impl Origin for Found {
+    fn before(&self, _: usize) -> Option<Mark> {
+        // The mark moves with the last difference only.
+        None
+    }
+
+    fn event(&self, event: usize) -> (RawDocumentBuf, Option<Timestamp>) {
+        let mut copied = rawdoc! { "operationType": "copy" };
+        if let Some(document) = &self.differences[event].lead {
+            copied.append(cstr!("fullDocument"), document);
+        }
+        (copied, None)
+    }
+}

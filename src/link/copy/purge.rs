@@ -1,0 +1,69 @@
+//! The end of a zone that a spoke no longer watches: its documents are deleted at the spoke.
+
+use bson::Timestamp;
+use bson::raw::RawBson;
+use tokio_util::sync::CancellationToken;
+
+use super::found::Found;
+use crate::link::apply::mark::Mark;
+use crate::link::apply::work::Work;
+use crate::link::lifecycle::{Link, Stopped};
+use crate::link::source::Source;
+use crate::mongo::error::Error;
+use crate::mongo::metadata::checkpoints::Part;
+use crate::mongo::metadata::foreign;
+use crate::mongo::scan::{self, Area, Range, Which};
+use crate::mongo::walk::Difference;
+use crate::rules::key::Key;
+use crate::rules::step::{Step, Write, Zones};
+
+impl<S: Source> Link<'_, S> {
+    /// Deletes the destination's documents of this part, except for documents registered as foreign.
+    ///
+    /// # Errors
+    /// If a server fails; the next attempt continues with what is left.
+    pub(in crate::link) async fn purge(
+        &mut self,
+        part: &Part,
+        stop: &CancellationToken,
+    ) -> Result<Option<Stopped>, Error> {
+        let spoke = self.destination_server();
+        let number = spoke.namespaces().iter().position(|namespace| namespace.to_string() == part.namespace);
+        let foreign = foreign::registered(&spoke).await?;
+        let mut after = None;
+        while let Some(namespace) = number.and_then(|number| u16::try_from(number).ok()) {
+            if stop.is_cancelled() {
+                return Ok(Some(Stopped));
+            }
+            // One page at a time, in the order of `_id`.
+            let area = Area::of(namespace, Which::Of(&part.zone));
+            let from = after.as_ref().map(RawBson::as_raw_bson_ref);
+            let page = scan::page(&spoke, area, Range::from(from, spoke.now().await?)).await?;
+            let Some(last) = page.documents().next_back() else { break };
+            after = Some(scan::id_of(&spoke, last)?);
+            let mut differences = Vec::new();
+            for document in page.documents() {
+                let id = scan::id_of(&spoke, document)?;
+                let key = Key::new(namespace, id.as_raw_bson_ref());
+                if !foreign.contains_key(&key) {
+                    differences.push(Difference { key, id, lead: None, follow: Some(document.to_owned()) });
+                }
+            }
+            // The zone in the filter spares a document that has moved meanwhile.
+            let found = Found { differences, source_at: Timestamp { time: 0, increment: 0 } };
+            let steps = found.differences.iter().enumerate().map(|(event, difference)| Step {
+                event,
+                key: difference.key.clone(),
+                id: difference.id.as_raw_bson_ref(),
+                zones: Zones::One(part.zone.as_str()),
+                write: Write::Delete,
+                hub_edit: None,
+            });
+            let work = Work { steps: steps.collect(), changes: found.differences.len(), ..Work::empty(&found) };
+            self.apply(work).await?;
+        }
+        tracing::info!(ns = part.namespace, zone = %part.zone, "no longer watched, and purged");
+        self.save(Some(Mark::Left { kept: Vec::new(), purged: vec![part.clone()] })).await?;
+        Ok(None)
+    }
+}

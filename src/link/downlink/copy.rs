@@ -1,0 +1,133 @@
+//! The first copy of the zones that a spoke holds, the comparison after the link has lost its place, and the end of zones
+//! that the spoke no longer watches.
+
+use tokio_util::sync::CancellationToken;
+
+use super::HubSource;
+use crate::config::OnUnwatch;
+use crate::link::apply::mark::Mark;
+use crate::link::copy::{Ended, Job};
+use crate::link::lifecycle::{Link, Stopped};
+use crate::link::reached::Waited;
+use crate::mongo::error::Error;
+use crate::mongo::metadata::checkpoints::{Part, Reconciling};
+use crate::mongo::metadata::foreign;
+use crate::mongo::read::{self, Wanted};
+use crate::mongo::server::Server;
+use crate::observe::status::State;
+use crate::rules::copy::{Policy, Remembered};
+use crate::rules::names::{Direction, Zone};
+
+impl Link<'_, HubSource> {
+    /// Copies every zone that the spoke holds and that is not copied yet: watched zones first, then what the hub alone has
+    /// of the spoke's own zone. With `only_new`, parts copied before wait for their comparison.
+    pub(super) async fn copy_held_zones(&mut self, only_new: bool, stop: &CancellationToken) -> Result<Ended, Error> {
+        let (hub, routes, spoke) = (self.source.server.clone(), self.source.rules.routes.clone(), self.spoke);
+        let Some(number) = routes.owner(spoke.zone.as_str()) else { return Ok(Ended::Done) };
+        let held: Vec<Zone> = routes.held(number).cloned().collect();
+        let watched = held.iter().filter(|zone| **zone != spoke.zone);
+        let reconciling = if only_new { Reconciling::No } else { self.checkpoint().reconciling };
+        let is_again = reconciling != Reconciling::No;
+        // Zones no longer watched go first, so that their documents count in no comparison.
+        if self.leave_zones(stop).await?.is_some() {
+            return Ok(Ended::Stopped);
+        }
+        if is_again {
+            forget_foreign(&hub, &self.destination_server()).await?;
+        }
+        for zone in watched.chain([&spoke.zone]) {
+            for (namespace_number, namespace) in (0u16..).zip(hub.namespaces()) {
+                let part = Part::new(namespace, zone);
+                let checkpoint = self.checkpoint();
+                let copied = checkpoint.copied.contains(&part);
+                let remembered = Remembered { copied, left: checkpoint.left.contains(&part) };
+                if !remembered.is_due(only_new) {
+                    continue;
+                }
+                // A zone that is new to the spoke takes nothing from the spoke's own zone: the link stays complete.
+                let own = Part::new(namespace, &spoke.zone);
+                let has_own = checkpoint.copied.contains(&own);
+                if reconciling == Reconciling::Lost || (reconciling == Reconciling::No && !has_own) {
+                    self.set_incomplete();
+                }
+                self.cell().set_state(if is_again { State::Reconciling } else { State::InitialSync });
+                let policy = Policy::down(*zone == spoke.zone, remembered.left);
+                // The owner's documents go up before the hub's come down, or the hub's older ones would replace them.
+                if policy == Policy::HubReconciles && reconciling != Reconciling::Asked {
+                    let complete = spoke.links.carried(Direction::Uplink).complete(stop);
+                    if spoke.patiently(Direction::Downlink, complete).await == Waited::Stopped {
+                        return Ok(Ended::Stopped);
+                    }
+                }
+                let job = Job {
+                    namespace: namespace_number,
+                    zone: zone.clone(),
+                    within: held.clone(),
+                    policy,
+                    can_wait: reconciling == Reconciling::Asked,
+                    source: hub.clone(),
+                    destination: self.destination_server(),
+                };
+                let ended = self.copy_part(&job, stop).await?;
+                if ended != Ended::Done {
+                    return Ok(ended);
+                }
+            }
+        }
+        if is_again {
+            self.save(Some(Mark::Reconciled)).await?;
+            self.cell().set_comparing(false);
+        }
+        Ok(Ended::Done)
+    }
+
+    /// Zones that the spoke no longer watches: their documents stay or go, as the configuration says.
+    async fn leave_zones(&mut self, stop: &CancellationToken) -> Result<Option<Stopped>, Error> {
+        let routes = self.source.rules.routes.clone();
+        let Some(number) = routes.owner(self.spoke.zone.as_str()) else { return Ok(None) };
+        let is_held = |part: &Part| routes.held(number).any(|zone| *zone == part.zone);
+        let mut parts = self.checkpoint().copied.clone();
+        parts.retain(|part| !is_held(part));
+        match self.spoke.on_unwatch {
+            OnUnwatch::Keep if parts.is_empty() => {}
+            OnUnwatch::Keep => {
+                self.save(Some(Mark::Left { kept: parts, purged: Vec::new() })).await?;
+            }
+            OnUnwatch::Purge => {
+                // Left first: if the purge is interrupted, the spoke is known to no longer have all of the zone.
+                if !parts.is_empty() {
+                    self.save(Some(Mark::Left { kept: parts.clone(), purged: Vec::new() })).await?;
+                }
+                // Also parts left before: by another policy, or in the middle of a reconcile.
+                let left = self.checkpoint().left.iter().filter(|part| !is_held(part) && !parts.contains(part));
+                let left: Vec<Part> = left.cloned().collect();
+                for part in parts.into_iter().chain(left) {
+                    if let Some(stopped) = self.purge(&part, stop).await? {
+                        return Ok(Some(stopped));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Takes documents out of the register of foreign ones that the hub has by now.
+async fn forget_foreign(hub: &Server, spoke: &Server) -> Result<(), Error> {
+    let registered = foreign::registered(spoke).await?;
+    if registered.is_empty() {
+        return Ok(());
+    }
+    let wanted: Wanted<'_> = registered.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
+    let now = hub.now().await?;
+    let found = read::documents(hub, &wanted, Some(hub.partition_field()), read::When::NotBefore(now)).await?;
+    let known: Vec<_> = wanted
+        .iter()
+        .filter(|(key, _)| found.documents.get(key).is_some_and(Option::is_some))
+        .map(|(key, id)| (&hub.namespaces()[usize::from(key.namespace())], *id))
+        .collect();
+    if known.is_empty() {
+        return Ok(());
+    }
+    foreign::run(spoke, &foreign::forget(&known)).await
+}

@@ -1,0 +1,156 @@
+//! Follows the hub's change stream for one spoke: deliveries → work → the spoke. Through the fan-out where possible, and on
+//! a stream of the link's own until the link has caught up with the fan-out.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+use super::HubSource;
+use super::changes::{Changes, Reading, weigh};
+use crate::link::hub::feed::Feed;
+use crate::link::hub::inbox::{Delivery, Inbox};
+use crate::link::letters;
+use crate::link::lifecycle::{Link, QUIET_CHECKPOINT};
+use crate::link::pair::Turn;
+use crate::mongo::error::Error;
+use crate::observe::status::State;
+use crate::rules::names::Direction;
+use crate::rules::position::Position;
+use crate::rules::size::gather;
+
+/// A link at most this many seconds behind the fan-out attaches to the fan-out, and reads only the rest on a stream of its
+/// own.
+const CLOSE_SECONDS: u32 = 2;
+
+impl Link<'_, HubSource> {
+    /// Applies delivery after delivery, until the link has another task.
+    pub(super) async fn follow_hub(&mut self, stop: &CancellationToken) -> Result<Turn, Error> {
+        loop {
+            let Some(inbox) = self.reach_fanout(stop).await? else { return Ok(Turn::Stopped) };
+            self.cell().set_state(State::Streaming);
+            if let Some(turn) = self.empty(&inbox, stop).await? {
+                // The fan-out must not wait for an inbox that nobody empties.
+                self.spoke.fanout.detach(&self.spoke.zone);
+                return Ok(turn);
+            }
+        }
+    }
+
+    /// Attaches to the fan-out, after catching up on a stream of the link's own if the link is far behind. `None` if the
+    /// link is told to stop.
+    async fn reach_fanout(&mut self, stop: &CancellationToken) -> Result<Option<Arc<Inbox>>, Error> {
+        let (fanout, zone, cell) = (self.spoke.fanout.clone(), self.spoke.zone.clone(), self.cell());
+        let is_close = |position: &Position| {
+            let ahead = fanout.position().map_or(0, |fanout| fanout.cluster_time().time);
+            ahead.saturating_sub(position.cluster_time().time) <= CLOSE_SECONDS
+        };
+        // A close link attaches immediately. The inbox may begin behind the link's place; then the rest is still to be read.
+        let mut attachment = None;
+        if is_close(&self.position()) {
+            let position = self.position();
+            let attach = cell.pulse().while_waiting(fanout.attach(&zone, &position));
+            let Some(attached) = stop.run_until_cancelled(attach).await else { return Ok(None) };
+            if attached.from <= position {
+                return Ok(Some(attached.inbox));
+            }
+            attachment = Some(attached);
+        }
+        // The rest comes on a stream of the link's own, of which the hub serves only a few at a time.
+        cell.set_state(State::CatchingUp);
+        let lane = cell.pulse().while_waiting(fanout.lane());
+        let Some(_lane) = stop.run_until_cancelled(lane).await else { return Ok(None) };
+        let mut feed = Feed::open(&self.source.server, &self.position(), fanout.routes()).await?;
+        loop {
+            let Some(reply) = stop.run_until_cancelled(feed.read()).await else { return Ok(None) };
+            let routes = fanout.routes();
+            let Some(number) = routes.owner(zone.as_str()).filter(|_| self.source.holds_the_same(&routes)) else {
+                return Ok(None);
+            };
+            let routed = Arc::new(feed.route(reply?, &routes, Some(number)).await?);
+            let lost_collections = routed.reply.lost_collections();
+            let end = routed.reply.end().clone();
+            let mut delivery = Delivery { end, routed: Some((routed.clone(), number)), routes, lost_collections };
+            // Changes after the attachment's place come through the inbox.
+            if let Some(attachment) = attachment.as_ref().filter(|attachment| attachment.from < delivery.end) {
+                delivery.end = attachment.from.clone();
+            }
+            self.deliver(vec![delivery]).await?;
+            // Once close, the link attaches; once at the attachment's place, the inbox has everything else.
+            let position = self.position();
+            if attachment.is_none() && (routed.reply.is_empty() || is_close(&position)) {
+                let attach = cell.pulse().while_waiting(fanout.attach(&zone, &position));
+                let Some(attached) = stop.run_until_cancelled(attach).await else { return Ok(None) };
+                attachment = Some(attached);
+            }
+            if let Some(attachment) = attachment.take_if(|attachment| attachment.from <= position) {
+                return Ok(Some(attachment.inbox));
+            }
+        }
+    }
+
+    /// Applies what comes through the inbox. `None`: the spoke was detached, and nothing more will come.
+    async fn empty(&mut self, inbox: &Inbox, stop: &CancellationToken) -> Result<Option<Turn>, Error> {
+        let cell = self.cell();
+        let mut saved = Instant::now();
+        loop {
+            // Another task comes before the next delivery.
+            if let Some(turn) = self.spoke.links.turn(Direction::Downlink, self.checkpoint().reconciling) {
+                return Ok(Some(turn));
+            }
+            let next = cell.pulse().while_waiting(inbox.next(self.is_forgetful()));
+            let Some(first) = stop.run_until_cancelled(next).await else { return Ok(Some(Turn::Stopped)) };
+            let Some(first) = first else { return Ok(None) };
+            let limit = self.destination.server().line().batch();
+            let deliveries = gather(first, limit, weigh, || inbox.try_next());
+            // A delivery routed for other zones than this loop began with lacks some changes, or brings changes of zones
+            // that were never copied. Whoever changed the routes starts another loop.
+            if !deliveries.iter().all(|delivery| self.source.holds_the_same(&delivery.routes)) {
+                return Ok(Some(Turn::Stopped));
+            }
+            letters::attend(self).await?;
+            // A quiet stream moves only the place, and saves the place now and then, so that it stays in the oplog window.
+            let says_nothing = |delivery: &Delivery| delivery.routed.is_none() && delivery.lost_collections.is_empty();
+            if deliveries.iter().all(says_nothing) {
+                let end = &deliveries.last().expect("there is a first").end;
+                cell.quiet(end.cluster_time());
+                self.has_carried(end);
+                if saved.elapsed() < QUIET_CHECKPOINT {
+                    continue;
+                }
+            }
+            self.deliver(deliveries).await?;
+            saved = Instant::now();
+        }
+    }
+
+    /// Applies deliveries together.
+    async fn deliver(&mut self, deliveries: Vec<Delivery>) -> Result<(), Error> {
+        if let Some((routed, _)) = deliveries.iter().rev().find_map(|delivery| delivery.routed.as_ref()) {
+            self.source.rules.routes = routed.routes.clone();
+        }
+        self.cell().received();
+        let lost: Vec<u16> = deliveries.iter().flat_map(|delivery| delivery.lost_collections.iter().copied()).collect();
+        if !lost.is_empty() {
+            self.spoke.links.have_lost_collections(&lost);
+        }
+        let server = self.source.server.clone();
+        let changes = Changes::new(deliveries, &self.position());
+        self.wall_time = changes.events.last().and_then(|picked| picked.event().wall_time());
+        let reading = Reading { partition_key: server.partition_key(), precise: server.disambiguates_paths() };
+        let work = {
+            let conflicts = self.spoke.links.conflicts();
+            changes.work(reading, &self.ahead, &conflicts).map_err(|error| server.malformed(error))?
+        };
+        self.apply(work).await?;
+        self.learn_collections().await?;
+        letters::show(self);
+        Ok(())
+    }
+
+    /// True if no own change that comes back from the hub can meet anything: no hub edit is remembered, and no dead letter
+    /// waits that may become a hub edit when it is retried.
+    fn is_forgetful(&self) -> bool {
+        self.is_complete() && self.parked.is_empty() && self.spoke.links.conflicts().is_empty()
+    }
+}

@@ -1,0 +1,193 @@
+//! One link from its claim to its end, the same for both directions.
+//!
+//! Promise: the link's checkpoint never passes a change that is neither applied at the destination nor a dead letter there.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::apply::mark::Mark;
+use super::copy::Ended;
+use super::letters;
+use super::pair::{REMEMBERED_DOCUMENTS, Turn};
+use super::reached::Reached;
+use super::source::{Opening, Source};
+use super::spoke::Spoke;
+use crate::mongo::destination::Destination;
+use crate::mongo::error::{Error, Failure};
+use crate::mongo::ledger::Ledger;
+use crate::mongo::metadata::checkpoints::{Checkpoint, Reconciling};
+use crate::mongo::metadata::dead_letters::{self, Kept};
+use crate::mongo::server::Server;
+use crate::mongo::tail;
+use crate::observe::status::{Cell, State};
+use crate::rules::ahead::Ahead;
+use crate::rules::key::Key;
+use crate::rules::names::{Direction, Link as LinkName};
+use crate::rules::position::Position;
+
+/// A loop ended because it was told to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stopped;
+
+/// A link that this process has claimed.
+pub(super) struct Link<'s, S> {
+    pub(super) spoke: &'s Spoke,
+    pub(super) source: S,
+    pub(super) destination: Destination,
+    /// Documents that the destination has in a newer version than the link's position says.
+    pub(super) ahead: Ahead,
+    /// The documents with a dead letter.
+    pub(super) parked: HashMap<Key, Kept>,
+    /// The notes of hub edits at the destination; the hub has none.
+    pub(super) ledger: Option<Ledger>,
+    /// Average bytes of the documents read at the source most recently.
+    pub(super) read_bytes: usize,
+    /// The destination has everything that the source had before the link's position.
+    is_complete: bool,
+    /// Time of the newest change of the batch under way, in milliseconds since 1970.
+    pub(super) wall_time: Option<i64>,
+}
+
+/// Interval at which a quiet link saves the stream's place, so that the place stays in the oplog window.
+pub(super) const QUIET_CHECKPOINT: Duration = Duration::from_secs(5);
+
+/// The expected bytes of a document before any was read: large, so that the first batch reads few.
+const UNKNOWN_READ_BYTES: usize = 100_000;
+
+/// Runs a link until it fails or is told to stop.
+///
+/// # Errors
+/// If a server fails, or another process takes the link over.
+pub(super) async fn run<S: Source>(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Error> {
+    let mut link = Link::<S>::claim(spoke).await?;
+    link.anchor().await?;
+    loop {
+        link.look_at_collections().await?;
+        // A comparison that an operator asked for can wait for the opposite link. A part that was never copied, or whose
+        // place was lost, cannot.
+        let asked = link.checkpoint().reconciling == Reconciling::Asked;
+        let comparing = if asked { spoke.links.compare(S::DIRECTION) } else { None };
+        let only_new = asked && comparing.is_none();
+        if S::copy(&mut link, only_new, stop).await? == Ended::Stopped {
+            return Ok(Stopped);
+        }
+        drop(comparing);
+        link.set_complete();
+        match S::stream(&mut link, stop).await {
+            Err(error) if error.failure() == Failure::HistoryLost => {
+                tracing::warn!(%error, "history lost, reconciling");
+                link.cell().set_error(&error.to_string());
+                link.restart().await?;
+            }
+            Ok(Turn::Compare) => {
+                tracing::info!("comparing everything, as an operator wants");
+                link.save(Some(Mark::Compares)).await?;
+            }
+            Ok(Turn::Look) => {}
+            Ok(Turn::Stopped) => return Ok(Stopped),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl<'s, S: Source> Link<'s, S> {
+    /// Connects both ends, and takes the link over at its destination.
+    async fn claim(spoke: &'s Spoke) -> Result<Self, Error> {
+        let cell = spoke.status.link(S::DIRECTION);
+        cell.set_state(State::Connecting);
+        let edge = spoke.endpoint.connect().await?;
+        let starting = spoke.starting(S::DIRECTION).await;
+        let hub = spoke.hub.connect().await?;
+        let (link, source, destination) = match S::DIRECTION {
+            Direction::Uplink => (LinkName::uplink(&spoke.zone), edge, hub),
+            Direction::Downlink => (LinkName::downlink(&spoke.zone), hub, edge),
+        };
+        source.prepare_metadata().await?;
+        let (usual, moves) = S::sessions(spoke);
+        let destination = Destination::claim(&destination, &link, usual, moves, &spoke.holder).await?;
+        let ahead = Ahead::new(destination.checkpoint().ahead.clone(), REMEMBERED_DOCUMENTS);
+        let parked = dead_letters::kept(destination.server(), destination.link()).await?;
+        let opening = Opening { spoke, link: &link, source, destination: &destination };
+        let (source, ledger) = S::open(opening).await?;
+        drop(starting);
+        let link = Self {
+            spoke,
+            source,
+            destination,
+            ahead,
+            parked,
+            ledger,
+            read_bytes: UNKNOWN_READ_BYTES,
+            is_complete: false,
+            wall_time: None,
+        };
+        letters::show(&link);
+        if link.checkpoint().reconciling == Reconciling::Asked {
+            cell.set_comparing(true);
+        }
+        cell.resumes_at(link.checkpoint().position.as_ref().map(Position::cluster_time));
+        Ok(link)
+    }
+
+    /// Saves the present end of the source's change stream as the link's place, if the link has none: whatever changes
+    /// from now on will be carried.
+    async fn anchor(&mut self) -> Result<(), Error> {
+        if self.checkpoint().position.is_none() {
+            let start = tail::present_position(self.source.server()).await?;
+            self.save(Some(Mark::Streamed(start))).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins at the present after the place was lost. Everything must be copied again.
+    async fn restart(&mut self) -> Result<(), Error> {
+        self.set_incomplete();
+        self.source.lose_place(self.spoke);
+        let start = tail::present_position(self.source.server()).await?;
+        self.save(Some(Mark::Restarted(start))).await
+    }
+
+    /// The checkpoint as it is saved.
+    pub(super) fn checkpoint(&self) -> &Checkpoint {
+        self.destination.checkpoint()
+    }
+
+    /// The link's place in the source's change stream.
+    pub(super) fn position(&self) -> Position {
+        self.checkpoint().position.clone().expect("a link is anchored before anything else")
+    }
+
+    /// The server at the destination.
+    pub(super) fn destination_server(&self) -> Server {
+        self.destination.server().clone()
+    }
+
+    pub(super) fn cell(&self) -> &'s Cell {
+        self.spoke.status.link(S::DIRECTION)
+    }
+
+    /// The destination lacks nothing up to the link's position.
+    fn set_complete(&mut self) {
+        self.is_complete = true;
+        self.has_carried(&self.position());
+    }
+
+    /// The destination lacks something: the opposite link must not rely on this link's position.
+    pub(super) fn set_incomplete(&mut self) {
+        self.is_complete = false;
+        self.spoke.links.carried(S::DIRECTION).set(Reached::Incomplete);
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    /// Tells the opposite link that everything up to this place is at the destination.
+    pub(super) fn has_carried(&self, position: &Position) {
+        if self.is_complete {
+            self.spoke.links.has_carried(S::DIRECTION, position);
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! What each of a spoke's two links must know of the other. The pair outlives the loops.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::foreign;
+use super::letters::Requests;
+use super::reached::{Carried, Reached};
+use crate::mongo::metadata::checkpoints::Reconciling;
+use crate::mongo::metadata::sessions::Slot;
+use crate::rules::conflicts::Conflicts;
+use crate::rules::names::Direction;
+use crate::rules::position::Position;
+
+/// Documents remembered one by one, in each map of each link. Beyond this number only their zones are remembered.
+pub(crate) const REMEMBERED_DOCUMENTS: usize = 50_000;
+
+/// The reason for a link to leave its change stream although nothing failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    Stopped,
+    /// Everything is to be compared.
+    Compare,
+    /// The collections may no longer be the same.
+    Look,
+}
+
+/// The state that both links of a spoke share.
+pub(crate) struct Links {
+    /// The uplink's session at the hub.
+    pub(crate) uplink_session: Slot,
+    /// The uplink's session at the hub for transactions in which documents leave the zone.
+    pub(crate) moves_session: Slot,
+    /// The uplink's session at the spoke, for stamps.
+    pub(crate) stamp_session: Slot,
+    /// The downlink's session at the spoke.
+    pub(crate) downlink_session: Slot,
+    conflicts: Mutex<Conflicts>,
+    carried: [Carried; 2],
+    /// Links that an operator asked to compare everything.
+    resync: [AtomicBool; 2],
+    looking: [Mutex<Looking>; 2],
+    /// Documents of other zones at the spoke.
+    pub(super) foreign: foreign::Known,
+    /// Held by the link that compares: the opposite link must carry changes meanwhile.
+    comparing: Semaphore,
+    letters: [Requests; 2],
+}
+
+/// What a link must look at before it relies on its collections.
+#[derive(Debug, Default)]
+struct Looking {
+    is_needed: bool,
+    /// The namespaces whose collections were dropped or renamed.
+    lost: BTreeSet<u16>,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self {
+            uplink_session: Slot::default(),
+            moves_session: Slot::default(),
+            stamp_session: Slot::default(),
+            downlink_session: Slot::default(),
+            conflicts: Mutex::new(Conflicts::new(REMEMBERED_DOCUMENTS)),
+            carried: Default::default(),
+            resync: Default::default(),
+            looking: Default::default(),
+            foreign: foreign::Known::default(),
+            comparing: Semaphore::new(1),
+            letters: Default::default(),
+        }
+    }
+}
+
+impl Links {
+    /// The hub edits that the spoke's own changes may meet when they come back from the hub.
+    pub(super) fn conflicts(&self) -> MutexGuard<'_, Conflicts> {
+        // Plain values: a half-made change is no worse than a restart.
+        self.conflicts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks both links to compare everything, from their next turn on.
+    pub(super) fn ask_for_resync(&self) {
+        for asked in &self.resync {
+            asked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// An operator's wishes about the dead letters of a link.
+    pub(crate) fn letters(&self, direction: Direction) -> &Requests {
+        &self.letters[direction as usize]
+    }
+
+    /// The link must look whether its collections are still the same. Until then its place counts as incomplete.
+    pub(super) fn must_look(&self, direction: Direction) {
+        self.looking(direction).is_needed = true;
+        self.carried(direction).set(Reached::Incomplete);
+    }
+
+    /// The collections of these namespaces were dropped or renamed at one of the ends.
+    pub(super) fn have_lost_collections(&self, namespaces: &[u16]) {
+        for direction in Direction::BOTH {
+            self.looking(direction).lost.extend(namespaces);
+            self.must_look(direction);
+        }
+    }
+
+    /// The namespaces whose collections were dropped or renamed, whatever exists now.
+    pub(super) fn lost_collections(&self, direction: Direction) -> BTreeSet<u16> {
+        self.looking(direction).lost.clone()
+    }
+
+    /// The link has looked, and knows that the collections of these namespaces were lost.
+    pub(super) fn has_looked(&self, direction: Direction, lost: &BTreeSet<u16>) {
+        let mut looking = self.looking(direction);
+        looking.lost.retain(|namespace| !lost.contains(namespace));
+        looking.is_needed = !looking.lost.is_empty();
+    }
+
+    fn looking(&self, direction: Direction) -> MutexGuard<'_, Looking> {
+        self.looking[direction as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The link, which lacks nothing, has come to this place.
+    pub(super) fn has_carried(&self, direction: Direction, position: &Position) {
+        if !self.looking(direction).is_needed {
+            self.carried(direction).set(Reached::Until(position.seen_until()));
+        }
+    }
+
+    /// The link's next task instead of following its change stream, if there is one: looking at the collections; or the
+    /// comparison that somebody asked for, once the opposite link can carry changes meanwhile.
+    pub(super) fn turn(&self, direction: Direction, reconciling: Reconciling) -> Option<Turn> {
+        if self.looking(direction).is_needed {
+            return Some(Turn::Look);
+        }
+        let is_asked = self.resync[direction as usize].load(Ordering::Relaxed) || reconciling == Reconciling::Asked;
+        let can =
+            is_asked && self.comparing.available_permits() > 0 && self.carried(direction.opposite()).is_complete();
+        can.then_some(Turn::Compare)
+    }
+
+    /// Begins to compare, unless the opposite link compares.
+    pub(super) fn compare(&self, direction: Direction) -> Option<SemaphorePermit<'_>> {
+        let permit = self.comparing.try_acquire().ok()?;
+        self.resync[direction as usize].store(false, Ordering::Relaxed);
+        Some(permit)
+    }
+
+    /// The place up to which a link has carried everything.
+    pub(super) fn carried(&self, direction: Direction) -> &Carried {
+        &self.carried[direction as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Direction::{Downlink, Uplink};
+    use bson::rawdoc;
+
+    fn position() -> Position {
+        Position::from_token(&rawdoc! { "_data": "8200000001000000012B0229296E04" }).expect("a token")
+    }
+
+    /// Links that both lack nothing.
+    fn complete() -> Links {
+        let links = Links::default();
+        for direction in Direction::BOTH {
+            links.has_carried(direction, &position());
+        }
+        links
+    }
+
+    #[test]
+    fn a_link_follows_its_stream_until_somebody_asks_for_more() {
+        assert_eq!(complete().turn(Uplink, Reconciling::No), None);
+        assert_eq!(complete().turn(Downlink, Reconciling::Lost), None);
+    }
+
+    #[test]
+    fn a_comparison_waits_until_the_opposite_link_lacks_nothing() {
+        let links = Links::default();
+        links.ask_for_resync();
+        assert_eq!(links.turn(Uplink, Reconciling::No), None);
+        links.has_carried(Downlink, &position());
+        assert_eq!(links.turn(Uplink, Reconciling::No), Some(Turn::Compare));
+        links.carried(Downlink).set(Reached::Incomplete);
+        assert_eq!(links.turn(Uplink, Reconciling::No), None);
+    }
+
+    #[test]
+    fn only_one_link_compares_at_a_time() {
+        let links = complete();
+        links.ask_for_resync();
+        let comparing = links.compare(Uplink);
+        assert!(comparing.is_some() && links.compare(Downlink).is_none());
+        assert_eq!(links.turn(Downlink, Reconciling::No), None);
+        drop(comparing);
+        assert_eq!(links.turn(Downlink, Reconciling::No), Some(Turn::Compare));
+        assert_eq!(links.turn(Uplink, Reconciling::No), None, "this one has begun");
+    }
+
+    #[test]
+    fn a_comparison_asked_for_before_a_restart_is_known_by_the_checkpoint() {
+        assert_eq!(complete().turn(Uplink, Reconciling::Asked), Some(Turn::Compare));
+    }
+
+    #[test]
+    fn a_lost_collection_makes_both_links_look_before_they_count_as_complete() {
+        let links = complete();
+        links.have_lost_collections(&[3]);
+        for direction in Direction::BOTH {
+            assert_eq!(links.turn(direction, Reconciling::Asked), Some(Turn::Look));
+            links.has_carried(direction, &position());
+            assert!(!links.carried(direction).is_complete());
+            assert_eq!(links.lost_collections(direction), BTreeSet::from([3]));
+        }
+        links.has_looked(Uplink, &BTreeSet::from([3]));
+        assert_eq!(links.turn(Uplink, Reconciling::No), None);
+        assert_eq!(links.turn(Downlink, Reconciling::No), Some(Turn::Look));
+    }
+
+    #[test]
+    fn a_collection_lost_while_a_link_looks_makes_the_link_look_again() {
+        let links = complete();
+        links.have_lost_collections(&[3]);
+        let seen = links.lost_collections(Uplink);
+        links.have_lost_collections(&[4]);
+        links.has_looked(Uplink, &seen);
+        assert_eq!(links.turn(Uplink, Reconciling::No), Some(Turn::Look));
+        assert_eq!(links.lost_collections(Uplink), BTreeSet::from([4]));
+    }
+}

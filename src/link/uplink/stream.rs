@@ -1,0 +1,115 @@
+//! Follows a spoke's change stream: replies → work → the hub.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use bson::raw::RawBson;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
+
+use super::SpokeSource;
+use super::changes::Changes;
+use super::echoless::Echoless;
+use crate::link::apply::mark::Mark;
+use crate::link::lifecycle::{Link, QUIET_CHECKPOINT};
+use crate::link::pair::Turn;
+use crate::link::{foreign, letters};
+use crate::mongo::error::Error;
+use crate::mongo::metadata::foreign as register;
+use crate::observe::status::State;
+use crate::rules::names::Direction;
+use crate::rules::queue::Weight;
+use crate::rules::reply::{Kind, Reply};
+use crate::rules::size::gather;
+use crate::rules::uplink::Owner;
+
+/// The status after a drop or a rename.
+const COLLECTION_LOST: &str =
+    "a synced collection was dropped or renamed at the spoke: the hub and the other spokes keep its documents";
+
+impl Link<'_, SpokeSource> {
+    /// Applies reply after reply, until the link has another task.
+    pub(super) async fn follow_spoke(&mut self, stop: &CancellationToken) -> Result<Turn, Error> {
+        let (rules, cell) = (self.source.rules.clone(), self.cell());
+        let position = self.checkpoint().position.clone();
+        let source = Echoless::open(&self.source.server, position.as_ref()).await?;
+        cell.set_state(State::Streaming);
+        // One reply is read ahead while another is applied.
+        let (sender, mut replies) = mpsc::channel(1);
+        let reader = AbortOnDropHandle::new(tokio::spawn(source.read_into(sender).in_current_span()));
+        let mut saved = Instant::now();
+        loop {
+            // Another task comes before the next reply.
+            if let Some(turn) = self.spoke.links.turn(Direction::Uplink, self.checkpoint().reconciling) {
+                return Ok(turn);
+            }
+            let Some(first) = stop.run_until_cancelled(replies.recv()).await else { return Ok(Turn::Stopped) };
+            let Some(first) = first else {
+                return match reader.await {
+                    Ok(error) => Err(error),
+                    Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+                };
+            };
+            let limit = self.destination.server().line().batch();
+            let weigh = |reply: &Reply| Weight { events: reply.len(), bytes: reply.bytes() };
+            let replies = gather(first, limit, weigh, || replies.try_recv().ok());
+            letters::attend(self).await?;
+            // A quiet stream moves only the place, and saves the place now and then, so that it stays in the oplog window.
+            let end = replies.last().expect("there is a first").end().clone();
+            if replies.iter().all(|reply| reply.is_empty()) {
+                self.source.pushed_up_to(self.spoke, &end);
+                self.has_carried(&end);
+                cell.quiet(end.cluster_time());
+                if saved.elapsed() >= QUIET_CHECKPOINT {
+                    self.save(Some(Mark::Streamed(end))).await?;
+                    saved = Instant::now();
+                }
+                continue;
+            }
+            cell.received();
+            let changes = Changes(replies);
+            let lost: Vec<u16> = changes.0.iter().flat_map(Reply::lost_collections).collect();
+            if !lost.is_empty() {
+                cell.set_error(COLLECTION_LOST);
+                self.spoke.links.have_lost_collections(&lost);
+            }
+            // Foreign documents are registered before the link's place goes past them.
+            self.register_foreign(&changes).await?;
+            self.wall_time = changes.events().filter_map(|event| event.wall_time()).last();
+            let work = changes.work(&rules, &self.ahead).map_err(|error| self.source.server.malformed(error))?;
+            self.apply(work).await?;
+            self.learn_collections().await?;
+            letters::show(self);
+            saved = Instant::now();
+        }
+    }
+
+    /// Registers other zones' documents that were inserted at this spoke, so that a reconcile leaves them alone.
+    async fn register_foreign(&mut self, changes: &Changes) -> Result<(), Error> {
+        let (server, rules, hub) = (self.source.server.clone(), self.source.rules.clone(), self.destination_server());
+        let known = &self.spoke.links.foreign;
+        let (mut new, mut gone) = (HashMap::new(), Vec::new());
+        for event in changes.events() {
+            let is_foreign = event.kind() == Kind::Insert
+                && event.full_document().is_some_and(|document| rules.owner(document) == Owner::Other);
+            if is_foreign {
+                let key = event.key().map_err(|error| server.malformed(error))?;
+                new.insert(key, RawBson::from(event.id().map_err(|error| server.malformed(error))?));
+            } else if event.kind() == Kind::Delete && !(known.is_empty() && new.is_empty()) {
+                let key = event.key().map_err(|error| server.malformed(error))?;
+                new.remove(&key);
+                if known.may_hold(&key) {
+                    let namespace = &server.namespaces()[usize::from(key.namespace())];
+                    gone.push((namespace, event.id().map_err(|error| server.malformed(error))?));
+                }
+            }
+        }
+        foreign::register(known, &server, &hub, &new.into_iter().collect::<Vec<_>>()).await?;
+        if !gone.is_empty() {
+            register::run(&server, &register::forget(&gone)).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,278 @@
+//! Which documents of a copy may be written, deleted or overwritten.
+//!
+//! A copy compares one zone of one collection at its source (the *lead*) and at its destination (the *follow* side). The
+//! policy follows from the direction, from the zone's owner, and from whether the link has copied the zone before.
+
+use super::names::Direction;
+
+/// The treatment of differences between the two sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Policy {
+    /// A spoke's own zone, up, while hub edits of the zone may not have come down: the owner's documents win, and nothing
+    /// is deleted.
+    OwnerPushes,
+    /// A spoke's own zone, up, while the downlink works: brings the spoke's changes and deletes.
+    OwnerReconciles,
+    /// A spoke's own zone, down, while the uplink works: brings the changes and deletes of hub applications.
+    HubReconciles,
+    /// A watched zone, down, for the first time: the hub's documents win, and documents of the spoke alone stay.
+    Watch,
+    /// A watched zone, down, once more: documents that the hub lacks are deleted unless they are known to be local.
+    WatchAgain,
+}
+
+/// The record of documents that the destination alone has and keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protection {
+    /// The dead letters of the link in this direction, whose destination is the copy's source: the source refused them.
+    DeadLetters(Direction),
+    /// The spoke's register of foreign documents.
+    Foreign,
+    None,
+}
+
+/// One document that differs between the two sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Differing {
+    pub(crate) lead: Lead,
+    pub(crate) is_at_destination: bool,
+    /// [`Policy::protection`] names the document.
+    pub(crate) is_protected: bool,
+    /// The source's collection is the one that the link knows, so a missing document may have been deleted.
+    pub(crate) may_delete: bool,
+}
+
+/// The document at the copy's source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lead {
+    Missing,
+    WithoutPartitionKey,
+    Present,
+}
+
+/// The decision about one document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Both sides stay as they are.
+    Leave,
+    /// The document stays, and is registered as foreign, so that no later reconcile deletes it.
+    Register,
+    Insert,
+    Replace,
+    /// The document gets its partition key at the source and is written then. `fresh`: the destination has none.
+    Stamp {
+        fresh: bool,
+    },
+    /// The source lacks the document: read it once more, whatever its zone. A document found in another zone has moved; a
+    /// document not found was deleted, and the destination deletes it too. `set_aside`: keep a copy first.
+    ReadAgain {
+        set_aside: bool,
+    },
+}
+
+impl Policy {
+    /// The policy for a spoke's own zone on its way up.
+    pub(crate) fn up(was_copied: bool) -> Self {
+        if was_copied { Self::OwnerReconciles } else { Self::OwnerPushes }
+    }
+
+    /// The policy for a zone on its way down.
+    pub(crate) fn down(is_own: bool, was_copied: bool) -> Self {
+        match (is_own, was_copied) {
+            (true, _) => Self::HubReconciles,
+            (false, true) => Self::WatchAgain,
+            (false, false) => Self::Watch,
+        }
+    }
+
+    pub(crate) fn direction(self) -> Direction {
+        match self {
+            Self::OwnerPushes | Self::OwnerReconciles => Direction::Uplink,
+            Self::HubReconciles | Self::Watch | Self::WatchAgain => Direction::Downlink,
+        }
+    }
+
+    /// Both sides write during the copy, so every document is settled by itself.
+    pub(crate) fn is_two_way(self) -> bool {
+        matches!(self, Self::OwnerReconciles | Self::HubReconciles)
+    }
+
+    /// The copy's writes count as hub edits of the spoke's own documents.
+    pub(crate) fn makes_hub_edits(self) -> bool {
+        self == Self::HubReconciles
+    }
+
+    pub(crate) fn protection(self) -> Protection {
+        match self {
+            Self::OwnerReconciles => Protection::DeadLetters(Direction::Downlink),
+            Self::HubReconciles => Protection::DeadLetters(Direction::Uplink),
+            Self::WatchAgain => Protection::Foreign,
+            Self::OwnerPushes | Self::Watch => Protection::None,
+        }
+    }
+
+    /// The decision about one document.
+    pub(crate) fn decide(self, document: Differing) -> Verdict {
+        let Differing { lead, is_at_destination, is_protected, may_delete } = document;
+        // The source is not as it should be: the opposite link could not bring the document's changes there.
+        if self.is_two_way() && is_protected {
+            return Verdict::Leave;
+        }
+        match lead {
+            Lead::WithoutPartitionKey if self.direction() == Direction::Uplink => {
+                Verdict::Stamp { fresh: !is_at_destination }
+            }
+            Lead::Present | Lead::WithoutPartitionKey if is_at_destination => Verdict::Replace,
+            Lead::Present | Lead::WithoutPartitionKey => Verdict::Insert,
+            Lead::Missing => match self {
+                Self::OwnerPushes => Verdict::Leave,
+                Self::Watch => Verdict::Register,
+                Self::WatchAgain if is_protected || !may_delete => Verdict::Register,
+                Self::WatchAgain => Verdict::ReadAgain { set_aside: true },
+                Self::OwnerReconciles | Self::HubReconciles if !may_delete => Verdict::Leave,
+                Self::OwnerReconciles | Self::HubReconciles => Verdict::ReadAgain { set_aside: false },
+            },
+        }
+    }
+}
+
+/// What a link remembers of one part (a zone of a collection).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    /// The part is copied.
+    pub(crate) copied: bool,
+    /// The part was copied before, so documents missing at the source may have been deleted there.
+    pub(crate) left: bool,
+}
+
+impl Remembered {
+    /// True if the part must be copied now. With `only_new`, parts copied before wait for their comparison.
+    pub(crate) fn is_due(self, only_new: bool) -> bool {
+        !self.copied && !(only_new && self.left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Policy::{HubReconciles, OwnerPushes, OwnerReconciles, Watch, WatchAgain};
+
+    const ALL: [Policy; 5] = [OwnerPushes, OwnerReconciles, HubReconciles, Watch, WatchAgain];
+
+    fn decide(policy: Policy, lead: Lead, is_at_destination: bool, is_protected: bool, may_delete: bool) -> Verdict {
+        policy.decide(Differing { lead, is_at_destination, is_protected, may_delete })
+    }
+
+    #[test]
+    fn a_document_of_the_source_is_inserted_or_replaces_the_destinations() {
+        for policy in ALL {
+            assert_eq!(decide(policy, Lead::Present, false, false, true), Verdict::Insert, "{policy:?}");
+            assert_eq!(decide(policy, Lead::Present, true, false, true), Verdict::Replace, "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn a_document_without_partition_key_is_stamped_on_its_way_up_only() {
+        for policy in [OwnerPushes, OwnerReconciles] {
+            assert_eq!(decide(policy, Lead::WithoutPartitionKey, false, false, true), Verdict::Stamp { fresh: true });
+            assert_eq!(decide(policy, Lead::WithoutPartitionKey, true, false, true), Verdict::Stamp { fresh: false });
+        }
+        for policy in [HubReconciles, Watch, WatchAgain] {
+            assert_eq!(decide(policy, Lead::WithoutPartitionKey, true, false, true), Verdict::Replace);
+        }
+    }
+
+    #[test]
+    fn every_row_for_a_document_that_the_source_lacks() {
+        let (leave, register) = (Verdict::Leave, Verdict::Register);
+        let (again, aside) = (Verdict::ReadAgain { set_aside: false }, Verdict::ReadAgain { set_aside: true });
+        // By policy: with and without permission to delete, then the same for a protected document.
+        let table = [
+            (OwnerPushes, [leave, leave, leave, leave]),
+            (OwnerReconciles, [again, leave, leave, leave]),
+            (HubReconciles, [again, leave, leave, leave]),
+            (Watch, [register, register, register, register]),
+            (WatchAgain, [aside, register, register, register]),
+        ];
+        for (policy, verdicts) in table {
+            let cases = [(false, true), (false, false), (true, true), (true, false)];
+            for ((is_protected, may_delete), verdict) in cases.into_iter().zip(verdicts) {
+                let decided = decide(policy, Lead::Missing, true, is_protected, may_delete);
+                assert_eq!(decided, verdict, "{policy:?}, protected {is_protected}, may delete {may_delete}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_deleted_by_a_first_copy_or_without_permission() {
+        for policy in ALL {
+            for is_protected in [false, true] {
+                let verdict = decide(policy, Lead::Missing, true, is_protected, false);
+                assert!(!matches!(verdict, Verdict::ReadAgain { .. }), "{policy:?}");
+            }
+        }
+        for policy in [OwnerPushes, Watch] {
+            assert!(!matches!(decide(policy, Lead::Missing, true, false, true), Verdict::ReadAgain { .. }));
+        }
+    }
+
+    #[test]
+    fn a_protected_document_of_a_two_way_zone_is_never_written() {
+        for policy in [OwnerReconciles, HubReconciles] {
+            for lead in [Lead::Missing, Lead::WithoutPartitionKey, Lead::Present] {
+                for is_at_destination in [false, true] {
+                    assert_eq!(decide(policy, lead, is_at_destination, true, true), Verdict::Leave);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn in_a_watched_zone_the_hubs_document_wins_over_a_registered_one() {
+        assert_eq!(decide(WatchAgain, Lead::Present, true, true, true), Verdict::Replace);
+    }
+
+    #[test]
+    fn only_what_a_watcher_deletes_is_set_aside() {
+        let sets_aside = |policy: &Policy| {
+            decide(*policy, Lead::Missing, true, false, true) == Verdict::ReadAgain { set_aside: true }
+        };
+        assert_eq!(ALL.into_iter().filter(sets_aside).collect::<Vec<_>>(), [WatchAgain]);
+    }
+
+    #[test]
+    fn the_policy_follows_from_direction_owner_and_history() {
+        assert_eq!([Policy::up(false), Policy::up(true)], [OwnerPushes, OwnerReconciles]);
+        assert_eq!([Policy::down(true, false), Policy::down(true, true)], [HubReconciles, HubReconciles]);
+        assert_eq!([Policy::down(false, false), Policy::down(false, true)], [Watch, WatchAgain]);
+        let up = ALL.into_iter().filter(|policy| policy.direction() == Direction::Uplink);
+        assert_eq!(up.collect::<Vec<_>>(), [OwnerPushes, OwnerReconciles]);
+    }
+
+    #[test]
+    fn both_sides_write_where_a_zone_with_an_owner_is_compared_again() {
+        assert_eq!(ALL.map(Policy::is_two_way), [false, true, true, false, false]);
+        assert_eq!(ALL.map(Policy::makes_hub_edits), [false, false, true, false, false]);
+    }
+
+    #[test]
+    fn documents_that_the_source_refused_are_protected_at_the_destination() {
+        let letters = Protection::DeadLetters;
+        let expected = [
+            Protection::None,
+            letters(Direction::Downlink),
+            letters(Direction::Uplink),
+            Protection::None,
+            Protection::Foreign,
+        ];
+        assert_eq!(ALL.map(Policy::protection), expected);
+    }
+
+    #[test]
+    fn a_copied_part_is_not_copied_again_and_a_part_copied_before_waits_where_only_new_ones_are_due() {
+        let due = |copied, left, only_new| Remembered { copied, left }.is_due(only_new);
+        assert!(due(false, false, false) && due(false, false, true) && due(false, true, false));
+        assert!(!due(false, true, true));
+        assert!(!due(true, false, false) && !due(true, true, false) && !due(true, false, true));
+    }
+}

@@ -1,0 +1,199 @@
+//! Sizes: the amount of changes that one batch and one command may hold.
+//!
+//! More where a round trip to the server takes long, so that more changes share it. Never more than the line carries in
+//! time: a command that takes too long is given up, and sent again forever. Everything sent together is in memory.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use super::queue::Weight;
+use super::step::Step;
+
+/// Time limit of one command. A command of 16 MB over a line of 10 Mbit/s takes half of it.
+pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(30);
+
+/// Bytes of one command at most. The server takes 16,793,600; one statement with the largest document fits.
+pub(crate) const MOST_COMMAND_BYTES: usize = 15_000_000;
+
+/// A batch for a near destination. One reply of a server may come on top.
+const NEAR: Weight = Weight { events: 10_000, bytes: 5_000_000 };
+
+/// Bytes of one command to a near destination: the driver copies a command about five times on its way.
+const NEAR_COMMAND: usize = 1_000_000;
+
+/// Bytes sent together over any line, however narrow: enough to measure the line's throughput.
+const LEAST: usize = 200_000;
+
+/// A command should arrive within this part of its time limit.
+const COMMAND_TIME: Duration = CALL_LIMIT.checked_div(10).expect("10 is not 0");
+
+/// The commands of a batch should arrive within this time. Batches may hold up to twice as many bytes, and a server gives
+/// a transaction a minute by default (`transactionLifetimeLimitSeconds`).
+const BATCH_TIME: Duration = Duration::from_secs(12);
+
+/// Every 15 ms of round-trip time adds the size of one near batch.
+const STEP: Duration = Duration::from_millis(15);
+
+/// The largest multiple of a near server's sizes.
+const MOST_TIMES: usize = 4;
+
+/// The multiple of a near server's sizes for this round-trip time.
+pub(crate) fn times(round_trip: Duration) -> usize {
+    let steps = usize::try_from(round_trip.as_nanos() / STEP.as_nanos()).unwrap_or(MOST_TIMES);
+    (1 + steps).min(MOST_TIMES)
+}
+
+/// The line to a destination at present.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Line {
+    pub(crate) round_trip: Duration,
+    /// Bytes a second; `None` before the first measurement.
+    pub(crate) throughput: Option<u64>,
+}
+
+impl Line {
+    /// The largest batch.
+    pub(crate) fn batch(self) -> Weight {
+        let times = times(self.round_trip);
+        Weight { events: NEAR.events * times, bytes: self.carried_in(BATCH_TIME).min(NEAR.bytes * times) }
+    }
+
+    /// Bytes of the largest command of a batch. To a near destination, one more round trip costs less than the memory.
+    pub(crate) fn command_bytes(self) -> usize {
+        let most = if times(self.round_trip) == 1 { NEAR_COMMAND } else { MOST_COMMAND_BYTES };
+        self.carried_in(COMMAND_TIME).min(most)
+    }
+
+    fn carried_in(self, time: Duration) -> usize {
+        let Some(throughput) = self.throughput else { return NEAR_COMMAND };
+        usize::try_from(throughput.saturating_mul(time.as_secs())).unwrap_or(usize::MAX).max(LEAST)
+    }
+}
+
+/// The first item, and the items waiting after it, up to the limit. The last item may exceed the limit.
+pub(crate) fn gather<T>(
+    first: T,
+    limit: Weight,
+    weigh: impl Fn(&T) -> Weight,
+    mut next: impl FnMut() -> Option<T>,
+) -> Vec<T> {
+    let mut weight = weigh(&first);
+    let mut gathered = vec![first];
+    while weight.events < limit.events && weight.bytes < limit.bytes {
+        let Some(item) = next() else { break };
+        let Weight { events, bytes } = weigh(&item);
+        weight = Weight { events: weight.events + events, bytes: weight.bytes + bytes };
+        gathered.push(item);
+    }
+    gathered
+}
+
+/// The steps of this range that go into one transaction: all of them, or the first ones if together they have more than
+/// twice the bytes of a batch. One reply can hold too much, and so can the documents read for the reply. `read_bytes` is
+/// the expected size of a document that is still to be read.
+pub(crate) fn one_batch(steps: &[Step<'_>], range: Range<usize>, bytes: usize, read_bytes: usize) -> Range<usize> {
+    let sizes = || steps[range.clone()].iter().map(|step| step.write.bytes(read_bytes));
+    if sizes().sum::<usize>() <= 2 * bytes {
+        return range;
+    }
+    let mut sum = 0;
+    let fitting = sizes().take_while(|size| {
+        sum += size;
+        sum <= bytes
+    });
+    range.start..range.start + fitting.count().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::key::Key;
+    use crate::rules::step::{Read, Write, Zones};
+    use bson::raw::RawBsonRef;
+
+    fn steps<'a>(write: impl Fn(usize) -> Write<'a>) -> Vec<Step<'a>> {
+        let id = RawBsonRef::Int32(1);
+        let step = |event| Step {
+            event,
+            key: Key::new(0, id),
+            id,
+            zones: Zones::One("DFW"),
+            write: write(event),
+            hub_edit: None,
+        };
+        (0..10).map(step).collect()
+    }
+
+    #[test]
+    fn a_reply_with_too_much_goes_into_several_transactions() {
+        let document = bson::rawdoc! { "_id": 1, "text": "x".repeat(1_000) };
+        let steps = steps(|_| Write::Insert(&document));
+        let part = |range, bytes| one_batch(&steps, range, bytes, 0);
+        assert_eq!(part(0..10, 6_000), 0..10, "less than twice the bytes of a batch");
+        assert_eq!(part(0..10, 2_500), 0..2);
+        assert_eq!(part(2..10, 2_500), 2..4);
+        assert_eq!(part(8..10, 100), 8..9, "one step always goes");
+        assert_eq!(one_batch(&[], 0..0, 100, 0), 0..0);
+    }
+
+    #[test]
+    fn documents_still_to_be_read_count_with_their_expected_size() {
+        let document = bson::rawdoc! { "_id": 1 };
+        let steps = steps(|event| if event < 5 { Write::Read(Read::Whole) } else { Write::Insert(&document) });
+        assert_eq!(one_batch(&steps, 0..10, 1_000, 100), 0..10);
+        assert_eq!(one_batch(&steps, 0..10, 1_000, 500), 0..2);
+        assert_eq!(one_batch(&steps, 4..10, 1_000, 500), 4..10);
+    }
+
+    /// The items gathered of those waiting, each one event of these bytes.
+    fn gathered(waiting: &[usize], limit: Weight) -> Vec<usize> {
+        let mut waiting = waiting.iter().copied();
+        let first = waiting.next().expect("there is a first");
+        gather(first, limit, |bytes| Weight { events: 1, bytes: *bytes }, || waiting.next())
+    }
+
+    #[test]
+    fn waiting_items_are_gathered_up_to_the_limit_of_events_or_of_bytes() {
+        let limit = Weight { events: 3, bytes: 100 };
+        assert_eq!(gathered(&[1, 1, 1, 1], limit), [1, 1, 1]);
+        assert_eq!(gathered(&[60, 60, 60], limit), [60, 60], "the last one may exceed the limit");
+        assert_eq!(gathered(&[100, 1], limit), [100]);
+        assert_eq!(gathered(&[1], limit), [1]);
+    }
+
+    #[test]
+    fn the_first_item_is_taken_however_large() {
+        assert_eq!(gathered(&[1_000_000, 1], Weight { events: 3, bytes: 100 }), [1_000_000]);
+    }
+
+    fn line(milliseconds: u64, throughput: u64) -> Line {
+        Line { round_trip: Duration::from_millis(milliseconds), throughput: Some(throughput) }
+    }
+
+    #[test]
+    fn sizes_grow_with_the_round_trip_up_to_a_limit() {
+        let times_of = |milliseconds| times(Duration::from_millis(milliseconds));
+        assert_eq!([0, 1, 14, 15, 31, 50, 5_000].map(times_of), [1, 1, 1, 2, 3, 4, 4]);
+        assert_eq!(times(Duration::MAX), MOST_TIMES);
+    }
+
+    #[test]
+    fn batches_and_commands_grow_with_the_line() {
+        let near = line(1, 100_000_000);
+        assert_eq!((near.batch(), near.command_bytes()), (NEAR, NEAR_COMMAND));
+        let far = line(60, 100_000_000);
+        let times = times(far.round_trip);
+        assert_eq!(far.batch(), Weight { events: times * NEAR.events, bytes: times * NEAR.bytes });
+        assert_eq!(far.command_bytes(), MOST_COMMAND_BYTES);
+    }
+
+    #[test]
+    fn a_narrow_line_gets_what_it_carries_in_time_and_an_unknown_line_gets_little() {
+        let narrow = line(60, 250_000);
+        assert_eq!((narrow.batch().bytes, narrow.command_bytes()), (3_000_000, 750_000));
+        let stuck = line(60, 1);
+        assert_eq!((stuck.batch().bytes, stuck.command_bytes()), (LEAST, LEAST));
+        let unknown = Line { throughput: None, ..narrow };
+        assert_eq!((unknown.batch().bytes, unknown.command_bytes()), (NEAR_COMMAND, NEAR_COMMAND));
+    }
+}
