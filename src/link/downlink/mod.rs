@@ -53,7 +53,7 @@ pub(crate) async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopp
     let destination = spoke.endpoint.connect().await?;
     let starting = spoke.starting(Direction::Downlink).await;
     let hub = spoke.hub.connect().await?;
-    hub.prepare_metadata().await?;
+    crate::mongo::metadata::prepare(&hub).await?;
     let session = &spoke.links.downlink_session;
     let mut applier =
         Applier::new(Destination::claim(&destination, &link, session, None, &spoke.holder).await?).await?;

@@ -376,7 +376,7 @@ pub(crate) async fn run(
 ) -> Result<Stopped, Error> {
     cell.set_state(State::Connecting);
     let server = hub.connect().await?;
-    server.prepare_metadata().await?;
+    crate::mongo::metadata::prepare(&server).await?;
     let start = cell.pulse().while_waiting(fanout.start(&server, stop));
     let Some(position) = start.await? else { return Ok(Stopped) };
     cell.resumes_at(Some(position.cluster_time()));

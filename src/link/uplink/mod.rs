@@ -64,7 +64,7 @@ pub(crate) async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopp
     let source = spoke.endpoint.connect().await?;
     let starting = spoke.starting(Direction::Uplink).await;
     let hub = spoke.hub.connect().await?;
-    source.prepare_metadata().await?;
+    crate::mongo::metadata::prepare(&source).await?;
     let (session, moves) = (&spoke.links.uplink_session, &spoke.links.moves_session);
     let destination = Destination::claim(&hub, &link, session, Some(moves), &spoke.holder).await?;
     let mut applier = Applier::new(destination).await?;
