@@ -1,4 +1,4 @@
-//! `spokesync check`: examines every server, and prints for each what is fine and what an operator should do.
+//! `spokesync check`: examines every server, and prints the results with advice for the operator.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ enum Verdict {
     Wrong,
 }
 
-/// One line of the output.
+/// A line of the output.
 struct Finding {
     verdict: Verdict,
     text: String,
@@ -89,7 +89,7 @@ async fn look(endpoint: &Endpoint) -> Vec<Finding> {
         Ok(_) => Finding::well("its change stream can be read"),
         Err(error) => Finding::wrong(format!("{}; it needs find and changeStream on the collections", reason(&error))),
     });
-    // The privileges: writes to the metadata database, and the end of sessions. No server knows this session, so none ends.
+    // The privileges: writes to the metadata database, and `killSessions`, here for a session that no server knows.
     let writes = async {
         metadata::prepare(&server).await?;
         server.tick().await

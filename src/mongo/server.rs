@@ -1,5 +1,5 @@
-//! The connection to one replica set. Every command has a time limit, and every error becomes an [`Error`] with a message for
-//! people.
+//! The connection to one replica set. Every command has a time limit, and every error becomes an [`Error`] with a
+//! message for people.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -92,8 +92,8 @@ impl Endpoint {
         options.min_pool_size = None;
         // Polling needs half the sockets of the streaming mode. The next command finds a new primary in either mode.
         options.server_monitoring_mode.get_or_insert(ServerMonitoringMode::Poll);
-        // Every transaction and every read sets its own concerns, and reads go to the primary unless the caller says otherwise,
-        // whatever the connection string asks for.
+        // Every transaction and every read sets its own concerns, and reads go to the primary unless the caller says
+        // otherwise, whatever the connection string asks for.
         options.read_concern = None;
         options.write_concern = None;
         options.selection_criteria = None;
@@ -125,12 +125,13 @@ impl Server {
         &self.client
     }
 
-    /// The synced collections in the order of the configuration. Keys and steps name a collection by its index.
+    /// The synced collections in the order of the configuration. The place of a collection is its number in keys and
+    /// steps, starting at 0.
     pub(crate) fn namespaces(&self) -> &[Namespace] {
         &self.sync.namespaces
     }
 
-    /// The synced collection with this index in [`Self::namespaces`].
+    /// The synced collection with this number.
     pub(crate) fn namespace(&self, number: u16) -> &Namespace {
         &self.sync.namespaces[usize::from(number)]
     }
@@ -183,7 +184,8 @@ impl Server {
     /// Runs a command. `doing` says in error messages what the command is for.
     ///
     /// # Errors
-    /// If the command fails, takes longer than [`CALL_LIMIT`], or reports a write error or write concern error in its reply.
+    /// If the command fails, takes longer than [`CALL_LIMIT`], or reports a write error or write concern error in its
+    /// reply.
     pub(crate) async fn run(
         &self,
         doing: &'static str,
@@ -240,7 +242,7 @@ impl Server {
         reply.get_timestamp("operationTime").map_err(|_| self.unsuitable("its answers have no operationTime"))
     }
 
-    /// An error that only a person can correct. `reason` says what is wrong, and what to do.
+    /// An error that only a person can correct. `reason` names the cause and the remedy.
     pub(crate) fn unsuitable(&self, reason: &str) -> Error {
         Error::Unsuitable { server: self.name.clone(), reason: reason.to_owned() }
     }
@@ -266,19 +268,20 @@ impl Server {
     async fn checked(mut self) -> Result<Self, Error> {
         // The kind of deployment, and the oldest supported version.
         let admin = self.client.database("admin");
-        let hello = self.run("greeting the server", &admin, doc! { "hello": 1 }).await?;
+        let hello = self.run("greeting", &admin, doc! { "hello": 1 }).await?;
         if hello.get_str("msg").is_ok_and(|message| message == "isdbgrid") {
             return Err(self.unsuitable("it is a mongos: spokesync keeps replica sets in step, not sharded clusters"));
         }
         if hello.get_str("setName").is_err() {
-            let reason = "it is not part of a replica set, and so has no change streams: start it with --replSet and run rs.initiate()";
+            let reason = "it is not part of a replica set, and so has no change streams: start it with --replSet and \
+                          run rs.initiate()";
             return Err(self.unsuitable(reason));
         }
         if hello.get_i32("maxWireVersion").unwrap_or(0) < OLDEST_WIRE_VERSION {
             return Err(self.unsuitable("it is older than MongoDB 5.0, the oldest version that is supported"));
         }
-        // The version, and the first measurement of a round trip: the connection is open by now, and the command costs the server
-        // next to nothing.
+        // The version, and the first measurement of a round trip: the connection is open by now, and the command costs
+        // the server next to nothing.
         let begun = Instant::now();
         let info = self.run("asking for the version", &admin, doc! { "buildInfo": 1 }).await?;
         self.round_trip.learn(begun.elapsed());
@@ -290,12 +293,12 @@ impl Server {
         Ok(self)
     }
 
-    /// The UUID of every synced collection, in the order of [`Self::namespaces`]; `None` for a collection that does not exist.
-    /// `Ok(None)` if the user may not list collections.
+    /// The UUID of every synced collection, in the order of [`Self::namespaces`]; `None` for a collection that does not
+    /// exist. `Ok(None)` if the user may not list collections.
     ///
     /// # Errors
-    /// If a collection cannot be synced: views and time series have no change streams, and a collection with a collation may
-    /// call two `_id`s or two zones equal that change streams distinguish.
+    /// If a collection cannot be synced: views and time series have no change streams, and a collection with a
+    /// collation may call two `_id`s or two zones equal that change streams distinguish.
     pub(crate) async fn collections(&self) -> Result<Option<Vec<Option<[u8; 16]>>>, Error> {
         let mut identities = Vec::new();
         for namespace in self.namespaces() {

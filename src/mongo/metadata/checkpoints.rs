@@ -17,15 +17,17 @@
 //! reconciling              string     `no`, `lost` or `asked`, see [`Reconciling`]
 //! collections              array      { ns: string, uuid: binary }: collections at the source
 //! destination_collections  array      { ns: string, uuid: binary }: collections at the destination
-//! hub_edits                array      { number: int64, edits: array }, as in [`hub_edits`](super::hub_edits); downlinks only
+//! hub_edits                array      { number: int64, edits: array }, as in [`super::hub_edits`]; downlinks only
 //! ```
 //!
 //! - [`claim`] creates or takes over the document when a link starts, with write concern majority.
-//! - [`save`] updates the document in the transaction of every batch, only if `seq` is still the number of the link's own last
-//!   claim or save. So a process that has lost the link to another one cannot commit.
-//! - [`hold`] updates the document in the transaction of a repair, which makes the link's next save wait for that transaction.
+//! - [`save`] updates the document in the transaction of every batch, only if `seq` is still the number of the link's
+//!   own last claim or save. So a process that has lost the link cannot commit.
+//! - [`hold`] updates the document in the transaction of a repair, and the link's next save waits for that
+//!   transaction.
 //!
 //! Nothing deletes the document. After an operator deletes it, the link starts with an initial sync.
+//!
 //! Index: only `_id`, and every command names the `_id`.
 
 use std::collections::HashMap;
@@ -46,17 +48,18 @@ use crate::rules::position::Position;
 pub(crate) struct Checkpoint {
     /// The position in the source's change stream up to which all changes are applied.
     pub(crate) position: Option<Position>,
-    /// For each zone, the source's cluster time up to which documents at the destination may be newer than the position.
+    /// For each zone, the source's cluster time up to which documents at the destination may be newer than the
+    /// position.
     pub(crate) ahead: HashMap<Zone, Timestamp>,
     /// The parts that are copied.
     pub(crate) copied: Vec<Part>,
     /// The progress of an unfinished copy.
     pub(crate) copying: Option<CopiedUpTo>,
-    /// The reason why parts are copied that were copied before.
+    /// The reason why parts are copied again.
     pub(crate) reconciling: Reconciling,
-    /// The parts that were copied once and whose documents are still at the destination: zones that the spoke stopped watching,
-    /// and parts that wait for a reconcile. Their next copy is a reconcile, in which a document that the source lacks may count
-    /// as deleted.
+    /// The parts that were copied once and still have documents at the destination: zones that the spoke stopped
+    /// watching, and parts that wait for a reconcile. The next copy is a reconcile, in which a document missing at the
+    /// source may count as deleted.
     pub(crate) left: Vec<Part>,
     /// The identities of the source's collections. A collection that was dropped and created again has a new one.
     pub(crate) collections: Vec<Identity>,
@@ -66,7 +69,7 @@ pub(crate) struct Checkpoint {
     pub(crate) notes: Vec<Note>,
 }
 
-/// The reason why a link compares parts that it copied before.
+/// The reason why a link compares parts again after a first copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Reconciling {
     /// No part is compared.
@@ -78,7 +81,7 @@ pub(crate) enum Reconciling {
     Asked,
 }
 
-/// A collection with its UUID at one server.
+/// A collection with the UUID at one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     /// The collection, as `database.collection`.
@@ -87,7 +90,7 @@ pub(crate) struct Identity {
     pub(crate) uuid: [u8; 16],
 }
 
-/// One zone of one collection.
+/// A zone of a collection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     /// The collection, as `database.collection`.
@@ -162,8 +165,8 @@ pub(crate) async fn peek(server: &Server, link: &Link) -> Result<Option<Checkpoi
     find(server, link).await?.map(|saved| read(server, link, &saved)).transpose()
 }
 
-/// Reads a link's checkpoint as of a cluster time of the server. The result describes exactly the documents that a snapshot read
-/// at the same time returns.
+/// Reads a link's checkpoint as of a cluster time of the server. The result describes exactly the documents that a
+/// snapshot read at the same time returns.
 ///
 /// # Errors
 /// If the server does not answer, or the saved checkpoint is damaged.
@@ -184,8 +187,8 @@ async fn find_as(server: &Server, link: &Link, concern: Document) -> Result<Opti
     Ok(first_batch(&reply).next().cloned())
 }
 
-/// The command that writes to a checkpoint without moving it, and returns it. Within a transaction the command keeps the link
-/// from saving until that transaction has ended.
+/// The command that writes to a checkpoint without moving it, and returns it. Within a transaction the command keeps
+/// the link from saving until that transaction has ended.
 pub(crate) fn hold(link: &Link) -> RawDocumentBuf {
     let now = RawBsonRef::DateTime(DateTime::now());
     rawdoc! {
@@ -194,13 +197,14 @@ pub(crate) fn hold(link: &Link) -> RawDocumentBuf {
     }
 }
 
-/// The command that saves a checkpoint if `seq` is still `sequence`. Another value means that another process has claimed the
-/// link; then the command matches no document.
+/// The command that saves a checkpoint if `seq` is still `sequence`. Another value means that another process has
+/// claimed the link; then the command matches no document.
 pub(crate) fn save(link: &Link, sequence: i64, checkpoint: &Checkpoint) -> RawDocumentBuf {
     // Fields that every save sets.
+    let bound = |(zone, until): (&Zone, &Timestamp)| doc! { "zone": zone.as_str(), "until": until };
     let mut set = doc! {
         "seq": sequence + 1,
-        "ahead": checkpoint.ahead.iter().map(|(zone, until)| doc! { "zone": zone.as_str(), "until": until }).collect::<Vec<_>>(),
+        "ahead": checkpoint.ahead.iter().map(bound).collect::<Vec<_>>(),
         "copied": checkpoint.copied.iter().map(part).collect::<Vec<_>>(),
         "left": checkpoint.left.iter().map(part).collect::<Vec<_>>(),
         "collections": checkpoint.collections.iter().map(identity).collect::<Vec<_>>(),
@@ -223,7 +227,7 @@ pub(crate) fn save(link: &Link, sequence: i64, checkpoint: &Checkpoint) -> RawDo
         set.insert("token", Document::try_from(position.token()).unwrap_or_default());
         set.insert("cluster_time", position.cluster_time());
     }
-    // Notes are kept as raw documents, and so they join the raw form of the others.
+    // Notes are raw documents, and join the raw form of the other fields.
     let mut set = raw(&set);
     set.append(cstr!("hub_edits"), checkpoint.notes.iter().map(Note::to_raw).collect::<RawArrayBuf>());
     let mut update = rawdoc! { "$set": set };
@@ -269,7 +273,8 @@ pub(crate) fn read(server: &Server, link: &Link, saved: &Document) -> Result<Che
 
 fn damaged(server: &Server, link: &Link, field: &str) -> Error {
     server.unsuitable(&format!(
-        "the checkpoint {link} is damaged ({field}): delete it from checkpoints, and the link starts with an initial sync"
+        "the checkpoint {link} is damaged ({field}): delete it from checkpoints, and the link starts with an initial \
+         sync"
     ))
 }
 

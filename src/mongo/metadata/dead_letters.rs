@@ -1,14 +1,14 @@
-//! Dead letters: changes that the destination refuses. A dead letter keeps the change with the reason, while the link continues
-//! with all other documents.
+//! Dead letters: changes that the destination refuses. A dead letter keeps the change with the reason, while the link
+//! continues with all other documents.
 //!
 //! ```text
-//! _id                  document   { link: string, ns: string, document: any }: link, collection as `database.collection`, and
-//!                                 `_id` of the document
+//! _id                  document   { link: string, ns: string, document: any }: link, collection as
+//!                                 `database.collection`, and `_id` of the document
 //! zone                 string     zone that the link's spoke owns
 //! reason               document   { code: int32, message: string }: the server's error
 //! parked_at            date       time of the refusal, by the process's clock
-//! event                document   refused change event, or `{ operationType: "copy" | "retry", … }`; absent if larger than
-//!                                 8,000,000 bytes
+//! event                document   refused change event, or { operationType: "copy" or "retry", … }; absent if larger
+//!                                 than 8,000,000 bytes
 //! event_omitted_bytes  int64      size of an event that is absent
 //! cluster_time         timestamp  cluster time of the change at the source; absent for copies and retries
 //! later_changes        int64      number of later changes of the document, which the link left out
@@ -17,8 +17,8 @@
 //!
 //! Kept at the destination, at most one for a document and a link.
 //!
-//! - The link writes a dead letter in a transaction of its own before its checkpoint passes the change, and counts later changes
-//!   in the transactions of their batches. A refused retry overwrites the dead letter.
+//! - The link writes a dead letter in a transaction of its own before its checkpoint passes the change, and counts
+//!   later changes in the transactions of their batches. A refused retry overwrites the dead letter.
 //! - The link deletes a dead letter after an operator's `retry` that the destination takes, or `drop`.
 //!
 //! Index: only `_id`. The query by `_id.link` and `_id.ns` walks all dead letters in the order of `_id`.

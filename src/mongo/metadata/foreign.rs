@@ -1,5 +1,5 @@
-//! Foreign documents: documents that applications wrote at a spoke in a zone that the spoke does not own. Such a document stays
-//! at the spoke, and a reconcile must not take it for a document that the hub has deleted.
+//! Foreign documents: documents that applications wrote at a spoke, in zones that other spokes own. A foreign document
+//! stays at the spoke. A reconcile must not mistake a foreign document for a document deleted at the hub.
 //!
 //! ```text
 //! _id      document  { ns: string, document: any }: collection as `database.collection`, and `_id` of the document
@@ -8,12 +8,12 @@
 //!
 //! Kept at the spoke.
 //!
-//! - The uplink registers a document that its change stream shows as inserted and that the hub does not have, with write concern
-//!   majority, before the uplink's checkpoint passes the insert. The entry goes when the stream shows the delete.
-//! - The downlink registers documents of a watched zone that a copy finds at the spoke only, and leaves there, in the transaction
-//!   that saves the copy's progress. The entry goes in the transaction that brings the hub's document of the same `_id`, or at the start of a
-//!   reconcile if the hub has the document by then.
-//! - A repair takes out the entries of the documents that its transaction writes or deletes at the spoke.
+//! - The uplink registers a document after an insert event if the hub does not have the document, with write concern
+//!   majority, before the uplink's checkpoint passes the event. A delete event removes the entry.
+//! - The downlink registers documents of a watched zone that a copy finds only at the spoke, and leaves there, in the
+//!   transaction that saves the copy's progress. The downlink removes the entry in the transaction that brings the
+//!   hub's document of the same `_id`, or at the start of a reconcile if the hub has the document by then.
+//! - A repair removes the entries of all documents that its transaction writes or deletes at the spoke.
 //!
 //! Index: only `_id`. The query by `_id.ns` walks all entries in the order of `_id`.
 
@@ -28,7 +28,7 @@ use crate::mongo::server::Server;
 use crate::rules::key::Key;
 use crate::rules::names::Namespace;
 
-/// The command that registers these documents, given by collection and `_id`.
+/// The command that registers documents, given by collection and `_id`.
 pub(crate) fn register(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
     let mut updates = RawArrayBuf::new();
     for (namespace, document) in documents {
@@ -41,7 +41,7 @@ pub(crate) fn register(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumen
     rawdoc! { "update": FOREIGN, "updates": updates }
 }
 
-/// The command that takes these documents out of the register.
+/// The command that removes documents from the register.
 pub(crate) fn forget(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
     let mut deletes = RawArrayBuf::new();
     for (namespace, document) in documents {

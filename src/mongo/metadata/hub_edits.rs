@@ -1,8 +1,8 @@
-//! Notes of hub edits (see [`crate::rules::conflicts`]), one for each transaction that applies any at a spoke. A restarted
-//! downlink reads the notes back.
+//! Notes of hub edits (see [`crate::rules::conflicts`]). Every transaction that applies hub edits at a spoke saves a note,
+//! and a restarted downlink reads the notes back.
 //!
 //! ```text
-//! _id    document  { link: string, number: int64 }: the downlink, and the `seq` of its checkpoint in the same transaction
+//! _id    document  { link: string, number: int64 }: the downlink, and the `seq` of its save in the same transaction
 //! edits  array     { ns: int32, id: any, fields: array of strings, may_add: bool }
 //!
 //! ns       number of the collection, by the order of the configuration
@@ -11,11 +11,12 @@
 //! may_add  whether the edit may add a field, and so change the order of fields; absent if `fields` is absent
 //! ```
 //!
-//! A downlink writes a note in the transaction that applies the hub edits: into its checkpoint, without an additional round trip,
-//! as long as all notes there have at most 8,000 bytes; else into this collection of the spoke. A later transaction of the
-//! downlink deletes all notes that no own change can meet any more
+//! Kept at the spoke. A downlink writes a note in the transaction that applies the hub edits: into its checkpoint, without
+//! an additional round trip, while all notes there have at most 8,000 bytes; else into this collection. A later
+//! transaction of the downlink deletes all notes that no own change can meet any more
 //! ([`Conflicts::downlink_passed`](crate::rules::conflicts::Conflicts::downlink_passed)).
-//! Index: only `_id`. Queries by `_id.link` and `_id.number` scan the collection.
+//!
+//! Index: only `_id`. The queries by `_id.link` and `_id.number` scan the collection.
 
 use bson::raw::{RawArray, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf};
 use bson::{Document, doc, rawdoc};
@@ -35,7 +36,7 @@ pub(crate) struct Edit {
     pub(crate) key: Key,
     /// The document's `_id`.
     pub(crate) id: RawBson,
-    /// The fields that the edit touches.
+    /// The touched fields.
     pub(crate) fields: Fields,
 }
 
@@ -72,7 +73,7 @@ impl Note {
         notes.map(|note| note.edits.as_bytes().len()).sum::<usize>() <= BYTES_IN_CHECKPOINT
     }
 
-    /// The edited documents, each with the fields that the edit touches.
+    /// The edited documents with the touched fields.
     pub(crate) fn edits(&self) -> Vec<(Key, Fields)> {
         self.edits.into_iter().filter_map(|edit| read_edit(edit.ok()?.as_document()?)).collect()
     }

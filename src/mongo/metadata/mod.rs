@@ -11,8 +11,8 @@
 //! | [`verifications`] | hub | part of an unfinished verification |
 //! | [`ticks`] | hub, spokes | counter that advances the cluster time |
 //!
-//! Each module shows the fields of a document as `field  type  meaning`. Field names are saved data: a renamed field makes
-//! older documents unreadable. No collection has an index besides the one on `_id`.
+//! Each module shows the fields of a document as `field type meaning`. Field names are saved data: a renamed field
+//! makes older documents unreadable. No collection has an index besides `_id`.
 
 pub(crate) mod checkpoints;
 pub(crate) mod dead_letters;
@@ -42,7 +42,7 @@ const VERIFICATIONS: &str = "verifications";
 
 const ALL: [&str; 8] = [CHECKPOINTS, SESSIONS, DEAD_LETTERS, HUB_EDITS, FOREIGN, SET_ASIDE, TICKS, VERIFICATIONS];
 
-/// Creates the collections that the server lacks, so that no transaction has to create one.
+/// Creates all missing collections, so that no transaction has to.
 ///
 /// # Errors
 /// If a collection is missing and the server does not create it.
@@ -56,8 +56,8 @@ pub(crate) async fn prepare(server: &Server) -> Result<(), Error> {
     Ok(())
 }
 
-/// All majority-committed documents of a collection that match the filter, in the order of `_id`. Every page starts after the
-/// last `_id` of the page before, so no cursor stays open at the server.
+/// All majority-committed documents of a collection that match the filter, in the order of `_id`. Every page starts
+/// after the last `_id` of the page before, so no cursor stays open at the server.
 async fn all_of(
     server: &Server,
     collection: &str,
@@ -71,8 +71,8 @@ async fn all_of(
         let mut conditions = vec![filter.clone()];
         conditions.extend(after.map(|after| doc! { "_id": { "$gt": after } }));
         let find = doc! {
-            "find": collection, "filter": { "$and": conditions }, "projection": projection.clone(), "sort": { "_id": 1 },
-            "batchSize": PAGE, "singleBatch": true, "readConcern": { "level": "majority" },
+            "find": collection, "filter": { "$and": conditions }, "projection": projection.clone(),
+            "sort": { "_id": 1 }, "batchSize": PAGE, "singleBatch": true, "readConcern": { "level": "majority" },
         };
         let reply = server.run("reading the metadata collections", &server.metadata(), find).await?;
         let before = all.len();
@@ -89,8 +89,8 @@ fn delete_all(collection: &str, filter: Document) -> Document {
 }
 
 /// The write concern of commands outside of transactions. The server gives up after 20 s, before
-/// [`CALL_LIMIT`](super::server::CALL_LIMIT) ends the call. After a write concern error the write is applied, but may still be
-/// rolled back.
+/// [`CALL_LIMIT`](super::server::CALL_LIMIT) ends the call. After a write concern error the write is applied, but may
+/// still be rolled back.
 fn majority() -> Document {
     doc! { "w": "majority", "wtimeout": 20_000 }
 }
@@ -122,7 +122,7 @@ mod saved {
         statements.first().and_then(Bson::as_document).expect("there is one statement at least").clone()
     }
 
-    /// The document that the first statement of an `update` command inserts.
+    /// The document that the first statement of an `update` command upserts.
     pub(super) fn upserted(command: &RawDocumentBuf) -> Document {
         let statement = first(command, "updates");
         let mut document = statement.get_document("q").expect("a condition").clone();

@@ -1,7 +1,7 @@
 //! Tags: the registered sessions of our own transactions, by which a change event is recognised as ours.
 //!
-//! A change event of a transaction carries the session as `lsid.id`. If the session is registered at the server of the change
-//! stream, the change is ours.
+//! A change event of a transaction carries the session as `lsid.id`. If the session is registered at the server of the
+//! change stream, the change is ours.
 //!
 //! ```text
 //! _id        binary  UUID of the session, as in `lsid.id`
@@ -11,10 +11,11 @@
 //! ended_at   date    time of the end, by the process's clock; absent while the session may be in use
 //! ```
 //!
-//! Kept at the server that the session writes to. [`tagged_session`] and [`repair_session`] register a session before its first use,
-//! with write concern majority. So the reader of an event always finds the registration of the event's session. The next
-//! session of the same name, or the end of a repair, sets `ended_at`. 60 days later the next end of a session of the same name
-//! deletes the registration.
+//! Registered at the server that the session writes to. [`tagged_session`] and [`repair_session`] register a session
+//! before the first use, with write concern majority. So the reader of an event always finds the registration of the
+//! event's session. The next session of the same name, or the end of a repair, sets `ended_at`. 60 days later the next
+//! end of a session of the same name deletes the registration.
+//!
 //! Index: only `_id`. The queries by `link`, `opened_at` and `ended_at` scan the collection.
 
 use std::collections::{HashMap, VecDeque};
@@ -67,8 +68,8 @@ impl Tags {
         self.known.iter().filter(|(_, tag)| tag.is_some()).map(|(id, _)| *id).collect()
     }
 
-    /// The newest session of every name whose tag satisfies the condition, in ascending order. The newest session is most likely
-    /// the one in use.
+    /// The newest session of every name whose tag satisfies the condition, in ascending order. The newest session is
+    /// most likely the one in use.
     pub(crate) fn present(&self, is_wanted: impl Fn(&Tag) -> bool) -> Vec<SessionId> {
         let ours = self.known.iter().filter_map(|(id, tag)| Some((*id, tag.as_ref()?)));
         newest_of_each(ours.filter(|(_, tag)| is_wanted(tag)))
@@ -79,7 +80,7 @@ impl Tags {
         self.known.get(session)?.as_ref()
     }
 
-    /// Looks up the unknown ones of these sessions in one query. Returns true if any of them is ours.
+    /// Looks up all unknown sessions in one query. Returns true if any of them is ours.
     ///
     /// # Errors
     /// If the server does not answer, or a registration is damaged.
@@ -103,8 +104,8 @@ impl Tags {
     }
 
     async fn find(&mut self, filter: Document) -> Result<(), Error> {
-        // A registration is committed before every event of its session. So a read that is not older than the present cluster
-        // time misses no registration of an event that was seen.
+        // A registration is committed before every event of its session. So a read at the present cluster
+        // time or later finds the registrations of all events seen so far.
         let now = self.server.now().await?;
         let find = doc! {
             "find": SESSIONS, "filter": filter, "batchSize": 100_000, "singleBatch": true,
@@ -132,8 +133,8 @@ fn newest_of_each<'t>(sessions: impl Iterator<Item = (SessionId, &'t Tag)>) -> V
     newest
 }
 
-/// A place for a link's session at one server, from one generation of the link's loop to the next. The session must not return to
-/// the driver's pool, which would give it to other callers.
+/// A place for a link's session at one server, from one generation of the link's loop to the next. The session must not
+/// return to the driver's pool, or other callers would get a tagged session.
 #[derive(Clone, Default)]
 pub(crate) struct Slot(Arc<Mutex<Sessions>>);
 
@@ -160,9 +161,9 @@ impl TaggedSession {
     }
 }
 
-/// Registers a new session under this name, which is a link's or [`moves_of`] a zone, and ends the earlier sessions of the name. Otherwise
-/// the server would keep the open transaction of a killed process, with locks on all of its documents, for a minute
-/// (`transactionLifetimeLimitSeconds`).
+/// Registers a new session under the name of a link, or under [`moves_of`] a zone, and ends the earlier sessions of
+/// the name. Otherwise the server would keep the open transaction of a killed process, with locks on all of its
+/// documents, for a minute (`transactionLifetimeLimitSeconds`).
 ///
 /// # Errors
 /// If the server does not answer.
@@ -187,7 +188,8 @@ pub(crate) async fn tagged_session(
 }
 
 async fn new_session(server: &Server, name: &str, zone: &Zone) -> Result<ClientSession, Error> {
-    // Sessions that are registered under other names stay out of the pool until the loop ends, or the pool would return them again.
+    // The pool returns sessions in any order. A session registered under another name stays out of the pool until the
+    // loop ends, or the pool would return the same session again.
     let mut others = Vec::new();
     loop {
         let session = server.bounded("starting a session", server.client().start_session().into_future()).await?;
@@ -198,8 +200,8 @@ async fn new_session(server: &Server, name: &str, zone: &Zone) -> Result<ClientS
     }
 }
 
-/// Ends the earlier sessions of this name, and with them their open transactions. Their registrations stay until their last
-/// change events have left every oplog.
+/// Ends the earlier sessions of this name together with their open transactions. The registrations stay until the last
+/// change events of the sessions have left every oplog.
 async fn kill_former(server: &Server, name: &str, present: &ClientSession) -> Result<(), Error> {
     const AT_MOST: i32 = 1_000;
     let former = doc! { "link": name, "_id": { "$ne": id(present) }, "ended_at": { "$exists": false } };
@@ -222,7 +224,7 @@ async fn kill_former(server: &Server, name: &str, present: &ClientSession) -> Re
     note_ended(server, name, &ids).await
 }
 
-/// Sets `ended_at` of these sessions, and deletes the registrations of this name that ended 60 days ago.
+/// Sets `ended_at` of the sessions, and deletes the registrations under this name that ended 60 days ago.
 async fn note_ended(server: &Server, name: &str, ids: &[Bson]) -> Result<(), Error> {
     let update = doc! { "$set": { "ended_at": DateTime::now() } };
     let ended = doc! {
@@ -233,14 +235,14 @@ async fn note_ended(server: &Server, name: &str, ids: &[Bson]) -> Result<(), Err
     server.run("deleting old sessions", &server.metadata(), delete).await.map(drop)
 }
 
-/// The name of the session of an uplink's transactions in which a document leaves the zone. Other spokes may hold the new zone,
-/// so every change stream must bring the changes of this session.
+/// The name of the session of an uplink's transactions in which a document leaves the zone. Other spokes may hold the
+/// new zone, so every change stream must bring the changes of this session.
 pub(crate) fn moves_of(zone: &Zone) -> String {
     format!("moves:{zone}")
 }
 
-/// The name of the sessions of repairs of a zone. At the hub their changes count as the owner's, because the documents come from
-/// the owner's spoke.
+/// The name of the sessions of repairs of a zone. At the hub their changes count as the owner's, because the documents
+/// come from the owner's spoke.
 pub(crate) fn repair_of(zone: &Zone) -> String {
     format!("repair:{zone}")
 }

@@ -1,6 +1,6 @@
-//! Documents of watched zones that a reconcile deleted at a spoke, kept so that a person can restore them. The hub does not have
-//! such a document: either the hub deleted it, or an application wrote it at the spoke while the spoke's change stream was
-//! lost. The reconcile cannot distinguish the two.
+//! Copies of documents of watched zones that a reconcile deleted at a spoke, for a person to restore. The hub does
+//! not have these documents: either the hub deleted a document, or an application wrote the document at the spoke while
+//! the spoke's change stream was lost. The reconcile cannot distinguish the two cases.
 //!
 //! ```text
 //! _id       document  { ns: string, document: any }: collection as `database.collection`, and `_id` of the document
@@ -8,9 +8,10 @@
 //! document  document  the whole document; absent if larger than 16,000,000 bytes
 //! ```
 //!
-//! The downlink writes the documents at the spoke, with write concern majority, before the transaction that deletes them in
-//! their collection. Every start of the downlink deletes the documents that are older than 30 days.
-//! Index: only `_id`. The query by `at` scans the collection.
+//! The downlink writes the copies at the spoke, with write concern majority, before the transaction that deletes the
+//! originals. Every start of the downlink deletes copies older than 30 days.
+//!
+//! Index: only `_id`. The delete by `at` scans the collection.
 
 use std::time::Duration;
 
@@ -22,21 +23,21 @@ use crate::mongo::error::Error;
 use crate::mongo::server::Server;
 use crate::rules::names::Namespace;
 
-/// Time after which a document is deleted: 30 days.
+/// Age at which a copy is deleted: 30 days.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
 
-/// Size in bytes above which only the `_id` is kept. With the fields around it, a larger document could exceed the server's limit
-/// of 16 MiB.
+/// Size in bytes above which only the `_id` is kept. With the fields around it, a larger document could exceed the
+/// server's limit of 16 MiB.
 const LARGEST: usize = 16_000_000;
 
-/// Most bytes of documents in one command, unless a single document has more. A line of 10 Mbit/s carries them in 12 s, well
-/// within [`CALL_LIMIT`](crate::mongo::server::CALL_LIMIT).
+/// Most bytes of documents in one command, unless a single document has more. A line of 10 Mbit/s carries 15 MB in 12
+/// s, well within [`CALL_LIMIT`](crate::mongo::server::CALL_LIMIT).
 const COMMAND_BYTES: usize = 15_000_000;
 
-/// Keeps these documents, majority-committed.
+/// Saves copies of documents, majority-committed.
 ///
 /// # Errors
-/// If the spoke refuses a document or does not answer. Some documents may be kept by then; a repeated call is safe.
+/// If the spoke refuses a document or does not answer. Some copies may be saved by then; a repeated call is safe.
 pub(crate) async fn keep(spoke: &Server, namespace: &Namespace, documents: &[&RawDocument]) -> Result<(), Error> {
     let mut waiting = documents;
     while !waiting.is_empty() {
@@ -65,7 +66,7 @@ fn update(namespace: &Namespace, document: &RawDocument) -> Option<RawDocumentBu
     Some(rawdoc! { "q": query, "u": { "$set": kept }, "upsert": true })
 }
 
-/// Deletes the documents that are older than 30 days.
+/// Deletes copies older than 30 days.
 ///
 /// # Errors
 /// If the spoke does not answer.

@@ -1,12 +1,15 @@
-//! A counter whose only purpose is to advance the server's cluster time.
+//! A counter. Writes to the counter advance the server's cluster time.
 //!
 //! ```text
 //! _id  string  always `tick`
 //! n    int64   number of ticks so far
 //! ```
 //!
-//! [`Server::tick`] writes the document with write concern majority: a link while a copy waits for the opposite link, `verify`
-//! while it waits for both links, and `spokesync check` as a test of the privilege. Nothing deletes it. Index: only `_id`.
+//! [`Server::tick`] writes the document with write concern majority. A copy ticks before a wait for the opposite link,
+//! `verify` before a wait for both links, and `spokesync check` as a test of the privileges. Nothing deletes the
+//! document.
+//!
+//! Index: only `_id`.
 
 use bson::{Timestamp, doc};
 
@@ -15,8 +18,8 @@ use crate::mongo::error::Error;
 use crate::mongo::server::Server;
 
 impl Server {
-    /// Advances the cluster time by one write, and returns the new time. A change stream of the server that has reached that
-    /// time has brought all earlier events, even if no application writes.
+    /// Advances the cluster time by a write, and returns the new time. Once a change stream of the server has reached
+    /// the new time, all earlier events are known, even on a quiet server.
     ///
     /// # Errors
     /// If the server does not answer.

@@ -1,17 +1,21 @@
-//! The progress of a verification, so that an interrupted one can be resumed.
+//! The saved progress of verifications. A verification with the same name resumes an interrupted one.
 //!
 //! ```text
 //! _id        document  { run: string, spoke: string, ns: string, zone: string or null }, see [`PartName`]
 //! begun_at   date      time of the first save, by the process's clock
-//! after      any       last `_id` that is compared; absent before the first
-//! documents  int64     number of documents that are compared
+//! after      any       last compared `_id`; absent before the first
+//! documents  int64     number of compared documents
 //! suspects   array     `_id`s of documents that seemed to differ, to be examined again
-//! is_walked  bool      whether all documents of the part are compared
+//! is_walked  bool      true once all documents of the part are compared
 //! ```
 //!
-//! Kept at the hub. A verification writes the document of a part every 50,000 documents and when all documents are compared, with
-//! write concern majority. A verification that reaches its end deletes its documents; a new one deletes documents that began
-//! more than 24 hours ago, and with `--afresh` those of its own name.
+//! Kept at the hub.
+//!
+//! - A verification saves the progress of a part every 50,000 documents and at the end of the part, with write concern
+//!   majority.
+//! - A finished verification deletes the progress under the same name. `--afresh` does so at the start.
+//! - Every verification first deletes all progress that began more than 24 hours ago.
+//!
 //! Index: only `_id`. The deletes by `_id.run` and by `begun_at` scan the collection.
 
 use std::time::Duration;
@@ -27,7 +31,7 @@ use crate::rules::names::{Namespace, Zone};
 /// Time after which a part is compared again from the start.
 const STALE: Duration = Duration::from_secs(24 * 3_600);
 
-/// One zone of one collection at one spoke, within one verification.
+/// A zone of a collection at a spoke, within a verification.
 #[derive(Clone, Debug)]
 pub(crate) struct PartName {
     /// The verification: the name of the caller, such as `process`, and the scope, such as `DFW/* quick`.
@@ -54,17 +58,17 @@ impl PartName {
 /// The progress of a part.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Saved {
-    /// The last `_id` that is compared.
+    /// The last compared `_id`.
     pub(crate) after: Option<RawBson>,
-    /// The number of documents that are compared.
+    /// The number of compared documents.
     pub(crate) documents: u64,
-    /// The `_id`s of the documents that seemed to differ.
+    /// The `_id`s of documents that seemed to differ.
     pub(crate) suspects: Vec<RawBson>,
     /// True if all documents are compared.
     pub(crate) is_walked: bool,
 }
 
-/// Reads the progress of a part; nothing is compared if none is saved.
+/// Reads the progress of a part. Without saved progress, nothing is compared yet.
 ///
 /// # Errors
 /// If the hub does not answer.
