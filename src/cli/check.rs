@@ -12,7 +12,7 @@ use crate::mongo::server::{Endpoint, Server, first_batch};
 use crate::mongo::{metadata, oplog, tail};
 use crate::rules::names::Namespace;
 
-/// Oplog window below which the check warns: a longer outage costs a reconcile.
+/// Oplog window below which the check warns. After an outage longer than the window, a link has to reconcile.
 const SHORT_WINDOW: Duration = Duration::from_secs(6 * 3_600);
 
 /// Most connections of a check to one server.

@@ -1,5 +1,5 @@
-//! Notes of hub edits (see [`crate::rules::conflicts`]). Every transaction that applies hub edits at a spoke saves a note,
-//! and a restarted downlink reads the notes back.
+//! Notes of hub edits (see [`crate::rules::conflicts`]). Every transaction that applies hub edits at a spoke saves a
+//! note, and a restarted downlink reads the notes back.
 //!
 //! ```text
 //! _id    document  { link: string, number: int64 }: the downlink, and the `seq` of its save in the same transaction
@@ -11,8 +11,8 @@
 //! may_add  whether the edit may add a field, and so change the order of fields; absent if `fields` is absent
 //! ```
 //!
-//! Kept at the spoke. A downlink writes a note in the transaction that applies the hub edits: into its checkpoint, without
-//! an additional round trip, while all notes there have at most 8,000 bytes; else into this collection. A later
+//! Kept at the spoke. A downlink writes a note in the transaction that applies the hub edits: into its checkpoint,
+//! without an additional round trip, while all notes there have at most 8,000 bytes; else into this collection. A later
 //! transaction of the downlink deletes all notes that no own change can meet any more
 //! ([`Conflicts::downlink_passed`](crate::rules::conflicts::Conflicts::downlink_passed)).
 //!
