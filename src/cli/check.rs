@@ -1,4 +1,4 @@
-//! `spokesync check`: looks at every server, and says what is well and what is to be done.
+//! `spokesync check`: examines every server, and prints the results with advice for the operator.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,17 +8,16 @@ use bson::{Document, doc};
 use super::Exit;
 use crate::config::Config;
 use crate::mongo::error::Error;
-use crate::mongo::server::{Endpoint, Server};
-use crate::mongo::{oplog, tail};
+use crate::mongo::server::{Endpoint, Server, first_batch};
+use crate::mongo::{metadata, oplog, tail};
 use crate::rules::names::Namespace;
 
-/// An oplog that holds less than this is soon too short for an outage.
+/// Oplog window below which the check warns. After an outage longer than the window, a link has to reconcile.
 const SHORT_WINDOW: Duration = Duration::from_secs(6 * 3_600);
 
-/// Connections that a check needs.
+/// Most connections of a check to one server.
 const CONNECTIONS: u32 = 4;
 
-/// How a finding is to be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Well,
@@ -26,7 +25,7 @@ enum Verdict {
     Wrong,
 }
 
-/// One line.
+/// A line of the output.
 struct Finding {
     verdict: Verdict,
     text: String,
@@ -83,14 +82,16 @@ async fn look(endpoint: &Endpoint) -> Vec<Finding> {
         Ok(server) => server,
         Err(error) => return vec![Finding::wrong(reason(&error))],
     };
+    // The server and its change stream.
     let (major, minor) = server.version();
     let mut findings = vec![Finding::well(format!("a replica set of MongoDB {major}.{minor} at {}", endpoint.hosts()))];
     findings.push(match tail::present_position(&server).await {
         Ok(_) => Finding::well("its change stream can be read"),
         Err(error) => Finding::wrong(format!("{}; it needs find and changeStream on the collections", reason(&error))),
     });
+    // The privileges: writes to the metadata database, and `killSessions`, here for a session that no server knows.
     let writes = async {
-        server.prepare_metadata().await?;
+        metadata::prepare(&server).await?;
         server.tick().await
     };
     findings.push(match writes.await {
@@ -98,12 +99,12 @@ async fn look(endpoint: &Endpoint) -> Vec<Finding> {
         Err(error) => Finding::wrong(format!("{}; see the README for the privileges", reason(&error))),
     });
     let admin = server.client().database("admin");
-    let kill =
-        server.run("ending a session that nobody has", &admin, doc! { "killSessions": [{ "id": bson::Uuid::new() }] });
+    let kill = server.run("ending an unknown session", &admin, doc! { "killSessions": [{ "id": bson::Uuid::new() }] });
     if let Err(error) = kill.await {
         let advice = "without killAnySession the transaction of a killed process locks its documents for a minute";
         findings.push(Finding::warning(format!("{}: {advice}", reason(&error))));
     }
+    // The oplog, and the indexes of every synced collection.
     findings.push(oplog(&server).await);
     for namespace in server.namespaces() {
         findings.extend(indexes(&server, namespace).await);
@@ -117,11 +118,11 @@ async fn oplog(server: &Server) -> Finding {
             let seconds = window.latest.time.saturating_sub(window.earliest.time);
             let text = format!("its oplog goes back {:.1} hours", f64::from(seconds) / 3_600.0);
             match Duration::from_secs(seconds.into()) < SHORT_WINDOW {
-                true => Finding::warning(format!("{text}: make it hold the longest outage that you want to ride out")),
+                true => Finding::warning(format!("{text}: make it cover the longest outage that you expect")),
                 false => Finding::well(text),
             }
         }
-        Ok(None) => Finding::warning("its oplog window is not known: give the privilege serverStatus"),
+        Ok(None) => Finding::warning("its oplog window is unknown: grant the privilege serverStatus"),
         Err(error) => Finding::warning(reason(&error)),
     }
 }
@@ -137,11 +138,14 @@ async fn indexes(server: &Server, namespace: &Namespace) -> Vec<Finding> {
         }
         Err(error) => return vec![Finding::warning(format!("{namespace}: {}", reason(&error)))],
     };
-    let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
-    let indexes: Vec<&Document> = batch.into_iter().flatten().filter_map(bson::Bson::as_document).collect();
+    let indexes: Vec<&Document> = first_batch(&reply).collect();
+    of_indexes(namespace, &indexes, server.partition_key())
+}
+
+fn of_indexes(namespace: &Namespace, indexes: &[&Document], partition_key: &str) -> Vec<Finding> {
     let named = |index: &Document| index.get_str("name").unwrap_or_default().to_owned();
     let mut findings = Vec::new();
-    for index in &indexes {
+    for index in indexes {
         if index.contains_key("expireAfterSeconds") {
             let text = format!("{namespace}: {} expires documents: they are deleted everywhere", named(index));
             findings.push(Finding::warning(text));
@@ -152,13 +156,12 @@ async fn indexes(server: &Server, namespace: &Namespace) -> Vec<Finding> {
         }
     }
     let leads = |index: &&Document| {
-        index
-            .get_document("key")
-            .is_ok_and(|key| key.keys().next().is_some_and(|first| first == server.partition_key()))
+        index.get_document("key").is_ok_and(|key| key.keys().next().is_some_and(|first| first == partition_key))
     };
     if !indexes.iter().any(leads) {
-        let key = server.partition_key();
-        let text = format!("{namespace}: an index on {{{key}: 1, _id: 1}} would make copying one zone of many faster");
+        let text = format!(
+            "{namespace}: an index on {{{partition_key}: 1, _id: 1}} would make copying one zone of many faster"
+        );
         findings.push(Finding::well(text));
     }
     findings
@@ -166,6 +169,41 @@ async fn indexes(server: &Server, namespace: &Namespace) -> Vec<Finding> {
 
 fn reason(error: &Error) -> String {
     let text = error.to_string();
-    // The line names the server already.
+    // The line of the output names the server already.
     text.split_once(": ").map_or(text.clone(), |(_, rest)| rest.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(indexes: &[Document]) -> Vec<(Verdict, String)> {
+        let namespace = Namespace { database: "app".to_owned(), collection: "orders".to_owned() };
+        let indexes: Vec<&Document> = indexes.iter().collect();
+        let findings = of_indexes(&namespace, &indexes, "_pk");
+        findings.into_iter().map(|Finding { verdict, text }| (verdict, text)).collect()
+    }
+
+    #[test]
+    fn an_index_that_leads_with_the_partition_key_is_suggested_where_there_is_none() {
+        let id = doc! { "name": "_id_", "key": { "_id": 1 } };
+        let trailing = doc! { "name": "a", "key": { "a": 1, "_pk": 1 } };
+        let leading = doc! { "name": "pk", "key": { "_pk": 1, "_id": 1 } };
+        let suggested = found(&[id.clone(), trailing]);
+        assert!(matches!(suggested.as_slice(), [(Verdict::Well, text)] if text.contains("{_pk: 1, _id: 1}")));
+        assert_eq!(found(&[id, leading]), []);
+    }
+
+    #[test]
+    fn indexes_that_expire_documents_or_are_unique_are_warned_of() {
+        let leading = doc! { "name": "pk", "key": { "_pk": 1 } };
+        let expiring = doc! { "name": "ttl", "key": { "at": 1 }, "expireAfterSeconds": 60 };
+        let unique = doc! { "name": "email", "key": { "email": 1 }, "unique": true };
+        let warnings = found(&[leading, expiring, unique]);
+        let expected = ["ttl expires documents", "email is unique"];
+        assert_eq!(warnings.len(), expected.len());
+        for ((verdict, text), expected) in warnings.into_iter().zip(expected) {
+            assert!(verdict == Verdict::Warning && text.contains(expected), "{text}");
+        }
+    }
 }

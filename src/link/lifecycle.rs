@@ -20,7 +20,7 @@ use crate::mongo::ledger::Ledger;
 use crate::mongo::metadata::checkpoints::{Checkpoint, Reconciling};
 use crate::mongo::metadata::dead_letters::{self, Kept};
 use crate::mongo::server::Server;
-use crate::mongo::tail;
+use crate::mongo::{metadata, tail};
 use crate::observe::status::{Cell, State};
 use crate::rules::ahead::Ahead;
 use crate::rules::key::Key;
@@ -104,7 +104,7 @@ impl<'s, S: Source> Link<'s, S> {
             Direction::Uplink => (LinkName::uplink(&spoke.zone), edge, hub),
             Direction::Downlink => (LinkName::downlink(&spoke.zone), hub, edge),
         };
-        source.prepare_metadata().await?;
+        metadata::prepare(&source).await?;
         let (usual, moves) = S::sessions(spoke);
         let destination = Destination::claim(&destination, &link, usual, moves, &spoke.holder).await?;
         let ahead = Ahead::new(destination.checkpoint().ahead.clone(), REMEMBERED_DOCUMENTS);

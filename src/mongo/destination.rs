@@ -18,8 +18,9 @@ use bson::{RawDocumentBuf, Timestamp};
 use mongodb::ClientSession;
 
 use super::error::Error;
-use super::metadata::checkpoints::{self as checkpoint, Checkpoint, Identity};
-use super::metadata::sessions::{self as tags, Slot, TaggedSession};
+use super::metadata;
+use super::metadata::checkpoints::{self, Checkpoint, Identity};
+use super::metadata::sessions::{self, Slot, TaggedSession};
 use super::read::Wanted;
 use super::server::Server;
 use super::statement::Ready;
@@ -68,14 +69,16 @@ impl Destination {
         moves: Option<&Slot>,
         holder: &str,
     ) -> Result<Self, Error> {
-        server.prepare_metadata().await?;
+        metadata::prepare(server).await?;
         // The sessions first: so whatever an earlier one wrote was written before this link's next claim.
-        let usual = tags::tagged_session(server, &link.to_string(), &link.zone, slot).await?;
+        let usual = sessions::tagged_session(server, &link.to_string(), &link.zone, slot).await?;
         let moves = match moves {
-            Some(slot) => Some(tags::tagged_session(server, &tags::moves_of(&link.zone), &link.zone, slot).await?),
+            Some(slot) => {
+                Some(sessions::tagged_session(server, &sessions::moves_of(&link.zone), &link.zone, slot).await?)
+            }
             None => None,
         };
-        let claim = checkpoint::claim(server, link, holder).await?;
+        let claim = checkpoints::claim(server, link, holder).await?;
         Ok(Self {
             server: server.clone(),
             link: link.clone(),
@@ -207,7 +210,7 @@ impl Open<'_> {
     /// If the server fails, or the link was taken over by another process.
     pub(crate) async fn commit(mut self, ours: &[RawDocumentBuf], checkpoint: &Checkpoint) -> Result<Timestamp, Error> {
         let metadata = self.server.metadata().name().to_owned();
-        let save = checkpoint::save(self.link, self.sequence, checkpoint);
+        let save = checkpoints::save(self.link, self.sequence, checkpoint);
         let doing = "saving its checkpoint";
         let mut saved = 0;
         for command in ours.iter().chain([&save]) {
@@ -218,7 +221,7 @@ impl Open<'_> {
             saved = count(&reply);
         }
         if saved != 1 {
-            let by = checkpoint::holder(self.server, self.link).await?;
+            let by = checkpoints::holder(self.server, self.link).await?;
             return Err(Error::Fenced { link: self.link.to_string(), by });
         }
         self.transaction.commit().await

@@ -12,7 +12,7 @@ use bson::{Bson, Document, doc, rawdoc};
 
 use super::error::Error;
 use super::scan::Area;
-use super::server::Server;
+use super::server::{Server, first_batch};
 
 /// Into how many buckets a zone falls, by the hash of `_id`.
 pub(crate) const BUCKETS: i32 = 256;
@@ -37,7 +37,7 @@ impl Digest {
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn digests(server: &Server, area: Area<'_>) -> Result<BTreeMap<i32, Digest>, Error> {
-    let namespace = &server.namespaces()[usize::from(area.namespace)];
+    let namespace = server.namespace(area.namespace);
     let filter = area.which.filter(server.partition_field());
     let filter = Document::try_from(filter).map_err(|error| server.malformed(error))?;
     let hash = doc! { "$toDecimal": { "$toHashedIndexKey": "$$ROOT" } };
@@ -58,7 +58,6 @@ pub(crate) async fn digests(server: &Server, area: Area<'_>) -> Result<BTreeMap<
     };
     let database = server.client().database(&namespace.database);
     let reply = server.run_long("computing digests", &database, aggregate).await?;
-    let groups = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
     let read = |group: &Document| {
         let digest = Digest {
             documents: group.get_i64("documents").ok()?,
@@ -67,7 +66,7 @@ pub(crate) async fn digests(server: &Server, area: Area<'_>) -> Result<BTreeMap<
         };
         Some((group.get("_id").and_then(whole)?, digest))
     };
-    Ok(groups.into_iter().flatten().filter_map(Bson::as_document).filter_map(read).collect())
+    Ok(first_batch(&reply).filter_map(read).collect())
 }
 
 /// The buckets that do not come to the same.

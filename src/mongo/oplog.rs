@@ -1,26 +1,26 @@
-//! How far back a server's change streams can begin: its oplog window.
+//! The oplog window: the time span in which a change stream of the server can start.
 
 use bson::{Timestamp, doc};
 
 use super::error::{Error, codes};
 use super::server::Server;
 
-/// What the oplog holds.
+/// The span of the operations in an oplog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Window {
-    /// The oldest operation in it.
+    /// The cluster time of the oldest operation.
     pub(crate) earliest: Timestamp,
-    /// The newest one.
+    /// The cluster time of the newest operation.
     pub(crate) latest: Timestamp,
 }
 
-/// Asks for the oplog window. `None` if the user may not run `serverStatus`.
+/// Reads the oplog window. `None` if the user may not run `serverStatus`.
 ///
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn window(server: &Server) -> Result<Option<Window>, Error> {
     let command = doc! { "serverStatus": 1, "oplog": 1, "metrics": 0, "wiredTiger": 0, "tcmalloc": 0, "locks": 0 };
-    let reply = match server.run("asking for its oplog window", &server.client().database("admin"), command).await {
+    let reply = match server.run("reading the oplog window", &server.client().database("admin"), command).await {
         Err(error) if error.code() == Some(codes::UNAUTHORIZED) => return Ok(None),
         reply => reply?,
     };

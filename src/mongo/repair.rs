@@ -6,12 +6,12 @@
 use std::collections::HashMap;
 
 use bson::raw::{RawBsonRef, RawDocumentBuf};
-use bson::{Bson, Document, Timestamp, rawdoc};
+use bson::{Bson, Document, Timestamp};
 use mongodb::ClientSession;
 
 use super::error::Error;
-use super::metadata::checkpoints::{self as checkpoint, Checkpoint};
-use super::metadata::sessions as tags;
+use super::metadata::checkpoints::{self, Checkpoint};
+use super::metadata::sessions;
 use super::read::Wanted;
 use super::server::Server;
 use super::statement::Ready;
@@ -32,7 +32,7 @@ impl Repairer {
     /// # Errors
     /// If the server does not answer.
     pub(crate) async fn new(server: &Server, zone: &Zone) -> Result<Self, Error> {
-        let session = tags::repair_session(server, zone).await?;
+        let session = sessions::repair_session(server, zone).await?;
         Ok(Self { server: server.clone(), zone: zone.clone(), session })
     }
 
@@ -43,16 +43,11 @@ impl Repairer {
     pub(crate) async fn hold(&mut self, link: &Link) -> Result<Held<'_>, Error> {
         let metadata = self.server.metadata().name().to_owned();
         let mut transaction = Transaction::start(&self.server, &mut self.session).await?;
-        let now = RawBsonRef::DateTime(bson::DateTime::now());
-        let command = rawdoc! {
-            "findAndModify": "checkpoints", "query": { "_id": link.to_string() },
-            "update": { "$set": { "held_at": now } }, "new": true,
-        };
-        let reply = transaction.send("holding a link", &metadata, command).await?;
+        let reply = transaction.send("holding a link", &metadata, checkpoints::hold(link)).await?;
         let saved = reply.get_document("value").ok();
         let saved =
             saved.ok_or_else(|| self.server.unsuitable(&format!("{link} has no checkpoint: it was never synced")))?;
-        let checkpoint = checkpoint::read(&self.server, link, saved)?;
+        let checkpoint = checkpoints::read(&self.server, link, saved)?;
         Ok(Held { server: &self.server, transaction, checkpoint })
     }
 
@@ -66,7 +61,7 @@ impl Repairer {
     /// # Errors
     /// If the server does not answer.
     pub(crate) async fn end(self) -> Result<(), Error> {
-        tags::end_repair(&self.server, &self.session, &self.zone).await
+        sessions::end_repair(&self.server, &self.session, &self.zone).await
     }
 }
 

@@ -247,7 +247,7 @@ impl TypeRange {
 }
 
 async fn read(server: &Server, area: Area<'_>, range: Range<'_>, bounds: Bounds) -> Result<Page, Error> {
-    let namespace = &server.namespaces()[usize::from(area.namespace)];
+    let namespace = server.namespace(area.namespace);
     let mut filter = area.which.filter(server.partition_field());
     bounds.append(&mut filter, &range, area.buckets);
     let Range { not_before, size, secondary, .. } = range;
@@ -288,7 +288,7 @@ async fn read(server: &Server, area: Area<'_>, range: Range<'_>, bounds: Bounds)
 /// About how many documents there are, if the server can count them quickly.
 pub(crate) async fn estimate(server: &Server, area: Area<'_>) -> Option<u64> {
     const QUICKLY_MS: i32 = 1_000;
-    let namespace = &server.namespaces()[usize::from(area.namespace)];
+    let namespace = server.namespace(area.namespace);
     let query = bson::Document::try_from(area.which.filter(server.partition_field())).ok()?;
     let count = bson::doc! { "count": &namespace.collection, "query": query, "maxTimeMS": QUICKLY_MS };
     let reply = server.run("counting a zone", &server.client().database(&namespace.database), count).await.ok()?;

@@ -1,10 +1,11 @@
-//! One replica set, and how its commands are run: within a time, and with errors in our words.
+//! The connection to one replica set. Every command has a time limit, and every error becomes an [`Error`] with a
+//! message for people.
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc};
+use bson::{Bson, Document, Timestamp, doc};
 use mongodb::event::EventHandler;
 use mongodb::options::{ClientOptions, ServerMonitoringMode};
 use mongodb::{Client, Database};
@@ -18,13 +19,13 @@ use crate::config::uri::Uri;
 use crate::rules::names::Namespace;
 use crate::rules::size::{CALL_LIMIT, Line};
 
-/// How long the driver looks for a primary before a command fails.
+/// Time for which the driver looks for a primary before a command fails.
 const SELECTION_LIMIT: Duration = Duration::from_secs(10);
 
-/// The oldest wire version that is served: MongoDB 5.0, the first whose reads at a cluster time need no transaction.
+/// Oldest supported wire version: MongoDB 5.0, the first version that reads at a cluster time without a transaction.
 const OLDEST_WIRE_VERSION: i32 = 13;
 
-/// Where a replica set is. Its client is made at the first use, and shared from then on.
+/// The address of a replica set. The first use creates the driver's client; all later uses share the client.
 pub struct Endpoint {
     name: Arc<str>,
     uri: Uri,
@@ -36,26 +37,26 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// An endpoint called `name` in messages, of which at most `connections` commands run at once.
+    /// An endpoint that messages call `name`. At most `connections` of its commands run at the same time.
     pub fn new(name: &str, uri: Uri, sync: Arc<Synced>, connections: u32) -> Self {
         let (round_trip, throughput) = (Arc::default(), Arc::default());
         Self { name: name.into(), uri, sync, connections, client: OnceCell::new(), round_trip, throughput }
     }
 
-    /// Its hosts, for people.
+    /// The hosts of the connection string, for messages.
     pub(crate) fn hosts(&self) -> &str {
         self.uri.hosts()
     }
 
-    /// What is kept in step.
+    /// The synced collections and their settings.
     pub(crate) fn sync(&self) -> &Arc<Synced> {
         &self.sync
     }
 
-    /// Connects and checks that the server can do what the sync needs.
+    /// Connects, and checks that the sync can use the server.
     ///
     /// # Errors
-    /// If it cannot be reached, or is unsuitable.
+    /// If the server cannot be reached, or if it is unsuitable.
     pub async fn connect(&self) -> Result<Server, Error> {
         let client = self.client.get_or_try_init(|| self.make_client()).await?.clone();
         let server = Server {
@@ -69,7 +70,7 @@ impl Endpoint {
         server.checked().await
     }
 
-    /// Closes the connections, within `limit`.
+    /// Closes the connections, and gives up after `limit`.
     pub(crate) async fn shutdown(&self, limit: Duration) {
         if let Some(client) = self.client.get() {
             let closing = client.clone().shutdown().immediate(true);
@@ -84,12 +85,13 @@ impl Endpoint {
         let mut options = bounded(&self.name, "reading the connection string", CALL_LIMIT, parse).await?;
         options.app_name.get_or_insert_with(|| "spokesync".to_owned());
         options.server_selection_timeout.get_or_insert(SELECTION_LIMIT);
-        // A pool that is too small makes commands wait without a limit, and so it is sized by what runs here.
+        // The driver waits for a free connection without a limit, so the pool has room for all commands that may run.
         options.max_pool_size = Some(self.connections);
         options.min_pool_size = None;
-        // Half the sockets of the streaming mode; a new primary is found at the next command anyway.
+        // Polling needs half the sockets of the streaming mode. The next command finds a new primary in either mode.
         options.server_monitoring_mode.get_or_insert(ServerMonitoringMode::Poll);
-        // Writes are in transactions and reads say themselves what they read.
+        // Every transaction and every read sets its own concerns, and reads go to the primary unless the caller says
+        // otherwise, whatever the connection string asks for.
         options.read_concern = None;
         options.write_concern = None;
         options.selection_criteria = None;
@@ -100,7 +102,7 @@ impl Endpoint {
     }
 }
 
-/// A replica set that has been found suitable.
+/// A connected replica set that the sync can use.
 #[derive(Clone)]
 pub struct Server {
     name: Arc<str>,
@@ -112,19 +114,24 @@ pub struct Server {
 }
 
 impl Server {
-    /// `hub` or `spoke DFW`.
+    /// The name in messages: `hub` or `spoke DFW`.
     pub(crate) fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// The driver's client.
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
 
-    /// The synced collections; their numbers are used all over.
+    /// The synced collections in the order of the configuration. The place of a collection is its number in keys and
+    /// steps, starting at 0.
     pub(crate) fn namespaces(&self) -> &[Namespace] {
         &self.sync.namespaces
+    }
+
+    /// The synced collection with this number.
+    pub(crate) fn namespace(&self, number: u16) -> &Namespace {
+        &self.sync.namespaces[usize::from(number)]
     }
 
     /// The field that names a document's zone.
@@ -132,22 +139,22 @@ impl Server {
         &self.sync.partition_key
     }
 
-    /// The same, as documents are built with it.
+    /// The same field, as a name in a raw document.
     pub(crate) fn partition_field(&self) -> &bson::raw::CStr {
         self.partition_key().try_into().expect("the configuration has checked it")
     }
 
-    /// The database of our own collections.
+    /// The database of [our own collections](super::metadata).
     pub(crate) fn metadata(&self) -> Database {
         self.client.database(&self.sync.metadata_database)
     }
 
-    /// The major and minor version.
+    /// The major and minor version of MongoDB.
     pub(crate) fn version(&self) -> (i32, i32) {
         self.version
     }
 
-    /// How long a round trip to it takes at present.
+    /// The present duration of a round trip; zero before the first measurement.
     pub(crate) fn round_trip(&self) -> Duration {
         self.round_trip.get()
     }
@@ -157,25 +164,26 @@ impl Server {
         Line { round_trip: self.round_trip.get(), throughput: self.throughput.get() }
     }
 
-    /// A command of so many bytes took so long, or was given up after that.
+    /// Records the duration of a command of `bytes` bytes, which ended with an answer or a timeout.
     pub(super) fn has_sent(&self, bytes: usize, took: Duration) {
         self.throughput.learn(bytes, took);
     }
 
-    /// True if change streams say how to read paths with dots (`disambiguatedPaths`, from 6.1 on).
+    /// True if change events distinguish dots in field names from paths (`disambiguatedPaths`, since MongoDB 6.1).
     pub(crate) fn disambiguates_paths(&self) -> bool {
         self.version >= (6, 1)
     }
 
-    /// True if change streams can bring documents as they were before (from 6.0 on).
+    /// True if change events can hold the document from before the change (pre-images, since MongoDB 6.0).
     pub(crate) fn has_pre_images(&self) -> bool {
         self.version >= (6, 0)
     }
 
-    /// Runs a command.
+    /// Runs a command. `doing` says in error messages what the command is for.
     ///
     /// # Errors
-    /// If it fails, takes longer than [`CALL_LIMIT`], or reports a write error or write concern error in its reply.
+    /// If the command fails, takes longer than [`CALL_LIMIT`], or reports a write error or write concern error in its
+    /// reply.
     pub(crate) async fn run(
         &self,
         doing: &'static str,
@@ -189,10 +197,10 @@ impl Server {
         }
     }
 
-    /// Runs a command that looks at many documents, and so may take longer: up to ten minutes.
+    /// Runs a command that reads many documents, for at most ten minutes.
     ///
     /// # Errors
-    /// If it fails or takes longer.
+    /// If the command fails or takes longer.
     pub(crate) async fn run_long(
         &self,
         doing: &'static str,
@@ -206,7 +214,7 @@ impl Server {
     /// Awaits a call of the driver for at most [`CALL_LIMIT`].
     ///
     /// # Errors
-    /// If it fails or takes longer.
+    /// If the call fails or takes longer.
     pub(crate) async fn bounded<T>(
         &self,
         doing: &'static str,
@@ -215,65 +223,29 @@ impl Server {
         bounded(&self.name, doing, CALL_LIMIT, call).await
     }
 
-    /// The server's time now: everything that is majority-committed at this moment is not after it.
+    /// The server's present cluster time. No majority-committed write is later at this moment.
     ///
     /// # Errors
     /// If the server does not answer.
     pub(crate) async fn now(&self) -> Result<Timestamp, Error> {
-        let reply = self.run("asking for the time", &self.client.database("admin"), doc! { "ping": 1 }).await?;
+        let reply = self.run("asking for the cluster time", &self.client.database("admin"), doc! { "ping": 1 }).await?;
         self.operation_time(&reply)
     }
 
-    /// All documents of one of our own collections that match, majority-committed, a page at a time.
-    pub(crate) async fn all_of(
-        &self,
-        collection: &str,
-        filter: Document,
-        projection: Document,
-    ) -> Result<Vec<Document>, Error> {
-        const PAGE: i32 = 5_000;
-        let mut all: Vec<Document> = Vec::new();
-        loop {
-            let after = all.last().and_then(|last| last.get("_id")).cloned();
-            let mut conditions = vec![filter.clone()];
-            conditions.extend(after.map(|after| doc! { "_id": { "$gt": after } }));
-            let find = doc! {
-                "find": collection, "filter": { "$and": conditions }, "projection": projection.clone(), "sort": { "_id": 1 },
-                "batchSize": PAGE, "singleBatch": true, "readConcern": { "level": "majority" },
-            };
-            let reply = self.run("reading its own collections", &self.metadata(), find).await?;
-            let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
-            let before = all.len();
-            all.extend(batch.into_iter().flatten().filter_map(Bson::as_document).cloned());
-            if all.len() == before {
-                return Ok(all);
-            }
-        }
-    }
-
-    /// Makes the server's time go on, by a write that nobody looks at. Tells the new time: a change stream of this server that
-    /// has come to it has brought everything before it.
+    /// The cluster time of the reply's operation.
     ///
     /// # Errors
-    /// If the server does not answer.
-    pub(crate) async fn tick(&self) -> Result<Timestamp, Error> {
-        let tick = doc! {
-            "update": "ticks", "updates": [{ "q": { "_id": "tick" }, "u": { "$inc": { "n": 1_i64 } }, "upsert": true }],
-            "writeConcern": majority(),
-        };
-        let reply = self.run("making its time go on", &self.metadata(), tick).await?;
-        self.operation_time(&reply)
-    }
-
+    /// If the reply has no cluster time.
     pub(crate) fn operation_time(&self, reply: &Document) -> Result<Timestamp, Error> {
         reply.get_timestamp("operationTime").map_err(|_| self.unsuitable("its answers have no operationTime"))
     }
 
+    /// An error that only a person can correct. `reason` names the cause and the remedy.
     pub(crate) fn unsuitable(&self, reason: &str) -> Error {
         Error::Unsuitable { server: self.name.clone(), reason: reason.to_owned() }
     }
 
-    /// A write that the server took part in and refused.
+    /// An error of a write, as the server reports it in a reply.
     pub(crate) fn failed(&self, doing: &'static str, code: i32, message: &str) -> Error {
         Error::Command {
             server: self.name.clone(),
@@ -286,39 +258,45 @@ impl Server {
         }
     }
 
+    /// An error about a reply that cannot be decoded.
     pub(crate) fn malformed(&self, error: impl Into<crate::rules::reply::Malformed>) -> Error {
         Error::Malformed { server: self.name.clone(), source: error.into() }
     }
 
     async fn checked(mut self) -> Result<Self, Error> {
+        // The kind of deployment, and the oldest supported version.
         let admin = self.client.database("admin");
         let hello = self.run("greeting", &admin, doc! { "hello": 1 }).await?;
         if hello.get_str("msg").is_ok_and(|message| message == "isdbgrid") {
             return Err(self.unsuitable("it is a mongos: spokesync keeps replica sets in step, not sharded clusters"));
         }
         if hello.get_str("setName").is_err() {
-            let reason = "it is not part of a replica set, and so has no change streams: start it with --replSet and run rs.initiate()";
+            let reason = "it is not part of a replica set, and so has no change streams: start it with --replSet and \
+                          run rs.initiate()";
             return Err(self.unsuitable(reason));
         }
         if hello.get_i32("maxWireVersion").unwrap_or(0) < OLDEST_WIRE_VERSION {
             return Err(self.unsuitable("it is older than MongoDB 5.0, the oldest version that is supported"));
         }
-        // The connection is open by now, and this is no work for the server.
+        // The version, and the first measurement of a round trip: the connection is open by now, and the command costs
+        // the server next to nothing.
         let begun = Instant::now();
         let info = self.run("asking for the version", &admin, doc! { "buildInfo": 1 }).await?;
         self.round_trip.learn(begun.elapsed());
         let version = info.get_array("versionArray").ok();
         let part = |index: usize| version.and_then(|parts| parts.get(index)?.as_i32()).unwrap_or(0);
         self.version = (part(0), part(1));
+        // The synced collections.
         self.collections().await?;
         Ok(self)
     }
 
-    /// The UUID of every synced collection, where there is one. `None` if the user may not list collections.
+    /// The UUID of every synced collection, in the order of [`Self::namespaces`]; `None` for a collection that does not
+    /// exist. `Ok(None)` if the user may not list collections.
     ///
     /// # Errors
-    /// If one cannot be kept in step: a collation of its own makes a collection call different `_id`s equal, or zones, which
-    /// change streams do not.
+    /// If a collection cannot be synced: views and time series have no change streams, and a collection with a
+    /// collation may call two `_id`s or two zones equal that change streams distinguish.
     pub(crate) async fn collections(&self) -> Result<Option<Vec<Option<[u8; 16]>>>, Error> {
         let mut identities = Vec::new();
         for namespace in self.namespaces() {
@@ -326,12 +304,12 @@ impl Server {
             let command = doc! { "listCollections": 1, "filter": { "name": &namespace.collection } };
             let reply = match self.run("listing collections", &database, command).await {
                 Ok(reply) => reply,
-                // Not worth a privilege of its own.
+                // The UUIDs are not worth an additional privilege.
                 Err(error) if error.code() == Some(codes::UNAUTHORIZED) => return Ok(None),
                 Err(error) => return Err(error),
             };
-            let found = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
-            let found = found.ok().and_then(|batch| batch.first()?.as_document());
+            let found = first_batch(&reply).next();
+            // Kinds of collections that cannot be synced.
             let options = found.and_then(|collection| collection.get_document("options").ok());
             let unusable = [
                 ("collation", "a collation of its own"),
@@ -344,6 +322,7 @@ impl Server {
                         .unsuitable(&format!("the collection {namespace} has {what}, which cannot be kept in step")));
                 }
             }
+            // The identity: a collection that was dropped and created again has a new UUID.
             let info = found.and_then(|collection| collection.get_document("info").ok());
             identities.push(match info.and_then(|info| info.get("uuid")) {
                 Some(Bson::Binary(uuid)) => uuid.bytes.as_slice().try_into().ok(),
@@ -351,22 +330,6 @@ impl Server {
             });
         }
         Ok(Some(identities))
-    }
-
-    /// Makes our own collections, which a transaction should not have to.
-    ///
-    /// # Errors
-    /// If one is missing and cannot be made.
-    pub(crate) async fn prepare_metadata(&self) -> Result<(), Error> {
-        for collection in
-            ["checkpoints", "sessions", "dead_letters", "hub_edits", "foreign", "set_aside", "ticks", "verifications"]
-        {
-            match self.run("making its metadata collections", &self.metadata(), doc! { "create": collection }).await {
-                Err(error) if error.code() != Some(codes::NAMESPACE_EXISTS) => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
     }
 }
 
@@ -383,19 +346,15 @@ async fn bounded<T>(
     }
 }
 
-/// The first write error or the write concern error of a reply that says `ok: 1` all the same.
+/// The first write error or the write concern error of a reply with `ok: 1`.
 fn write_failure(reply: &Document) -> Option<(i32, String)> {
     let first = reply.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document());
     let failure = first.or_else(|| reply.get_document("writeConcernError").ok())?;
     Some((failure.get_i32("code").unwrap_or(0), failure.get_str("errmsg").unwrap_or("no reason given").to_owned()))
 }
 
-/// `writeConcern` for commands outside transactions. A failed one means: applied, but not yet safe.
-pub(crate) fn majority() -> Document {
-    doc! { "w": "majority", "wtimeout": 20_000 }
-}
-
-/// Appends documents one after the other as a raw array does, without copying them twice.
-pub(crate) fn raw(document: &Document) -> RawDocumentBuf {
-    RawDocumentBuf::try_from(document).expect("our own documents are valid")
+/// The documents of a cursor's first batch, in the reply to `find`, `aggregate`, `listCollections` or `listIndexes`.
+pub(crate) fn first_batch(reply: &Document) -> impl Iterator<Item = &Document> {
+    let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
+    batch.into_iter().flatten().filter_map(Bson::as_document)
 }

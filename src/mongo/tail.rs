@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
 use super::error::{Error, codes};
-use super::metadata::sessions as tags;
+use super::metadata::sessions;
 use super::server::Server;
 use crate::rules::position::Position;
 use crate::rules::reply::{BARE, Reply, SessionId};
@@ -293,7 +293,7 @@ fn filter(server: &Server, selection: &Selection) -> Option<Document> {
 }
 
 fn ids(sessions: &[SessionId]) -> Vec<bson::Binary> {
-    sessions.iter().map(tags::binary).collect()
+    sessions.iter().map(sessions::binary).collect()
 }
 
 /// Only what is read. Without the pre-image's other fields an event of a 16 MB document stays below the limit.

@@ -15,7 +15,7 @@ use bson::raw::{RawBson, RawDocument, RawDocumentBuf};
 
 use super::part::Part;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::checkpoints::{self as checkpoint, Checkpoint};
+use crate::mongo::metadata::checkpoints::{self, Checkpoint};
 use crate::mongo::read::{self, Snapshot, Wanted, When};
 use crate::rules::key::Key;
 use crate::rules::position::Position;
@@ -72,11 +72,11 @@ pub(super) async fn look(part: &Part<'_>, ids: &Ids, since: Moment) -> Result<Lo
     let wanted: Wanted<'_> = ids.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
     // The spoke as it is now, and the hub as it was where the downlink stands; then the other way round.
     let spoke = read::documents(part.spoke, &wanted, None, When::NotBefore(part.spoke.now().await?)).await?;
-    let down = checkpoint::at(part.spoke, &part.downlink(), spoke.at).await?;
+    let down = checkpoints::at(part.spoke, &part.downlink(), spoke.at).await?;
     let (down, is_at_place) = part.place(down)?;
     let hub_then = read::documents_at(part.hub, &wanted, down.moment()).await?;
     let hub = read::documents(part.hub, &wanted, None, When::NotBefore(part.hub.now().await?)).await?;
-    let up = checkpoint::at(part.hub, &part.uplink(), hub.at).await?;
+    let up = checkpoints::at(part.hub, &part.uplink(), hub.at).await?;
     let (up, _) = part.place(up)?;
     let spoke_then = read::documents_at(part.spoke, &wanted, up.moment()).await?;
 

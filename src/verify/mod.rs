@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
 use crate::mongo::error::{Error, Failure};
+use crate::mongo::metadata;
 use crate::mongo::metadata::verifications::{self, PartName};
 use crate::mongo::scan::{self, Area, Which};
 use crate::mongo::server::{Endpoint, Server};
@@ -74,7 +75,7 @@ pub(crate) async fn run(
     let sync = Arc::new(config.sync.clone());
     let endpoint = |name: &str, uri| Endpoint::new(name, uri, sync.clone(), CONNECTIONS);
     let hub = endpoint("hub", config.hub.clone()).connect().await?;
-    hub.prepare_metadata().await?;
+    metadata::prepare(&hub).await?;
     let name = format!("{name} {}", scope.name());
     verifications::forget_stale(&hub).await?;
     if scope.afresh {

@@ -8,7 +8,7 @@ use super::Run;
 use super::report::{PartReport, Untold};
 use super::suspects::SUSPECTS;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::checkpoints as checkpoint;
+use crate::mongo::metadata::checkpoints;
 use crate::mongo::metadata::verifications::{self, PartName};
 use crate::mongo::scan::Which;
 use crate::mongo::server::Server;
@@ -60,7 +60,7 @@ impl Part<'_> {
     }
 
     pub(super) fn namespace_name(&self) -> String {
-        self.hub.namespaces()[usize::from(self.namespace)].to_string()
+        self.hub.namespace(self.namespace).to_string()
     }
 
     /// Compares it, and mends what differs if that is wanted.
@@ -94,15 +94,15 @@ impl Part<'_> {
 
     /// Why it cannot be compared yet.
     async fn not_copied(&self) -> Result<Option<String>, Error> {
-        let namespace = &self.hub.namespaces()[usize::from(self.namespace)];
+        let namespace = self.hub.namespace(self.namespace);
         let zone = self.zone.unwrap_or(self.own);
-        let part = checkpoint::Part::new(namespace, zone);
+        let part = checkpoints::Part::new(namespace, zone);
         let mut links = vec![(self.spoke, self.downlink())];
         if zone == self.own {
             links.push((self.hub, self.uplink()));
         }
         for (destination, link) in links {
-            let Some(checkpoint) = checkpoint::peek(destination, &link).await? else {
+            let Some(checkpoint) = checkpoints::peek(destination, &link).await? else {
                 return Ok(Some("it was never synced: `spokesync run` must have copied it first".to_owned()));
             };
             if !checkpoint.copied.contains(&part) && !checkpoint.left.contains(&part) {

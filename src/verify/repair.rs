@@ -106,7 +106,7 @@ pub(super) async fn repair(part: &Part<'_>, found: &mut [Found], run: &Run<'_>) 
 
 /// Gives the spoke's documents their partition key, as an application would.
 async fn stamp(part: &Part<'_>, ids: Ids) -> Result<HashMap<Key, String>, Error> {
-    let namespace = &part.spoke.namespaces()[usize::from(part.namespace)];
+    let namespace = part.spoke.namespace(part.namespace);
     let (spoke, field) = (part.spoke, part.spoke.partition_key());
     let mut done = HashMap::new();
     for (key, id) in ids {
@@ -258,7 +258,7 @@ impl<'p> Mender<'p> {
             return Ok(Outcome::Refused(reason));
         }
         if way == Way::Down && !steps.is_empty() {
-            let namespace = &part.spoke.namespaces()[usize::from(part.namespace)];
+            let namespace = part.spoke.namespace(part.namespace);
             let documents: Vec<_> = steps.iter().map(|step| (namespace, step.id)).collect();
             held.run_own(&foreign::forget(&documents)).await?;
         }

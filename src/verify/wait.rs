@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::examine::{Ids, Look, Moment};
 use super::part::Part;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::checkpoints as checkpoint;
+use crate::mongo::metadata::checkpoints;
 use crate::mongo::metadata::sessions::Tags;
 use crate::mongo::server::Server;
 use crate::mongo::tail::{Selection, Tail};
@@ -55,7 +55,7 @@ pub(super) async fn pass(part: &Part<'_>, moment: Moment, stop: &CancellationTok
 async fn wait(destination: &Server, link: Link, until: Timestamp, stop: &CancellationToken) -> Result<Waited, Error> {
     let (mut last, mut moved): (Option<Position>, Instant) = (None, Instant::now());
     loop {
-        let position = checkpoint::peek(destination, &link).await?.and_then(|checkpoint| checkpoint.position);
+        let position = checkpoints::peek(destination, &link).await?.and_then(|checkpoint| checkpoint.position);
         if position.as_ref().is_some_and(|position| position.seen_until() >= until) {
             return Ok(Waited::Passed);
         }

@@ -22,7 +22,7 @@ use crate::link::lifecycle::Stopped;
 use crate::link::watch_oplog;
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::server::{Endpoint, Server};
-use crate::mongo::tail;
+use crate::mongo::{metadata, tail};
 use crate::observe::status::{Board, Cell, Counted, State};
 use crate::rules::names::Zone;
 use crate::rules::position::Position;
@@ -238,7 +238,7 @@ pub(crate) async fn run(
 ) -> Result<Stopped, Error> {
     cell.set_state(State::Connecting);
     let server = hub.connect().await?;
-    server.prepare_metadata().await?;
+    metadata::prepare(&server).await?;
     let start = cell.pulse().while_waiting(fanout.start(&server, stop));
     let Some(position) = start.await? else { return Ok(Stopped) };
     cell.resumes_at(Some(position.cluster_time()));

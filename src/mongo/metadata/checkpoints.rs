@@ -1,58 +1,92 @@
-//! How far a link is: saved at its destination, in the transaction that applies what it covers.
+//! The checkpoint of a link: the position up to which the source's changes are applied at the destination.
+//!
+//! ```text
+//! _id                      string     link: `uplink:DFW` at the hub, `downlink:DFW` at the spoke
+//! zone                     string     zone that the link's spoke owns
+//! seq                      int64      number of the newest claim or save; each adds one
+//! holder                   string     process of the newest claim: host name and process id
+//! claimed_at               date       time of the newest claim, by the process's clock
+//! saved_at                 date       time of the newest save, by the process's clock
+//! held_at                  date       time of the newest repair, by the clock of the repairing process
+//! token                    document   resume token; absent until the link has opened a change stream
+//! cluster_time             timestamp  cluster time of `token`, for people who look
+//! ahead                    array      { zone: string, until: timestamp }, see [`Checkpoint::ahead`]
+//! copied                   array      { ns: string, zone: string }, see [`Checkpoint::copied`]
+//! copying                  document   { ns: string, zone: string, after: any }; absent while no copy is unfinished
+//! left                     array      { ns: string, zone: string }, see [`Checkpoint::left`]
+//! reconciling              string     `no`, `lost` or `asked`, see [`Reconciling`]
+//! collections              array      { ns: string, uuid: binary }: collections at the source
+//! destination_collections  array      { ns: string, uuid: binary }: collections at the destination
+//! hub_edits                array      { number: int64, edits: array }, as in [`super::hub_edits`]; downlinks only
+//! ```
+//!
+//! - [`claim`] creates or takes over the document when a link starts, with write concern majority.
+//! - [`save`] updates the document in the transaction of every batch, only if `seq` is still the number of the link's
+//!   own last claim or save. So a process that has lost the link cannot commit.
+//! - [`hold`] updates the document in the transaction of a repair, and the link's next save waits for that
+//!   transaction.
+//!
+//! Nothing deletes the document. After an operator deletes it, the link starts with an initial sync.
+//!
+//! Index: only `_id`, and every command names the `_id`.
 
 use std::collections::HashMap;
 
-use bson::raw::{RawArrayBuf, RawBson, RawDocumentBuf, cstr};
+use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf, cstr};
 use bson::spec::BinarySubtype;
-use bson::{Binary, Bson, Document, Timestamp, doc, rawdoc};
+use bson::{Binary, Bson, DateTime, Document, Timestamp, doc, rawdoc};
 
 use super::hub_edits::Note;
+use super::{CHECKPOINTS, majority, raw};
 use crate::mongo::error::Error;
-use crate::mongo::server::{Server, majority};
+use crate::mongo::server::{Server, first_batch};
 use crate::rules::names::{Link, Namespace, Zone};
 use crate::rules::position::Position;
 
-/// A link's state, as it is saved.
-#[derive(Clone, Debug, Default)]
+/// The saved state of a link.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Checkpoint {
-    /// Until here the source's changes are applied.
+    /// The position in the source's change stream up to which all changes are applied.
     pub(crate) position: Option<Position>,
-    /// By zone, until when documents may be newer than the position.
+    /// For each zone, the source's cluster time up to which documents at the destination may be newer than the
+    /// position.
     pub(crate) ahead: HashMap<Zone, Timestamp>,
-    /// What the initial sync has covered.
+    /// The parts that are copied.
     pub(crate) copied: Vec<Part>,
-    /// How far it is in the part that it is copying.
+    /// The progress of an unfinished copy.
     pub(crate) copying: Option<CopiedUpTo>,
-    /// Whether what it copies now it had copied before, so that what is missing at the source may have been deleted there.
+    /// The reason why parts are copied again.
     pub(crate) reconciling: Reconciling,
-    /// Zones that it held once and left where they were: they are reconciled, too, if it holds them again.
+    /// The parts that were copied once and still have documents at the destination: zones that the spoke stopped
+    /// watching, and parts that wait for a reconcile. The next copy is a reconcile, in which a document missing at the
+    /// source may count as deleted.
     pub(crate) left: Vec<Part>,
-    /// Which collections it brings changes from. A collection that was dropped and made again has another identity.
+    /// The identities of the source's collections. A collection that was dropped and created again has a new one.
     pub(crate) collections: Vec<Identity>,
-    /// Which collections it brings them to.
+    /// The identities of the destination's collections.
     pub(crate) destination_collections: Vec<Identity>,
-    /// Small notes of hub edits.
+    /// The notes of hub edits that are small enough to be saved in the checkpoint.
     pub(crate) notes: Vec<Note>,
 }
 
-/// Why a link compares what it has copied before.
+/// The reason why a link compares parts again after a first copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Reconciling {
-    /// It does not.
+    /// No part is compared.
     #[default]
     No,
-    /// Its place in the change stream was lost, and with it the changes since then.
+    /// The position has left the source's oplog, and the changes since then are lost.
     Lost,
-    /// An operator wants it. It has its place, and will see every change.
+    /// An operator asked for a resync. The position is valid, so the change stream still brings every change.
     Asked,
 }
 
-/// A collection and its UUID at one of the servers.
+/// A collection with the UUID at one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     /// The collection, as `database.collection`.
     pub(crate) namespace: String,
-    /// What `listCollections` calls `info.uuid`.
+    /// The field `info.uuid` in the reply of `listCollections`.
     pub(crate) uuid: [u8; 16],
 }
 
@@ -65,17 +99,16 @@ pub(crate) struct Part {
     pub(crate) zone: Zone,
 }
 
-/// How far a copy is.
-#[derive(Clone, Debug)]
+/// The progress of a copy.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct CopiedUpTo {
-    /// What is being copied.
+    /// The part that is being copied.
     pub(crate) part: Part,
-    /// The last `_id` that is done.
+    /// The last `_id` that is copied; a copy proceeds in the order of `_id`.
     pub(crate) after: RawBson,
 }
 
 impl Part {
-    /// The zone of the collection.
     pub(crate) fn new(namespace: &Namespace, zone: &Zone) -> Self {
         Self { namespace: namespace.to_string(), zone: zone.clone() }
     }
@@ -84,38 +117,38 @@ impl Part {
 /// A checkpoint that this process has taken over.
 #[derive(Debug)]
 pub(crate) struct Claim {
-    /// What was saved.
+    /// The checkpoint as an earlier process saved it.
     pub(crate) checkpoint: Checkpoint,
-    /// The number that the next save must find.
+    /// The value of `seq` that the next save must find.
     pub(crate) sequence: i64,
-    /// The destination's time of the claim: whatever an earlier owner of the link committed is not after it.
+    /// The destination's cluster time of the claim. No commit of an earlier holder is later.
     pub(crate) at: Timestamp,
 }
 
-/// Takes the link over. Whatever an earlier owner has under way at the destination can no longer commit.
+/// Takes the link over. Transactions that an earlier holder has open at the destination can no longer commit.
 ///
 /// # Errors
-/// If the server does not answer, or holds what cannot be read.
+/// If the server does not answer, or the saved checkpoint is damaged.
 pub(crate) async fn claim(server: &Server, link: &Link, holder: &str) -> Result<Claim, Error> {
     let command = doc! {
-        "findAndModify": "checkpoints",
+        "findAndModify": CHECKPOINTS,
         "query": { "_id": link.to_string() },
         "update": {
             "$inc": { "seq": 1_i64 },
-            "$set": { "holder": holder, "claimed_at": bson::DateTime::now(), "zone": link.zone.as_str() },
+            "$set": { "holder": holder, "claimed_at": DateTime::now(), "zone": link.zone.as_str() },
         },
         "new": true,
         "upsert": true,
         "writeConcern": majority(),
     };
-    let reply = server.run("claiming its checkpoint", &server.metadata(), command).await?;
+    let reply = server.run("claiming the checkpoint", &server.metadata(), command).await?;
     let at = server.operation_time(&reply)?;
-    let saved = reply.get_document("value").map_err(|_| server.unsuitable("it gave no checkpoint"))?;
+    let saved = reply.get_document("value").map_err(|_| server.unsuitable("its reply holds no checkpoint"))?;
     let sequence = saved.get_i64("seq").map_err(|_| damaged(server, link, "seq"))?;
     Ok(Claim { checkpoint: read(server, link, saved)?, sequence, at })
 }
 
-/// Who holds a link, for the message to the one who lost it.
+/// The name of the link's holder, for the error message of the process that lost the link.
 ///
 /// # Errors
 /// If the server does not answer.
@@ -127,15 +160,16 @@ pub(crate) async fn holder(server: &Server, link: &Link) -> Result<String, Error
 /// Reads a link's checkpoint without taking the link over.
 ///
 /// # Errors
-/// As [`claim`].
+/// If the server does not answer, or the saved checkpoint is damaged.
 pub(crate) async fn peek(server: &Server, link: &Link) -> Result<Option<Checkpoint>, Error> {
     find(server, link).await?.map(|saved| read(server, link, &saved)).transpose()
 }
 
-/// A link's checkpoint as it was at this time of the server: it tells exactly what the server's documents of that time have in them.
+/// Reads a link's checkpoint as of a cluster time of the server. The result describes exactly the documents that a
+/// snapshot read at the same time returns.
 ///
 /// # Errors
-/// As [`claim`].
+/// If the server does not answer, or the saved checkpoint is damaged.
 pub(crate) async fn at(server: &Server, link: &Link, time: Timestamp) -> Result<Option<Checkpoint>, Error> {
     let concern = doc! { "level": "snapshot", "atClusterTime": time };
     find_as(server, link, concern).await?.map(|saved| read(server, link, &saved)).transpose()
@@ -147,25 +181,38 @@ async fn find(server: &Server, link: &Link) -> Result<Option<Document>, Error> {
 
 async fn find_as(server: &Server, link: &Link, concern: Document) -> Result<Option<Document>, Error> {
     let find = doc! {
-        "find": "checkpoints", "filter": { "_id": link.to_string() }, "limit": 1, "readConcern": concern,
+        "find": CHECKPOINTS, "filter": { "_id": link.to_string() }, "limit": 1, "readConcern": concern,
     };
     let reply = server.run("reading a checkpoint", &server.metadata(), find).await?;
-    let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch")).ok();
-    Ok(batch.and_then(|batch| batch.first()?.as_document()).cloned())
+    Ok(first_batch(&reply).next().cloned())
 }
 
-/// The statement that saves a checkpoint, if the saved one still has the number `sequence`.
+/// The command that writes to a checkpoint without moving it, and returns it. Within a transaction the command keeps
+/// the link from saving until that transaction has ended.
+pub(crate) fn hold(link: &Link) -> RawDocumentBuf {
+    let now = RawBsonRef::DateTime(DateTime::now());
+    rawdoc! {
+        "findAndModify": CHECKPOINTS, "query": { "_id": link.to_string() },
+        "update": { "$set": { "held_at": now } }, "new": true,
+    }
+}
+
+/// The command that saves a checkpoint if `seq` is still `sequence`. Another value means that another process has
+/// claimed the link; then the command matches no document.
 pub(crate) fn save(link: &Link, sequence: i64, checkpoint: &Checkpoint) -> RawDocumentBuf {
+    // Fields that every save sets.
+    let bound = |(zone, until): (&Zone, &Timestamp)| doc! { "zone": zone.as_str(), "until": until };
     let mut set = doc! {
         "seq": sequence + 1,
-        "ahead": checkpoint.ahead.iter().map(|(zone, until)| doc! { "zone": zone.as_str(), "until": until }).collect::<Vec<_>>(),
+        "ahead": checkpoint.ahead.iter().map(bound).collect::<Vec<_>>(),
         "copied": checkpoint.copied.iter().map(part).collect::<Vec<_>>(),
         "left": checkpoint.left.iter().map(part).collect::<Vec<_>>(),
         "collections": checkpoint.collections.iter().map(identity).collect::<Vec<_>>(),
         "destination_collections": checkpoint.destination_collections.iter().map(identity).collect::<Vec<_>>(),
         "reconciling": checkpoint.reconciling.as_str(),
-        "saved_at": bson::DateTime::now(),
+        "saved_at": DateTime::now(),
     };
+    // Fields that may be absent.
     let mut unset = Document::new();
     match &checkpoint.copying {
         Some(progress) => {
@@ -180,20 +227,26 @@ pub(crate) fn save(link: &Link, sequence: i64, checkpoint: &Checkpoint) -> RawDo
         set.insert("token", Document::try_from(position.token()).unwrap_or_default());
         set.insert("cluster_time", position.cluster_time());
     }
-    let mut set = crate::mongo::server::raw(&set);
+    // Notes are raw documents, and join the raw form of the other fields.
+    let mut set = raw(&set);
     set.append(cstr!("hub_edits"), checkpoint.notes.iter().map(Note::to_raw).collect::<RawArrayBuf>());
     let mut update = rawdoc! { "$set": set };
     if !unset.is_empty() {
-        update.append(cstr!("$unset"), crate::mongo::server::raw(&unset));
+        update.append(cstr!("$unset"), raw(&unset));
     }
     rawdoc! {
-        "update": "checkpoints",
+        "update": CHECKPOINTS,
         "updates": [{ "q": { "_id": link.to_string(), "seq": sequence }, "u": update }],
     }
 }
 
 fn part(part: &Part) -> Document {
     doc! { "ns": &part.namespace, "zone": part.zone.as_str() }
+}
+
+fn identity(identity: &Identity) -> Document {
+    let uuid = Binary { subtype: BinarySubtype::Uuid, bytes: identity.uuid.to_vec() };
+    doc! { "ns": &identity.namespace, "uuid": uuid }
 }
 
 impl Reconciling {
@@ -210,9 +263,59 @@ impl Reconciling {
     }
 }
 
-fn identity(identity: &Identity) -> Document {
-    let uuid = Binary { subtype: BinarySubtype::Uuid, bytes: identity.uuid.to_vec() };
-    doc! { "ns": &identity.namespace, "uuid": uuid }
+/// Reads a saved checkpoint.
+///
+/// # Errors
+/// If a field is damaged: the message names the field and the remedy.
+pub(crate) fn read(server: &Server, link: &Link, saved: &Document) -> Result<Checkpoint, Error> {
+    decode(saved).map_err(|field| damaged(server, link, field))
+}
+
+fn damaged(server: &Server, link: &Link, field: &str) -> Error {
+    server.unsuitable(&format!(
+        "the checkpoint {link} is damaged ({field}): delete it from checkpoints, and the link starts with an initial \
+         sync"
+    ))
+}
+
+/// The checkpoint, or the name of a damaged field. Identities and notes that cannot be read are left out.
+fn decode(saved: &Document) -> Result<Checkpoint, &'static str> {
+    let position = match saved.get_document("token") {
+        Ok(token) => Some(Position::from_token(&raw(token)).ok_or("token")?),
+        Err(_) => None,
+    };
+    let copying = match saved.get_document("copying") {
+        Ok(copying) => Some(read_copying(copying).ok_or("copying")?),
+        Err(_) => None,
+    };
+    Ok(Checkpoint {
+        position,
+        ahead: documents(saved, "ahead").map(read_bound).collect::<Option<_>>().ok_or("ahead")?,
+        copied: documents(saved, "copied").map(read_part).collect::<Option<_>>().ok_or("copied")?,
+        copying,
+        reconciling: saved.get_str("reconciling").map(Reconciling::read).unwrap_or_default(),
+        left: documents(saved, "left").map(read_part).collect::<Option<_>>().ok_or("left")?,
+        collections: documents(saved, "collections").filter_map(read_identity).collect(),
+        destination_collections: documents(saved, "destination_collections").filter_map(read_identity).collect(),
+        notes: documents(saved, "hub_edits").filter_map(|note| Note::read(&raw(note))).collect(),
+    })
+}
+
+fn documents<'a>(saved: &'a Document, key: &str) -> impl Iterator<Item = &'a Document> {
+    saved.get_array(key).into_iter().flatten().filter_map(Bson::as_document)
+}
+
+fn read_bound(saved: &Document) -> Option<(Zone, Timestamp)> {
+    Some((Zone::new(saved.get_str("zone").ok()?), saved.get_timestamp("until").ok()?))
+}
+
+fn read_part(saved: &Document) -> Option<Part> {
+    Some(Part { namespace: saved.get_str("ns").ok()?.to_owned(), zone: Zone::new(saved.get_str("zone").ok()?) })
+}
+
+fn read_copying(saved: &Document) -> Option<CopiedUpTo> {
+    let after = raw(saved).get("after").ok()?.map(RawBson::from)?;
+    Some(CopiedUpTo { part: read_part(saved)?, after })
 }
 
 fn read_identity(saved: &Document) -> Option<Identity> {
@@ -221,51 +324,78 @@ fn read_identity(saved: &Document) -> Option<Identity> {
     Some(Identity { namespace: saved.get_str("ns").ok()?.to_owned(), uuid })
 }
 
-pub(crate) fn read(server: &Server, link: &Link, saved: &Document) -> Result<Checkpoint, Error> {
-    let position = match saved.get_document("token") {
-        Ok(token) => {
-            let token = crate::mongo::server::raw(token);
-            Some(Position::from_token(&token).ok_or_else(|| damaged(server, link, "token"))?)
+#[cfg(test)]
+mod tests {
+    use super::super::hub_edits::Edit;
+    use super::super::saved::{first, upserted};
+    use super::*;
+    use crate::rules::fields::Fields;
+    use crate::rules::key::Key;
+
+    fn link() -> Link {
+        Link::downlink(&Zone::new("DFW"))
+    }
+
+    fn part(zone: &str) -> Part {
+        let namespace = Namespace { database: "app".to_owned(), collection: "orders.open".to_owned() };
+        Part::new(&namespace, &Zone::new(zone))
+    }
+
+    fn identity(byte: u8) -> Identity {
+        Identity { namespace: "app.orders.open".to_owned(), uuid: [byte; 16] }
+    }
+
+    #[test]
+    fn a_checkpoint_is_read_as_it_was_saved() {
+        let id = RawBson::Int32(7);
+        let edit = Edit { key: Key::new(0, id.as_raw_bson_ref()), id: id.clone(), fields: Fields::All };
+        let token = rawdoc! { "_data": "826B04A69B000000022B0229296E04" };
+        let checkpoint = Checkpoint {
+            position: Position::from_token(&token),
+            ahead: HashMap::from([(Zone::new("HOU"), Timestamp { time: 5, increment: 6 })]),
+            copied: vec![part("DFW"), part("HOU")],
+            copying: Some(CopiedUpTo { part: part("BOS"), after: id }),
+            reconciling: Reconciling::Asked,
+            left: vec![part("BOS")],
+            collections: vec![identity(1)],
+            destination_collections: vec![identity(2)],
+            notes: vec![Note::new(41, &[edit])],
+        };
+        assert_eq!(decode(&upserted(&save(&link(), 41, &checkpoint))), Ok(checkpoint));
+    }
+
+    #[test]
+    fn a_save_expects_its_number_and_sets_the_next_one() {
+        let statement = first(&save(&link(), 41, &Checkpoint::default()), "updates");
+        assert_eq!(statement.get_document("q").ok(), Some(&doc! { "_id": "downlink:DFW", "seq": 41_i64 }));
+        let set = statement.get_document("u").and_then(|update| update.get_document("$set"));
+        assert_eq!(set.and_then(|set| set.get_i64("seq")).ok(), Some(42));
+    }
+
+    #[test]
+    fn a_save_without_a_copy_removes_the_progress_of_the_last_one() {
+        let statement = first(&save(&link(), 1, &Checkpoint::default()), "updates");
+        let unset = statement.get_document("u").and_then(|update| update.get_document("$unset"));
+        assert_eq!(unset.ok(), Some(&doc! { "copying": "" }));
+    }
+
+    #[test]
+    fn a_link_that_is_new_has_an_empty_checkpoint() {
+        let claimed = doc! { "_id": "downlink:DFW", "seq": 1_i64, "holder": "host process 1", "zone": "DFW" };
+        assert_eq!(decode(&claimed), Ok(Checkpoint::default()));
+    }
+
+    #[test]
+    fn a_damaged_field_is_named() {
+        let cases = [
+            (doc! { "token": { "_data": "none" } }, "token"),
+            (doc! { "ahead": [{ "zone": "DFW" }] }, "ahead"),
+            (doc! { "copied": [{ "zone": "DFW" }] }, "copied"),
+            (doc! { "left": [{ "ns": "app.orders" }] }, "left"),
+            (doc! { "copying": { "ns": "app.orders", "zone": "DFW" } }, "copying"),
+        ];
+        for (saved, field) in cases {
+            assert_eq!(decode(&saved), Err(field));
         }
-        Err(_) => None,
-    };
-    let ahead =
-        documents(saved, "ahead").map(|bound| Ok((Zone::new(bound.get_str("zone")?), bound.get_timestamp("until")?)));
-    let ahead: Result<_, bson::error::Error> = ahead.collect();
-    let copied: Result<_, bson::error::Error> = documents(saved, "copied").map(read_part).collect();
-    let left: Result<_, bson::error::Error> = documents(saved, "left").map(read_part).collect();
-    let copying = match saved.get_document("copying") {
-        Ok(copying) => {
-            let part = read_part(copying).map_err(|_| damaged(server, link, "copying"))?;
-            let after = crate::mongo::server::raw(copying);
-            let after = after.get("after").ok().flatten().map(RawBson::from);
-            Some(CopiedUpTo { part, after: after.ok_or_else(|| damaged(server, link, "copying"))? })
-        }
-        Err(_) => None,
-    };
-    Ok(Checkpoint {
-        position,
-        ahead: ahead.map_err(|_| damaged(server, link, "ahead"))?,
-        copied: copied.map_err(|_| damaged(server, link, "copied"))?,
-        copying,
-        reconciling: saved.get_str("reconciling").map(Reconciling::read).unwrap_or_default(),
-        left: left.map_err(|_| damaged(server, link, "left"))?,
-        collections: documents(saved, "collections").filter_map(read_identity).collect(),
-        destination_collections: documents(saved, "destination_collections").filter_map(read_identity).collect(),
-        notes: documents(saved, "hub_edits").filter_map(|note| Note::read(&crate::mongo::server::raw(note))).collect(),
-    })
-}
-
-fn documents<'a>(saved: &'a Document, key: &str) -> impl Iterator<Item = &'a Document> {
-    saved.get_array(key).into_iter().flatten().filter_map(Bson::as_document)
-}
-
-fn read_part(saved: &Document) -> Result<Part, bson::error::Error> {
-    Ok(Part { namespace: saved.get_str("ns")?.to_owned(), zone: Zone::new(saved.get_str("zone")?) })
-}
-
-fn damaged(server: &Server, link: &Link, field: &str) -> Error {
-    server.unsuitable(&format!(
-        "the checkpoint {link} is damaged ({field}): delete it from checkpoints, and the link starts with an initial sync"
-    ))
+    }
 }

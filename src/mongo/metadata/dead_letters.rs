@@ -1,22 +1,43 @@
-//! Dead letters: changes that the destination refuses, kept with their reason, out of the way of the others.
+//! Dead letters: changes that the destination refuses. A dead letter keeps the change with the reason, while the link
+//! continues with all other documents.
 //!
-//! There is at most one for a document and a link, in `_syncmetadata.dead_letters` of the destination. It is written in a
-//! transaction with the checkpoint that goes past the change; later changes of the document are counted in it.
+//! ```text
+//! _id                  document   { link: string, ns: string, document: any }: link, collection as
+//!                                 `database.collection`, and `_id` of the document
+//! zone                 string     zone that the link's spoke owns
+//! reason               document   { code: int32, message: string }: the server's error
+//! parked_at            date       time of the refusal, by the process's clock
+//! event                document   refused change event, or { operationType: "copy" or "retry", … }; absent if larger
+//!                                 than 8,000,000 bytes
+//! event_omitted_bytes  int64      size of an event that is absent
+//! cluster_time         timestamp  cluster time of the change at the source; absent for copies and retries
+//! later_changes        int64      number of later changes of the document, which the link left out
+//! last_change_at       date       time of the newest later change, by the server's clock
+//! ```
+//!
+//! Kept at the destination, at most one for a document and a link.
+//!
+//! - The link writes a dead letter in a transaction of its own before its checkpoint passes the change, and counts
+//!   later changes in the transactions of their batches. A refused retry overwrites the dead letter.
+//! - The link deletes a dead letter after an operator's `retry` that the destination takes, or `drop`.
+//!
+//! Index: only `_id`. The query by `_id.link` and `_id.ns` walks all dead letters in the order of `_id`.
 
 use std::collections::{HashMap, HashSet};
 
 use bson::raw::{RawBson, RawBsonRef, RawDocumentBuf, cstr};
-use bson::{DateTime, RawArrayBuf, Timestamp, doc, rawdoc};
+use bson::{DateTime, Document, RawArrayBuf, Timestamp, doc, rawdoc};
 
+use super::{DEAD_LETTERS, all_of, document_id};
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
 use crate::rules::names::{Link, Namespace};
 
-/// A change event larger than this is kept without its document, which the source still has.
+/// Size in bytes above which an event is left out of the dead letter. The source still has the document.
 const LARGEST_EVENT: usize = 8_000_000;
 
-/// A refused change.
+/// A refused change, to be saved.
 #[derive(Debug)]
 pub(crate) struct DeadLetter<'a> {
     /// The document's collection.
@@ -25,20 +46,20 @@ pub(crate) struct DeadLetter<'a> {
     pub(crate) id: RawBsonRef<'a>,
     /// The server's error code.
     pub(crate) code: i32,
-    /// The server's words.
+    /// The server's error message.
     pub(crate) message: &'a str,
-    /// The change event, or the document of a copy.
+    /// The change event; for a copy, a document with the copied document as `fullDocument`.
     pub(crate) event: &'a RawDocumentBuf,
-    /// The source's time of the change, if it was one.
+    /// The cluster time of the change event; `None` for a copy.
     pub(crate) cluster_time: Option<Timestamp>,
 }
 
-/// The statement that parks a change.
+/// The command that saves a dead letter.
 pub(crate) fn park(link: &Link, letter: &DeadLetter<'_>) -> RawDocumentBuf {
     let mut set = rawdoc! {
         "zone": link.zone.as_str(),
         "reason": { "code": letter.code, "message": letter.message },
-        "parked_at": bson::DateTime::now(),
+        "parked_at": DateTime::now(),
     };
     if letter.event.as_bytes().len() <= LARGEST_EVENT {
         set.append(cstr!("event"), letter.event);
@@ -49,7 +70,7 @@ pub(crate) fn park(link: &Link, letter: &DeadLetter<'_>) -> RawDocumentBuf {
         set.append(cstr!("cluster_time"), time);
     }
     rawdoc! {
-        "update": "dead_letters",
+        "update": DEAD_LETTERS,
         "updates": [{
             "q": id(link, letter.namespace, letter.id),
             "u": { "$set": set, "$setOnInsert": { "later_changes": 0_i64 } },
@@ -58,7 +79,7 @@ pub(crate) fn park(link: &Link, letter: &DeadLetter<'_>) -> RawDocumentBuf {
     }
 }
 
-/// The statement that counts later changes of parked documents, as pairs of a namespace and an `_id` with their number.
+/// The command that adds to the later changes of documents, given by collection, `_id` and number of changes.
 pub(crate) fn count_later(link: &Link, later: &[(&Namespace, RawBsonRef<'_>, i64)]) -> RawDocumentBuf {
     let mut updates = RawArrayBuf::new();
     for (namespace, document, changes) in later {
@@ -67,15 +88,15 @@ pub(crate) fn count_later(link: &Link, later: &[(&Namespace, RawBsonRef<'_>, i64
             "u": { "$inc": { "later_changes": *changes }, "$currentDate": { "last_change_at": true } },
         });
     }
-    rawdoc! { "update": "dead_letters", "updates": updates }
+    rawdoc! { "update": DEAD_LETTERS, "updates": updates }
 }
 
-/// The statement that takes a dead letter away.
+/// The command that deletes a dead letter.
 pub(crate) fn remove(link: &Link, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
-    rawdoc! { "delete": "dead_letters", "deletes": [{ "q": id(link, namespace, document), "limit": 1 }] }
+    rawdoc! { "delete": DEAD_LETTERS, "deletes": [{ "q": id(link, namespace, document), "limit": 1 }] }
 }
 
-/// A dead letter as it is kept, without the event.
+/// A saved dead letter without its event.
 #[derive(Clone, Debug)]
 pub(crate) struct Kept {
     /// The number of the document's collection.
@@ -84,11 +105,11 @@ pub(crate) struct Kept {
     pub(crate) id: RawBson,
     /// The server's error code.
     pub(crate) code: i32,
-    /// The server's words.
+    /// The server's error message.
     pub(crate) message: String,
-    /// When it was parked.
+    /// The time of the refusal.
     pub(crate) parked_at: DateTime,
-    /// How many later changes of the document wait with it.
+    /// The number of later changes of the document.
     pub(crate) later_changes: i64,
 }
 
@@ -100,7 +121,7 @@ pub(crate) async fn kept(server: &Server, link: &Link) -> Result<HashMap<Key, Ke
     let mut letters = HashMap::new();
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
         let filter = doc! { "_id.link": link.to_string(), "_id.ns": namespace.to_string() };
-        let saved = server.all_of("dead_letters", filter, doc! { "event": 0 }).await?;
+        let saved = all_of(server, DEAD_LETTERS, filter, doc! { "event": 0 }).await?;
         letters.extend(saved.iter().filter_map(|saved| read(number, saved)));
     }
     Ok(letters)
@@ -114,9 +135,8 @@ pub(crate) async fn parked(server: &Server, link: &Link) -> Result<HashSet<Key>,
     Ok(kept(server, link).await?.into_keys().collect())
 }
 
-fn read(namespace: u16, saved: &bson::Document) -> Option<(Key, Kept)> {
-    let raw = crate::mongo::server::raw(saved);
-    let id = RawBson::from(raw.get_document("_id").ok()?.get("document").ok()??);
+fn read(namespace: u16, saved: &Document) -> Option<(Key, Kept)> {
+    let id = document_id(saved)?;
     let reason = saved.get_document("reason").ok();
     let kept = Kept {
         namespace,
@@ -131,4 +151,54 @@ fn read(namespace: u16, saved: &bson::Document) -> Option<(Key, Kept)> {
 
 fn id(link: &Link, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
     rawdoc! { "_id": { "link": link.to_string(), "ns": namespace.to_string(), "document": document } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::saved::{first, upserted};
+    use super::*;
+    use crate::rules::names::Zone;
+
+    const ID: RawBsonRef<'_> = RawBsonRef::Int32(7);
+
+    fn link() -> Link {
+        Link::uplink(&Zone::new("DFW"))
+    }
+
+    fn namespace() -> Namespace {
+        Namespace { database: "app".to_owned(), collection: "orders".to_owned() }
+    }
+
+    fn parked(event: &RawDocumentBuf) -> Document {
+        let (namespace, message, cluster_time) = (namespace(), "no", Some(Timestamp { time: 5, increment: 6 }));
+        upserted(&park(&link(), &DeadLetter { namespace: &namespace, id: ID, code: 121, message, event, cluster_time }))
+    }
+
+    #[test]
+    fn a_dead_letter_is_read_as_it_was_saved() {
+        let saved = parked(&rawdoc! { "operationType": "insert" });
+        let (key, letter) = read(3, &saved).expect("a dead letter");
+        assert_eq!((key, letter.namespace, letter.id), (Key::new(3, ID), 3, RawBson::from(ID)));
+        assert_eq!((letter.code, letter.message.as_str(), letter.later_changes), (121, "no", 0));
+        assert_eq!(Some(&letter.parked_at), saved.get_datetime("parked_at").ok());
+    }
+
+    #[test]
+    fn later_changes_and_the_removal_find_the_dead_letter() {
+        let saved = parked(&rawdoc! { "operationType": "insert" });
+        let counted = first(&count_later(&link(), &[(&namespace(), ID, 2)]), "updates");
+        let removed = first(&remove(&link(), &namespace(), ID), "deletes");
+        for statement in [counted, removed] {
+            let condition = statement.get_document("q").and_then(|condition| condition.get_document("_id"));
+            assert_eq!(condition.ok(), saved.get_document("_id").ok());
+        }
+    }
+
+    #[test]
+    fn a_large_event_is_left_out() {
+        let event = rawdoc! { "text": "a".repeat(LARGEST_EVENT) };
+        let saved = parked(&event);
+        assert_eq!(saved.get_i64("event_omitted_bytes").ok(), i64::try_from(event.as_bytes().len()).ok());
+        assert!(!saved.contains_key("event"));
+    }
 }

@@ -1,39 +1,56 @@
-//! Documents that live at a spoke in a zone that the spoke does not own: applications wrote them there, they stay, and nothing
-//! that the hub lacks may delete them. Registered at the spoke, in `_syncmetadata.foreign`.
+//! Foreign documents: documents that applications wrote at a spoke, in zones that other spokes own. A foreign document
+//! stays at the spoke. A reconcile must not mistake a foreign document for a document deleted at the hub.
+//!
+//! ```text
+//! _id      document  { ns: string, document: any }: collection as `database.collection`, and `_id` of the document
+//! seen_at  date      time of the registration, by the process's clock
+//! ```
+//!
+//! Kept at the spoke.
+//!
+//! - The uplink registers a document after an insert event if the hub does not have the document, with write concern
+//!   majority, before the uplink's checkpoint passes the event. A delete event removes the entry.
+//! - The downlink registers documents of a watched zone that a copy finds only at the spoke, and leaves there, in the
+//!   transaction that saves the copy's progress. The downlink removes the entry in the transaction that brings the
+//!   hub's document of the same `_id`, or at the start of a reconcile if the hub has the document by then.
+//! - A repair removes the entries of all documents that its transaction writes or deletes at the spoke.
+//!
+//! Index: only `_id`. The query by `_id.ns` walks all entries in the order of `_id`.
 
 use std::collections::HashMap;
 
 use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
-use bson::{doc, rawdoc};
+use bson::{DateTime, Document, doc, rawdoc};
 
+use super::{FOREIGN, all_of, document_id, majority};
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
 use crate::rules::names::Namespace;
 
-/// A statement that registers these documents, given by namespace and `_id`.
+/// The command that registers documents, given by collection and `_id`.
 pub(crate) fn register(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
     let mut updates = RawArrayBuf::new();
     for (namespace, document) in documents {
         updates.push(rawdoc! {
             "q": id(namespace, *document),
-            "u": { "$setOnInsert": { "seen_at": bson::DateTime::now() } },
+            "u": { "$setOnInsert": { "seen_at": DateTime::now() } },
             "upsert": true,
         });
     }
-    rawdoc! { "update": "foreign", "updates": updates }
+    rawdoc! { "update": FOREIGN, "updates": updates }
 }
 
-/// A statement that takes these documents out of the register.
+/// The command that removes documents from the register.
 pub(crate) fn forget(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
     let mut deletes = RawArrayBuf::new();
     for (namespace, document) in documents {
         deletes.push(rawdoc! { "q": id(namespace, *document), "limit": 1 });
     }
-    rawdoc! { "delete": "foreign", "deletes": deletes }
+    rawdoc! { "delete": FOREIGN, "deletes": deletes }
 }
 
-/// All documents that are registered.
+/// The `_id`s of all registered documents.
 ///
 /// # Errors
 /// If the server does not answer.
@@ -41,25 +58,47 @@ pub(crate) async fn registered(server: &Server) -> Result<HashMap<Key, RawBson>,
     let mut found = HashMap::new();
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
         let filter = doc! { "_id.ns": namespace.to_string() };
-        for saved in server.all_of("foreign", filter, doc! { "_id": 1 }).await? {
-            let saved = crate::mongo::server::raw(&saved);
-            let id = saved.get_document("_id").ok().and_then(|id| id.get("document").ok().flatten());
-            found.extend(id.map(|id| (Key::new(number, id), RawBson::from(id))));
-        }
+        let saved = all_of(server, FOREIGN, filter, doc! { "_id": 1 }).await?;
+        found.extend(saved.iter().filter_map(|saved| read(number, saved)));
     }
     Ok(found)
 }
 
-/// Runs such a statement by itself.
+/// Runs [`register`] or [`forget`] outside of a transaction.
 ///
 /// # Errors
 /// If the server does not answer.
-pub(crate) async fn run(server: &Server, statement: &RawDocumentBuf) -> Result<(), Error> {
-    let mut command = bson::Document::try_from(statement).map_err(|error| server.malformed(error))?;
-    command.insert("writeConcern", crate::mongo::server::majority());
+pub(crate) async fn run(server: &Server, command: &RawDocumentBuf) -> Result<(), Error> {
+    let mut command = Document::try_from(command).map_err(|error| server.malformed(error))?;
+    command.insert("writeConcern", majority());
     server.run("registering foreign documents", &server.metadata(), command).await.map(drop)
 }
 
 fn id(namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
     rawdoc! { "_id": { "ns": namespace.to_string(), "document": document } }
+}
+
+fn read(namespace: u16, saved: &Document) -> Option<(Key, RawBson)> {
+    let id = document_id(saved)?;
+    Some((Key::new(namespace, id.as_raw_bson_ref()), id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::saved::{first, upserted};
+    use super::*;
+
+    #[test]
+    fn an_entry_is_read_as_it_was_registered_and_forgotten_by_the_same_id() {
+        let namespace = Namespace { database: "app".to_owned(), collection: "orders".to_owned() };
+        for id in [RawBson::Int32(7), RawBson::String("a".to_owned()), RawBson::Document(rawdoc! { "a": 1, "b": [2] })]
+        {
+            let documents = [(&namespace, id.as_raw_bson_ref())];
+            let saved = upserted(&register(&documents));
+            assert_eq!(read(3, &saved), Some((Key::new(3, id.as_raw_bson_ref()), id.clone())));
+            let condition = first(&forget(&documents), "deletes");
+            let condition = condition.get_document("q").and_then(|condition| condition.get_document("_id"));
+            assert_eq!(condition.ok(), saved.get_document("_id").ok());
+        }
+    }
 }

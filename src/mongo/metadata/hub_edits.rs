@@ -1,41 +1,58 @@
-//! Saved notes of hub edits (see [`crate::rules::conflicts`]): one per transaction that holds any. Small ones are saved in the
-//! checkpoint itself, which costs no round trip of its own; others are documents in `hub_edits`.
+//! Notes of hub edits (see [`crate::rules::conflicts`]). Every transaction that applies hub edits at a spoke saves a
+//! note, and a restarted downlink reads the notes back.
+//!
+//! ```text
+//! _id    document  { link: string, number: int64 }: the downlink, and the `seq` of its save in the same transaction
+//! edits  array     { ns: int32, id: any, fields: array of strings, may_add: bool }
+//!
+//! ns       number of the collection, by the order of the configuration
+//! id       `_id` of the document
+//! fields   top-level fields that the edit touches; absent if the edit touches the whole document
+//! may_add  whether the edit may add a field, and so change the order of fields; absent if `fields` is absent
+//! ```
+//!
+//! Kept at the spoke. A downlink writes a note in the transaction that applies the hub edits: into its checkpoint,
+//! without an additional round trip, while all notes there have at most 8,000 bytes; else into this collection. A later
+//! transaction of the downlink deletes all notes that no own change can meet any more
+//! ([`Conflicts::downlink_passed`](crate::rules::conflicts::Conflicts::downlink_passed)).
+//!
+//! Index: only `_id`. The queries by `_id.link` and `_id.number` scan the collection.
 
 use bson::raw::{RawArray, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf};
 use bson::{Document, doc, rawdoc};
 
 use super::checkpoints::Checkpoint;
+use super::{HUB_EDITS, raw};
 use crate::mongo::error::Error;
-use crate::mongo::server::Server;
+use crate::mongo::server::{Server, first_batch};
 use crate::rules::fields::Fields;
 use crate::rules::key::Key;
 use crate::rules::names::Link;
 
-/// A hub edit as it is saved.
+/// A hub edit to be saved.
 #[derive(Debug)]
 pub(crate) struct Edit {
-    /// Which document.
+    /// The document.
     pub(crate) key: Key,
-    /// Its `_id`.
+    /// The document's `_id`.
     pub(crate) id: RawBson,
-    /// The fields it touched.
+    /// The touched fields.
     pub(crate) fields: Fields,
 }
 
-/// Notes in the checkpoint have at most so many bytes together.
+/// Most bytes of all notes in a checkpoint. Every save writes the whole checkpoint, notes included.
 const BYTES_IN_CHECKPOINT: usize = 8_000;
 
-/// A saved note.
-#[derive(Clone, Debug)]
+/// The hub edits of one transaction.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Note {
-    /// Its number.
+    /// The number of the note, unique for its link and ascending.
     pub(crate) number: i64,
-    /// The edits, as they are saved.
     edits: RawArrayBuf,
 }
 
 impl Note {
-    /// A note of these edits under this number, which must be new.
+    /// A note of these edits. The number must be new.
     pub(crate) fn new(number: i64, edits: &[Edit]) -> Self {
         let mut array = RawArrayBuf::new();
         for edit in edits {
@@ -50,18 +67,18 @@ impl Note {
         Self { number, edits: array }
     }
 
-    /// Whether the checkpoint has room for it.
+    /// True if the checkpoint has room for the note.
     pub(crate) fn fits_into(&self, checkpoint: &Checkpoint) -> bool {
         let notes = checkpoint.notes.iter().chain([self]);
         notes.map(|note| note.edits.as_bytes().len()).sum::<usize>() <= BYTES_IN_CHECKPOINT
     }
 
-    /// The documents, and the fields that were touched.
+    /// The edited documents with the touched fields.
     pub(crate) fn edits(&self) -> Vec<(Key, Fields)> {
         self.edits.into_iter().filter_map(|edit| read_edit(edit.ok()?.as_document()?)).collect()
     }
 
-    /// As it is saved in the checkpoint.
+    /// The note as an element of the checkpoint's `hub_edits`.
     pub(super) fn to_raw(&self) -> RawDocumentBuf {
         rawdoc! { "number": self.number, "edits": self.edits.clone() }
     }
@@ -70,24 +87,24 @@ impl Note {
         Some(Self { number: saved.get_i64("number").ok()?, edits: saved.get_array("edits").ok()?.to_owned() })
     }
 
-    /// The statement that saves it as a document of its own.
+    /// The command that saves the note as a document.
     pub(crate) fn save(&self, link: &Link) -> RawDocumentBuf {
         rawdoc! {
-            "insert": "hub_edits",
+            "insert": HUB_EDITS,
             "documents": [{ "_id": { "link": link.to_string(), "number": self.number }, "edits": self.edits.clone() }],
         }
     }
 }
 
-/// The statement that deletes all notes up to this number.
+/// The command that deletes all notes of the link up to this number.
 pub(crate) fn delete(link: &Link, up_to: i64) -> RawDocumentBuf {
     rawdoc! {
-        "delete": "hub_edits",
+        "delete": HUB_EDITS,
         "deletes": [{ "q": { "_id.link": link.to_string(), "_id.number": { "$lte": up_to } }, "limit": 0 }],
     }
 }
 
-/// Reads all notes of a link that are documents of their own, in the order of their numbers.
+/// Reads the notes of a link that are documents, in the order of their numbers.
 ///
 /// # Errors
 /// If the server does not answer.
@@ -96,13 +113,12 @@ pub(crate) async fn load(server: &Server, link: &Link) -> Result<Vec<Note>, Erro
     let mut after = i64::MIN;
     loop {
         let find = doc! {
-            "find": "hub_edits", "filter": { "_id.link": link.to_string(), "_id.number": { "$gt": after } },
+            "find": HUB_EDITS, "filter": { "_id.link": link.to_string(), "_id.number": { "$gt": after } },
             "sort": { "_id.number": 1 }, "limit": 100, "singleBatch": true, "readConcern": { "level": "majority" },
         };
         let reply = server.run("reading saved hub edits", &server.metadata(), find).await?;
-        let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
         let before = notes.len();
-        notes.extend(batch.into_iter().flatten().filter_map(bson::Bson::as_document).filter_map(read));
+        notes.extend(first_batch(&reply).filter_map(read));
         match notes.last() {
             Some(Note { number, .. }) if notes.len() > before => after = *number,
             _ => return Ok(notes),
@@ -112,8 +128,7 @@ pub(crate) async fn load(server: &Server, link: &Link) -> Result<Vec<Note>, Erro
 
 fn read(saved: &Document) -> Option<Note> {
     let number = saved.get_document("_id").ok()?.get_i64("number").ok()?;
-    let saved = crate::mongo::server::raw(saved);
-    Some(Note { number, edits: saved.get_array("edits").ok()?.to_owned() })
+    Some(Note { number, edits: raw(saved).get_array("edits").ok()?.to_owned() })
 }
 
 fn read_edit(saved: &RawDocument) -> Option<(Key, Fields)> {
@@ -124,4 +139,47 @@ fn read_edit(saved: &RawDocument) -> Option<(Key, Fields)> {
         Err(_) => Fields::All,
     };
     Some((Key::new(namespace, saved.get("id").ok()??), fields))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::saved::first;
+    use super::*;
+    use crate::rules::names::Zone;
+
+    fn edits() -> [(Key, Fields); 3] {
+        let key = |namespace, id| Key::new(namespace, RawBson::Int32(id).as_raw_bson_ref());
+        let some =
+            |names: &[&str], may_add| Fields::Some { names: names.iter().map(|&name| name.into()).collect(), may_add };
+        [(key(0, 1), Fields::All), (key(3, 2), some(&["a", "b"], true)), (key(0, 3), some(&[], false))]
+    }
+
+    fn note(number: i64) -> Note {
+        let ids = (1..).map(RawBson::Int32);
+        let edits = edits().into_iter().zip(ids).map(|((key, fields), id)| Edit { key, id, fields });
+        Note::new(number, &edits.collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_note_in_the_checkpoint_is_read_as_it_was_saved() {
+        let read = Note::read(&note(5).to_raw()).expect("a note");
+        assert_eq!((read.number, read.edits().as_slice()), (5, edits().as_slice()));
+    }
+
+    #[test]
+    fn a_note_that_is_a_document_is_read_as_it_was_saved() {
+        let link = Link::downlink(&Zone::new("DFW"));
+        let read = read(&first(&note(5).save(&link), "documents")).expect("a note");
+        assert_eq!((read.number, read.edits().as_slice()), (5, edits().as_slice()));
+    }
+
+    #[test]
+    fn a_checkpoint_has_room_for_some_notes_only() {
+        let mut checkpoint = Checkpoint::default();
+        while note(1).fits_into(&checkpoint) {
+            checkpoint.notes.push(note(1));
+        }
+        let bytes = note(1).edits.as_bytes().len();
+        assert_eq!(checkpoint.notes.len(), BYTES_IN_CHECKPOINT / bytes);
+    }
 }

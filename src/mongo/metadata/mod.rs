@@ -1,4 +1,18 @@
-//! Our own collections, in the metadata database of each server.
+//! Our own collections, in the metadata database (`_syncmetadata` by default) of every server.
+//!
+//! | collection | used at | one document for each |
+//! |---|---|---|
+//! | [`checkpoints`] | hub, spokes | link that writes to the server |
+//! | [`sessions`] | hub, spokes | session of our own transactions |
+//! | [`dead_letters`] | hub, spokes | document that the server refuses from a link |
+//! | [`hub_edits`] | spokes | transaction with more hub edits than the checkpoint has room for |
+//! | [`foreign`] | spokes | document that an application wrote in a zone of another spoke |
+//! | [`set_aside`] | spokes | document that a reconcile deleted |
+//! | [`verifications`] | hub | part of an unfinished verification |
+//! | [`ticks`] | hub, spokes | counter that advances the cluster time |
+//!
+//! Each module shows the fields of a document as `field type meaning`. Field names are saved data: a renamed field
+//! makes older documents unreadable. No collection has an index besides `_id`.
 
 pub(crate) mod checkpoints;
 pub(crate) mod dead_letters;
@@ -6,4 +20,116 @@ pub(crate) mod foreign;
 pub(crate) mod hub_edits;
 pub(crate) mod sessions;
 pub(crate) mod set_aside;
+pub(crate) mod ticks;
 pub(crate) mod verifications;
+
+use std::time::Duration;
+
+use bson::raw::{RawBson, RawDocumentBuf};
+use bson::{DateTime, Document, doc};
+
+use super::error::{Error, codes};
+use super::server::{Server, first_batch};
+
+const CHECKPOINTS: &str = "checkpoints";
+const SESSIONS: &str = "sessions";
+const DEAD_LETTERS: &str = "dead_letters";
+const HUB_EDITS: &str = "hub_edits";
+const FOREIGN: &str = "foreign";
+const SET_ASIDE: &str = "set_aside";
+const TICKS: &str = "ticks";
+const VERIFICATIONS: &str = "verifications";
+
+const ALL: [&str; 8] = [CHECKPOINTS, SESSIONS, DEAD_LETTERS, HUB_EDITS, FOREIGN, SET_ASIDE, TICKS, VERIFICATIONS];
+
+/// Creates all missing collections, so that no transaction has to.
+///
+/// # Errors
+/// If a collection is missing and the server does not create it.
+pub(crate) async fn prepare(server: &Server) -> Result<(), Error> {
+    for collection in ALL {
+        match server.run("creating the metadata collections", &server.metadata(), doc! { "create": collection }).await {
+            Err(error) if error.code() != Some(codes::NAMESPACE_EXISTS) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// All majority-committed documents of a collection that match the filter, in the order of `_id`. Every page starts
+/// after the last `_id` of the page before, so no cursor stays open at the server.
+async fn all_of(
+    server: &Server,
+    collection: &str,
+    filter: Document,
+    projection: Document,
+) -> Result<Vec<Document>, Error> {
+    const PAGE: i32 = 5_000;
+    let mut all: Vec<Document> = Vec::new();
+    loop {
+        let after = all.last().and_then(|last| last.get("_id")).cloned();
+        let mut conditions = vec![filter.clone()];
+        conditions.extend(after.map(|after| doc! { "_id": { "$gt": after } }));
+        let find = doc! {
+            "find": collection, "filter": { "$and": conditions }, "projection": projection.clone(),
+            "sort": { "_id": 1 }, "batchSize": PAGE, "singleBatch": true, "readConcern": { "level": "majority" },
+        };
+        let reply = server.run("reading the metadata collections", &server.metadata(), find).await?;
+        let before = all.len();
+        all.extend(first_batch(&reply).cloned());
+        if all.len() == before {
+            return Ok(all);
+        }
+    }
+}
+
+/// The command that deletes every document that matches the filter.
+fn delete_all(collection: &str, filter: Document) -> Document {
+    doc! { "delete": collection, "deletes": [{ "q": filter, "limit": 0 }] }
+}
+
+/// The write concern of commands outside of transactions. The server gives up after 20 s, before
+/// [`CALL_LIMIT`](super::server::CALL_LIMIT) ends the call. After a write concern error the write is applied, but may
+/// still be rolled back.
+fn majority() -> Document {
+    doc! { "w": "majority", "wtimeout": 20_000 }
+}
+
+fn raw(document: &Document) -> RawDocumentBuf {
+    RawDocumentBuf::try_from(document).expect("our own documents are valid")
+}
+
+/// The field `_id.document` of a saved document: the `_id` of the application's document.
+fn document_id(saved: &Document) -> Option<RawBson> {
+    raw(saved).get_document("_id").ok()?.get("document").ok()?.map(RawBson::from)
+}
+
+/// The time this long before now, by the clock of the process.
+fn ago(duration: Duration) -> DateTime {
+    let milliseconds = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+    DateTime::from_millis(DateTime::now().timestamp_millis().saturating_sub(milliseconds))
+}
+
+/// Helpers of the collections' tests.
+#[cfg(test)]
+mod saved {
+    use bson::{Bson, Document, RawDocumentBuf};
+
+    /// The first statement of an `update`, `insert` or `delete` command.
+    pub(super) fn first(command: &RawDocumentBuf, statements: &str) -> Document {
+        let command = Document::try_from(command).expect("our own commands are valid");
+        let statements = command.get_array(statements).expect("the command has statements");
+        statements.first().and_then(Bson::as_document).expect("there is one statement at least").clone()
+    }
+
+    /// The document that the first statement of an `update` command upserts.
+    pub(super) fn upserted(command: &RawDocumentBuf) -> Document {
+        let statement = first(command, "updates");
+        let mut document = statement.get_document("q").expect("a condition").clone();
+        let update = statement.get_document("u").expect("an update");
+        for fields in ["$set", "$setOnInsert"].iter().filter_map(|operator| update.get_document(operator).ok()) {
+            document.extend(fields.clone());
+        }
+        document
+    }
+}

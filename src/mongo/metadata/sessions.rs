@@ -1,72 +1,89 @@
-//! Tags: the sessions that our own transactions run in, registered at the server they write to.
+//! Tags: the registered sessions of our own transactions, by which a change event is recognised as ours.
 //!
-//! A change event of a transaction carries its session's `lsid.id`. If that is registered in `_syncmetadata.sessions`, the
-//! change is ours. A session is registered, majority-committed, before it is first used, so whoever sees the event of a
-//! transaction can look its tag up.
+//! A change event of a transaction carries the session as `lsid.id`. If the session is registered at the server of the
+//! change stream, the change is ours.
+//!
+//! ```text
+//! _id        binary  UUID of the session, as in `lsid.id`
+//! link       string  name: a link such as `uplink:DFW`, [`moves:DFW`](moves_of) or [`repair:DFW`](repair_of)
+//! zone       string  zone that the link's spoke owns
+//! opened_at  date    time of the registration, by the process's clock
+//! ended_at   date    time of the end, by the process's clock; absent while the session may be in use
+//! ```
+//!
+//! Registered at the server that the session writes to. [`tagged_session`] and [`repair_session`] register a session
+//! before the first use, with write concern majority. So the reader of an event always finds the registration of the
+//! event's session. The next session of the same name, or the end of a repair, sets `ended_at`. 60 days later the next
+//! end of a session of the same name deletes the registration.
+//!
+//! Index: only `_id`. The queries by `link`, `opened_at` and `ended_at` scan the collection.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bson::{Binary, Bson, DateTime, Document, doc, spec::BinarySubtype};
 use mongodb::ClientSession;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use super::{SESSIONS, ago, delete_all, majority};
 use crate::mongo::error::{Error, codes};
-use crate::mongo::server::{Server, majority};
+use crate::mongo::server::{Server, first_batch};
 use crate::rules::names::Zone;
 use crate::rules::reply::SessionId;
 
-/// Whose transactions a session carries.
+/// The registration of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tag {
-    /// The link, such as `uplink:DFW`.
+    /// The name, such as `uplink:DFW`.
     pub(crate) link: String,
     /// The zone of the link's spoke.
     pub(crate) zone: Zone,
-    /// When the session was registered, by the clock of the process.
+    /// The time of the registration, by the process's clock.
     pub(crate) opened_at: Option<DateTime>,
 }
 
-/// How many sessions of applications are remembered as such before they are asked for again.
+/// Number of remembered sessions above which [`Tags`] forgets the sessions of applications.
 const REMEMBERED: usize = 20_000;
 
-/// What is known of the sessions that write to one server.
+/// The known sessions that write to one server: our own with their tag, those of applications with `None`.
 pub(crate) struct Tags {
     server: Server,
     known: HashMap<SessionId, Option<Tag>>,
 }
 
 impl Tags {
-    /// Reads all that is registered.
+    /// Reads all registrations.
     ///
     /// # Errors
-    /// If the server does not answer.
+    /// If the server does not answer, or a registration is damaged.
     pub(crate) async fn load(server: &Server) -> Result<Self, Error> {
         let mut tags = Self { server: server.clone(), known: HashMap::new() };
         tags.find(doc! {}).await?;
         Ok(tags)
     }
 
-    /// The sessions that are ours.
+    /// Our own sessions.
     pub(crate) fn ours(&self) -> Vec<SessionId> {
         self.known.iter().filter(|(_, tag)| tag.is_some()).map(|(id, _)| *id).collect()
     }
 
-    /// The newest session of each link whose tag is such, in ascending order: the one that it writes with, most likely.
-    pub(crate) fn present(&self, is_such: impl Fn(&Tag) -> bool) -> Vec<SessionId> {
+    /// The newest session of every name whose tag satisfies the condition, in ascending order. The newest session is
+    /// most likely the one in use.
+    pub(crate) fn present(&self, is_wanted: impl Fn(&Tag) -> bool) -> Vec<SessionId> {
         let ours = self.known.iter().filter_map(|(id, tag)| Some((*id, tag.as_ref()?)));
-        newest_of_each(ours.filter(|(_, tag)| is_such(tag)))
+        newest_of_each(ours.filter(|(_, tag)| is_wanted(tag)))
     }
 
-    /// The tag of a session that was looked up.
+    /// The tag of a session that was looked up; `None` for a session of an application.
     pub(crate) fn get(&self, session: &SessionId) -> Option<&Tag> {
         self.known.get(session)?.as_ref()
     }
 
-    /// Looks up the sessions among these that are not known, all at once. Tells whether one of them is ours.
+    /// Looks up all unknown sessions in one query. Returns true if any of them is ours.
     ///
     /// # Errors
-    /// If the server does not answer.
+    /// If the server does not answer, or a registration is damaged.
     pub(crate) async fn look_up(&mut self, sessions: impl Iterator<Item = SessionId>) -> Result<bool, Error> {
         let mut unknown: Vec<SessionId> = sessions.filter(|session| !self.known.contains_key(session)).collect();
         if unknown.is_empty() {
@@ -87,17 +104,16 @@ impl Tags {
     }
 
     async fn find(&mut self, filter: Document) -> Result<(), Error> {
-        // A registration is older than every event of its session, and what is read here was committed before the question
-        // was asked; so no tag of an event that was seen is missed.
+        // A registration is committed before every event of its session. So a read at the present cluster
+        // time or later finds the registrations of all events seen so far.
         let now = self.server.now().await?;
         let find = doc! {
-            "find": "sessions", "filter": filter, "batchSize": 100_000, "singleBatch": true,
+            "find": SESSIONS, "filter": filter, "batchSize": 100_000, "singleBatch": true,
             "readConcern": { "level": "majority", "afterClusterTime": now },
         };
-        let reply = self.server.run("reading its sessions", &self.server.metadata(), find).await?;
-        let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
-        for session in batch.into_iter().flatten().filter_map(Bson::as_document) {
-            // A registration that cannot be read would let our own changes pass for an application's.
+        let reply = self.server.run("reading sessions", &self.server.metadata(), find).await?;
+        for session in first_batch(&reply) {
+            // Without the registration our own changes would pass for an application's.
             let (id, tag) =
                 read(session).ok_or_else(|| self.server.unsuitable("a registration in sessions is damaged"))?;
             self.known.insert(id, Some(tag));
@@ -117,37 +133,37 @@ fn newest_of_each<'t>(sessions: impl Iterator<Item = (SessionId, &'t Tag)>) -> V
     newest
 }
 
-/// Where a link's session at one server is kept between one generation of its loop and the next. It must not go back to the
-/// driver's pool, from which anything else would get it.
+/// A place for a link's session at one server, from one generation of the link's loop to the next. The session must not
+/// return to the driver's pool, or other callers would get a tagged session.
 #[derive(Clone, Default)]
 pub(crate) struct Slot(Arc<Mutex<Sessions>>);
 
-/// A link's session, and those before it, which must not go back to the pool either.
+/// A link's present session and its former ones, all kept from the driver's pool.
 #[derive(Default)]
 struct Sessions {
     present: Option<ClientSession>,
     former: VecDeque<ClientSession>,
 }
 
-/// How long a session's registration outlives it: 60 days, longer than any oplog goes back.
-const REMEMBERED_MS: i64 = 60 * 24 * 3_600_000;
+/// Time between the end of a session and the deletion of its registration: 60 days, longer than any oplog window.
+const OUTLIVES: Duration = Duration::from_secs(60 * 24 * 3_600);
 
-/// So many former sessions are kept from the pool. Older ones have ended at the server long ago.
+/// Most former sessions that a slot keeps from the driver's pool. Older ones ended at the server long ago.
 const FORMER: usize = 50;
 
-/// A link's session, for as long as one generation of its loop uses it.
+/// A link's session, locked by one generation of the link's loop.
 pub(crate) struct TaggedSession(OwnedMutexGuard<Sessions>);
 
 impl TaggedSession {
     /// The driver's session.
     pub(crate) fn get(&mut self) -> &mut ClientSession {
-        self.0.present.as_mut().expect("it was filled before it was given out")
+        self.0.present.as_mut().expect("the slot is filled before the session is given out")
     }
 }
 
-/// A session at this server whose transactions carry a tag of this name, which is a link's or [`moves_of`] an uplink's. What earlier
-/// sessions of that name left open is aborted: the server would keep the transaction of a process that was killed, and every
-/// document in it, locked for a minute (`transactionLifetimeLimitSeconds`).
+/// Registers a new session under the name of a link, or under [`moves_of`] a zone, and ends the earlier sessions of
+/// the name. Otherwise the server would keep the open transaction of a killed process, with locks on all of its
+/// documents, for a minute (`transactionLifetimeLimitSeconds`).
 ///
 /// # Errors
 /// If the server does not answer.
@@ -157,9 +173,9 @@ pub(crate) async fn tagged_session(
     zone: &Zone,
     slot: &Slot,
 ) -> Result<TaggedSession, Error> {
-    // Whoever had it before is on its way out.
+    // The earlier generation is about to end and unlock the slot.
     let wait = async { Ok(slot.0.clone().lock_owned().await) };
-    let mut slot = server.bounded("waiting for the session of its former self", wait).await?;
+    let mut slot = server.bounded("waiting for the previous session", wait).await?;
     let present = new_session(server, name, zone).await?;
     let former = slot.present.replace(present);
     slot.former.extend(former);
@@ -172,7 +188,8 @@ pub(crate) async fn tagged_session(
 }
 
 async fn new_session(server: &Server, name: &str, zone: &Zone) -> Result<ClientSession, Error> {
-    // Sessions that are registered for other links stay in hand until one is found, or the pool would give them again.
+    // The pool returns sessions in any order. A session registered under another name stays out of the pool until the
+    // loop ends, or the pool would return the same session again.
     let mut others = Vec::new();
     loop {
         let session = server.bounded("starting a session", server.client().start_session().into_future()).await?;
@@ -183,62 +200,54 @@ async fn new_session(server: &Server, name: &str, zone: &Zone) -> Result<ClientS
     }
 }
 
-/// Ends the sessions that had the name before, and with them the transactions that they may have left open. Their
-/// registrations stay until their last change events have surely left every oplog.
+/// Ends the earlier sessions of this name together with their open transactions. The registrations stay until the last
+/// change events of the sessions have left every oplog.
 async fn kill_former(server: &Server, name: &str, present: &ClientSession) -> Result<(), Error> {
     const AT_MOST: i32 = 1_000;
-    let present = present.id().get("id").cloned().unwrap_or(Bson::Null);
-    let former = doc! { "link": name, "_id": { "$ne": present }, "ended_at": { "$exists": false } };
+    let former = doc! { "link": name, "_id": { "$ne": id(present) }, "ended_at": { "$exists": false } };
     let find = doc! {
-        "find": "sessions", "filter": former, "sort": { "opened_at": -1 },
+        "find": SESSIONS, "filter": former, "sort": { "opened_at": -1 },
         "limit": AT_MOST, "batchSize": AT_MOST, "singleBatch": true,
     };
-    let reply = server.run("reading its sessions", &server.metadata(), find).await?;
-    let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
-    let ids = batch.into_iter().flatten().filter_map(|session| session.as_document()?.get("_id"));
-    let ids: Vec<Bson> = ids.cloned().collect();
+    let reply = server.run("reading sessions", &server.metadata(), find).await?;
+    let ids: Vec<Bson> = first_batch(&reply).filter_map(|session| session.get("_id")).cloned().collect();
     if ids.is_empty() {
         return Ok(());
     }
     let sessions: Vec<Document> = ids.iter().map(|id| doc! { "id": id }).collect();
     let admin = server.client().database("admin");
-    match server.run("ending the sessions of its former self", &admin, doc! { "killSessions": sessions }).await {
-        // They end by themselves, a minute later.
+    match server.run("ending previous sessions", &admin, doc! { "killSessions": sessions }).await {
+        // Without the privilege `killAnySession` the server aborts their transactions a minute later.
         Err(error) if error.code() == Some(codes::UNAUTHORIZED) => tracing::debug!(%error, "sessions not ended"),
         result => drop(result?),
     }
     note_ended(server, name, &ids).await
 }
 
-/// Notes that these sessions have ended, and forgets those that have long ago.
+/// Sets `ended_at` of the sessions, and deletes the registrations under this name that ended 60 days ago.
 async fn note_ended(server: &Server, name: &str, ids: &[Bson]) -> Result<(), Error> {
-    let now = bson::DateTime::now();
+    let update = doc! { "$set": { "ended_at": DateTime::now() } };
     let ended = doc! {
-        "update": "sessions",
-        "updates": [{ "q": { "_id": { "$in": ids } }, "u": { "$set": { "ended_at": now } }, "multi": true }],
+        "update": SESSIONS, "updates": [{ "q": { "_id": { "$in": ids } }, "u": update, "multi": true }],
     };
-    server.run("noting ended sessions", &server.metadata(), ended).await?;
-    let long_ago = bson::DateTime::from_millis(now.timestamp_millis().saturating_sub(REMEMBERED_MS));
-    let forget = doc! {
-        "delete": "sessions",
-        "deletes": [{ "q": { "link": name, "ended_at": { "$lt": long_ago } }, "limit": 0 }],
-    };
-    server.run("forgetting old sessions", &server.metadata(), forget).await.map(drop)
+    server.run("marking ended sessions", &server.metadata(), ended).await?;
+    let delete = delete_all(SESSIONS, doc! { "link": name, "ended_at": { "$lt": ago(OUTLIVES) } });
+    server.run("deleting old sessions", &server.metadata(), delete).await.map(drop)
 }
 
-/// The name under which an uplink's session is registered that carries those of its transactions in which a document leaves its
-/// zone. Others may hold the zone that it goes to, and so these transactions are told by every stream.
+/// The name of the session of an uplink's transactions in which a document leaves the zone. Other spokes may hold the
+/// new zone, so every change stream must bring the changes of this session.
 pub(crate) fn moves_of(zone: &Zone) -> String {
     format!("moves:{zone}")
 }
 
-/// The name under which the sessions of repairs of a zone are registered. At the hub what they write counts as the zone's own, as it
-/// comes from its spoke.
+/// The name of the sessions of repairs of a zone. At the hub their changes count as the owner's, because the documents
+/// come from the owner's spoke.
 pub(crate) fn repair_of(zone: &Zone) -> String {
     format!("repair:{zone}")
 }
 
-/// A session for repairs in a zone. Unlike a link's it stands beside others of its name.
+/// Registers a new session for repairs of a zone. Earlier sessions of the same name may stay in use.
 ///
 /// # Errors
 /// If the server does not answer.
@@ -246,35 +255,33 @@ pub(crate) async fn repair_session(server: &Server, zone: &Zone) -> Result<Clien
     new_session(server, &repair_of(zone), zone).await
 }
 
-/// A session for repairs is not used any more. Its registration stays for as long as change events of it may be seen.
+/// Marks a session for repairs as ended.
 ///
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn end_repair(server: &Server, session: &ClientSession, zone: &Zone) -> Result<(), Error> {
-    let id = session.id().get("id").cloned().unwrap_or(Bson::Null);
-    note_ended(server, &repair_of(zone), &[id]).await
+    note_ended(server, &repair_of(zone), &[id(session)]).await
 }
 
-/// Registers a session. `false` if it is registered under another name.
+/// Registers a session. Returns false if the session is already registered under another name.
 async fn register(server: &Server, session: &ClientSession, name: &str, zone: &Zone) -> Result<bool, Error> {
-    let id = session.id().get("id").cloned().unwrap_or(Bson::Null);
+    let id = id(session);
     let insert = doc! {
-        "insert": "sessions",
-        "documents": [{
-            "_id": &id, "link": name, "zone": zone.as_str(), "opened_at": bson::DateTime::now(),
-        }],
-        "writeConcern": majority(),
+        "insert": SESSIONS, "documents": [registration(&id, name, zone)], "writeConcern": majority(),
     };
     match server.run("registering a session", &server.metadata(), insert).await {
         Ok(_) => Ok(true),
         Err(error) if error.code() == Some(codes::DUPLICATE_KEY) => {
-            let find = doc! { "find": "sessions", "filter": { "_id": id, "link": name }, "limit": 1 };
-            let reply = server.run("reading its sessions", &server.metadata(), find).await?;
-            let found = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
-            Ok(found.is_ok_and(|batch| !batch.is_empty()))
+            let find = doc! { "find": SESSIONS, "filter": { "_id": id, "link": name }, "limit": 1 };
+            let reply = server.run("reading sessions", &server.metadata(), find).await?;
+            Ok(first_batch(&reply).next().is_some())
         }
         Err(error) => Err(error),
     }
+}
+
+fn registration(id: &Bson, name: &str, zone: &Zone) -> Document {
+    doc! { "_id": id, "link": name, "zone": zone.as_str(), "opened_at": DateTime::now() }
 }
 
 fn read(session: &Document) -> Option<(SessionId, Tag)> {
@@ -287,7 +294,12 @@ fn read(session: &Document) -> Option<(SessionId, Tag)> {
     Some((id.bytes.as_slice().try_into().ok()?, tag))
 }
 
-/// The session's id as the server has it.
+/// The session's id as the driver and the server write it.
+fn id(session: &ClientSession) -> Bson {
+    session.id().get("id").cloned().unwrap_or(Bson::Null)
+}
+
+/// The session's id as a BSON value.
 pub(crate) fn binary(id: &SessionId) -> Binary {
     Binary { subtype: BinarySubtype::Uuid, bytes: id.to_vec() }
 }
@@ -306,5 +318,21 @@ mod tests {
         let tags = [tag("a", Some(5)), tag("a", Some(7)), tag("a", None), tag("b", None), tag("a", Some(6))];
         let sessions = (0u8..).zip(&tags).map(|(number, tag)| ([number; 16], tag));
         assert_eq!(newest_of_each(sessions), [[1; 16], [3; 16]]);
+    }
+
+    #[test]
+    fn a_registration_is_read_as_it_was_written() {
+        let (id, zone) = ([7; 16], Zone::new("DFW"));
+        let written = registration(&binary(&id).into(), &moves_of(&zone), &zone);
+        let (read_id, tag) = read(&written).expect("a registration");
+        assert_eq!((read_id, tag.link.as_str(), tag.zone), (id, "moves:DFW", zone));
+        assert_eq!(tag.opened_at.as_ref(), written.get_datetime("opened_at").ok());
+    }
+
+    #[test]
+    fn a_damaged_registration_is_seen() {
+        let id = Bson::from(binary(&[7; 16]));
+        assert_eq!(read(&doc! { "_id": &id, "link": "uplink:DFW" }), None);
+        assert_eq!(read(&doc! { "_id": 7, "link": "uplink:DFW", "zone": "DFW" }), None);
     }
 }

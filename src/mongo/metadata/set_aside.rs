@@ -1,29 +1,43 @@
-//! Documents that a reconcile takes for deleted at the hub and deletes at a spoke. That is a conclusion, not an event: an application
-//! may have written one while the spoke's change stream was lost. So each is kept for some weeks in `_syncmetadata.set_aside` of the
-//! spoke, from where a person can take it back.
+//! Copies of documents of watched zones that a reconcile deleted at a spoke, for a person to restore. The hub does
+//! not have these documents: either the hub deleted a document, or an application wrote the document at the spoke while
+//! the spoke's change stream was lost. The reconcile cannot distinguish the two cases.
+//!
+//! ```text
+//! _id       document  { ns: string, document: any }: collection as `database.collection`, and `_id` of the document
+//! at        date      time of the reconcile, by the process's clock
+//! document  document  the whole document; absent if larger than 16,000,000 bytes
+//! ```
+//!
+//! The downlink writes the copies at the spoke, with write concern majority, before the transaction that deletes the
+//! originals. Every start of the downlink deletes copies older than 30 days.
+//!
+//! Index: only `_id`. The delete by `at` scans the collection.
 
 use std::time::Duration;
 
-use bson::raw::{RawArrayBuf, RawBsonRef, RawDocument};
+use bson::raw::{RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::{DateTime, Document, doc, rawdoc};
 
+use super::{SET_ASIDE, ago, delete_all, majority, raw};
 use crate::mongo::error::Error;
-use crate::mongo::server::{Server, majority};
+use crate::mongo::server::Server;
 use crate::rules::names::Namespace;
 
-/// How long a document is kept: 30 days.
+/// Age at which a copy is deleted: 30 days.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
 
-/// A document that leaves no room for what is said about it is kept without its fields: only its `_id`.
+/// Size in bytes above which only the `_id` is kept. With the fields around it, a larger document could exceed the
+/// server's limit of 16 MiB.
 const LARGEST: usize = 16_000_000;
 
-/// A command holds at most so many bytes of documents.
+/// Most bytes of documents in one command, unless a single document has more. A line of 10 Mbit/s carries 15 MB in 12
+/// s, well within [`CALL_LIMIT`](crate::mongo::server::CALL_LIMIT).
 const COMMAND_BYTES: usize = 15_000_000;
 
-/// Keeps these documents, majority-committed.
+/// Saves copies of documents, majority-committed.
 ///
 /// # Errors
-/// If the spoke does not take them; they may then be kept in part, and it can be done again.
+/// If the spoke refuses a document or does not answer. Some copies may be saved by then; a repeated call is safe.
 pub(crate) async fn keep(spoke: &Server, namespace: &Namespace, documents: &[&RawDocument]) -> Result<(), Error> {
     let mut waiting = documents;
     while !waiting.is_empty() {
@@ -35,30 +49,50 @@ pub(crate) async fn keep(spoke: &Server, namespace: &Namespace, documents: &[&Ra
         let (now, later) = waiting.split_at(fits.count().max(1));
         waiting = later;
         let updates: RawArrayBuf = now.iter().filter_map(|document| update(namespace, document)).collect();
-        let command = rawdoc! { "update": "set_aside", "updates": updates, "writeConcern": crate::mongo::server::raw(&majority()) };
+        let command = rawdoc! { "update": SET_ASIDE, "updates": updates, "writeConcern": raw(&majority()) };
         let command = Document::try_from(command).map_err(|error| spoke.malformed(error))?;
         spoke.run("setting documents aside", &spoke.metadata(), command).await?;
     }
     Ok(())
 }
 
-fn update(namespace: &Namespace, document: &RawDocument) -> Option<bson::RawDocumentBuf> {
+fn update(namespace: &Namespace, document: &RawDocument) -> Option<RawDocumentBuf> {
     let id = document.get("_id").ok()??;
     let mut kept = rawdoc! { "at": DateTime::now() };
     if document.as_bytes().len() <= LARGEST {
-        kept.append(bson::raw::cstr!("document"), RawBsonRef::Document(document));
+        kept.append(cstr!("document"), RawBsonRef::Document(document));
     }
     let query = rawdoc! { "_id": { "ns": namespace.to_string(), "document": id } };
     Some(rawdoc! { "q": query, "u": { "$set": kept }, "upsert": true })
 }
 
-/// Forgets what was set aside long ago.
+/// Deletes copies older than 30 days.
 ///
 /// # Errors
 /// If the spoke does not answer.
 pub(crate) async fn forget_old(spoke: &Server) -> Result<(), Error> {
-    let kept = i64::try_from(KEPT.as_millis()).unwrap_or(i64::MAX);
-    let long_ago = DateTime::from_millis(DateTime::now().timestamp_millis().saturating_sub(kept));
-    let forget = doc! { "delete": "set_aside", "deletes": [{ "q": { "at": { "$lt": long_ago } }, "limit": 0 }] };
-    spoke.run("forgetting what was set aside", &spoke.metadata(), forget).await.map(drop)
+    let delete = delete_all(SET_ASIDE, doc! { "at": { "$lt": ago(KEPT) } });
+    spoke.run("deleting old documents that were set aside", &spoke.metadata(), delete).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::document_id;
+    use super::super::saved::upserted;
+    use super::*;
+    use bson::raw::RawBson;
+
+    #[test]
+    fn a_document_is_kept_whole_unless_the_copy_could_exceed_the_servers_limit() {
+        let namespace = Namespace { database: "app".to_owned(), collection: "orders".to_owned() };
+        let kept = |document: &RawDocument| {
+            upserted(&rawdoc! { "updates": [update(&namespace, document).expect("it has an `_id`")] })
+        };
+        let small = rawdoc! { "_id": 7, "text": "a" };
+        let saved = kept(&small);
+        assert_eq!(document_id(&saved), Some(RawBson::Int32(7)));
+        assert_eq!(saved.get_document("document").ok(), Document::try_from(small).ok().as_ref());
+        let saved = kept(&rawdoc! { "_id": 7, "text": "a".repeat(LARGEST) });
+        assert_eq!((document_id(&saved), saved.contains_key("document")), (Some(RawBson::Int32(7)), false));
+    }
 }

@@ -1,32 +1,50 @@
-//! How far a verification is, in `_syncmetadata.verifications` of the hub: so one that was interrupted goes on where it was.
+//! The saved progress of verifications. A verification with the same name resumes an interrupted one.
+//!
+//! ```text
+//! _id        document  { run: string, spoke: string, ns: string, zone: string or null }, see [`PartName`]
+//! begun_at   date      time of the first save, by the process's clock
+//! after      any       last compared `_id`; absent before the first
+//! documents  int64     number of compared documents
+//! suspects   array     `_id`s of documents that seemed to differ, to be examined again
+//! is_walked  bool      true once all documents of the part are compared
+//! ```
+//!
+//! Kept at the hub.
+//!
+//! - A verification saves the progress of a part every 50,000 documents and at the end of the part, with write concern
+//!   majority.
+//! - A finished verification deletes the progress under the same name. `--afresh` does so at the start.
+//! - Every verification first deletes all progress that began more than 24 hours ago.
+//!
+//! Index: only `_id`. The deletes by `_id.run` and by `begun_at` scan the collection.
 
 use std::time::Duration;
 
 use bson::raw::RawBson;
 use bson::{Bson, DateTime, Document, doc};
 
+use super::{VERIFICATIONS, ago, delete_all, majority, raw};
 use crate::mongo::error::Error;
-use crate::mongo::server::{Server, majority, raw};
+use crate::mongo::server::{Server, first_batch};
 use crate::rules::names::{Namespace, Zone};
 
-/// What was compared longer ago is compared again.
+/// Time after which a part is compared again from the start.
 const STALE: Duration = Duration::from_secs(24 * 3_600);
 
-/// A zone of a collection at a spoke, within one verification.
+/// A zone of a collection at a spoke, within a verification.
 #[derive(Clone, Debug)]
 pub(crate) struct PartName {
-    /// Which verification: whoever runs it, and how.
+    /// The verification: the name of the caller, such as `process`, and the scope, such as `DFW/* quick`.
     pub(crate) run: String,
-    /// The spoke.
+    /// The zone that the spoke owns.
     pub(crate) spoke: Zone,
     /// The collection, as `database.collection`.
     pub(crate) namespace: String,
-    /// The zone; `None` for the documents of zones that the spoke does not hold.
+    /// The zone; `None` for the documents of all zones that the spoke does not hold.
     pub(crate) zone: Option<Zone>,
 }
 
 impl PartName {
-    /// Names a part.
     pub(crate) fn new(run: &str, spoke: &Zone, namespace: &Namespace, zone: Option<&Zone>) -> Self {
         Self { run: run.to_owned(), spoke: spoke.clone(), namespace: namespace.to_string(), zone: zone.cloned() }
     }
@@ -37,75 +55,93 @@ impl PartName {
     }
 }
 
-/// How far a part is.
-#[derive(Clone, Debug, Default)]
+/// The progress of a part.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Saved {
-    /// The last `_id` that is compared.
+    /// The last compared `_id`.
     pub(crate) after: Option<RawBson>,
-    /// How many documents are.
+    /// The number of compared documents.
     pub(crate) documents: u64,
-    /// The documents that did not seem equal, by `_id`.
+    /// The `_id`s of documents that seemed to differ.
     pub(crate) suspects: Vec<RawBson>,
-    /// All of it is compared.
+    /// True if all documents are compared.
     pub(crate) is_walked: bool,
 }
 
-/// How far the part was when it was interrupted.
+/// Reads the progress of a part. Without saved progress, nothing is compared yet.
 ///
 /// # Errors
 /// If the hub does not answer.
 pub(crate) async fn load(hub: &Server, part: &PartName) -> Result<Saved, Error> {
-    let find = doc! { "find": "verifications", "filter": { "_id": part.id() }, "limit": 1 };
-    let reply = hub.run("reading how far a verification is", &hub.metadata(), find).await?;
-    let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
-    let Some(saved) = batch.ok().and_then(|batch| batch.first()?.as_document()) else { return Ok(Saved::default()) };
+    let find = doc! { "find": VERIFICATIONS, "filter": { "_id": part.id() }, "limit": 1 };
+    let reply = hub.run("reading the progress of a verification", &hub.metadata(), find).await?;
+    Ok(first_batch(&reply).next().map(read).unwrap_or_default())
+}
+
+fn read(saved: &Document) -> Saved {
     let whole = raw(saved);
     let suspects = whole.get_array("suspects").ok().into_iter().flatten().flatten().map(RawBson::from);
-    Ok(Saved {
+    Saved {
         after: whole.get("after").ok().flatten().map(RawBson::from),
         documents: saved.get_i64("documents").ok().and_then(|number| u64::try_from(number).ok()).unwrap_or(0),
         suspects: suspects.collect(),
         is_walked: saved.get_bool("is_walked").unwrap_or(false),
-    })
+    }
 }
 
-/// Saves how far the part is.
+/// Saves the progress of a part.
 ///
 /// # Errors
 /// If the hub does not answer.
 pub(crate) async fn save(hub: &Server, part: &PartName, saved: &Saved) -> Result<(), Error> {
+    let update = doc! { "$set": fields(saved), "$setOnInsert": { "begun_at": DateTime::now() } };
+    let command = doc! {
+        "update": VERIFICATIONS, "updates": [{ "q": { "_id": part.id() }, "u": update, "upsert": true }],
+        "writeConcern": majority(),
+    };
+    hub.run("saving the progress of a verification", &hub.metadata(), command).await.map(drop)
+}
+
+fn fields(saved: &Saved) -> Document {
     let bson = |value: &RawBson| Bson::try_from(value.clone()).unwrap_or(Bson::Null);
-    let mut set = doc! {
+    let mut fields = doc! {
         "documents": i64::try_from(saved.documents).unwrap_or(i64::MAX), "is_walked": saved.is_walked,
         "suspects": saved.suspects.iter().map(bson).collect::<Vec<_>>(),
     };
     if let Some(after) = &saved.after {
-        set.insert("after", bson(after));
+        fields.insert("after", bson(after));
     }
-    let update = doc! { "$set": set, "$setOnInsert": { "begun_at": DateTime::now() } };
-    let command = doc! {
-        "update": "verifications", "updates": [{ "q": { "_id": part.id() }, "u": update, "upsert": true }],
-        "writeConcern": majority(),
-    };
-    hub.run("saving how far a verification is", &hub.metadata(), command).await.map(drop)
+    fields
 }
 
-/// Forgets what was compared too long ago.
+/// Deletes the progress of verifications that began more than 24 hours ago.
 ///
 /// # Errors
 /// If the hub does not answer.
 pub(crate) async fn forget_stale(hub: &Server) -> Result<(), Error> {
-    let stale = i64::try_from(STALE.as_millis()).unwrap_or(i64::MAX);
-    let since = DateTime::from_millis(DateTime::now().timestamp_millis().saturating_sub(stale));
-    let delete = doc! { "delete": "verifications", "deletes": [{ "q": { "begun_at": { "$lt": since } }, "limit": 0 }] };
-    hub.run("forgetting old verifications", &hub.metadata(), delete).await.map(drop)
+    let delete = delete_all(VERIFICATIONS, doc! { "begun_at": { "$lt": ago(STALE) } });
+    hub.run("deleting old verifications", &hub.metadata(), delete).await.map(drop)
 }
 
-/// Forgets how far a verification was: it is done, or is to begin anew.
+/// Deletes the progress of a verification that is finished or shall begin again.
 ///
 /// # Errors
 /// If the hub does not answer.
 pub(crate) async fn forget(hub: &Server, run: &str) -> Result<(), Error> {
-    let delete = doc! { "delete": "verifications", "deletes": [{ "q": { "_id.run": run }, "limit": 0 }] };
-    hub.run("forgetting how far a verification was", &hub.metadata(), delete).await.map(drop)
+    let delete = delete_all(VERIFICATIONS, doc! { "_id.run": run });
+    hub.run("deleting the progress of a verification", &hub.metadata(), delete).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_read_as_it_was_saved() {
+        let ids = [RawBson::Int32(7), RawBson::String("a".to_owned())];
+        let begun = Saved { after: Some(ids[0].clone()), documents: 9, suspects: ids.to_vec(), is_walked: true };
+        for saved in [Saved::default(), begun] {
+            assert_eq!(read(&fields(&saved)), saved);
+        }
+    }
 }
