@@ -1,10 +1,10 @@
 //! Documents of which the destination holds a newer version than the stream's position suggests.
 //!
-//! A copied document, or a document read whole at the source, is newer than the event that caused the read. The document
-//! already contains the events in between. Applying them again would take the document back in time. Snapshot reads
-//! (`readConcern: snapshot`) have an exact cluster time, so for an individually read document a comparison decides. For
-//! copied documents, and after a restart, only an upper bound per zone is known. The bound is saved with the checkpoint,
-//! and a document within the bound is read again.
+//! A copied document, or a document read whole at the source, is newer than the event that caused the read. The
+//! document already contains the events in between. Applying them again would take the document back in time. Snapshot
+//! reads (`readConcern: snapshot`) have an exact cluster time, so for an individually read document a comparison
+//! decides. For copied documents, and after a restart, only an upper bound per zone is known. The bound is saved with
+//! the checkpoint, and a document within the bound is read again.
 
 use std::collections::HashMap;
 
@@ -35,8 +35,8 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// Starts with the upper bounds of whole zones, and no individual document. Beyond `limit` individual documents, only
-    /// bounds for their zones are kept.
+    /// Starts with the upper bounds of whole zones, and no individual document. Beyond `limit` individual documents,
+    /// only bounds for their zones are kept.
     pub(crate) fn new(zones: HashMap<Zone, Timestamp>, limit: usize) -> Self {
         Self { documents: HashMap::new(), zones, reads: HashMap::new(), limit }
     }
@@ -53,8 +53,9 @@ impl Ahead {
         if unknown { Standing::Unknown } else { Standing::Behind }
     }
 
-    /// Cluster time at which to read a batch's documents: the time of the batch's last change (`last`), to keep documents
-    /// from getting ahead of the batch, but never below a recorded bound, to keep documents from going back in time.
+    /// Cluster time at which to read a batch's documents: the time of the batch's last change (`last`), to keep
+    /// documents from getting ahead of the batch, but never below a recorded bound, to keep documents from going back
+    /// in time.
     pub(crate) fn read_from(&self, last: Timestamp) -> Timestamp {
         self.zones.values().fold(last, |latest, until| latest.max(*until))
     }
@@ -85,8 +86,8 @@ impl Ahead {
         }
     }
 
-    /// Bounds to save with a checkpoint: by zone, the time up to which a document may be ahead. `reads` adds the documents
-    /// read for the batch of the checkpoint.
+    /// Bounds to save with a checkpoint: by zone, the time up to which a document may be ahead. `reads` adds the
+    /// documents read for the batch of the checkpoint.
     pub(crate) fn bounds<'z>(&self, reads: impl Iterator<Item = (&'z str, Timestamp)>) -> HashMap<Zone, Timestamp> {
         let mut bounds = self.zones.clone();
         for (zone, &until) in &self.reads {

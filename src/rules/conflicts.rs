@@ -6,8 +6,8 @@
 //! then hold the two edits in opposite order. The rule:
 //!
 //! - A hub edit applied at the spoke becomes an entry: the fields touched, and the spoke's cluster time of the commit.
-//! - Once the uplink has pushed everything the spoke had up to the commit, the hub's cluster time of the push becomes the
-//!   *end* of the entry. Own changes after the end were made on top of the hub edit.
+//! - Once the uplink has pushed everything the spoke had up to the commit, the hub's cluster time of the push becomes
+//!   the *end* of the entry. Own changes after the end were made on top of the hub edit.
 //! - An echo is compared with every entry of the document without an end, or with an end not before the echo. If the
 //!   touched fields overlap, the document is refreshed from the hub. If not, both edits stand and only the order of the
 //!   fields may differ. The spoke then takes the hub's order, without a change to any value.
@@ -36,7 +36,7 @@ pub(crate) enum OwnChange {
     Reorder,
 }
 
-/// Progress of the uplink: everything before `spoke_time` is at the hub since `hub_time`.
+/// Progress of the uplink: everything up to `spoke_time` reached the hub by `hub_time`.
 #[derive(Clone, Copy, Debug)]
 struct Pushed {
     spoke_time: Timestamp,
@@ -122,8 +122,8 @@ impl Conflicts {
         self.everything = Some(Entry { fields: Fields::All, spoke_time, end: self.end_of(spoke_time) });
     }
 
-    /// Records the uplink's progress: everything the spoke had up to `spoke_time` is pushed, and the last push committed at
-    /// the hub at `hub_time`.
+    /// Records the uplink's progress: everything the spoke had up to `spoke_time` is pushed, and the last push
+    /// committed at the hub at `hub_time`.
     pub(crate) fn uplink_pushed(&mut self, spoke_time: Timestamp, hub_time: Timestamp) {
         self.pushed = Some(Pushed { spoke_time, hub_time });
         if let Some(everything) = &mut self.everything
@@ -143,14 +143,15 @@ impl Conflicts {
                     entry.end = Some(hub_time);
                     self.ended.push_back((hub_time, key));
                 }
-                // Renewed since. Out of order in the queue, the entry may end later than necessary, at the cost of a read.
+                // Renewed since. Out of order in the queue, the entry may end later than necessary, at the cost of a
+                // read.
                 None => self.open.push_back((entry.spoke_time, key)),
             }
         }
     }
 
-    /// Records the downlink's position: an entry with an end before `hub_time` can no longer conflict. Returns the number
-    /// up to which saved notes can be deleted, if any.
+    /// Records the downlink's position: an entry with an end before `hub_time` can no longer conflict. Returns the
+    /// number up to which saved notes can be deleted, if any.
     pub(crate) fn downlink_passed(&mut self, hub_time: Timestamp) -> Option<i64> {
         let passed = |end: Option<Timestamp>| end.is_some_and(|end| end < hub_time);
         if self.everything.as_ref().is_some_and(|everything| passed(everything.end)) {
@@ -172,13 +173,14 @@ impl Conflicts {
         deletable
     }
 
-    /// Forgets all entries and notes when the downlink restarts from the saved notes. The uplink's progress stays known.
+    /// Forgets all entries and notes when the downlink restarts from the saved notes. The uplink's progress stays
+    /// known.
     pub(crate) fn restart(&mut self) {
         *self = Self { pushed: self.pushed, ..Self::new(self.limit) };
     }
 
-    /// Decides about an echo with these fields at `hub_time` in the hub's order. `pending` holds the fields of the document
-    /// touched by earlier hub edits in the same batch.
+    /// Decides about an echo with these fields at `hub_time` in the hub's order. `pending` holds the fields of the
+    /// document touched by earlier hub edits in the same batch.
     pub(crate) fn own_change(
         &self,
         key: &Key,

@@ -1,9 +1,9 @@
 //! The change in an update event, and the update statement that produces the same bytes at a destination.
 //!
-//! An `updateDescription` names fields by dotted paths. `a.0` may be the first element of the array `a`, the field `0` of
-//! the document `a`, or a field with a dot in the name. A dotted path is ambiguous unless the server disambiguates paths
-//! (`disambiguatedPaths`, MongoDB 6.1 and later). No update statement can name a field with a leading `$` or an empty
-//! name. A change without an exact statement is [`Update::Whole`]: the document is then read at the source.
+//! An `updateDescription` names fields by dotted paths. `a.0` may be the first element of the array `a`, the field `0`
+//! of the document `a`, or a field with a dot in the name. A dotted path is ambiguous unless the server disambiguates
+//! paths (`disambiguatedPaths`, MongoDB 6.1 and later). No update statement can name a field with a leading `$` or an
+//! empty name. A change without an exact statement is [`Update::Whole`]: the document is then read at the source.
 
 use bson::raw::{CStr, RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 
@@ -52,8 +52,8 @@ impl Delta<'_> {
 }
 
 impl<'a> Update<'a> {
-    /// Reads an `updateDescription`. `precise`: the stream was opened with `showExpandedEvents` on MongoDB 6.1 or later, and
-    /// the server sends `disambiguatedPaths` for every path except plain nested fields.
+    /// Reads an `updateDescription`. `precise`: the stream was opened with `showExpandedEvents` on MongoDB 6.1 or
+    /// later, and the server sends `disambiguatedPaths` for every path except plain nested fields.
     pub(crate) fn read(description: &'a RawDocument, precise: bool) -> Self {
         match Delta::read(description, precise) {
             Some(delta) if delta.fits_modifiers() || delta.fits_pipeline() => Self::Delta(delta),
@@ -137,8 +137,8 @@ impl<'a> Delta<'a> {
         }
     }
 
-    /// `$set` adds fields in the order of their names, with numbers by value ("Update Operators Behavior" in the manual),
-    /// not in the order of the source. Modifiers are therefore exact only for names already in order.
+    /// `$set` adds fields in the order of their names, with numbers by value ("Update Operators Behavior" in the
+    /// manual), not in the order of the source. Modifiers are therefore exact only for names already in order.
     fn fits_modifiers(&self) -> bool {
         self.truncated.is_empty()
             && self.set.is_sorted_by(|(left, _), (right, _)| left.names < right.names)

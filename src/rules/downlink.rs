@@ -56,8 +56,8 @@ impl<'r> Downlink<'r> {
         }
     }
 
-    /// Decides about an event. `pending` holds the fields of the document touched by earlier hub edits in the same batch.
-    /// Returns `None` if nothing is to be done.
+    /// Decides about an event. `pending` holds the fields of the document touched by earlier hub edits in the same
+    /// batch. Returns `None` if nothing is to be done.
     pub(crate) fn decide<'a>(
         &self,
         incoming: Incoming<'a>,

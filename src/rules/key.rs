@@ -10,8 +10,8 @@ impl Key {
     /// The key of the document with this `_id` in the namespace with this number.
     ///
     /// The server regards `1`, `1.0` and `NumberLong(1)` as the same `_id`, so all three have the same key. Inside an
-    /// embedded document used as `_id`, equal numbers of different types get different keys. The cost is extra work, never
-    /// a lost change.
+    /// embedded document used as `_id`, equal numbers of different types get different keys. The cost is extra work,
+    /// never a lost change.
     pub(crate) fn new(namespace: u16, id: RawBsonRef<'_>) -> Self {
         let mut bytes = Vec::with_capacity(24);
         bytes.extend_from_slice(&namespace.to_le_bytes());

@@ -1,9 +1,9 @@
 //! Packs many steps into few commands.
 //!
 //! *Folded*: at most one command of each kind per namespace, in the order deletes, updates, inserts. A document's last
-//! delete replaces every earlier step of the document. Steps after the delete are kept individually. The net effect equals
-//! the steps in order, and a reader of the destination's change stream still sees every change of a document not deleted
-//! in the meantime.
+//! delete replaces every earlier step of the document. Steps after the delete are kept individually. The net effect
+//! equals the steps in order, and a reader of the destination's change stream still sees every change of a document not
+//! deleted in the meantime.
 //!
 //! *In sequence*: exactly the source's order, already accepted by the source's own unique indexes.
 
@@ -45,8 +45,8 @@ pub(crate) enum Inserts {
 /// Folds the steps into few commands with the same net effect. `needs_update` selects documents that `insert` would not
 /// store unchanged.
 ///
-/// A delete may look for the document in a zone reached only through earlier steps. Dropping the earlier steps would then
-/// hide the document from the delete, so the commands follow [`sequence`] instead.
+/// A delete may look for the document in a zone reached only through earlier steps. Dropping the earlier steps would
+/// then hide the document from the delete, so the commands follow [`sequence`] instead.
 pub(crate) fn fold(steps: &[Step<'_>], inserts: Inserts, needs_update: impl Fn(&Step<'_>) -> bool) -> Vec<Command> {
     if has_delete_elsewhere(steps) {
         return sequence(steps);
@@ -195,7 +195,8 @@ mod tests {
         }
     }
 
-    /// Keeps the changes possible in a change stream: no insert of an existing document, no update of a missing document.
+    /// Keeps the changes possible in a change stream: no insert of an existing document, no update of a missing
+    /// document.
     fn possible(changes: Vec<(u16, i32, Change)>, before: &Model) -> Vec<(u16, i32, Change)> {
         let mut there: std::collections::BTreeSet<(u16, i32)> = before.keys().copied().collect();
         changes

@@ -1,8 +1,8 @@
 //! Positions in a change stream.
 //!
 //! A resume token is opaque, except for two facts from the server's source (`resume_token.cpp`), which a test checks
-//! against a running server: tokens of one server compare like their hexadecimal `_data`, and bytes 1 to 8 of `_data` are
-//! the cluster time.
+//! against a running server: tokens of one server compare like their hexadecimal `_data`, and bytes 1 to 8 of `_data`
+//! are the cluster time.
 
 use std::cmp::Ordering;
 
@@ -33,8 +33,8 @@ impl Position {
         self.cluster_time
     }
 
-    /// The last moment completely seen by a reader at the position: one tick before the cluster time. A stream opened now
-    /// starts one tick after the server's newest operation, a time at which no read is possible.
+    /// The last moment completely seen by a reader at the position: one tick before the cluster time. A stream opened
+    /// now starts one tick after the server's newest operation, a time at which no read is possible.
     pub fn seen_until(&self) -> Timestamp {
         let Timestamp { time, increment } = self.cluster_time;
         match increment.checked_sub(1) {
@@ -43,15 +43,15 @@ impl Position {
         }
     }
 
-    /// The exact moment of a reader at the position: everything up to the moment is seen, and nothing later. The exception is
-    /// a transaction with the same cluster time, possibly seen in part only.
+    /// The exact moment of a reader at the position: everything up to the moment is seen, and nothing later. The
+    /// exception is a transaction with the same cluster time, possibly seen in part only.
     pub fn moment(&self) -> Timestamp {
         if self.is_of_event() { self.cluster_time } else { self.seen_until() }
     }
 
-    /// True for the position of an event. Other positions only report a stream's progress, and sort before every event of
-    /// the same cluster time. After the cluster time, a token holds the version, 1, and the kind: 128 for an event, 0
-    /// otherwise (`resume_token.h`).
+    /// True for the position of an event. Other positions only report a stream's progress, and sort before every event
+    /// of the same cluster time. After the cluster time, a token holds the version, 1, and the kind: 128 for an event,
+    /// 0 otherwise (`resume_token.h`).
     fn is_of_event(&self) -> bool {
         !self.data().get(18..).is_some_and(|rest| rest.starts_with("2B0229"))
     }

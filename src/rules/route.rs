@@ -1,9 +1,9 @@
 //! Routing: the spokes that receive a hub event, and the action of each spoke.
 //!
-//! A document goes to the *holders* of its zone: the owner and the watchers. If a change moves a document to another zone,
-//! holders of only the old zone lose the document. The old zone is unknown after a hub application's delete or replace in
-//! a collection without pre-images. Every spoke that does not hold the new zone then receives a delete, with an effect
-//! only on a document in a zone held by the spoke.
+//! A document goes to the *holders* of its zone: the owner and the watchers. If a change moves a document to another
+//! zone, holders of only the old zone lose the document. The old zone is unknown after a hub application's delete or
+//! replace in a collection without pre-images. Every spoke that does not hold the new zone then receives a delete, with
+//! an effect only on a document in a zone held by the spoke.
 
 use std::collections::HashMap;
 
@@ -75,8 +75,8 @@ pub(crate) enum Action {
     Delete(Reach),
     /// The spoke's own change returns from the hub as an echo.
     Own,
-    /// The spoke's own change moved the document to a zone not held by the spoke: delete the spoke's document, now in the
-    /// new zone.
+    /// The spoke's own change moved the document to a zone not held by the spoke: delete the spoke's document, now in
+    /// the new zone.
     Leave,
 }
 
