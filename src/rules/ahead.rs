@@ -1,10 +1,10 @@
-//! Which documents a destination already has in a newer version than the stream's position says.
+//! Documents of which the destination holds a newer version than the stream's position suggests.
 //!
-//! A copy, or a document read whole at its source, is newer than the event that asked for it. The events between are then
-//! in the document already; to apply them once more would take it back in time. Reads have an exact cluster time
-//! (`readConcern: snapshot`), so for a document read by itself this is a comparison. For what a whole copy brought, and
-//! after a restart, only an upper bound by zone is known (it is saved with the checkpoint), and such a document is read
-//! again instead.
+//! A copied document, or a document read whole at the source, is newer than the event that caused the read. The
+//! document already contains the events in between. Applying them again would take the document back in time. Snapshot
+//! reads (`readConcern: snapshot`) have an exact cluster time, so for an individually read document a comparison
+//! decides. For copied documents, and after a restart, only an upper bound per zone is known. The bound is saved with
+//! the checkpoint, and a document within the bound is read again.
 
 use std::collections::HashMap;
 
@@ -13,35 +13,35 @@ use bson::Timestamp;
 use super::key::Key;
 use super::names::Zone;
 
-/// How a document at the destination stands to an event.
+/// State of a destination's document relative to an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// The destination's document is older: the event applies.
+    /// The document is older than the event. The event applies.
     Behind,
-    /// The destination's document has the event in it.
+    /// The document already contains the event.
     Ahead,
-    /// It may or may not: the document must be read again.
+    /// The document may or may not contain the event, and must be read again.
     Unknown,
 }
 
-/// What a link's destination has ahead of the link's position.
+/// Documents and zones at a link's destination that are ahead of the link's position.
 #[derive(Debug)]
 pub(crate) struct Ahead {
     documents: HashMap<Key, Timestamp>,
     zones: HashMap<Zone, Timestamp>,
-    /// By zone, the latest of `documents`: what must be known of them after a restart.
+    /// Latest time in `documents` by zone: the bounds to save for a restart.
     reads: HashMap<Zone, Timestamp>,
     limit: usize,
 }
 
 impl Ahead {
-    /// Nothing is known of single documents; whole zones may be ahead until these times. At most `limit` documents are
-    /// remembered by themselves; with more of them, only their zones are.
+    /// Starts with the upper bounds of whole zones, and no individual document. Beyond `limit` individual documents,
+    /// only bounds for their zones are kept.
     pub(crate) fn new(zones: HashMap<Zone, Timestamp>, limit: usize) -> Self {
         Self { documents: HashMap::new(), zones, reads: HashMap::new(), limit }
     }
 
-    /// How the document stands to an event of this time, if it is or was in one of these zones.
+    /// Compares the document with an event of cluster time `at`. The document is, or was, in one of `zones`.
     pub(crate) fn standing<'z>(&self, key: &Key, mut zones: impl Iterator<Item = &'z str>, at: Timestamp) -> Standing {
         if let Some(&until) = self.documents.get(key) {
             return if at <= until { Standing::Ahead } else { Standing::Behind };
@@ -53,13 +53,14 @@ impl Ahead {
         if unknown { Standing::Unknown } else { Standing::Behind }
     }
 
-    /// Of when documents are read for a batch whose last change was made at `last`: as that left them, so that none gets
-    /// ahead; but not before any time until which one may be ahead already, so that none goes back.
+    /// Cluster time at which to read a batch's documents: the time of the batch's last change (`last`), to keep
+    /// documents from getting ahead of the batch, but never below a recorded bound, to keep documents from going back
+    /// in time.
     pub(crate) fn read_from(&self, last: Timestamp) -> Timestamp {
         self.zones.values().fold(last, |latest, until| latest.max(*until))
     }
 
-    /// The destination now has this document as it was at its source at `until`.
+    /// Records a read: the destination now holds the document as of source time `until`.
     pub(crate) fn has_read<'z>(&mut self, key: Key, zones: impl Iterator<Item = &'z str>, until: Timestamp) {
         for zone in zones {
             raise(&mut self.reads, zone, until);
@@ -70,12 +71,12 @@ impl Ahead {
         }
     }
 
-    /// The destination now has documents of this zone as they were at some time up to `until`.
+    /// Records a copy: the destination now holds documents of this zone as of source times up to `until`.
     pub(crate) fn has_copied(&mut self, zone: &Zone, until: Timestamp) {
         raise(&mut self.zones, zone.as_str(), until);
     }
 
-    /// The link stands at this time now: what was ahead until before it no longer is.
+    /// Moves the link to `position`. Documents and zones with an earlier time are no longer ahead.
     pub(crate) fn advance(&mut self, position: Timestamp) {
         let still = |_: &Zone, until: &mut Timestamp| *until >= position;
         self.zones.retain(still);
@@ -85,8 +86,8 @@ impl Ahead {
         }
     }
 
-    /// What must be saved with a checkpoint, when also documents of these zones are ahead until these times: by zone, the
-    /// time until which something of it may be ahead.
+    /// Bounds to save with a checkpoint: by zone, the time up to which a document may be ahead. `reads` adds the
+    /// documents read for the batch of the checkpoint.
     pub(crate) fn bounds<'z>(&self, reads: impl Iterator<Item = (&'z str, Timestamp)>) -> HashMap<Zone, Timestamp> {
         let mut bounds = self.zones.clone();
         for (zone, &until) in &self.reads {
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_was_read_has_the_events_up_to_the_read() {
+    fn a_read_document_contains_the_events_up_to_the_read() {
         let mut ahead = Ahead::new(HashMap::new(), 10);
         ahead.has_read(key(1), ["DFW"].into_iter(), at(5));
         assert_eq!(standing(&ahead, 1, 5), Standing::Ahead);
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_position_has_passed_is_forgotten() {
+    fn bounds_behind_the_position_are_forgotten() {
         let mut ahead = Ahead::new(HashMap::from([(Zone::new("DFW"), at(4))]), 10);
         ahead.has_read(key(1), ["DFW"].into_iter(), at(5));
         ahead.advance(at(5));
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_documents_become_a_bound_on_their_zone() {
+    fn documents_beyond_the_limit_become_a_bound_on_their_zone() {
         let mut ahead = Ahead::new(HashMap::new(), 2);
         for id in 0..3 {
             ahead.has_read(key(id), ["DFW"].into_iter(), at(5));

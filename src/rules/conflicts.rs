@@ -1,22 +1,22 @@
-//! Concurrent edits of one document at the hub and at the spoke that owns it: *the hub's order is the truth*.
+//! Concurrent edits of one document at the hub and at the owning spoke: *the hub's order is the truth*.
 //!
-//! A spoke's own change comes back from the hub. Normally the spoke has it, or something newer, and it is skipped. It must
-//! not be skipped where a *hub edit* of the same document (a change by a hub application, or our own refresh) reached the
-//! spoke after the spoke made its change, yet stands before it in the hub's order: the two sides then hold the edits in
-//! opposite order. The rule that tells:
+//! A spoke's own change returns from the hub as an echo. Normally the spoke holds the change or a newer version, and
+//! skips the echo. Skipping is wrong after a *hub edit* of the same document (a change by a hub application, or our own
+//! refresh) that reached the spoke after the spoke's change, yet precedes the change in the hub's order. Hub and spoke
+//! then hold the two edits in opposite order. The rule:
 //!
-//! - a hub edit applied at the spoke is remembered with the fields it touched and the spoke's cluster time of that commit;
-//! - once the uplink has pushed everything the spoke had up to that time, the hub's cluster time of the push is the entry's
-//!   *end*: own changes after it were made on top of the hub edit;
-//! - an own change that comes back meets every entry of its document that has no end yet, or an end not before it. If their
-//!   fields meet, the document is refreshed from the hub. If they do not, both edits stand, and only the order of the
-//!   fields may differ: it is taken from the hub, without touching a value;
-//! - past its end an entry is dropped;
-//! - a hub edit that is only about to be applied, in one batch with the own change, counts as an entry without an end.
+//! - A hub edit applied at the spoke becomes an entry: the fields touched, and the spoke's cluster time of the commit.
+//! - Once the uplink has pushed everything the spoke had up to the commit, the hub's cluster time of the push becomes
+//!   the *end* of the entry. Own changes after the end were made on top of the hub edit.
+//! - An echo is compared with every entry of the document without an end, or with an end not before the echo. If the
+//!   touched fields overlap, the document is refreshed from the hub. If not, both edits stand and only the order of the
+//!   fields may differ. The spoke then takes the hub's order, without a change to any value.
+//! - An entry past the end is dropped.
+//! - A hub edit about to be applied in the same batch as the echo counts as an entry without an end.
 //!
-//! Entries are saved in the transaction that applies the hub edits, as one *note* a transaction, so a restart knows them;
-//! only their times are then unknown, and the time of the restart serves. Thus a spoke's documents that no hub application
-//! edits are never touched, whatever happens: an application's read-modify-write at the spoke is not undone by a restart.
+//! The transaction that applies hub edits saves their entries as one *note*, so a restart knows them. A note has no
+//! times, so the time of the restart serves instead. A document never edited by a hub application is therefore never
+//! touched: a restart does not undo an application's read-modify-write at the spoke.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -25,18 +25,18 @@ use bson::Timestamp;
 use super::fields::Fields;
 use super::key::Key;
 
-/// What to do with an own change that comes back from the hub.
+/// Treatment of an echo: the spoke's own change, returned by the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OwnChange {
-    /// The spoke has it, or something newer.
+    /// The spoke holds the change, or a newer version.
     Skip,
-    /// Write the hub's present version of the document at the spoke.
+    /// Write the hub's current version of the document at the spoke.
     Refresh,
-    /// Bring the document's fields at the spoke into the hub's order.
+    /// Bring the fields of the spoke's document into the hub's order.
     Reorder,
 }
 
-/// How far the uplink has pushed.
+/// Progress of the uplink: everything up to `spoke_time` reached the hub by `hub_time`.
 #[derive(Clone, Copy, Debug)]
 struct Pushed {
     spoke_time: Timestamp,
@@ -50,7 +50,7 @@ struct Entry {
     end: Option<Timestamp>,
 }
 
-/// A saved note of hub edits; all its entries have the same times.
+/// A saved note of hub edits. All entries of a note have the same times.
 #[derive(Debug)]
 struct Note {
     number: i64,
@@ -58,24 +58,24 @@ struct Note {
     end: Option<Timestamp>,
 }
 
-/// The hub edits at one spoke that own changes may still have to be held against.
+/// Hub edits at one spoke, kept as long as an echo may conflict with them.
 #[derive(Debug)]
 pub(crate) struct Conflicts {
     entries: HashMap<Key, Entry>,
-    /// One entry for all documents and all fields, where single ones are not known.
+    /// Stands for all documents and all fields when individual entries are unknown.
     everything: Option<Entry>,
-    /// Keys by the spoke's time of their entry, as long as it has no end.
+    /// Keys of entries without an end, by the spoke's time of the entry.
     open: VecDeque<(Timestamp, Key)>,
-    /// Keys by the end of their entry.
+    /// Keys of entries with an end, by end.
     ended: VecDeque<(Timestamp, Key)>,
-    /// What is saved of them, by number.
+    /// Saved notes in ascending order of their numbers.
     notes: VecDeque<Note>,
     pushed: Option<Pushed>,
     limit: usize,
 }
 
 impl Conflicts {
-    /// No hub edit is known. At most `limit` documents are remembered by themselves.
+    /// Starts without hub edits. Beyond `limit` documents, a single entry for all documents takes over.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             entries: HashMap::new(),
@@ -88,7 +88,7 @@ impl Conflicts {
         }
     }
 
-    /// A hub edit of these fields was committed at the spoke at `spoke_time`.
+    /// Records a hub edit of these fields, committed at the spoke at `spoke_time`.
     pub(crate) fn record(&mut self, key: Key, fields: Fields, spoke_time: Timestamp) {
         if self.entries.len() >= self.limit && !self.entries.contains_key(&key) {
             self.record_everything(spoke_time);
@@ -96,7 +96,7 @@ impl Conflicts {
         }
         let end = self.end_of(spoke_time);
         let earlier = self.entries.remove(&key);
-        // One place in each line is enough: an open entry keeps its place when it is renewed.
+        // A renewed open entry keeps its place: the queue needs each key only once.
         match end {
             Some(end) => self.ended.push_back((end, key.clone())),
             None if earlier.as_ref().is_some_and(|entry| entry.end.is_none()) => {}
@@ -109,12 +109,12 @@ impl Conflicts {
         self.entries.insert(key, Entry { fields, spoke_time, end });
     }
 
-    /// Hub edits committed at `spoke_time` were saved as the note with this number; numbers ascend.
+    /// Records the number of the note that saves the hub edits committed at `spoke_time`. Numbers ascend.
     pub(crate) fn record_note(&mut self, number: i64, spoke_time: Timestamp) {
         self.notes.push_back(Note { number, spoke_time, end: self.end_of(spoke_time) });
     }
 
-    /// Any document of the spoke may have had a hub edit up to `spoke_time`: nothing better is known.
+    /// Assumes a hub edit of every document of the spoke up to `spoke_time`, for lack of better knowledge.
     pub(crate) fn record_everything(&mut self, spoke_time: Timestamp) {
         self.entries.clear();
         self.open.clear();
@@ -122,8 +122,8 @@ impl Conflicts {
         self.everything = Some(Entry { fields: Fields::All, spoke_time, end: self.end_of(spoke_time) });
     }
 
-    /// The uplink has pushed all that the spoke had up to `spoke_time`; its last push was committed at the hub at
-    /// `hub_time`.
+    /// Records the uplink's progress: everything the spoke had up to `spoke_time` is pushed, and the last push
+    /// committed at the hub at `hub_time`.
     pub(crate) fn uplink_pushed(&mut self, spoke_time: Timestamp, hub_time: Timestamp) {
         self.pushed = Some(Pushed { spoke_time, hub_time });
         if let Some(everything) = &mut self.everything
@@ -143,14 +143,15 @@ impl Conflicts {
                     entry.end = Some(hub_time);
                     self.ended.push_back((hub_time, key));
                 }
-                // It was renewed since. Out of order here it may end later than it could, which only costs a read.
+                // Renewed since. Out of order in the queue, the entry may end later than necessary, at the cost of a
+                // read.
                 None => self.open.push_back((entry.spoke_time, key)),
             }
         }
     }
 
-    /// The downlink stands at this time of the hub: entries that ended before it can meet nothing any more. Tells the
-    /// number up to which saved notes can be deleted, if there are any.
+    /// Records the downlink's position: an entry with an end before `hub_time` can no longer conflict. Returns the
+    /// number up to which saved notes can be deleted, if any.
     pub(crate) fn downlink_passed(&mut self, hub_time: Timestamp) -> Option<i64> {
         let passed = |end: Option<Timestamp>| end.is_some_and(|end| end < hub_time);
         if self.everything.as_ref().is_some_and(|everything| passed(everything.end)) {
@@ -172,13 +173,14 @@ impl Conflicts {
         deletable
     }
 
-    /// All that is known is void: the downlink starts again from what was saved. How far the uplink has pushed stays known.
+    /// Forgets all entries and notes when the downlink restarts from the saved notes. The uplink's progress stays
+    /// known.
     pub(crate) fn restart(&mut self) {
         *self = Self { pushed: self.pushed, ..Self::new(self.limit) };
     }
 
-    /// What to do with the spoke's own change of these fields, which stands at `hub_time` in the hub's order. `pending` are
-    /// the fields of the document that hub edits before it, in the same batch, touch.
+    /// Decides about an echo with these fields at `hub_time` in the hub's order. `pending` holds the fields of the
+    /// document touched by earlier hub edits in the same batch.
     pub(crate) fn own_change(
         &self,
         key: &Key,
@@ -200,7 +202,7 @@ impl Conflicts {
         verdict
     }
 
-    /// True if no own change can meet anything, so that nothing needs to be remembered of this spoke.
+    /// True if no hub edit is known, and no echo can conflict.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.everything.is_none()
     }
@@ -273,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_made_after_the_push_that_covers_it_has_its_end_at_once() {
+    fn an_entry_recorded_after_its_covering_push_ends_immediately() {
         let mut conflicts = Conflicts::new(10);
         conflicts.uplink_pushed(at(9), at(50));
         conflicts.record(key(1), field("a"), at(8));
@@ -292,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_downlink_has_passed_is_forgotten() {
+    fn entries_behind_the_downlink_are_forgotten() {
         let mut conflicts = Conflicts::new(10);
         conflicts.record(key(1), field("a"), at(3));
         conflicts.downlink_passed(at(99));
@@ -305,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_can_be_deleted_once_its_edits_can_meet_nothing_any_more() {
+    fn a_note_is_deletable_once_its_edits_can_no_longer_conflict() {
         let mut conflicts = Conflicts::new(10);
         conflicts.record_note(7, at(3));
         conflicts.record_note(8, at(5));
@@ -319,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_documents_become_one_entry_for_all() {
+    fn documents_beyond_the_limit_become_one_entry_for_all() {
         let mut conflicts = Conflicts::new(2);
         for id in 0..3 {
             conflicts.record(key(id), field("a"), at(3));

@@ -1,25 +1,24 @@
-//! What an update event says was changed, and how to say it to a destination so that the result is the same bytes.
+//! The change in an update event, and the update statement that produces the same bytes at a destination.
 //!
-//! An `updateDescription` names fields by dotted paths. `a.0` may be the first element of the array `a`, the field `0` of
-//! the document `a`, or a field whose name holds a dot: a path with a dot is ambiguous unless the server says how to read
-//! such paths (`disambiguatedPaths`, MongoDB 6.1 and later). Names with a leading `$` or no characters cannot be said in
-//! an update at all. A change that cannot be repeated exactly is [`Update::Whole`]: the document is then read at the
-//! source.
+//! An `updateDescription` names fields by dotted paths. `a.0` may be the first element of the array `a`, the field `0`
+//! of the document `a`, or a field with a dot in the name. A dotted path is ambiguous unless the server disambiguates
+//! paths (`disambiguatedPaths`, MongoDB 6.1 and later). No update statement can name a field with a leading `$` or an
+//! empty name. A change without an exact statement is [`Update::Whole`]: the document is then read at the source.
 
 use bson::raw::{CStr, RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 
 use super::fields::Fields;
 
-/// An update event's change.
+/// The change of an update event.
 #[derive(Clone, Debug)]
 pub(crate) enum Update<'a> {
-    /// It can be repeated at the destination.
+    /// An exact update statement exists.
     Delta(Delta<'a>),
-    /// It can only be followed by bringing the whole document.
+    /// No exact update statement exists: the destination needs the whole document.
     Whole,
 }
 
-/// Changed fields, by paths that an update can say and that mean one thing.
+/// Changed fields, with unambiguous paths that an update statement can name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Delta<'a> {
     set: Vec<(Path<'a>, RawBsonRef<'a>)>,
@@ -27,18 +26,18 @@ pub(crate) struct Delta<'a> {
     truncated: Vec<(Path<'a>, i32)>,
 }
 
-/// A field's path as the event says it.
+/// A field's path as written in the event.
 #[derive(Clone, Debug)]
 struct Path<'a> {
     text: &'a CStr,
-    /// The names from the outermost field on; an array's index counts as one.
+    /// Names from the outermost field inwards. An array index counts as a name.
     names: Vec<&'a str>,
-    /// A field's name that is a number, which the server sorts by value.
+    /// True if a name is a number: the server sorts numeric names by value.
     numeric: bool,
 }
 
 impl Delta<'_> {
-    /// How many bytes the values have that it sets, about.
+    /// Approximate size of the new values, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         const NUMBER: usize = 8;
         let bytes = |value: &RawBsonRef<'_>| match value {
@@ -53,8 +52,8 @@ impl Delta<'_> {
 }
 
 impl<'a> Update<'a> {
-    /// Reads an `updateDescription`. `precise` says that the stream was opened with `showExpandedEvents` on a server of
-    /// version 6.1 or later, which sends `disambiguatedPaths` for every path that does not simply mean nested fields.
+    /// Reads an `updateDescription`. `precise`: the stream was opened with `showExpandedEvents` on MongoDB 6.1 or
+    /// later, and the server sends `disambiguatedPaths` for every path except plain nested fields.
     pub(crate) fn read(description: &'a RawDocument, precise: bool) -> Self {
         match Delta::read(description, precise) {
             Some(delta) if delta.fits_modifiers() || delta.fits_pipeline() => Self::Delta(delta),
@@ -63,18 +62,18 @@ impl<'a> Update<'a> {
     }
 }
 
-/// What an update does to one top-level field, the partition key.
+/// Effect of an update on one top-level field, the partition key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum FieldChange<'a> {
-    /// Nothing.
+    /// The field is untouched.
     None,
-    /// It has this value now.
+    /// The field has a new value.
     Set(RawBsonRef<'a>),
-    /// It is gone.
+    /// The field is removed.
     Unset,
 }
 
-/// What an `updateDescription` says of one top-level field.
+/// Reads the effect on one top-level field from an `updateDescription`.
 pub(crate) fn field_change<'a>(description: &'a RawDocument, field: &str) -> FieldChange<'a> {
     let set = description.get_document("updatedFields").ok().and_then(|fields| fields.get(field).ok().flatten());
     if let Some(value) = set {
@@ -116,7 +115,7 @@ impl<'a> Delta<'a> {
         Some(delta)
     }
 
-    /// The fields that the change touches, for the rule about concurrent edits.
+    /// Fields touched by the change, for the rule about concurrent edits.
     pub(crate) fn fields(&self) -> Fields {
         let set = self.set.iter().map(|(path, _)| path);
         let truncated = self.truncated.iter().map(|(path, _)| path);
@@ -124,12 +123,12 @@ impl<'a> Delta<'a> {
         Fields::Some { names: paths.map(|path| path.names[0].into()).collect(), may_add: !self.set.is_empty() }
     }
 
-    /// True if it sets this top-level field.
+    /// True if the change sets this top-level field.
     pub(crate) fn sets(&self, field: &str) -> bool {
         self.set.iter().any(|(path, _)| path.text.as_str() == field)
     }
 
-    /// The `u` of an update statement, as modifiers where they serve, else as a pipeline.
+    /// The `u` of an update statement: modifiers if they are exact, else a pipeline.
     pub(crate) fn to_update(&self) -> RawUpdate {
         if self.fits_modifiers() {
             RawUpdate::Modifiers(self.modifiers())
@@ -138,15 +137,15 @@ impl<'a> Delta<'a> {
         }
     }
 
-    /// `$set` adds fields in the order of their names, numbers by value ("Update Operators Behavior" in the manual), not in
-    /// the order in which the source added them. So modifiers serve where the names come in that order anyway.
+    /// `$set` adds fields in the order of their names, with numbers by value ("Update Operators Behavior" in the
+    /// manual), not in the order of the source. Modifiers are therefore exact only for names already in order.
     fn fits_modifiers(&self) -> bool {
         self.truncated.is_empty()
             && self.set.is_sorted_by(|(left, _), (right, _)| left.names < right.names)
             && !self.set.iter().any(|(path, _)| path.numeric)
     }
 
-    /// In a pipeline a nested path reaches into arrays, and so only top-level fields mean what they say.
+    /// In a pipeline a nested path reaches into arrays, so only top-level fields keep their meaning.
     fn fits_pipeline(&self) -> bool {
         let top_level = |path: &Path<'_>| path.names.len() == 1;
         self.set.iter().all(|(path, _)| top_level(path))
@@ -189,7 +188,7 @@ impl<'a> Delta<'a> {
 }
 
 impl<'a> Path<'a> {
-    /// Reads a path, or says `None` where it may mean more than one thing, or nothing that an update can say.
+    /// Reads a path. `None` if the path is ambiguous, or no update statement can name the field.
     fn read(text: &'a str, listed: Option<&'a RawDocument>, precise: bool) -> Option<Self> {
         let mut path = Self { text: text.try_into().ok()?, names: Vec::new(), numeric: false };
         let mut numeric = |name: &str| path.numeric |= name.bytes().all(|byte| byte.is_ascii_digit());
@@ -250,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_added_in_another_order_than_by_name_become_a_pipeline() {
+    fn fields_added_out_of_name_order_become_a_pipeline() {
         for set in [rawdoc! { "b": 1, "a": 2 }, rawdoc! { "10": 1 }] {
             let description = description(set, rawbson!([]), rawbson!([]));
             assert!(matches!(delta(&description, false).to_update(), RawUpdate::Pipeline(_)));
@@ -266,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_update_can_say_brings_the_whole_document() {
+    fn a_path_no_update_can_name_brings_the_whole_document() {
         let ambiguous = [
             description(rawdoc! { "a.b": 1 }, rawbson!([]), rawbson!([])),
             description(rawdoc! { "": 1 }, rawbson!([]), rawbson!([])),
@@ -280,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_disambiguates_lets_nested_paths_go_as_deltas() {
+    fn disambiguated_nested_paths_become_deltas() {
         let mut nested = description(rawdoc! { "a.b": 1, "c.0": 2 }, rawbson!(["d.e"]), rawbson!([]));
         nested.append(cstr!("disambiguatedPaths"), rawdoc! { "c.0": ["c", 0] });
         let update = delta(&nested, true).to_update();
@@ -290,11 +289,11 @@ mod tests {
     }
 
     #[test]
-    fn a_field_whose_name_holds_a_dot_brings_the_whole_document() {
+    fn a_field_with_a_dot_in_its_name_brings_the_whole_document() {
         let mut dotted = description(rawdoc! { "a.b": 1 }, rawbson!([]), rawbson!([]));
         dotted.append(cstr!("disambiguatedPaths"), rawdoc! { "a.b": ["a.b"] });
         assert!(matches!(Update::read(&dotted, true), Update::Whole));
-        // Nested fields in another order than by name fit neither modifiers nor a pipeline.
+        // Nested fields out of name order fit neither modifiers nor a pipeline.
         let unsorted = description(rawdoc! { "a.z": 1, "a.b": 1 }, rawbson!([]), rawbson!([]));
         assert!(matches!(Update::read(&unsorted, true), Update::Whole));
     }

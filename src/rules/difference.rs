@@ -1,15 +1,15 @@
-//! In which fields two documents differ, for people: the paths of values that are not the same bytes.
+//! Paths at which two documents differ, for people to read. Values differ if their bytes differ.
 
 use bson::raw::{RawBsonRef, RawDocument};
 
-/// More paths than this are not told one by one.
+/// Maximum number of paths listed. The list of a longer comparison ends in `…`.
 const MOST: usize = 20;
 
-/// How deep is looked; what lies deeper is told by the path above it.
+/// Maximum depth of comparison. A deeper difference is listed under the path at this depth.
 const DEEPEST: usize = 8;
 
-/// The paths at which the documents differ, such as `speed` or `position.0`. Where only the order of fields differs, the path of the
-/// document with ` (order of fields)`, which is nothing before that at the top level.
+/// Paths at which the documents differ, such as `speed` or `position.0`. If only the order of fields differs, the list
+/// holds the path of the (sub)document, followed by ` (order of fields)`. The path of the top level is empty.
 pub(crate) fn paths(one: &RawDocument, other: &RawDocument) -> Vec<String> {
     let mut found = Vec::new();
     documents("", one, other, 0, &mut found);
@@ -49,7 +49,7 @@ fn values(path: &str, one: RawBsonRef<'_>, other: RawBsonRef<'_>, depth: usize, 
         }
         (RawBsonRef::Array(one), RawBsonRef::Array(other)) if depth < DEEPEST => {
             let (one, other) = (one.as_bytes(), other.as_bytes());
-            // An array is stored as a document whose names are its indices.
+            // BSON stores an array as a document with the indices as names.
             if let (Ok(one), Ok(other)) = (RawDocument::from_bytes(one), RawDocument::from_bytes(other)) {
                 documents(path, one, other, depth + 1, found);
             }
@@ -59,7 +59,7 @@ fn values(path: &str, one: RawBsonRef<'_>, other: RawBsonRef<'_>, depth: usize, 
     }
 }
 
-/// A value as it is stored, with its type: 1 and 1.0 are not the same, and neither are two NaNs of other bits.
+/// A value's stored bytes with the type: 1 and 1.0 differ, and so do two NaNs with different bits.
 fn bytes(value: RawBsonRef<'_>) -> Vec<u8> {
     let mut holder = bson::RawDocumentBuf::new();
     holder.append(bson::raw::cstr!(""), value);

@@ -1,4 +1,4 @@
-//! What a hub event does at a spoke, once routing has said that it concerns the spoke.
+//! Effect of a hub event at a spoke, after routing has given the event to the spoke.
 
 use bson::raw::{RawBsonRef, RawDocument};
 
@@ -11,43 +11,41 @@ use super::reply::EventRef;
 use super::route::{Action, Content, Reach, Routes, SpokeId};
 use super::step::{Meaning, Read, Write, Zones};
 
-/// The rules of one downlink.
+/// Rules of a downlink.
 #[derive(Clone, Debug)]
 pub(crate) struct Downlink<'r> {
-    /// Who holds what.
+    /// Zones held by every spoke.
     pub(crate) routes: &'r Routes,
-    /// The spoke that this is the downlink of.
+    /// The destination of the downlink.
     pub(crate) spoke: SpokeId,
-    /// The field that names a document's zone.
+    /// Name of the field with a document's zone.
     pub(crate) partition_key: &'r str,
-    /// Whether the hub's server says how to read paths with dots.
+    /// True if the hub's server disambiguates dotted paths.
     pub(crate) precise: bool,
 }
 
-/// A hub event that routing gave this spoke.
+/// A hub event routed to the spoke.
 #[derive(Clone, Copy)]
 pub(crate) struct Incoming<'a> {
-    /// What routing says that the spoke does about it.
+    /// The spoke's action, decided by routing.
     pub(crate) action: Action,
-    /// The event.
     pub(crate) event: EventRef<'a>,
-    /// Documents that were read with the event's batch.
+    /// Documents read whole for the event's reply.
     pub(crate) documents: &'a [Option<bson::RawDocumentBuf>],
 }
 
-/// What a hub event does at the spoke.
+/// Effect of a hub event at the spoke.
 #[derive(Clone, Debug)]
 pub(crate) struct Decision<'a> {
-    /// What is written.
     pub(crate) write: Write<'a>,
-    /// Where the document may be for that.
+    /// Zones in which the spoke's document may be for the write to apply.
     pub(crate) zones: Zones<'a>,
-    /// The fields touched, if it is a hub edit of the spoke's own document.
+    /// Fields touched by a hub edit of the spoke's own document.
     pub(crate) hub_edit: Option<Fields>,
 }
 
 impl<'r> Downlink<'r> {
-    /// The zones in which the spoke's document may be.
+    /// Translates a reach into the names of zones.
     pub(crate) fn zones(&self, reach: Reach) -> Zones<'r> {
         match reach {
             Reach::Zone(zone) => Zones::One(self.routes.zone(zone).as_str()),
@@ -58,8 +56,8 @@ impl<'r> Downlink<'r> {
         }
     }
 
-    /// Decides about one event. `pending` are the fields of its document that hub edits before it, in the same batch, touch.
-    /// `None`: nothing is to be done.
+    /// Decides about an event. `pending` holds the fields of the document touched by earlier hub edits in the same
+    /// batch. Returns `None` if nothing is to be done.
     pub(crate) fn decide<'a>(
         &self,
         incoming: Incoming<'a>,
@@ -92,7 +90,7 @@ impl<'r> Downlink<'r> {
         Some(Decision { write, zones, hub_edit })
     }
 
-    /// What a document that was read at the hub means at the spoke.
+    /// Effect at the spoke of a document read at the hub.
     pub(crate) fn meaning<'a>(&self, document: Option<&'a RawDocument>) -> Meaning<'a> {
         let held = |document: &RawDocument| {
             let zone = document.get_str(self.partition_key);
@@ -154,7 +152,7 @@ impl<'r> Downlink<'r> {
         Some(Decision { write: Write::Read(read), zones: Zones::One(self.own_zone()), hub_edit: Some(edited) })
     }
 
-    /// The zone that the spoke's own change moved the document to, which is where the spoke's document is now.
+    /// The zone to which the spoke's own change moved the document: the current zone of the spoke's document.
     fn new_zone<'a>(&self, event: EventRef<'a>) -> Option<Zones<'a>> {
         let value = match event.update_description().map(|update| field_change(update, self.partition_key)) {
             Some(FieldChange::Set(value)) => value,
@@ -185,9 +183,9 @@ mod tests {
         }
     }
 
-    fn decide<'a>(routes: &'a Routes, action: Action, batch: &'a Reply, conflicts: &Conflicts) -> Option<Decision<'a>> {
+    fn decide<'a>(routes: &'a Routes, action: Action, reply: &'a Reply, conflicts: &Conflicts) -> Option<Decision<'a>> {
         let downlink = Downlink { routes, spoke: 0, partition_key: "_pk", precise: false };
-        let event = batch.event(0);
+        let event = reply.event(0);
         let incoming = Incoming { action, event, documents: &[] };
         let key = event.key().expect("valid");
         downlink.decide(incoming, &key, |_| Standing::Behind, conflicts, None)
@@ -202,40 +200,40 @@ mod tests {
 
     #[test]
     fn only_hub_edits_of_own_documents_are_remembered() {
-        let (routes, batch, none) = (routes(), update(doc! { "a": 1 }), Conflicts::new(9));
-        let watched = decide(&routes, Action::Apply(Content::Updated, reach(&routes, "HOU")), &batch, &none);
+        let (routes, reply, none) = (routes(), update(doc! { "a": 1 }), Conflicts::new(9));
+        let watched = decide(&routes, Action::Apply(Content::Updated, reach(&routes, "HOU")), &reply, &none);
         assert_eq!(watched.expect("a write").hub_edit, None);
-        let own = decide(&routes, Action::Apply(Content::Updated, reach(&routes, "DFW")), &batch, &none);
+        let own = decide(&routes, Action::Apply(Content::Updated, reach(&routes, "DFW")), &reply, &none);
         assert_eq!(own.expect("a write").hub_edit, Some(Fields::Some { names: ["a".into()].into(), may_add: true }));
-        let delete = decide(&routes, Action::Delete(Reach::Held), &batch, &none);
+        let delete = decide(&routes, Action::Delete(Reach::Held), &reply, &none);
         assert_eq!(delete.expect("a write").hub_edit, Some(Fields::All));
     }
 
     #[test]
     fn an_own_change_that_meets_a_hub_edit_is_read_again() {
-        let (routes, batch) = (routes(), update(doc! { "a": 1 }));
+        let (routes, reply) = (routes(), update(doc! { "a": 1 }));
         let mut conflicts = Conflicts::new(9);
-        assert!(decide(&routes, Action::Own, &batch, &conflicts).is_none());
+        assert!(decide(&routes, Action::Own, &reply, &conflicts).is_none());
         let other = Fields::Some { names: ["b".into()].into(), may_add: true };
-        conflicts.record(batch.event(0).key().expect("valid"), other, Timestamp { time: 1, increment: 1 });
-        let reorder = decide(&routes, Action::Own, &batch, &conflicts).expect("a step");
+        conflicts.record(reply.event(0).key().expect("valid"), other, Timestamp { time: 1, increment: 1 });
+        let reorder = decide(&routes, Action::Own, &reply, &conflicts).expect("a step");
         assert!(matches!(reorder.write, Write::Read(Read::Order)));
-        conflicts.record(batch.event(0).key().expect("valid"), Fields::All, Timestamp { time: 1, increment: 1 });
-        let refresh = decide(&routes, Action::Own, &batch, &conflicts).expect("a step");
+        conflicts.record(reply.event(0).key().expect("valid"), Fields::All, Timestamp { time: 1, increment: 1 });
+        let refresh = decide(&routes, Action::Own, &reply, &conflicts).expect("a step");
         assert!(matches!(refresh.write, Write::Read(Read::Whole)));
     }
 
     #[test]
-    fn a_document_that_left_is_deleted_in_its_new_zone_only() {
-        let (routes, batch, none) = (routes(), update(doc! { "_pk": "BOS" }), Conflicts::new(9));
-        let leave = decide(&routes, Action::Leave, &batch, &none).expect("a write");
+    fn a_document_moved_away_is_deleted_only_in_its_new_zone() {
+        let (routes, reply, none) = (routes(), update(doc! { "_pk": "BOS" }), Conflicts::new(9));
+        let leave = decide(&routes, Action::Leave, &reply, &none).expect("a write");
         assert!(matches!(leave.write, Write::Delete));
         assert_eq!(leave.zones, Zones::Value(RawBsonRef::String("BOS")));
         assert_eq!(leave.hub_edit, None);
     }
 
     #[test]
-    fn a_document_of_a_zone_that_is_not_held_is_deleted() {
+    fn a_document_of_a_zone_not_held_is_deleted() {
         let routes = routes();
         let downlink = Downlink { routes: &routes, spoke: 0, partition_key: "_pk", precise: false };
         let meaning = |document: &bson::RawDocumentBuf| match downlink.meaning(Some(document)) {

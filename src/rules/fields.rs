@@ -1,28 +1,28 @@
-//! Which top-level fields of a document a change touches.
+//! Top-level fields touched by a change.
 
 use std::collections::BTreeSet;
 
-/// The fields that a change touches, for the rule about concurrent edits ([`super::conflicts`]).
+/// Fields touched by a change, for the rule about concurrent edits ([`super::conflicts`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fields {
-    /// Everything: the document came whole, or went.
+    /// Every field: the whole document was written or deleted.
     All,
-    /// These, by a delta.
+    /// The fields of a delta.
     Some {
-        /// The names of the fields, at the top level of the document.
+        /// Names at the top level of the document.
         names: BTreeSet<Box<str>>,
-        /// True if a field may have been added, and so the order of the fields changed.
+        /// True if a field may have been added, which changes the order of the fields.
         may_add: bool,
     },
 }
 
 impl Fields {
-    /// No field; only their order.
+    /// No field, only the order of the fields.
     pub(crate) fn order() -> Self {
         Self::Some { names: BTreeSet::new(), may_add: true }
     }
 
-    /// True if both touch a field.
+    /// True if both changes may touch a common field.
     pub(crate) fn meet(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Some { names: ours, .. }, Self::Some { names: theirs, .. }) => !ours.is_disjoint(theirs),
@@ -30,12 +30,12 @@ impl Fields {
         }
     }
 
-    /// True if the order of the document's fields depends on which of the two came first.
+    /// True if the order of the document's fields depends on the order of the two changes.
     pub(crate) fn may_reorder(&self, other: &Self) -> bool {
         matches!((self, other), (Self::Some { may_add: true, .. }, Self::Some { may_add: true, .. }))
     }
 
-    /// What both touch together.
+    /// Fields touched by either change.
     pub(crate) fn union(self, other: Self) -> Self {
         match (self, other) {
             (Self::Some { mut names, may_add }, Self::Some { names: more, may_add: also }) => {
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn two_additions_may_end_in_another_order() {
+    fn the_order_of_two_additions_decides_the_order_of_fields() {
         assert!(some(&["a"], true).may_reorder(&some(&["b"], true)));
         assert!(!some(&["a"], false).may_reorder(&some(&["b"], true)));
         assert!(Fields::order().may_reorder(&some(&["b"], true)));

@@ -1,8 +1,9 @@
-//! A model of one document that is edited at the hub and at the spoke that owns it, driven through random interleavings.
+//! A model of one document, edited at the hub and at the owning spoke, driven through random interleavings.
 //!
-//! The model performs what the links do (reads at the source, transactions, restarts) with nothing but values, and asks the
-//! real [`Conflicts`] and [`Ahead`] what to do. When the applications stop, both sides must hold the same bytes, which here
-//! means the same fields with the same values in the same order. Weakened rules must fail, or the model proves nothing.
+//! The model performs the work of the links (reads at the source, transactions, restarts) on plain values, and asks the
+//! real [`Conflicts`] and [`Ahead`] for decisions. After the applications stop, both sides must hold the same bytes: in
+//! the model, the same fields with the same values in the same order. Weakened rules must fail, or the model proves
+//! nothing.
 
 use std::collections::HashMap;
 
@@ -18,23 +19,23 @@ use super::key::Key;
 
 const INTERLEAVINGS: u64 = 60_000;
 
-/// Fields in their order. `None`: there is no such document.
+/// Names and values of fields, in order. `None`: the document does not exist.
 type Document = Option<Vec<(u8, u32)>>;
 
-/// What a change event says.
+/// Content of a change event.
 #[derive(Clone, Debug)]
 enum Told {
-    /// These fields have these values now, and those are gone.
+    /// New values of fields, and removed fields.
     Delta {
         set: Vec<(u8, u32)>,
         unset: Vec<u8>,
     },
-    /// The same, but in words that cannot be repeated elsewhere.
+    /// A delta without an exact update statement.
     Unclear {
         set: Vec<(u8, u32)>,
         unset: Vec<u8>,
     },
-    /// The document is this now.
+    /// The new document.
     Whole(Vec<(u8, u32)>),
     Delete,
 }
@@ -77,7 +78,7 @@ struct Event {
     tagged: bool,
 }
 
-/// One server.
+/// A server.
 struct Side {
     document: Document,
     log: Vec<Event>,
@@ -89,13 +90,13 @@ struct Side {
 }
 
 impl Side {
-    /// The document as it was at this time.
+    /// The version of the document at this time.
     fn at(&self, time: u32) -> Document {
         let events = self.log.iter().take_while(|event| event.time <= time).count();
         events.checked_sub(1).map_or(&self.initial, |last| &self.versions[last]).clone()
     }
 
-    /// One transaction. A change without effect leaves no event, as at a real server.
+    /// Commits a transaction. Like on a real server, a change without effect leaves no event.
     fn commit(&mut self, changes: &[Told], tagged: bool) -> u32 {
         self.time += 1;
         for change in changes {
@@ -110,10 +111,10 @@ impl Side {
     }
 }
 
-/// How a link stands, and what it is about to commit.
+/// State of a link, and the batch about to commit.
 struct Link {
     ahead: Ahead,
-    /// The next event of the source's log.
+    /// Index of the next event in the source's log.
     next: usize,
     position: u32,
     saved_bounds: HashMap<super::names::Zone, Timestamp>,
@@ -128,7 +129,7 @@ struct Prepared {
     read: Option<u32>,
 }
 
-/// The rule under test, or a weaker one.
+/// The rule under test, or a weakened variant.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Rule {
     Real,
@@ -148,12 +149,12 @@ struct Model {
     up: Link,
     down: Link,
     conflicts: Conflicts,
-    /// Saved notes: number, fields.
+    /// Saved notes: number and fields.
     notes: Vec<(i64, Fields)>,
     last_push: u32,
     next_value: u32,
     next_note: i64,
-    /// Whether hub applications edit the document at all.
+    /// True if hub applications edit the document at all.
     hub_edits: bool,
 }
 
@@ -170,7 +171,7 @@ fn link() -> Link {
 }
 
 impl Link {
-    /// Of when a document is read for the next events: as the last of them left it, but for what is ahead.
+    /// Time at which to read the document for the next events: the time of the last event, or a later bound.
     fn read_from(&self, source: &Side, events: usize) -> u32 {
         let end = source.log[self.next + events - 1].time;
         self.ahead.read_from(at(end)).time
@@ -203,7 +204,7 @@ impl Model {
         }
     }
 
-    /// Runs to the end, and says whether both sides are equal then.
+    /// Runs to the end. True if both sides are then equal.
     fn converges(mut self) -> bool {
         for _ in 0..self.rng.random_range(5..60) {
             match self.rng.random_range(0..12) {
@@ -238,7 +239,7 @@ impl Model {
         side.commit(&[change], false);
     }
 
-    /// Half of an uplink's work: it prepares a batch, or commits the one that is prepared.
+    /// Half of an uplink's work: prepares a batch, or commits the prepared batch.
     fn uplink(&mut self) {
         if let Some(prepared) = self.up.prepared.take() {
             self.push(prepared);
@@ -271,7 +272,7 @@ impl Model {
         self.up.prepared = Some(Prepared { events, changes, edits: None, read });
     }
 
-    /// A document is read as it was at the end of the batch, or as it is now where the server has forgotten that.
+    /// Reads at the end of the batch, or at the present time if the server has dropped the older snapshot.
     fn read_time(&mut self, end_of_batch: u32, now: u32) -> u32 {
         if self.rng.random() { end_of_batch } else { now }
     }
@@ -301,7 +302,7 @@ impl Model {
         self.conflicts.uplink_pushed(at(self.up.position), at(time));
     }
 
-    /// Half of a downlink's work.
+    /// Half of a downlink's work: prepares a batch, or commits the prepared batch.
     fn downlink(&mut self) {
         if let Some(prepared) = self.down.prepared.take() {
             self.pull(prepared);
@@ -311,12 +312,14 @@ impl Model {
         if waiting == 0 {
             return;
         }
+        // Up to 4 events in a batch, so a hub edit and a later echo can meet in the same batch.
         let events = self.rng.random_range(1..=waiting.min(4));
         let mut prepared = Prepared { events, changes: Vec::new(), edits: None, read: None };
         let (mut whole, mut order) = (false, false);
         let mut edits: Option<Fields> = None;
         for event in &self.hub.log[self.down.next..self.down.next + events] {
             let standing = self.down.ahead.standing(&key(), ["DFW"].into_iter(), at(event.time));
+            // An echo: the real rule decides, or a weakened variant.
             if event.tagged {
                 if self.rule == Rule::RefreshUntilPushed {
                     self.conflicts.downlink_passed(at(u32::MAX));
@@ -338,6 +341,7 @@ impl Model {
                 }
                 continue;
             }
+            // A hub edit: skipped if already contained, read whole if not repeatable, else applied as a delta.
             match (&event.change, standing) {
                 (_, Standing::Ahead) if self.rule != Rule::ReplayOverReads => {}
                 (Told::Unclear { .. }, _) | (_, Standing::Unknown) => {
@@ -350,11 +354,12 @@ impl Model {
                 }
             }
         }
+        // A read of the whole document replaces the prepared changes, and also settles the order of the fields.
         prepared.edits = edits;
         if whole {
             self.read_at_hub(&mut prepared);
         } else if order && self.hub.document.is_some() {
-            // The order is taken from this document when the batch is committed.
+            // The commit takes only the order of the fields from the hub's present document.
             prepared.changes.push(Told::Unclear { set: self.hub.document.clone().unwrap_or_default(), unset: vec![] });
         }
         self.down.prepared = Some(prepared);
@@ -402,7 +407,7 @@ impl Model {
         }
     }
 
-    /// The reader, the writer, or both start again from what was saved.
+    /// Restarts the reader, the writer, or both from the saved state.
     fn restart(&mut self) {
         let which = self.rng.random_range(0..3);
         if which != 0 {
@@ -435,7 +440,7 @@ fn united(edits: Option<Fields>, more: Fields) -> Option<Fields> {
     })
 }
 
-/// The document with its fields in this order; those that the order does not know stay behind.
+/// Sorts the fields of the document by `order`. Fields unknown to `order` come last.
 fn reordered(document: Vec<(u8, u32)>, order: &[(u8, u32)]) -> Vec<(u8, u32)> {
     let place = |name: u8| order.iter().position(|(known, _)| *known == name).unwrap_or(usize::MAX);
     let mut document = document;
@@ -472,7 +477,7 @@ fn a_weaker_rule_diverges() {
     }
 }
 
-/// Runs with an application at the spoke alone, and gives what both sides saw.
+/// Runs the model with an application at the spoke only, and returns the final state.
 fn run_without_hub_edits(seed: u64, rule: Rule) -> Model {
     let mut model = Model::new(seed, rule, false);
     for _ in 0..60 {
@@ -486,14 +491,14 @@ fn run_without_hub_edits(seed: u64, rule: Rule) -> Model {
     model
 }
 
-/// True if the hub saw some of the spoke's versions of the document, in the spoke's order, and nothing else.
+/// True if the hub's versions of the document are a subsequence of the spoke's versions.
 fn hub_follows_the_spoke(model: &Model) -> bool {
     let mut spoke = model.spoke.versions.iter();
     model.hub.versions.iter().all(|version| spoke.any(|known| known == version))
 }
 
 #[test]
-fn without_hub_edits_a_spokes_documents_are_never_touched() {
+fn without_hub_edits_no_link_writes_at_the_spoke() {
     for seed in 0..INTERLEAVINGS {
         let model = run_without_hub_edits(seed, Rule::Real);
         assert!(model.spoke.log.iter().all(|event| !event.tagged), "seed {seed}");
@@ -501,7 +506,7 @@ fn without_hub_edits_a_spokes_documents_are_never_touched() {
 }
 
 #[test]
-fn nothing_goes_back_in_time() {
+fn the_hubs_document_never_goes_back_in_time() {
     for seed in 0..INTERLEAVINGS {
         assert!(hub_follows_the_spoke(&run_without_hub_edits(seed, Rule::Real)), "seed {seed}");
     }

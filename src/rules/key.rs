@@ -1,16 +1,17 @@
-//! Which document a change is about: its namespace and its `_id`, as the server compares `_id`s.
+//! Identity of a document: namespace and `_id`, compared like the server compares `_id`s.
 
 use bson::raw::RawBsonRef;
 
-/// A document's identity, small enough to be kept in maps by the hundred thousand.
+/// Identity of a document, small enough for maps with hundreds of thousands of entries.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Key(Box<[u8]>);
 
 impl Key {
     /// The key of the document with this `_id` in the namespace with this number.
     ///
-    /// `1`, `1.0` and `NumberLong(1)` are one `_id` to the server, and so they are one key here. (Numbers of other
-    /// types inside a document used as `_id` are told apart; that only costs work, never a change.)
+    /// The server regards `1`, `1.0` and `NumberLong(1)` as the same `_id`, so all three have the same key. Inside an
+    /// embedded document used as `_id`, equal numbers of different types get different keys. The cost is extra work,
+    /// never a lost change.
     pub(crate) fn new(namespace: u16, id: RawBsonRef<'_>) -> Self {
         let mut bytes = Vec::with_capacity(24);
         bytes.extend_from_slice(&namespace.to_le_bytes());
@@ -24,22 +25,22 @@ impl Key {
                 let mut holder = bson::RawDocumentBuf::new();
                 holder.append(bson::raw::cstr!(""), id);
                 let whole = holder.as_bytes();
-                // Length, type, the empty name's end; and the document's last byte.
+                // Leaves out the length (4 bytes), the type (1), the end of the empty name (1), and the last byte.
                 bytes.extend_from_slice(&whole[6..whole.len() - 1]);
             }
         }
         Self(bytes.into())
     }
 
-    /// The number of the namespace.
+    /// Number of the namespace.
     pub(crate) fn namespace(&self) -> u16 {
         u16::from_le_bytes([self.0[0], self.0[1]])
     }
 }
 
-/// The number that an `_id` is, if it is a whole one of 64 bits.
+/// The value of an integral `_id` within 64 bits.
 fn whole_number(id: RawBsonRef<'_>) -> Option<i64> {
-    // 2^63 as a double is exact; every whole double below it fits 64 bits.
+    // 2^63 is exact as a double. Every integral double below fits into 64 bits.
     const LIMIT: f64 = 9_223_372_036_854_775_808.0;
     match id {
         RawBsonRef::Int32(number) => Some(number.into()),
@@ -63,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_the_server_calls_equal_are_one_key() {
+    fn numbers_equal_on_the_server_share_a_key() {
         let one = key(&rawdoc! { "_id": 1 });
         assert_eq!(one, key(&rawdoc! { "_id": 1_i64 }));
         assert_eq!(one, key(&rawdoc! { "_id": 1.0 }));
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_not_a_document_or_a_text_of_the_same_bytes() {
+    fn empty_ids_of_different_types_have_different_keys() {
         let ids = [rawdoc! { "_id": "" }, rawdoc! { "_id": {} }, rawdoc! { "_id": bson::RawBson::Null }];
         for (index, left) in ids.iter().enumerate() {
             for right in &ids[index + 1..] {
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_keep_their_documents_apart() {
+    fn equal_ids_in_different_namespaces_have_different_keys() {
         let id = rawdoc! { "_id": "a" };
         let value = id.get("_id").expect("valid").expect("has _id");
         assert_ne!(Key::new(0, value), Key::new(1, value));

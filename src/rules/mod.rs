@@ -1,15 +1,19 @@
-//! The rules of the sync, as functions on values: no clock, no network, no actor, no random numbers.
+//! The rules of synchronization, as functions on values: no clock, no network, no actor, no random numbers.
 //!
-//! In the order in which a change meets them:
-//! - [`names`]: zones, namespaces, links; [`position`]: places in a change stream
-//! - [`batch`]: one server reply of a change stream, decoded no further than the rules need
-//! - [`delta`], [`fields`], [`key`]: what an update says, which fields it touches, which document it is about
-//! - [`route`]: which spokes a hub event goes to, and as what
-//! - [`ahead`], [`conflicts`]: which events a destination has already, or must see again
-//! - [`step`]: one change to one document of the destination; [`uplink`] and [`downlink`] decide it
-//! - [`plan`]: many steps as few commands; [`attempt`]: what to try when the destination refuses
-//! - [`queue`]: the bounded queue between the fan-out and a writer; [`distance`]: how much is sent at once
-//! - [`difference`]: in which fields two documents differ
+//! A change meets the modules in this order:
+//! - [`names`]: zones, namespaces and links. [`position`]: positions in a change stream
+//! - [`reply`]: `Reply`, one server answer of a change stream, decoded no further than the rules need
+//! - [`delta`], [`fields`], [`key`]: the content of an update, the fields touched, the identity of the document
+//! - [`route`]: the spokes that receive a hub event, and the action of each
+//! - [`ahead`], [`conflicts`]: events already contained in the destination, and documents to refresh after a
+//!   concurrent edit
+//! - [`step`]: one change to one document of the destination. [`uplink`] and [`downlink`] decide on each step
+//! - [`plan`]: many steps as few commands. [`ladder`]: the retry ladder after a refusal
+//! - [`queue`]: the bounded queue between the fan-out and a writer. [`distance`]: larger replies and batches over long
+//!   round trips
+//! - [`difference`]: the paths at which two documents differ
+//!
+//! The tests in `interleavings` drive [`ahead`] and [`conflicts`] through random orders of concurrent edits.
 
 pub(crate) mod ahead;
 pub(crate) mod conflicts;

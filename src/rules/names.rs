@@ -1,9 +1,9 @@
-//! The names that everything else is said with: zones, namespaces, links.
+//! Names used throughout the program: zones, namespaces, links.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// A zone: one value of the partition key. Each spoke owns exactly one and watches any number.
+/// A zone: a value of the partition key. Each spoke owns exactly 1 zone and watches any number of others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Zone(Arc<str>);
 
@@ -31,20 +31,20 @@ impl std::borrow::Borrow<str> for Zone {
     }
 }
 
-/// A collection that is kept in step, as `database.collection`.
+/// A synchronized collection, as `database.collection`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Namespace {
-    /// The database's name; it holds no dot.
+    /// Name of the database, without dots.
     pub database: String,
-    /// The collection's name; it may hold dots.
+    /// Name of the collection, possibly with dots.
     pub collection: String,
 }
 
 impl Namespace {
-    /// Reads `database.collection`, by MongoDB's naming restrictions.
+    /// Reads `database.collection` by MongoDB's naming restrictions.
     ///
     /// # Errors
-    /// Says in words what is wrong with the name.
+    /// Describes the problem with the name, in a sentence for the operator.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some((database, collection)) = text.split_once('.') else {
             return Err(format!("{text:?} is not a namespace: write database.collection"));
@@ -69,7 +69,7 @@ impl fmt::Display for Namespace {
     }
 }
 
-/// Which way a link goes.
+/// Direction of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// Spoke to hub.
@@ -79,10 +79,10 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Both of them.
+    /// Both directions.
     pub const BOTH: [Self; 2] = [Self::Uplink, Self::Downlink];
 
-    /// The other one.
+    /// The opposite direction.
     pub fn opposite(self) -> Self {
         match self {
             Self::Uplink => Self::Downlink,
@@ -90,7 +90,7 @@ impl Direction {
         }
     }
 
-    /// `uplink` or `downlink`, as in checkpoints, logs and the status.
+    /// `uplink` or `downlink`, as written in checkpoints, logs and the status.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Uplink => "uplink",
@@ -99,22 +99,22 @@ impl Direction {
     }
 }
 
-/// One of a spoke's two links, named as in its checkpoint: `uplink:DFW`.
+/// A link of a spoke, displayed like the name of its checkpoint: `uplink:DFW`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Link {
-    /// Which way it goes.
+    /// Direction of the link.
     pub direction: Direction,
-    /// The zone that the spoke owns.
+    /// Zone owned by the spoke.
     pub zone: Zone,
 }
 
 impl Link {
-    /// The link that carries the zone's own changes to the hub.
+    /// The link from the zone's spoke to the hub.
     pub fn uplink(zone: &Zone) -> Self {
         Self { direction: Direction::Uplink, zone: zone.clone() }
     }
 
-    /// The link that carries the hub's changes to the zone's spoke.
+    /// The link from the hub to the zone's spoke.
     pub fn downlink(zone: &Zone) -> Self {
         Self { direction: Direction::Downlink, zone: zone.clone() }
     }

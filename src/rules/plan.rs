@@ -1,11 +1,11 @@
-//! Many steps as few commands.
+//! Packs many steps into few commands.
 //!
 //! *Folded*: at most one command of each kind per namespace, in the order deletes, updates, inserts. A document's last
-//! delete takes the place of everything before it; what comes after the delete is kept, each change by itself. So the net
-//! effect is that of the steps one after the other, and a reader of the destination's change stream still sees every
-//! change of a document that was not deleted meanwhile.
+//! delete replaces every earlier step of the document. Steps after the delete are kept individually. The net effect
+//! equals the steps in order, and a reader of the destination's change stream still sees every change of a document not
+//! deleted in the meantime.
 //!
-//! *In sequence*: exactly the source's order, which the source's own unique indexes have already accepted.
+//! *In sequence*: exactly the source's order, already accepted by the source's own unique indexes.
 
 use std::collections::HashMap;
 
@@ -15,38 +15,38 @@ use super::step::{Step, Write, Zones};
 /// The statements of one server command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Command {
-    /// The namespace's number.
+    /// Number of the namespace.
     pub(crate) namespace: u16,
-    /// Which command.
     pub(crate) kind: CommandKind,
-    /// The numbers of the steps that are its statements.
+    /// Indices of the steps. Each step is a statement of the command.
     pub(crate) steps: Vec<usize>,
 }
 
-/// The kinds of write command.
+/// Kind of a write command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum CommandKind {
     /// `delete`
     Delete,
-    /// `update`, also of documents to be inserted where they are missing
+    /// `update`, with or without `upsert`
     Update,
     /// `insert`
     Insert,
 }
 
-/// How inserts are sent.
+/// Command used for inserts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Inserts {
-    /// By `insert`, which is fastest, and refuses a document that is there.
+    /// `insert`: the fastest command, but refuses an existing document.
     Plain,
-    /// By `update` with `upsert`.
+    /// `update` with `upsert`: accepts an existing document.
     Upserts,
 }
 
-/// Few commands with the steps' net effect. `needs_update` tells documents that `insert` would not store as they are.
+/// Folds the steps into few commands with the same net effect. `needs_update` selects documents that `insert` would not
+/// store unchanged.
 ///
-/// Where a delete looks for its document in other zones than the steps before it, these must be done, or it would not find it: then
-/// the commands are [`sequence`]'s.
+/// A delete may look for the document in a zone reached only through earlier steps. Dropping the earlier steps would
+/// then hide the document from the delete, so the commands follow [`sequence`] instead.
 pub(crate) fn fold(steps: &[Step<'_>], inserts: Inserts, needs_update: impl Fn(&Step<'_>) -> bool) -> Vec<Command> {
     if has_delete_elsewhere(steps) {
         return sequence(steps);
@@ -70,7 +70,7 @@ pub(crate) fn fold(steps: &[Step<'_>], inserts: Inserts, needs_update: impl Fn(&
     commands
 }
 
-/// True if a document is deleted in other zones than those in which the destination may have it before the first of its steps.
+/// True if a delete excludes a zone in which the destination may hold the document before the document's first step.
 fn has_delete_elsewhere(steps: &[Step<'_>]) -> bool {
     let is_delete = |step: &Step<'_>| matches!(step.write, Write::Delete);
     let Some(first) = steps.first() else { return false };
@@ -81,7 +81,7 @@ fn has_delete_elsewhere(steps: &[Step<'_>]) -> bool {
     steps.iter().any(|step| !step.zones.include(first.entry(&step.key).or_insert(&step.zones)) && is_delete(step))
 }
 
-/// As many commands as it takes to keep the steps' order.
+/// Keeps the order of the steps, with as many commands as necessary.
 pub(crate) fn sequence(steps: &[Step<'_>]) -> Vec<Command> {
     let mut commands: Vec<Command> = Vec::new();
     for (index, step) in steps.iter().enumerate() {
@@ -102,18 +102,18 @@ fn kind(write: &Write<'_>, plain: bool) -> CommandKind {
     }
 }
 
-/// By document, what is left of its steps.
+/// Remaining steps by document.
 #[derive(Default)]
 struct KeptSteps {
     chains: HashMap<Key, Chain>,
 }
 
 struct Chain {
-    /// The last delete.
+    /// Index of the last delete.
     delete: Option<usize>,
-    /// The first step after it.
+    /// Index of the first step after the delete.
     first: Option<usize>,
-    /// How many steps came after it.
+    /// Number of steps after the delete.
     after: usize,
 }
 
@@ -132,7 +132,7 @@ impl KeptSteps {
         }
     }
 
-    /// `None` if the step is not kept, else whether it is the only one after its document's last delete.
+    /// `None` if the step is dropped. Else true if a single step follows the document's last delete.
     fn is_kept(&self, index: usize, step: &Step<'_>) -> Option<bool> {
         let chain = self.chains.get(&step.key)?;
         let kept = chain.delete == Some(index) || chain.first.is_some_and(|first| first <= index);
@@ -150,7 +150,7 @@ mod tests {
     use bson::{RawDocumentBuf, rawdoc};
     use proptest::prelude::*;
 
-    /// A change of one of a few documents. The document's value is the number of the step that wrote it last.
+    /// A change of a document.
     #[derive(Clone, Copy, Debug)]
     enum Change {
         Insert,
@@ -159,6 +159,7 @@ mod tests {
         Delete,
     }
 
+    /// Documents by namespace and `_id`. Each holds the index of the last whole write, and of every update since.
     type Model = BTreeMap<(u16, i32), Vec<usize>>;
 
     fn steps<'a>(changes: &[(u16, i32, Change)], document: &'a RawDocumentBuf) -> Vec<Step<'a>> {
@@ -176,7 +177,7 @@ mod tests {
         changes.iter().enumerate().map(step).collect()
     }
 
-    /// What a destination holds after a change: of each document the whole write and the updates since.
+    /// Performs a change on the model, like a destination.
     fn perform(model: &mut Model, changes: &[(u16, i32, Change)], index: usize, kind: CommandKind) {
         let (namespace, id, change) = changes[index];
         let place = (namespace, id);
@@ -194,7 +195,8 @@ mod tests {
         }
     }
 
-    /// Changes as a change stream gives them: no insert of what is there, no update of what is not.
+    /// Keeps the changes possible in a change stream: no insert of an existing document, no update of a missing
+    /// document.
     fn possible(changes: Vec<(u16, i32, Change)>, before: &Model) -> Vec<(u16, i32, Change)> {
         let mut there: std::collections::BTreeSet<(u16, i32)> = before.keys().copied().collect();
         changes
@@ -216,7 +218,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
         #[test]
-        fn the_net_effect_is_that_of_the_steps_in_order(
+        fn the_net_effect_equals_the_steps_in_order(
             wanted in prop::collection::vec(change(), 0..40),
             there in prop::collection::btree_set((0u16..2, 0i32..4), 0..6),
         ) {
@@ -255,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_moves_a_document_to_where_it_is_deleted_is_kept() {
+    fn a_move_into_the_zone_of_a_later_delete_is_kept() {
         let document = rawdoc! { "_id": 1 };
         let changes: Vec<_> = [(1, Change::Replace), (2, Change::Delete), (1, Change::Delete)]
             .into_iter()

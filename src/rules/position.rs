@@ -1,8 +1,8 @@
-//! Places in a change stream.
+//! Positions in a change stream.
 //!
-//! A resume token is opaque but for two facts that this program uses, both read from the server's source
-//! (`resume_token.cpp`) and checked by a test against a running one: tokens of one server compare as their hexadecimal
-//! `_data` does, and bytes 1 to 8 of it are the cluster time.
+//! A resume token is opaque, except for two facts from the server's source (`resume_token.cpp`), which a test checks
+//! against a running server: tokens of one server compare like their hexadecimal `_data`, and bytes 1 to 8 of `_data`
+//! are the cluster time.
 
 use std::cmp::Ordering;
 
@@ -17,24 +17,24 @@ pub struct Position {
 }
 
 impl Position {
-    /// The place that `token` names, or `None` if that is no resume token of a MongoDB server.
+    /// The position named by `token`. `None` if `token` is not a resume token of a MongoDB server.
     pub fn from_token(token: &RawDocument) -> Option<Self> {
         let cluster_time = cluster_time(token.get_str("_data").ok()?)?;
         Some(Self { token: token.to_owned(), cluster_time })
     }
 
-    /// What the server takes as `startAfter`.
+    /// The resume token, as accepted by the server in `startAfter`.
     pub fn token(&self) -> &RawDocument {
         &self.token
     }
 
-    /// The server's time at this place.
+    /// The server's cluster time at the position.
     pub fn cluster_time(&self) -> Timestamp {
         self.cluster_time
     }
 
-    /// The last moment of which a reader that stands here has seen everything. A stream that starts now stands one tick after
-    /// the server's newest operation, which is a time that no read can ask for.
+    /// The last moment completely seen by a reader at the position: one tick before the cluster time. A stream opened
+    /// now starts one tick after the server's newest operation, a time at which no read is possible.
     pub fn seen_until(&self) -> Timestamp {
         let Timestamp { time, increment } = self.cluster_time;
         match increment.checked_sub(1) {
@@ -43,24 +43,25 @@ impl Position {
         }
     }
 
-    /// The exact moment that a reader stands at: it has seen everything up to it, and nothing after. (But for a transaction with
-    /// this cluster time of which it has seen only a part.)
+    /// The exact moment of a reader at the position: everything up to the moment is seen, and nothing later. The
+    /// exception is a transaction with the same cluster time, possibly seen in part only.
     pub fn moment(&self) -> Timestamp {
         if self.is_of_event() { self.cluster_time } else { self.seen_until() }
     }
 
-    /// Whether it is the place of an event. Others, which tell how far a stream is, lie before all events of their time. Behind the
-    /// cluster time a token has its version and its kind, as the numbers 1 and 0 or 128 (`resume_token.h`).
+    /// True for the position of an event. Other positions only report a stream's progress, and sort before every event
+    /// of the same cluster time. After the cluster time, a token holds the version, 1, and the kind: 128 for an event,
+    /// 0 otherwise (`resume_token.h`).
     fn is_of_event(&self) -> bool {
         !self.data().get(18..).is_some_and(|rest| rest.starts_with("2B0229"))
     }
 
-    /// What tokens compare by.
+    /// The part of a token by which tokens compare.
     fn data(&self) -> &str {
         self.token.get_str("_data").unwrap_or_default()
     }
 
-    /// True if the event with this token lies behind this place: a reader that stands here has seen it.
+    /// True if a reader at the position has seen the event with this token.
     pub fn has_seen(&self, token: &RawDocument) -> bool {
         token.get_str("_data").is_ok_and(|data| data <= self.data())
     }
@@ -92,7 +93,7 @@ impl std::fmt::Debug for Position {
     }
 }
 
-/// A token's `_data` is `82`, then the cluster time as 16 hexadecimal digits, then what is the server's own.
+/// Reads the cluster time from `_data`: `82`, then 16 hexadecimal digits of cluster time, then the server's internals.
 fn cluster_time(data: &str) -> Option<Timestamp> {
     let number = |range| u32::from_str_radix(data.get(range)?, 16).ok();
     if data.get(0..2)? != "82" {
@@ -126,14 +127,14 @@ mod tests {
     }
 
     #[test]
-    fn who_stands_at_an_event_has_seen_its_time_and_who_stands_between_has_not() {
+    fn a_reader_at_an_event_has_seen_its_time_and_a_reader_between_events_has_not() {
         let time = Timestamp { time: 0x6B04_A69B, increment: 2 };
         assert_eq!(position("826B04A69B000000022B022C0100296E5A1004").moment(), time);
         assert_eq!(position("826B04A69B000000022B0229296E04").moment(), Timestamp { increment: 1, ..time });
     }
 
     #[test]
-    fn what_is_no_token_is_refused() {
+    fn anything_but_a_token_is_refused() {
         for data in ["", "82", "zz6B04A69B00000002", "826B04A69B0000000", "ééééééééééééééé"] {
             assert!(Position::from_token(&rawdoc! { "_data": data }).is_none(), "{data:?}");
         }

@@ -1,16 +1,16 @@
 //! The bounded queue between the fan-out and one writer.
 //!
-//! It never waits and never grows beyond its capacity: who does not fit is told so, and decides. One item is always
-//! accepted, however large, or nothing could ever pass.
+//! The queue never waits and never exceeds its capacity. A push beyond the capacity fails, and the caller decides. An
+//! empty queue accepts any item, however large, or a large item could never pass.
 
 use std::collections::VecDeque;
 
-/// What a queue's items weigh together, or may weigh.
+/// Weight of an item, or of all items in a queue, or the capacity of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Weight {
-    /// How many change events.
+    /// Number of change events.
     pub(crate) events: usize,
-    /// How many bytes of memory.
+    /// Memory, in bytes.
     pub(crate) bytes: usize,
 }
 
@@ -20,7 +20,7 @@ impl Weight {
     }
 }
 
-/// The queue is full; here is the item back.
+/// Error of a full queue, with the rejected item.
 #[derive(Debug)]
 pub(crate) struct Full<T>(pub(crate) T);
 
@@ -41,7 +41,7 @@ impl<T> Queue<T> {
     /// Adds an item at the end.
     ///
     /// # Errors
-    /// Gives the item back if it does not fit.
+    /// Returns the item if the queue has no room.
     pub(crate) fn push(&mut self, item: T, weight: Weight) -> Result<(), Full<T>> {
         if !self.has_room_for(weight) {
             return Err(Full(item));
@@ -51,13 +51,13 @@ impl<T> Queue<T> {
         Ok(())
     }
 
-    /// True if an item of this weight would be accepted.
+    /// True if the queue would accept an item of this weight.
     pub(crate) fn has_room_for(&self, weight: Weight) -> bool {
         let Weight { events, bytes } = self.weight.plus(weight);
         self.items.is_empty() || (events <= self.capacity.events && bytes <= self.capacity.bytes)
     }
 
-    /// Takes the first item.
+    /// Removes and returns the first item.
     pub(crate) fn pop(&mut self) -> Option<T> {
         let (item, weight) = self.items.pop_front()?;
         self.weight.events -= weight.events;
@@ -65,22 +65,22 @@ impl<T> Queue<T> {
         Some(item)
     }
 
-    /// The last item, to be replaced by one of the same weight.
+    /// The last item. A replacement must have the same weight.
     pub(crate) fn last_mut(&mut self) -> Option<&mut T> {
         self.items.back_mut().map(|(item, _)| item)
     }
 
-    /// True if nothing is in it, not even what weighs nothing.
+    /// True if the queue holds no item, not even an item without weight.
     pub(crate) fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
-    /// What is in it.
+    /// Total weight of the items.
     pub(crate) fn weight(&self) -> Weight {
         self.weight
     }
 
-    /// What may be in it.
+    /// Maximum total weight.
     pub(crate) fn capacity(&self) -> Weight {
         self.capacity
     }

@@ -1,103 +1,98 @@
-//! Which spokes a hub event goes to, and as what.
+//! Routing: the spokes that receive a hub event, and the action of each spoke.
 //!
-//! A document goes to those who *hold* its zone: its owner and its watchers. Where a change moves a document from one zone
-//! to another, those who hold only the old one lose it. Where the old zone is not known (a hub application's delete or
-//! replace in a collection without pre-images), every spoke that does not hold the new one gets a delete that takes effect
-//! only on a document of a zone it holds.
+//! A document goes to the *holders* of its zone: the owner and the watchers. If a change moves a document to another
+//! zone, holders of only the old zone lose the document. The old zone is unknown after a hub application's delete or
+//! replace in a collection without pre-images. Every spoke that does not hold the new zone then receives a delete, with
+//! an effect only on a document in a zone held by the spoke.
 
 use std::collections::HashMap;
 
 use super::names::Zone;
 
-/// A zone's number in a [`Routes`].
+/// Number of a zone in [`Routes`].
 pub(crate) type ZoneId = u32;
 
-/// A spoke's number in a [`Routes`].
+/// Number of a spoke in [`Routes`].
 pub(crate) type SpokeId = usize;
 
-/// Where a document is, as far as the spokes are concerned.
+/// Location of a document from the spokes' point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// In a zone that some spoke holds.
+    /// In a zone held by at least one spoke.
     Zone(ZoneId),
-    /// In a zone that no spoke holds, in none, or not there at all.
+    /// In a zone held by no spoke, in no zone, or nonexistent.
     Elsewhere,
 }
 
-/// Where a document was before a change.
+/// Location of a document before a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Before {
-    /// There.
     At(Place),
-    /// Nobody knows.
+    /// Not known without a pre-image.
     Unknown,
 }
 
-/// One change at the hub, as routing sees it.
+/// A change at the hub, reduced to the facts relevant for routing.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Change {
-    /// Where the document was.
     pub(crate) before: Before,
-    /// Where it is now. [`Place::Elsewhere`] if it was deleted.
+    /// [`Place::Elsewhere`] for a deleted document.
     pub(crate) after: Place,
-    /// True if the document is gone.
     pub(crate) deleted: bool,
-    /// The spoke whose uplink made the change.
+    /// The spoke of the uplink that made the change. `None` for any other change.
     pub(crate) origin: Option<SpokeId>,
-    /// How those who hold the document's new zone get it.
+    /// Form in which holders of the new zone receive the document.
     pub(crate) content: Content,
 }
 
-/// How a document's change is told to a spoke that holds its zone.
+/// Form in which a holder of the zone receives a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// The event holds the new document; it did not exist before.
+    /// The event contains a document that did not exist before.
     Inserted,
-    /// The event holds the new document.
+    /// The event contains the new version of the document.
     Replaced,
-    /// The event holds what changed in it.
+    /// The event contains the changed fields.
     Updated,
-    /// The document was read whole, and has this number among those read with the batch.
+    /// The document was read whole: its number among the documents read for the reply.
     Read(u32),
 }
 
-/// Which zones a document may be in at a spoke for a change to touch it there.
+/// Zones in which a spoke's document may be for a change to apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// This zone.
     Zone(ZoneId),
-    /// Either of the two.
+    /// Two zones, after a move from the first to the second.
     Either(ZoneId, ZoneId),
-    /// Any zone that the spoke holds.
+    /// Every zone held by the spoke.
     Held,
 }
 
-/// What one spoke does about one hub event.
+/// Action of a spoke on a hub event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Apply the content.
     Apply(Content, Reach),
-    /// Delete the document.
     Delete(Reach),
-    /// It is the spoke's own change coming back.
+    /// The spoke's own change returns from the hub as an echo.
     Own,
-    /// The spoke's own change took the document to a zone that the spoke does not hold: delete it there, in its new zone.
+    /// The spoke's own change moved the document to a zone not held by the spoke: delete the spoke's document, now in
+    /// the new zone.
     Leave,
 }
 
-/// Who holds which zones.
+/// Zones held by each spoke, and holders of each zone.
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
     zones: Vec<Zone>,
     ids: HashMap<Zone, ZoneId>,
-    /// By zone, who holds it, in ascending order.
+    /// Holders by zone, in ascending order.
     holders: Vec<Vec<SpokeId>>,
-    /// By spoke: its own zone, then those it watches.
+    /// Zones by spoke: the own zone, then the watched zones.
     spokes: Vec<Vec<ZoneId>>,
 }
 
 impl Routes {
-    /// Each spoke as its own zone and the zones it watches. The spokes are numbered as they come.
+    /// Builds routes from each spoke's own zone and watched zones. Spokes are numbered in the given order.
     pub(crate) fn new<'a>(spokes: impl Iterator<Item = (&'a Zone, &'a [Zone])>) -> Self {
         let mut routes = Self::default();
         for (spoke, (own, watch)) in spokes.enumerate() {
@@ -112,34 +107,33 @@ impl Routes {
         routes
     }
 
-    /// Where a document of this zone is.
+    /// Location of a document in this zone.
     pub(crate) fn place(&self, zone: &str) -> Place {
         self.ids.get(zone).map_or(Place::Elsewhere, |&id| Place::Zone(id))
     }
 
-    /// The zone with this number.
     pub(crate) fn zone(&self, id: ZoneId) -> &Zone {
         &self.zones[id as usize]
     }
 
-    /// The zones that a spoke holds, its own first.
+    /// Zones held by a spoke, the own zone first.
     pub(crate) fn held(&self, spoke: SpokeId) -> impl Iterator<Item = &Zone> {
         self.spokes[spoke].iter().map(|&id| self.zone(id))
     }
 
-    /// The spoke that owns this zone.
+    /// Owner of the zone, if any.
     pub(crate) fn owner(&self, zone: &str) -> Option<SpokeId> {
         let id = *self.ids.get(zone)?;
         self.holders[id as usize].iter().copied().find(|&spoke| self.spokes[spoke][0] == id)
     }
 
-    /// True if no spoke but its owner holds this zone.
+    /// True if no spoke but the owner holds the zone.
     pub(crate) fn is_only_its_owners(&self, zone: &str) -> bool {
         let holders = self.holders_of(self.place(zone));
         holders.iter().all(|&holder| Some(holder) == self.owner(zone))
     }
 
-    /// True if such an action may be somebody else's change of a document of the spoke's own zone: a hub edit.
+    /// True for a possible hub edit: another party's change of a document in the spoke's own zone.
     pub(crate) fn is_hub_edit(&self, spoke: SpokeId, action: Action) -> bool {
         let own = self.spokes[spoke][0];
         match action {
@@ -152,12 +146,12 @@ impl Routes {
         }
     }
 
-    /// How many spokes there are.
+    /// Number of spokes.
     pub(crate) fn len(&self) -> usize {
         self.spokes.len()
     }
 
-    /// Says what each spoke does about a change; a spoke that is not named does nothing.
+    /// Calls `tell` with the action of each spoke affected by a change. All other spokes do nothing.
     pub(crate) fn route(&self, change: &Change, mut tell: impl FnMut(SpokeId, Action)) {
         let reach = self.reach(change);
         let gaining = self.holders_of(change.after);
@@ -190,7 +184,7 @@ impl Routes {
         }
     }
 
-    /// In which zones those who get the new document may have it so far.
+    /// Zones in which receivers of the new version may hold the old version.
     fn reach(&self, change: &Change) -> Reach {
         match (change.before, change.after) {
             (Before::At(Place::Zone(before)), Place::Zone(after)) if before != after => Reach::Either(before, after),
@@ -265,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_may_do_to_a_spokes_own_documents_is_a_hub_edit() {
+    fn another_partys_change_of_a_spokes_own_document_is_a_hub_edit() {
         let routes = routes();
         let [Place::Zone(dfw), Place::Zone(hou)] = [routes.place("DFW"), routes.place("HOU")] else {
             panic!("both are held")
@@ -301,14 +295,14 @@ mod tests {
     }
 
     #[test]
-    fn a_zone_without_a_spoke_goes_to_those_who_watch_it() {
+    fn a_zone_without_an_owner_goes_to_its_watchers() {
         let case = route(Some(""), "YARD", false, None, Content::Inserted);
         assert_eq!(case.told, [(AUS, Action::Apply(Content::Inserted, Reach::Zone(case.zone("YARD"))))]);
         assert_eq!(route(Some(""), "NOWHERE", false, None, Content::Inserted).told, []);
     }
 
     #[test]
-    fn a_zone_move_takes_the_document_from_those_who_hold_only_the_old_zone() {
+    fn holders_of_only_the_old_zone_lose_a_moved_document() {
         let case = route(Some("DFW"), "BOS", false, None, Content::Read(0));
         let delete = Action::Delete(Reach::Zone(case.zone("DFW")));
         let apply = Action::Apply(Content::Read(0), Reach::Either(case.zone("DFW"), case.zone("BOS")));
@@ -319,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spoke_that_moves_its_document_away_loses_it_unless_it_watches_the_new_zone() {
+    fn a_spoke_loses_a_document_it_moves_unless_it_watches_the_new_zone() {
         let case = route(Some("DFW"), "BOS", false, Some(DFW), Content::Read(0));
         assert_eq!(case.told[DFW], (DFW, Action::Leave));
         let case = route(Some("DFW"), "NOWHERE", false, Some(DFW), Content::Read(0));
@@ -329,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_move_from_an_unknown_zone_is_a_conditional_delete_for_all_who_do_not_hold_the_new_one() {
+    fn a_move_from_an_unknown_zone_is_a_conditional_delete_at_spokes_without_the_new_zone() {
         let case = route(None, "DFW", false, None, Content::Replaced);
         let apply = Action::Apply(Content::Replaced, Reach::Held);
         assert_eq!(case.told, [(DFW, apply), (HOU, apply), (AUS, apply), (BOS, Action::Delete(Reach::Held))]);

@@ -1,12 +1,13 @@
-//! Looks at single documents of both sides, as they were at one exact place of a link.
+//! Examines single documents on both sides at one exact position of a link.
 //!
-//! A link's checkpoint is saved with the documents that it covers. So whoever reads a destination's documents and its checkpoint at one
-//! cluster time, and the source's documents at the checkpoint's, sees two sides that must be equal, whatever is on its way. That
-//! holds for a zone which only the link writes at the destination. In a spoke's own zone both sides write; there it is looked from
-//! either side, and who is equal from one of them is equal.
+//! A link commits its checkpoint together with the documents covered by the checkpoint. Reading a destination's
+//! documents and the checkpoint at the same cluster time, and the source's documents at the cluster time of the
+//! checkpoint, gives two sides that must be equal, whatever is in transit. The argument holds for a zone written at the
+//! destination by the link alone. In a spoke's own zone both sides write. Documents are compared there from either
+//! side, and equality from either side suffices.
 //!
-//! Such a look says nothing of what happened after that place. So it counts only once the link has passed the moment at which a document
-//! was seen to differ.
+//! A look proves nothing about the time after its position, and counts only once the link has passed the moment at
+//! which the document seemed to differ.
 
 use std::collections::HashMap;
 
@@ -20,28 +21,28 @@ use crate::mongo::read::{self, Snapshot, Wanted, When};
 use crate::rules::key::Key;
 use crate::rules::position::Position;
 
-/// Documents by their `_id`.
+/// `_id`s of documents, by key.
 pub(super) type Ids = HashMap<Key, RawBson>;
 
-/// A document that is not equal, as both sides had it.
+/// A differing document, with the version of each side.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     pub(super) id: RawBson,
     pub(super) hub: Option<RawDocumentBuf>,
     pub(super) spoke: Option<RawDocumentBuf>,
-    /// It was seen at one exact place of the only link that writes it.
+    /// True if seen at one exact position of the only link that writes the document.
     pub(super) is_exact: bool,
 }
 
 impl Seen {
-    /// True if both sides had it like this before.
+    /// True if both sides still hold the versions seen before.
     pub(super) fn is_as(&self, before: &Self) -> bool {
         let bytes = |document: &Option<RawDocumentBuf>| document.as_ref().map(|document| document.as_bytes().to_vec());
         bytes(&self.hub) == bytes(&before.hub) && bytes(&self.spoke) == bytes(&before.spoke)
     }
 }
 
-/// A moment of both sides.
+/// A moment, in the cluster time of each side.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
     pub(super) hub: Timestamp,
@@ -49,40 +50,42 @@ pub(super) struct Moment {
 }
 
 impl Moment {
-    /// Now.
     pub(super) async fn now(part: &Part<'_>) -> Result<Self, Error> {
         Ok(Self { hub: part.hub.now().await?, spoke: part.spoke.now().await? })
     }
 }
 
-/// What was seen at one look.
+/// Result of a look.
 pub(super) struct Look {
-    /// What was not equal.
     pub(super) differing: HashMap<Key, Seen>,
-    /// Where the links stood.
+    /// Positions of the downlink and the uplink.
     pub(super) down: Position,
     pub(super) up: Position,
 }
 
-/// Looks at these documents, which seemed to differ at some moment before `since`.
+/// Examines documents that seemed to differ at some moment before `since`.
 ///
 /// # Errors
 /// If a server does not answer, or the spoke was never synced.
 pub(super) async fn look(part: &Part<'_>, ids: &Ids, since: Moment) -> Result<Look, Error> {
     let wanted: Wanted<'_> = ids.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
-    // The spoke as it is now, and the hub as it was where the downlink stands; then the other way round.
+    // From the spoke's side: the spoke now, and the hub at the position of the downlink's checkpoint.
     let spoke = read::documents(part.spoke, &wanted, None, When::NotBefore(part.spoke.now().await?)).await?;
     let down = checkpoints::at(part.spoke, &part.downlink(), spoke.at).await?;
     let (down, is_at_place) = part.place(down)?;
     let hub_then = read::documents_at(part.hub, &wanted, down.moment()).await?;
+    // From the hub's side: the hub now, and the spoke at the position of the uplink's checkpoint.
     let hub = read::documents(part.hub, &wanted, None, When::NotBefore(part.hub.now().await?)).await?;
     let up = checkpoints::at(part.hub, &part.uplink(), hub.at).await?;
     let (up, _) = part.place(up)?;
     let spoke_then = read::documents_at(part.spoke, &wanted, up.moment()).await?;
 
+    // Damage after the position of a look would pass as equal, so both the position and the read must reach `since`.
+    // A server that has dropped the snapshot of the position reads a later version, and the look is not exact.
     let has_come_down = hub_then.at >= since.hub && down.moment() >= since.hub;
     let has_gone_up = spoke_then.at >= since.spoke && up.moment() >= since.spoke;
     let is_exact = has_come_down && is_at_place && hub_then.at == down.moment();
+    // Equal now, or equal from the spoke's side, is equal. In the spoke's own zone the hub's side counts as well.
     let mut differing = HashMap::new();
     for (key, id) in ids {
         let (hub, spoke) = (of(&hub, key), of(&spoke, key));
@@ -105,9 +108,9 @@ fn of<'s>(snapshot: &'s Snapshot, key: &Key) -> Option<&'s RawDocument> {
 }
 
 impl Part<'_> {
-    /// Where a link stands, and whether all documents are exactly as they were there.
+    /// Position of a link, and whether all documents are exactly at the position: nothing is ahead.
     fn place(&self, checkpoint: Option<Checkpoint>) -> Result<(Position, bool), Error> {
-        let never = || self.spoke.unsuitable("it was never synced: `spokesync run` must have copied it first");
+        let never = || self.spoke.unsuitable("the spoke was never synced: `spokesync run` must copy it first");
         let checkpoint = checkpoint.ok_or_else(never)?;
         let place = checkpoint.position.ok_or_else(never)?;
         let time = place.cluster_time();
@@ -115,7 +118,7 @@ impl Part<'_> {
         Ok((place, !is_ahead))
     }
 
-    /// True if the spoke has what it should have of a document that the hub has like this.
+    /// True if the spoke holds the hub's version, or nothing if the version's zone is not held.
     fn agree(&self, hub: Option<&RawDocument>, spoke: Option<&RawDocument>) -> bool {
         let expected = hub.filter(|document| self.holds(document));
         expected.map(RawDocument::as_bytes) == spoke.map(RawDocument::as_bytes)

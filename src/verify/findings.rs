@@ -1,4 +1,4 @@
-//! What persists of what did not seem equal, and what it is called.
+//! Persistent differences and their kinds.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,21 +17,21 @@ use crate::rules::difference;
 use crate::rules::key::Key;
 use crate::rules::names::Zone;
 
-/// How often a document is looked at that changes all the time.
+/// Maximum number of looks at a document that keeps changing.
 const ROUNDS: u32 = 12;
 
-/// What persists of what did not seem equal.
+/// Documents still different after every necessary look.
 #[derive(Default)]
 pub(super) struct Persisting {
     pub(super) differing: HashMap<Key, Seen>,
-    /// Changes of these are on their way, and nobody carries them.
+    /// Number of documents with changes in transit while no process carries the links.
     pub(super) under_way: usize,
-    /// These change all the time at both sides.
+    /// Number of documents that kept changing on both sides.
     pub(super) unsettled: usize,
 }
 
 impl Part<'_> {
-    /// Looks at documents once the links have passed the present moment, and longer at those that go on changing.
+    /// Examines documents once the links have passed the present moment, and again as long as documents keep changing.
     pub(super) async fn persisting(&self, mut ids: Ids, stop: &CancellationToken) -> Result<Persisting, Error> {
         let mut persisting = Persisting::default();
         let mut before: HashMap<Key, Seen> = HashMap::new();
@@ -39,10 +39,13 @@ impl Part<'_> {
             if ids.is_empty() || stop.is_cancelled() {
                 return Ok(persisting);
             }
+            // Everything in transit now must arrive before the look, or a late change would count as a difference.
             let moment = Moment::now(self).await?;
             let waited = wait::pass(self, moment, stop).await?;
             let look = examine::look(self, &ids, moment).await?;
             ids.retain(|key, _| look.differing.contains_key(key));
+            // With a link at a standstill, a pending change may explain the difference. Further looks would show the
+            // same.
             if waited == Waited::StandsStill && !ids.is_empty() {
                 let under_way: HashSet<Key> = wait::under_way(self, &ids, &look).await?;
                 persisting.under_way = under_way.len();
@@ -50,7 +53,7 @@ impl Part<'_> {
                 persisting.differing.extend(rest);
                 return Ok(persisting);
             }
-            // What both sides still have as they had it, though all that was on its way then has come.
+            // Persistent: unchanged since the look before, after everything then in transit has arrived; or exact twice.
             for (key, seen) in &look.differing {
                 let persists =
                     before.get(key).is_some_and(|before| seen.is_as(before) || (seen.is_exact && before.is_exact));
@@ -65,13 +68,14 @@ impl Part<'_> {
         Ok(persisting)
     }
 
-    /// Puts into words what persists, and mends it if that is wanted.
+    /// Turns persistent differences into findings, and repairs the documents if requested.
     pub(super) async fn tell(
         &self,
         persisting: Persisting,
         run: &Run<'_>,
         report: &mut PartReport,
     ) -> Result<(), Error> {
+        // Documents in transit or in constant change are neither equal nor different.
         if persisting.under_way > 0 {
             let number = persisting.under_way;
             let reason = format!(
@@ -87,7 +91,7 @@ impl Part<'_> {
         if !persisting.differing.is_empty() {
             let known = Known::load(self).await?;
             for (key, seen) in persisting.differing {
-                // What the hub has in a zone that the spoke holds is told there.
+                // A document in a zone held by the spoke is reported by the part of the zone.
                 if self.zone.is_none() && seen.hub.as_deref().is_some_and(|document| self.holds(document)) {
                     continue;
                 }
@@ -95,6 +99,7 @@ impl Part<'_> {
                 found.push((key, self.finding(&seen, kind), seen));
             }
         }
+        // A repair records the outcome in the findings, so reporting comes last.
         if run.scope.repair && !found.is_empty() {
             repair::repair(self, &mut found, run).await?;
         }
@@ -133,7 +138,7 @@ impl Part<'_> {
     }
 }
 
-/// Documents of which it is known why they differ.
+/// Documents with a known reason to differ.
 struct Known {
     parked: HashSet<Key>,
     foreign: HashMap<Key, RawBson>,

@@ -1,15 +1,17 @@
-//! Proves that hub and spokes hold the same documents, or names what differs, and mends it.
+//! Verification: proves that hub and spokes hold the same documents, or reports and repairs the differences.
 //!
-//! Both sides of every zone that a spoke holds are walked in the order of `_id`, and compared byte by byte. What does not seem equal
-//! may only be on its way, so it is looked at again, as both sides had it at one exact place of the links ([`examine`]), until the
-//! links have passed the first look. What persists is reported. No `spokesync run` is needed for that, and one that runs is not
-//! disturbed: how far the links are is read from their checkpoints.
+//! Both sides of every zone held by a spoke are walked in the order of `_id`, and compared byte by byte. A difference
+//! may only be a change in transit. Each suspect is therefore examined again at one exact position of the links
+//! ([`examine`]), once the links have passed the moment of the first look. Persistent differences are reported.
+//! Verification works without `spokesync run`, and does not disturb a running process: the links' progress is read from
+//! their checkpoints.
 //!
-//! - [`scope`]: what is compared, and how; [`report`]: what was found
-//! - [`part`]: one zone of one collection at one spoke; [`reading`]: both sides of it; [`suspects`]: what does not seem equal there
-//! - [`examine`]: a look at single documents; [`findings`]: what persists, and what it is called
-//! - [`carried`]: waiting for the links, and what is on its way where nobody carries it
-//! - [`repair`]: mending what differs; [`pace`]: not too fast
+//! - [`scope`]: selection and options. [`report`]: the result
+//! - [`part`]: a zone of a collection at a spoke. [`reading`]: reads both sides. [`suspects`]: finds documents
+//!   that seem to differ
+//! - [`examine`]: examines single documents. [`findings`]: persistent differences and their kinds
+//! - [`wait`]: waits for the links, and finds changes in transit while no process carries the links
+//! - [`repair`]: repairs differences. [`pace`]: limits the read rate
 
 mod examine;
 mod findings;
@@ -44,27 +46,28 @@ use part::Part;
 use report::{PartReport, Report, Untold};
 use scope::Scope;
 
-/// So many parts are walked at once, each with a few pages in memory.
+/// Parts walked concurrently. Each keeps a few pages in memory.
 const WALKING: usize = 2;
 
-/// So many parts are under way at once: most of them wait for the links.
+/// Parts verified concurrently. Most only wait for the links.
 const PARALLEL: usize = 32;
 
-/// Commands that run at once at one server.
+/// Concurrent commands per server.
 const CONNECTIONS: u32 = 8;
 
-/// A spoke that could be reached.
 struct ConnectedSpoke {
     zone: Zone,
     held: Vec<Zone>,
     server: Server,
 }
 
-/// Compares what the scope select. How far it is, is shown in `progress`; `name` is that of whoever runs it, for going on after an
-/// interruption.
+/// Verifies everything selected by `scope`, and shows the progress in `progress`.
+///
+/// Progress is also saved at the hub under `name` and the scope. After an interruption, a verification with the same
+/// name and scope resumes.
 ///
 /// # Errors
-/// If the hub cannot be used. What a spoke fails at is in the report.
+/// If the hub is unusable. Failures of a spoke are in the report.
 pub(crate) async fn run(
     config: &Config,
     scope: &Scope,
@@ -72,15 +75,18 @@ pub(crate) async fn run(
     progress: &VerificationCell,
     stop: &CancellationToken,
 ) -> Result<Report, Error> {
+    // The hub is one side of every comparison, and keeps the saved progress.
     let sync = Arc::new(config.sync.clone());
     let endpoint = |name: &str, uri| Endpoint::new(name, uri, sync.clone(), CONNECTIONS);
     let hub = endpoint("hub", config.hub.clone()).connect().await?;
     metadata::prepare(&hub).await?;
+    // Progress older than a day is outdated. `afresh` also discards the progress of this verification.
     let name = format!("{name} {}", scope.name());
     verifications::forget_stale(&hub).await?;
     if scope.afresh {
         verifications::forget(&hub, &name).await?;
     }
+    // An unreachable spoke goes into the report, so the other spokes are still verified.
     let mut report = Report::default();
     let mut spokes = Vec::new();
     for spoke in config.spokes.iter().filter(|spoke| scope.selects(spoke)) {
@@ -92,6 +98,7 @@ pub(crate) async fn run(
             }
         }
     }
+    // The estimate only scales the displayed progress.
     let parts: Vec<Part<'_>> = spokes.iter().flat_map(|spoke| parts(&hub, spoke, scope, &name)).collect();
     let estimated = estimate(&parts).await;
     let run = Run {
@@ -101,6 +108,7 @@ pub(crate) async fn run(
         pace: Pace::new(scope.documents_per_second),
         stop,
     };
+    // Parts wait for the links most of the time, so many run concurrently. Results are added as parts finish.
     let mut verifying = Vec::new();
     for part in &parts {
         verifying.push(told(part, &run));
@@ -109,6 +117,7 @@ pub(crate) async fn run(
     while let Some(part) = reports.next().await {
         report.add(part);
     }
+    // A stopped verification keeps its progress for the next run. A finished verification has nothing to resume.
     drop(reports);
     report.finish(stop.is_cancelled());
     if !stop.is_cancelled() {
@@ -117,7 +126,7 @@ pub(crate) async fn run(
     Ok(report)
 }
 
-/// What a part comes to, or why that cannot be told.
+/// Verifies a part. Failures go into the report; a transient failure is retried first.
 async fn told(part: &Part<'_>, run: &Run<'_>) -> PartReport {
     let mut delays = delays();
     loop {
@@ -125,22 +134,22 @@ async fn told(part: &Part<'_>, run: &Run<'_>) -> PartReport {
             Ok(report) => return report,
             Err(error) => error,
         };
-        // A server that restarts is back in a moment, and the part goes on where it was.
+        // A restarting server is back within seconds, and the part resumes from its saved progress.
         let can_pass = matches!(error.failure(), Failure::Unreachable | Failure::Transient) && !run.stop.is_cancelled();
         let Some(delay) = delays.next().filter(|_| can_pass) else {
             return PartReport::untold(part.untold(error.to_string()));
         };
-        tracing::debug!(%error, ?delay, "a part is compared again");
+        tracing::debug!(%error, ?delay, "verifying a part again after a failure");
         tokio::time::sleep(delay).await;
     }
 }
 
-/// How long to wait for a server that fails: some twenty seconds in all.
+/// Delays between attempts at a failing server: about 20 seconds in total, enough for a restart.
 fn delays() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default().with_min_delay(Duration::from_millis(300)).with_max_times(6).with_jitter().build()
 }
 
-/// The zones that a spoke holds, its own first.
+/// Zones held by a spoke, the own zone first.
 fn held(spoke: &config::Spoke) -> Vec<Zone> {
     std::iter::once(&spoke.zone).chain(&spoke.watch).cloned().collect()
 }
@@ -149,7 +158,7 @@ fn parts<'a>(hub: &'a Server, spoke: &'a ConnectedSpoke, scope: &Scope, run: &st
     let mut parts = Vec::new();
     for (namespace, name) in (0u16..).zip(hub.namespaces()) {
         let zones = spoke.held.iter().filter(|zone| scope.zone.as_ref().is_none_or(|wanted| wanted == *zone)).map(Some);
-        // Documents of zones that it does not hold belong to none that was asked for.
+        // Documents of zones not held by the spoke are outside a scope with a zone.
         let others = scope.zone.is_none().then_some(None);
         for zone in zones.chain(others) {
             let saved = PartName::new(run, &spoke.zone, name, zone);
@@ -168,7 +177,7 @@ fn parts<'a>(hub: &'a Server, spoke: &'a ConnectedSpoke, scope: &Scope, run: &st
     parts
 }
 
-/// About how many documents there are to compare, if all could be counted quickly.
+/// Estimated number of documents to compare. `None` if a server cannot count quickly.
 async fn estimate(parts: &[Part<'_>]) -> Option<u64> {
     let mut sum = 0;
     for part in parts {
@@ -178,17 +187,17 @@ async fn estimate(parts: &[Part<'_>]) -> Option<u64> {
     Some(sum)
 }
 
-/// What all parts share.
+/// State shared by all parts.
 struct Run<'r> {
     scope: &'r Scope,
     counted: Counted<'r>,
-    /// Places for those who walk.
+    /// Permits for walking, at most [`WALKING`].
     walking: Semaphore,
     pace: Pace,
     stop: &'r CancellationToken,
 }
 
-/// How far all parts are together.
+/// Progress of all parts together.
 struct Counted<'p> {
     progress: &'p VerificationCell,
     estimated: Option<u64>,
@@ -196,7 +205,7 @@ struct Counted<'p> {
 }
 
 impl Counted<'_> {
-    /// A part has compared so many documents in all.
+    /// Sets the number of documents compared by a part.
     fn set(&self, part: &Part<'_>, documents: u64) {
         let more = documents.wrapping_sub(part.counted.swap(documents, Ordering::Relaxed));
         let all = self.documents.fetch_add(more, Ordering::Relaxed).wrapping_add(more);

@@ -1,24 +1,25 @@
-//! Keeps reading below a rate.
+//! Limits the read rate.
 
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-/// A rate that all parts keep together.
+/// A read rate shared by all parts.
 pub(super) struct Pace {
+    /// Time per document.
     each: Duration,
-    /// When the next document may be read.
+    /// Time of the next permitted read.
     next: Mutex<Instant>,
 }
 
 impl Pace {
-    /// So many documents a second; 0: as fast as it goes.
+    /// A limit in documents per second. 0 means unlimited.
     pub(super) fn new(documents_per_second: u32) -> Self {
         let each = Duration::from_secs(1).checked_div(documents_per_second).unwrap_or_default();
         Self { each, next: Mutex::new(Instant::now()) }
     }
 
-    /// So many documents were read: waits until more may be.
+    /// Accounts for a read of `documents` documents, and waits until the next read is permitted.
     pub(super) async fn wait(&self, documents: usize) {
         if self.each.is_zero() {
             return;

@@ -1,4 +1,4 @@
-//! One zone of one collection at one spoke: it is walked, what does not seem equal is looked at again, and what persists is told.
+//! Verification of a zone of a collection at a spoke: walk both sides, examine suspects, report what persists.
 
 use std::sync::atomic::AtomicU64;
 
@@ -14,31 +14,29 @@ use crate::mongo::scan::Which;
 use crate::mongo::server::Server;
 use crate::rules::names::{Link, Zone};
 
-/// One zone of one collection at one spoke; or there the documents of zones that it does not hold.
+/// A zone of a collection at a spoke, or the spoke's documents in zones not held by the spoke.
 pub(super) struct Part<'a> {
     pub(super) hub: &'a Server,
     pub(super) spoke: &'a Server,
-    /// The zone that the spoke owns.
+    /// Zone owned by the spoke.
     pub(super) own: &'a Zone,
-    /// All that it holds.
+    /// All zones held by the spoke.
     pub(super) held: &'a [Zone],
-    /// The collection's number.
+    /// Number of the collection.
     pub(super) namespace: u16,
-    /// `None`: what the spoke does not hold.
+    /// `None`: documents in zones not held by the spoke.
     pub(super) zone: Option<&'a Zone>,
-    /// The name under which it is noted how far it is.
+    /// Name under which progress is saved.
     pub(super) saved: PartName,
-    /// How many documents of it are counted in the progress.
+    /// Number of the part's documents already counted in the overall progress.
     pub(super) counted: AtomicU64,
 }
 
 impl Part<'_> {
-    /// The link that brings the hub's changes.
     pub(super) fn downlink(&self) -> Link {
         Link::downlink(self.own)
     }
 
-    /// The link that brings the spoke's.
     pub(super) fn uplink(&self) -> Link {
         Link::uplink(self.own)
     }
@@ -49,7 +47,7 @@ impl Part<'_> {
         zone.is_ok_and(|zone| self.held.iter().any(|held| held.as_str() == zone))
     }
 
-    /// True if it is one of the spoke's own zone, or without one.
+    /// True for a document of the spoke's own zone, or without a partition key.
     pub(super) fn is_own(&self, document: Option<&RawDocument>) -> bool {
         let key = document.map(|document| document.get(self.hub.partition_key()).ok().flatten());
         key.is_some_and(|key| Which::OfOrUnstamped(self.own).includes(key))
@@ -63,11 +61,12 @@ impl Part<'_> {
         self.hub.namespace(self.namespace).to_string()
     }
 
-    /// Compares it, and mends what differs if that is wanted.
+    /// Compares both sides, and repairs differences if requested.
     pub(super) async fn verify(&self, run: &Run<'_>) -> Result<PartReport, Error> {
         if let Some(reason) = self.not_copied().await? {
             return Ok(PartReport::untold(self.untold(reason)));
         }
+        // An interrupted walk resumes, and a finished walk is not repeated.
         let mut saved = verifications::load(self.hub, &self.saved).await?;
         run.counted.set(self, saved.documents);
         if !saved.is_walked {
@@ -78,21 +77,23 @@ impl Part<'_> {
             }
             verifications::save(self.hub, &self.saved, &saved).await?;
         }
+        // A limit on suspects bounds memory and the reads that examine suspects.
         let mut report = PartReport { documents: saved.documents, ..PartReport::default() };
         if saved.suspects.len() > SUSPECTS {
             report.more = (saved.suspects.len() - SUSPECTS) as u64;
             saved.suspects.truncate(SUSPECTS);
             let reason =
-                "too many documents differ to look at each again: `spokesync resync` brings all of them".to_owned();
+                "too many documents differ to examine each of them: `spokesync resync` brings all of them".to_owned();
             report.untold.push(self.untold(reason));
         }
+        // Most suspects were only in transit. The rest persists.
         let suspects = self.by_key(saved.suspects);
         let persisting = self.persisting(suspects, run.stop).await?;
         self.tell(persisting, run, &mut report).await?;
         Ok(report)
     }
 
-    /// Why it cannot be compared yet.
+    /// Reason why the part cannot be compared yet, if any.
     async fn not_copied(&self) -> Result<Option<String>, Error> {
         let namespace = self.hub.namespace(self.namespace);
         let zone = self.zone.unwrap_or(self.own);
@@ -103,7 +104,7 @@ impl Part<'_> {
         }
         for (destination, link) in links {
             let Some(checkpoint) = checkpoints::peek(destination, &link).await? else {
-                return Ok(Some("it was never synced: `spokesync run` must have copied it first".to_owned()));
+                return Ok(Some("the spoke was never synced: `spokesync run` must copy it first".to_owned()));
             };
             if !checkpoint.copied.contains(&part) && !checkpoint.left.contains(&part) {
                 return Ok(Some(format!("{link} has not copied {namespace} zone {zone} yet")));

@@ -1,4 +1,4 @@
-//! Reads both sides of a zone ahead of their comparison, so that both servers always have something to do.
+//! Reads both sides of a zone ahead of the comparison, to keep both servers busy.
 
 use bson::raw::RawBson;
 use tokio::sync::mpsc;
@@ -7,13 +7,13 @@ use crate::mongo::error::Error;
 use crate::mongo::scan::PageSize;
 use crate::mongo::walk::{self, Ahead, End, Followed};
 
-/// The next page of the follow side, with that of the lead side if it is the first for that one.
+/// A page of the follow side. The first page in the range of a lead page comes with the lead page.
 pub(super) struct Pages {
     pub(super) lead: Option<Ahead>,
     pub(super) followed: Followed,
 }
 
-/// Reads everything behind `after`, until nobody wants more.
+/// Reads everything after the `_id` `after`, or until the receiver is dropped.
 ///
 /// # Errors
 /// If a server does not answer.

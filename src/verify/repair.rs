@@ -1,8 +1,9 @@
-//! Mends documents that differ: the hub's order is the truth, and so the spoke gets what the hub has. What only the owner has goes up:
-//! data wins over deletion.
+//! Repairs differing documents. The hub's order is the truth, so the spoke receives the hub's version. A document found
+//! only at the owner goes up to the hub: data wins over deletion.
 //!
-//! Each is written in a transaction in which the link stands still, and only if it still is as it was seen, once all that its
-//! owner did to it until then is at the hub. So a repair never undoes a newer change.
+//! A repair reads a document at the destination, then waits until the links have carried every earlier change. The
+//! write happens in a transaction during which the link stands still, and only if the document is unchanged since the
+//! read. A repair therefore never undoes a newer change.
 
 use std::collections::HashMap;
 
@@ -27,47 +28,51 @@ use crate::rules::key::Key;
 use crate::rules::plan::{self, Inserts};
 use crate::rules::step::{Step, Write, Zones};
 
-/// How many documents are mended in one transaction.
-const TOGETHER: usize = 100;
+/// Documents per repair transaction. The link stands still during the transaction, and a concurrent write to any of the
+/// documents aborts it, so larger transactions hold up the link longer and abort more often.
+const DOCUMENTS_PER_TRANSACTION: usize = 100;
 
-/// How often it is tried to mend a document that goes on changing.
+/// Maximum number of attempts at a document that keeps changing. A later `--repair` can try again.
 const ATTEMPTS: u32 = 8;
 
-/// A document that differs, how that is told, and how it was seen.
+/// A differing document: key, finding, and the versions seen.
 pub(super) type Found = (Key, Finding, Seen);
 
-/// How a document is mended.
+/// Method of repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// The spoke gets what the hub has, or loses it.
+    /// The spoke receives the hub's version, or loses the document.
     Down,
-    /// The hub gets what its owner has.
+    /// The hub receives the owner's version.
     Up,
-    /// The spoke's document gets its partition key, and the uplink sees to the rest.
+    /// The spoke's document receives a partition key, and the uplink carries the change.
     Stamp,
-    /// Not here.
+    /// No repair, for the reason given.
     None(&'static str),
 }
 
 fn way(part: &Part<'_>, finding: &Finding, seen: &Seen, purge_foreign: bool) -> Way {
     let hub_has = seen.hub.as_deref().is_some_and(|document| part.holds(document));
     match finding.kind {
-        Kind::Parked => Way::None("it is refused: see `spokesync dead-letters`"),
-        Kind::Foreign if !purge_foreign => Way::None("an application wrote it there: --purge-foreign removes it"),
+        Kind::Parked => Way::None("the destination refuses the document: see `spokesync dead-letters`"),
+        Kind::Foreign if !purge_foreign => {
+            Way::None("an application wrote the document there: --purge-foreign removes it")
+        }
         Kind::Unstamped if !hub_has => Way::Stamp,
         Kind::Extra if part.is_own(seen.spoke.as_deref()) && seen.hub.is_none() => Way::Up,
         Kind::Missing | Kind::Different | Kind::Extra | Kind::Foreign | Kind::Unstamped => Way::Down,
     }
 }
 
-/// Mends what can be mended, and notes it in the findings.
+/// Repairs documents where possible, and records the outcome in the findings.
 pub(super) async fn repair(part: &Part<'_>, found: &mut [Found], run: &Run<'_>) -> Result<(), Error> {
+    // One method at a time, because all documents of a transaction go to the same server.
     let (purge_foreign, stop) = (run.scope.purge_foreign, run.stop);
     let mut done: HashMap<Key, String> = HashMap::new();
     for wanted in [Way::Down, Way::Up, Way::Stamp] {
         let ids = found.iter().filter(|(_, finding, seen)| way(part, finding, seen, purge_foreign) == wanted);
         let ids: Vec<(Key, RawBson)> = ids.map(|(key, _, seen)| (key.clone(), seen.id.clone())).collect();
-        for ids in ids.chunks(TOGETHER) {
+        for ids in ids.chunks(DOCUMENTS_PER_TRANSACTION) {
             let ids: Ids = ids.iter().cloned().collect();
             let number = ids.len();
             match wanted {
@@ -81,6 +86,7 @@ pub(super) async fn repair(part: &Part<'_>, found: &mut [Found], run: &Run<'_>) 
             }
         }
     }
+    // A written document counts as repaired only if another look finds both sides equal.
     let ids: Ids = found
         .iter()
         .filter(|(key, ..)| done.contains_key(key))
@@ -88,6 +94,7 @@ pub(super) async fn repair(part: &Part<'_>, found: &mut [Found], run: &Run<'_>) 
         .collect();
     let left = part.persisting(ids, stop).await?;
     let is_told = left.under_way == 0 && left.unsettled == 0 && !stop.is_cancelled();
+    // Every finding receives an outcome, including documents that kept changing or have no method of repair.
     for (key, finding, seen) in found.iter_mut() {
         finding.repair = match (done.remove(key), way(part, finding, seen, purge_foreign)) {
             (Some(what), _) => {
@@ -95,7 +102,7 @@ pub(super) async fn repair(part: &Part<'_>, found: &mut [Found], run: &Run<'_>) 
                 Some(what)
             }
             (None, Way::None(reason)) => Some(reason.to_owned()),
-            (None, _) => Some("it went on changing".to_owned()),
+            (None, _) => Some("the document kept changing".to_owned()),
         };
         if let Some(what) = &finding.repair {
             tracing::info!(spoke = finding.spoke, ns = finding.ns, id = %finding.id, kind = finding.kind.as_str(), repair = what, repaired = finding.repaired, "repair");
@@ -104,7 +111,8 @@ pub(super) async fn repair(part: &Part<'_>, found: &mut [Found], run: &Run<'_>) 
     Ok(())
 }
 
-/// Gives the spoke's documents their partition key, as an application would.
+/// Sets the partition key of the spoke's documents. The update does not belong to a session of ours, so the uplink
+/// carries the change like an application's.
 async fn stamp(part: &Part<'_>, ids: Ids) -> Result<HashMap<Key, String>, Error> {
     let namespace = part.spoke.namespace(part.namespace);
     let (spoke, field) = (part.spoke, part.spoke.partition_key());
@@ -117,7 +125,7 @@ async fn stamp(part: &Part<'_>, ids: Ids) -> Result<HashMap<Key, String>, Error>
         let command = doc! { "update": &namespace.collection, "updates": [{ "q": query, "u": set }] };
         let what = match spoke.run("stamping a document", &spoke.client().database(&namespace.database), command).await
         {
-            Ok(_) => "it got its partition key".to_owned(),
+            Ok(_) => "the document received its partition key".to_owned(),
             Err(error) if error.refusal().is_some() => format!("refused: {error}"),
             Err(error) => return Err(error),
         };
@@ -126,18 +134,18 @@ async fn stamp(part: &Part<'_>, ids: Ids) -> Result<HashMap<Key, String>, Error>
     Ok(done)
 }
 
-/// Whoever mends documents at one of the two servers.
+/// Repairs documents at one of the two servers.
 struct Mender<'p> {
     part: &'p Part<'p>,
     server: &'p Server,
     repairer: Repairer,
 }
 
-/// What became of one transaction.
+/// Outcome of a transaction.
 enum Outcome {
-    /// These are done; the others have changed meanwhile.
+    /// Documents done, with a description. The others have changed since they were read.
     Done(HashMap<Key, String>),
-    /// The destination refuses one of them.
+    /// The destination refuses a document, for the reason given.
     Refused(String),
 }
 
@@ -165,7 +173,7 @@ impl<'p> Mender<'p> {
                         done.insert(key, format!("refused: {reason}"));
                         break;
                     }
-                    // One of them: each by itself.
+                    // The refused document is unknown, so each document gets its own transaction.
                     Outcome::Refused(_) => {
                         batches.extend(ids.drain().map(|one| Ids::from([one])));
                         break;
@@ -177,12 +185,13 @@ impl<'p> Mender<'p> {
         Ok(done)
     }
 
-    /// One transaction, tried again as long as the link keeps coming between.
+    /// Runs a transaction, and retries after a conflict with the link.
     async fn transaction(&mut self, ids: &Ids, way: Way, stop: &CancellationToken) -> Result<Outcome, Error> {
         let wanted: Wanted<'_> = ids.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
         let now = self.server.now().await?;
         let seen = read::documents(self.server, &wanted, None, When::NotBefore(now)).await?;
-        // What the owner did until then must be at the hub, and what the hub had then must have come down.
+        // The owner's changes up to the read must be at the hub, and for a repair at the spoke the hub's resulting
+        // version must have come down.
         let moment = Moment::now(self.part).await?;
         if wait::pass(self.part, moment, stop).await? == Waited::Passed && way == Way::Down {
             let moment = Moment { hub: self.part.hub.now().await?, ..moment };
@@ -211,6 +220,7 @@ impl<'p> Mender<'p> {
         seen: &HashMap<Key, Option<RawDocumentBuf>>,
         way: Way,
     ) -> Result<Outcome, Error> {
+        // `hold` locks the checkpoint, so the link cannot commit before this transaction ends.
         let (part, server) = (self.part, self.server);
         let zone_of = |document| Zones::Value(zone_value(document, server.partition_key()));
         let (link, source) = match way {
@@ -218,36 +228,43 @@ impl<'p> Mender<'p> {
             _ => (part.downlink(), part.hub),
         };
         let mut held = self.repairer.hold(&link).await?;
+        // A document changed since the read is left for the next attempt.
         let present = held.documents(wanted).await?;
         let bytes = |document: Option<&RawDocumentBuf>| document.map(|document| document.as_bytes().to_vec());
         let is_as_seen = |key: &Key| bytes(present.get(key)) == bytes(seen.get(key).and_then(Option::as_ref));
         let unchanged: Wanted<'_> =
             wanted.iter().filter(|(key, _)| is_as_seen(key)).map(|(key, id)| (key.clone(), *id)).collect();
+        // The source at the link's exact position holds everything the link has carried, and nothing newer.
         let place = held.checkpoint().position.as_ref().map(|position| position.moment());
         let place = place.ok_or_else(|| server.unsuitable("a checkpoint has no position"))?;
         let source = read::documents_at(source, &unchanged, place).await?;
+        // Each write is restricted to the zone in which the destination holds the document.
         let mut steps = Vec::new();
         let mut done = HashMap::new();
         for (key, id) in &unchanged {
             let right = source.documents.get(key).and_then(Option::as_ref);
             let there = present.get(key);
             let (write, zones, what) = match (way, right.filter(|document| part.holds(document)), there) {
-                (Way::Up, Some(right), None) => (Write::Insert(right), zone_of(right), "the hub got it from its owner"),
-                // It is there again, or another zone's document has the same `_id`.
+                (Way::Up, Some(right), None) => {
+                    (Write::Insert(right), zone_of(right), "the hub received the owner's document")
+                }
+                // The owner lost the document, or the hub has a document with the same `_id`, possibly of another zone.
                 (Way::Up, ..) => continue,
-                (_, Some(right), None) => (Write::Insert(right), zone_of(right), "the spoke got it from the hub"),
+                (_, Some(right), None) => {
+                    (Write::Insert(right), zone_of(right), "the spoke received the hub's document")
+                }
                 (_, Some(right), Some(there)) if right.as_bytes() == there.as_bytes() => {
-                    done.insert(key.clone(), "it was equal when it was looked at again".to_owned());
+                    done.insert(key.clone(), "the document was equal when examined again".to_owned());
                     continue;
                 }
                 (_, Some(right), Some(there)) => (
                     Write::Replace { document: right, upsert: false },
                     zone_of(there),
-                    "the spoke got what the hub has",
+                    "the spoke received the hub's version",
                 ),
-                (_, None, Some(there)) => (Write::Delete, zone_of(there), "it was removed at the spoke"),
+                (_, None, Some(there)) => (Write::Delete, zone_of(there), "the document was removed at the spoke"),
                 (_, None, None) => {
-                    done.insert(key.clone(), "it was gone when it was looked at again".to_owned());
+                    done.insert(key.clone(), "the document was gone when examined again".to_owned());
                     continue;
                 }
             };
@@ -257,6 +274,7 @@ impl<'p> Mender<'p> {
         if let Some(reason) = send(server, &mut held, &steps).await? {
             return Ok(Outcome::Refused(reason));
         }
+        // Documents written or removed at the spoke are no longer foreign.
         if way == Way::Down && !steps.is_empty() {
             let namespace = part.spoke.namespace(part.namespace);
             let documents: Vec<_> = steps.iter().map(|step| (namespace, step.id)).collect();
@@ -267,7 +285,7 @@ impl<'p> Mender<'p> {
     }
 }
 
-/// Tells why the server refuses one of the steps, if it does.
+/// Sends the steps. Returns the server's reason if a step is refused.
 async fn send(server: &Server, held: &mut Held<'_>, steps: &[Step<'_>]) -> Result<Option<String>, Error> {
     let commands = plan::fold(steps, Inserts::Plain, statement::insert_would_change);
     let (namespaces, field) = (server.namespaces(), server.partition_field());

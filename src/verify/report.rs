@@ -1,31 +1,32 @@
-//! What a verification found.
+//! Result of a verification.
 
 use serde::Serialize;
 use serde_json::Value;
 
-/// More findings than this are counted, and not told one by one.
+/// Maximum number of findings listed. Further findings are only counted.
 pub(crate) const TOLD: usize = 10_000;
 
-/// How a document differs.
+/// Kind of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
-    /// The hub has it, the spoke does not.
+    /// The hub has the document, and the spoke does not.
     Missing,
-    /// The spoke has it, the hub does not.
+    /// The spoke has the document, and the hub does not, or only in a zone not held by the spoke.
     Extra,
-    /// Both have it, with other bytes.
+    /// Both sides have the document, with different bytes.
     Different,
-    /// An application wrote it at the spoke in a zone that is not the spoke's, and the hub does not have it.
+    /// An application wrote the document at the spoke in a zone not owned by the spoke, and the hub lacks the
+    /// document.
     Foreign,
-    /// It has no partition key at the spoke.
+    /// The spoke's document has no partition key.
     Unstamped,
-    /// A destination refuses it: there is a dead letter.
+    /// A destination refuses the document: a dead letter exists.
     Parked,
 }
 
 impl Kind {
-    /// As it is said everywhere.
+    /// Name of the kind in reports, logs and the status.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "missing",
@@ -38,44 +39,41 @@ impl Kind {
     }
 }
 
-/// A document that differs.
+/// A differing document.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Finding {
-    /// The spoke that it was compared at.
+    /// Spoke of the comparison.
     pub(crate) spoke: String,
-    /// The collection.
+    /// Namespace of the document.
     pub(crate) ns: String,
-    /// The zone; `null` for documents of zones that the spoke does not hold.
+    /// Zone of the part. `null` for documents in zones not held by the spoke.
     pub(crate) zone: Option<String>,
-    /// Its `_id`, as relaxed extended JSON.
+    /// `_id` as relaxed extended JSON.
     pub(crate) id: Value,
-    /// How it differs.
     pub(crate) kind: Kind,
-    /// Where it differs, if both sides have it.
+    /// Paths at which the two versions differ. Empty if only one side has the document.
     pub(crate) paths: Vec<String>,
-    /// What was done about it.
+    /// Outcome of the repair, in words. `null` if no repair was attempted.
     pub(crate) repair: Option<String>,
-    /// Whether it is equal now.
+    /// True if the repair made both sides equal.
     pub(crate) repaired: bool,
 }
 
-/// Something that could not be compared.
+/// A comparison without a result.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Untold {
-    /// The spoke.
     pub(crate) spoke: String,
-    /// The zone; `null`: all of them.
+    /// `null` for all zones.
     pub(crate) zone: Option<String>,
-    /// Why.
     pub(crate) reason: String,
 }
 
-/// What one part came to.
+/// Result of a part.
 #[derive(Debug, Default)]
 pub(super) struct PartReport {
     pub(super) documents: u64,
     pub(super) findings: Vec<Finding>,
-    /// Findings that are not told one by one.
+    /// Number of findings not listed.
     pub(super) more: u64,
     pub(super) untold: Vec<Untold>,
 }
@@ -86,31 +84,31 @@ impl PartReport {
     }
 }
 
-/// What all of it came to.
+/// Result of all parts.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Report {
-    /// How many documents were compared.
+    /// Number of documents compared.
     pub(crate) documents: u64,
-    /// How many differ, and were not mended.
+    /// Number of differing documents, except repaired documents.
     pub(crate) differences: u64,
-    /// How many were mended.
+    /// Number of repaired documents.
     pub(crate) repaired: u64,
-    /// What differs, or did.
+    /// Differing documents, including repaired documents.
     pub(crate) findings: Vec<Finding>,
-    /// Further documents that differ, which are not told one by one.
+    /// Number of differing documents not listed in `findings`.
     pub(crate) more: u64,
-    /// What could not be compared.
+    /// Comparisons without a result.
     pub(crate) untold: Vec<Untold>,
 }
 
-/// What a report means.
+/// Conclusion from a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// All is equal.
+    /// Every document is equal.
     Equal,
-    /// Something differs.
+    /// At least one document differs.
     Different,
-    /// It cannot be told.
+    /// No difference was found, but the comparison is incomplete.
     Untold,
 }
 
@@ -124,7 +122,7 @@ impl Report {
         self.untold.extend(part.untold);
     }
 
-    /// Counts, once all parts are added.
+    /// Computes the totals after all parts are added.
     pub(super) fn finish(&mut self, was_stopped: bool) {
         self.repaired = self.findings.iter().filter(|finding| finding.repaired).count() as u64;
         self.differences = self.findings.len() as u64 - self.repaired + self.more;
@@ -133,12 +131,11 @@ impl Report {
         };
         self.findings.sort_by_key(place);
         if was_stopped {
-            let reason = "it was stopped: the next one goes on where this one was".to_owned();
+            let reason = "the verification was stopped: the next verification resumes here".to_owned();
             self.untold.push(Untold { spoke: "*".to_owned(), zone: None, reason });
         }
     }
 
-    /// What it means.
     pub(crate) fn verdict(&self) -> Verdict {
         if self.differences > 0 {
             Verdict::Different
@@ -168,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_compared_and_is_equal_counts_as_equal() {
+    fn only_a_complete_comparison_without_differences_is_equal() {
         let finished = |findings: Vec<Finding>, stopped| {
             let mut report = Report::default();
             report.add(PartReport { findings, ..PartReport::default() });
@@ -182,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_told_one_by_one_is_still_counted() {
+    fn findings_beyond_the_limit_are_still_counted() {
         let mut report = Report::default();
         report.add(PartReport { findings: vec![finding(false); TOLD + 5], more: 2, ..PartReport::default() });
         report.finish(false);

@@ -1,5 +1,5 @@
-//! Finds documents that do not seem equal: both sides of a zone are walked as fast as they can be read, or digests held against each
-//! other first. What is found may only have been on its way.
+//! Finds suspects, documents that seem to differ. Both sides of a zone are walked as fast as the servers can be read,
+//! or digests are compared first. The change of a suspect may only have been in transit.
 
 use bson::raw::RawBson;
 use tokio::sync::mpsc;
@@ -19,21 +19,22 @@ use crate::mongo::walk::{End, Walk};
 use crate::rules::key::Key;
 use crate::rules::names::Zone;
 
-/// Each time so many more documents did not seem equal, it is looked which of them only were on their way.
+/// Number of new suspects after which all suspects are examined, to drop documents that were only in transit.
 const SIEVED_EVERY: usize = 1_000;
 
-/// More documents of a part than this are not looked at again one by one.
+/// Maximum number of suspects examined per part.
 pub(super) const SUSPECTS: usize = TOLD;
 
-/// If more buckets than this differ, the whole zone is walked.
+/// Maximum number of differing buckets to walk individually. Above, the whole zone is walked.
 const FEW_BUCKETS: usize = 64;
 
-/// How many documents are compared between two notes of how far it is.
+/// Number of documents compared between two saves of the progress.
 const SAVED_EVERY: u64 = 50_000;
 
 impl Part<'_> {
-    /// Walks both sides of a zone.
+    /// Walks both sides of a zone, in a quick verification only the buckets with different digests.
     pub(super) async fn walk(&self, zone: &Zone, saved: &mut Saved, run: &Run<'_>) -> Result<(), Error> {
+        // Equal digests end a quick verification. A few different buckets narrow the walk.
         let scope = run.scope;
         let area = Area::of(self.namespace, Which::Of(zone));
         let buckets = if scope.quick { Some(self.unequal_buckets(area, saved, run).await?) } else { None };
@@ -45,6 +46,7 @@ impl Part<'_> {
             Some(buckets) if buckets.len() <= FEW_BUCKETS => Some(buckets.as_slice()),
             _ => None,
         };
+        // Reading runs ahead of the comparison, to keep both servers busy.
         let end = |server| End { server, area: Area { buckets, ..area }, secondary: scope.secondary };
         let (hub, spoke) = (end(self.hub), end(self.spoke));
         let (sender, pages) = mpsc::channel(1);
@@ -53,7 +55,7 @@ impl Part<'_> {
         futures_util::future::try_join(reading, comparing).await.map(drop)
     }
 
-    /// Compares pages as they come.
+    /// Compares pages as they arrive.
     async fn compare(
         &self,
         mut walk: Walk<'_>,
@@ -68,6 +70,8 @@ impl Part<'_> {
             if let Some(lead) = lead {
                 walk.begin(lead);
             }
+            // Suspects, count and place of the walk change together and are saved together, so a resumed walk misses
+            // none.
             let chunk = walk.compare(followed)?;
             let differing = chunk.differences.into_iter().map(|difference| (difference.key, difference.id)).collect();
             self.suspect(differing, saved, run.stop).await?;
@@ -84,7 +88,7 @@ impl Part<'_> {
         Ok(())
     }
 
-    /// The buckets of the zone that do not come to the same at both sides.
+    /// Buckets of the zone with different digests on the two sides.
     async fn unequal_buckets(&self, area: Area<'_>, saved: &mut Saved, run: &Run<'_>) -> Result<Vec<i32>, Error> {
         let (hub, spoke) =
             futures_util::future::try_join(digest::digests(self.hub, area), digest::digests(self.spoke, area)).await?;
@@ -97,7 +101,7 @@ impl Part<'_> {
         Ok(unequal)
     }
 
-    /// Finds the documents of zones that the spoke does not hold.
+    /// Finds the spoke's documents in zones not held by the spoke. Every document found is a suspect.
     pub(super) async fn scan(&self, saved: &mut Saved, run: &Run<'_>) -> Result<(), Error> {
         let area = Area::of(self.namespace, Which::OfNone(self.held));
         let now = self.spoke.now().await?;
@@ -125,12 +129,12 @@ impl Part<'_> {
         Ok(())
     }
 
-    /// Keeps these documents; now and then those are left out that only were on their way.
+    /// Adds suspects, and drops documents that were only in transit after every [`SIEVED_EVERY`] additions.
     async fn suspect(&self, ids: Ids, saved: &mut Saved, stop: &CancellationToken) -> Result<(), Error> {
         let before = saved.suspects.len();
         saved.suspects.extend(ids.into_values());
         let after = saved.suspects.len();
-        // Nobody will look at each of very many again.
+        // Beyond the maximum, `Part::verify` examines only the first [`SUSPECTS`], so sieving is not worth the reads.
         if before / SIEVED_EVERY == after / SIEVED_EVERY || before > SUSPECTS {
             return Ok(());
         }

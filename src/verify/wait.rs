@@ -1,5 +1,5 @@
-//! Waiting until both links of a spoke have passed a moment, as their saved checkpoints tell; and what is on its way where nobody
-//! carries it.
+//! Waits until the saved checkpoints of both links of a spoke have passed a moment, and finds changes in transit while
+//! no process carries the links.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -18,20 +18,21 @@ use crate::rules::key::Key;
 use crate::rules::names::Link;
 use crate::rules::position::Position;
 
-/// How often checkpoints are looked at.
+/// Interval between two reads of a checkpoint.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// The checkpoint of a quiet link moves every five seconds: one that stands still for so long is not being carried.
+/// Time without movement of a checkpoint after which the link counts as not carried. A quiet link's checkpoint moves
+/// every 5 seconds.
 const STANDS_STILL: Duration = Duration::from_secs(12);
 
-/// What became of waiting.
+/// Result of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waited {
-    /// The links have passed it.
+    /// Both links have passed the moment.
     Passed,
-    /// Nobody carries them.
+    /// At least one link is carried by no process.
     StandsStill,
-    /// It was stopped.
+    /// The verification was stopped.
     Stopped,
 }
 
@@ -40,7 +41,7 @@ pub(super) enum Waited {
 /// # Errors
 /// If a server does not answer.
 pub(super) async fn pass(part: &Part<'_>, moment: Moment, stop: &CancellationToken) -> Result<Waited, Error> {
-    // A stream tells that it is past a moment once something has happened after it.
+    // A stream reports a position past a moment only after a later operation, so each server gets a write.
     part.hub.tick().await?;
     part.spoke.tick().await?;
     let downlink = wait(part.spoke, part.downlink(), moment.hub, stop);
@@ -70,7 +71,7 @@ async fn wait(destination: &Server, link: Link, until: Timestamp, stop: &Cancell
     }
 }
 
-/// Which of these documents have changes that no link has carried yet.
+/// Finds the documents with changes not carried by a link yet.
 ///
 /// # Errors
 /// If a server does not answer, or the changes are no longer in its oplog.
@@ -86,15 +87,15 @@ async fn changed(source: &Server, from: &Position, selection: Selection, ids: &I
     let mut tail = Tail::open(source, Some(from), selection).await?;
     let mut found = HashSet::new();
     loop {
-        let batch = tail.next().await?;
-        for event in batch.events() {
+        let reply = tail.next().await?;
+        for event in reply.events() {
             if let Ok(key) = event.key()
                 && ids.contains_key(&key)
             {
                 found.insert(key);
             }
         }
-        if batch.end().seen_until() >= until {
+        if reply.end().seen_until() >= until {
             return Ok(found);
         }
     }
