@@ -55,12 +55,12 @@ pub enum Error {
         /// The time limit.
         after: Duration,
     },
-    /// A reply has no valid content.
+    /// A reply is malformed.
     #[error("{server}: {source}")]
     Malformed {
         /// `hub` or `spoke DFW`.
         server: Arc<str>,
-        /// The defect.
+        /// The reason why the reply is malformed.
         source: Malformed,
     },
     /// The server lacks a property or a feature that the sync needs.
@@ -188,7 +188,7 @@ fn code(error: &mongodb::error::Error) -> Option<i32> {
     }
 }
 
-/// The error in words, without the reply that the driver keeps with the error.
+/// Puts an error into words, without the server's reply that the driver keeps.
 fn describe(error: &mongodb::error::Error) -> String {
     use mongodb::error::WriteFailure;
     let text = match error.kind.as_ref() {

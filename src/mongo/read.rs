@@ -1,8 +1,8 @@
 //! Reads documents as of one cluster time.
 //!
 //! A read with `readConcern: snapshot` accepts a cluster time, and its reply names the time of the read
-//! (`atClusterTime`, MongoDB 5.0 and later). A majority read names only an upper bound of its time. To leave out an
-//! event, the exact time is needed.
+//! (`atClusterTime`, MongoDB 5.0 and later). A majority read names only an upper bound of its time. The exact time is
+//! needed to leave out change events that a read already includes.
 
 use std::collections::HashMap;
 

@@ -34,8 +34,8 @@ const REPLY_BYTES: usize = 3_000_000;
 /// Intended time for the transfer of a reply. A slow connection gets smaller replies.
 const REPLY_TIME: Duration = Duration::from_secs(3);
 
-/// Smallest reply that measures the connection, in bytes. A smaller reply spends most of its time on other things than
-/// its bytes.
+/// Smallest reply that measures the connection, in bytes. The time of a smaller reply depends little on the number of
+/// bytes.
 const TELLING_BYTES: usize = 100_000;
 
 /// Content of a stream.
@@ -195,7 +195,7 @@ impl Replies {
         reply_events: u32,
         error: &Error,
     ) -> Result<Self, Error> {
-        tracing::debug!(server = %server.name(), %error, "resume token unusable, opening the stream at its cluster time");
+        tracing::debug!(server = %server.name(), %error, "resume token unusable, opening at its cluster time");
         Self::open(server, doc! { "startAtOperationTime": place.cluster_time() }, selection, reply_events).await
     }
 
@@ -246,6 +246,7 @@ fn reply_events(times: usize, now: u32, came: Came) -> u32 {
     }
     let most_events = REPLY_EVENTS.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX));
     let most_bytes = REPLY_BYTES * times;
+    // A slow connection gets as many bytes as arrive in time.
     let rate = bytes as f64 / took.as_secs_f64().max(1e-3);
     let in_time = if bytes < TELLING_BYTES { most_bytes } else { (rate * REPLY_TIME.as_secs_f64()) as usize };
     let most_bytes = most_bytes.min(in_time);

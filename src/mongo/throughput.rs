@@ -4,8 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Smallest command that is measured, in bytes. A smaller command spends most of its time on other things than its
-/// bytes.
+/// Smallest command that is measured, in bytes. The time of a smaller command depends little on the number of bytes.
 const TELLING: usize = 50_000;
 
 /// Bytes a second of the newest large command; 0 before the first.
@@ -13,7 +12,7 @@ const TELLING: usize = 50_000;
 pub(super) struct Throughput(AtomicU64);
 
 impl Throughput {
-    /// Records the size of a command, and the time until its answer or until it was given up.
+    /// Records the size of a command, and the time until the server answered or the command was given up.
     pub(super) fn learn(&self, bytes: usize, took: Duration) {
         if bytes >= TELLING {
             let rate = bytes as f64 / took.as_secs_f64().max(1e-6);

@@ -155,7 +155,7 @@ fn hub(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
     let gauges = [
         ("spokesync_hub_streaming", "1 if the hub's change stream is open and read.", is(State::Streaming)),
         ("spokesync_hub_halted", "1 if the hub's change stream is halted until an operator acts.", is(State::Halted)),
-        ("spokesync_hub_lag_seconds", "Age in seconds of the hub's newest undistributed change.", hub.lag_seconds),
+        ("spokesync_hub_lag_seconds", "Lag in seconds: every older change at the hub is distributed.", hub.lag_seconds),
         ("spokesync_hub_change_streams", "Number of open change streams at the hub.", Some(hub.open_streams as f64)),
     ];
     for (name, help, value) in gauges {
@@ -249,7 +249,7 @@ const LINK_METRICS: [LinkMetric; 11] = [
     },
     LinkMetric {
         name: "spokesync_link_lag_seconds",
-        help: "Age in seconds of the source's newest change that is not applied; 0 if all are applied.",
+        help: "Lag in seconds: every older change at the source is applied; 0 if no change waits.",
         kind: MetricKind::Gauge,
         value: |link| link.lag_seconds,
     },
@@ -343,12 +343,12 @@ type Timing = (&'static str, &'static str, fn(&Timings) -> &Histogram);
 fn timings(out: &mut Output<'_>, board: &Board) -> Result<(), Error> {
     const ALL: [Timing; 3] = [
         ("spokesync_link_batch_changes", "Number of changes in a batch.", |timings| &timings.batch),
-        ("spokesync_link_apply_seconds", "Seconds from receiving a batch until the batch is durable.", |timings| {
+        ("spokesync_link_apply_seconds", "Seconds from receiving a batch until it is durable.", |timings| {
             &timings.apply
         }),
         (
             "spokesync_link_delay_seconds",
-            "Seconds from a change at the source until the change is durable at the destination, for the newest in each batch.",
+            "Seconds from the newest change of a batch at the source until the batch is durable at the destination.",
             |timings| &timings.delay,
         ),
     ];

@@ -34,7 +34,7 @@ impl Pulse {
         }
     }
 
-    /// Waits until the last sign of life is older than `limit`. Returns the duration of the silence.
+    /// Waits until the last sign of life is at least `limit` ago. Returns the duration of the silence.
     pub(crate) async fn stopped(&self, limit: Duration) -> Duration {
         loop {
             let silent = self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed();

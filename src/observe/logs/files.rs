@@ -30,7 +30,7 @@ impl Files {
         Self { directory: directory.to_owned(), format, open: Mutex::default() }
     }
 
-    /// Writes a line to the file of its actor. A failure is reported on the console, which also shows the line.
+    /// Writes a line to the actor's file. The console shows the line too, and reports a failure to write.
     pub(super) fn write(&self, line: &Line) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let file = open.entry(line.actor.clone()).or_insert_with(|| {

@@ -14,7 +14,7 @@ use tracing::Level;
 /// Number of lines kept of one actor, and of all actors together.
 const KEPT: usize = 200;
 
-/// Maximum size of the kept lines, in bytes.
+/// Maximum size of the kept lines, in bytes. A single line may be larger.
 const KEPT_BYTES: usize = 32_000;
 
 /// One line of the log.

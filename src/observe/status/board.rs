@@ -29,7 +29,7 @@ impl Gauge {
         Counted(self.0.clone())
     }
 
-    /// The present number.
+    /// Number of things counted at present.
     pub(crate) fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }

@@ -30,7 +30,7 @@ pub(crate) struct StatusView {
 }
 
 impl StatusView {
-    /// Names everything that does not stream, such as `DFW downlink: initial_sync`.
+    /// The hub and the links that are not ready, with their state, such as `DFW downlink: initial_sync`.
     pub(crate) fn not_ready(&self) -> Vec<String> {
         let name = State::as_str;
         let mut waiting = Vec::new();
@@ -39,7 +39,7 @@ impl StatusView {
         }
         for spoke in &self.spokes {
             for (link, state) in [("uplink", spoke.uplink.state), ("downlink", spoke.downlink.state)] {
-                // An operator paused the spoke on purpose.
+                // A paused link is ready, because an operator paused the spoke on purpose.
                 if state != State::Streaming && state != State::Paused {
                     waiting.push(format!("{} {link}: {}", spoke.zone, name(state)));
                 }
