@@ -38,8 +38,8 @@ impl Default for Timings {
 }
 
 impl Timings {
-    /// Records a batch: the number of changes, the time from receipt to commit, and the time of the newest change at
-    /// the source, in milliseconds since 1970.
+    /// Records applied changes: the number, the time from receipt to commit, and the time of the newest change at the
+    /// source, in milliseconds since 1970.
     pub(super) fn applied(&self, changes: usize, took: Option<Duration>, wall_time: Option<i64>) {
         if changes == 0 {
             return;
