@@ -1,9 +1,12 @@
-//! Digests of a zone, a bucket at a time, computed by the server: so two sides can be held against each other without their documents
-//! crossing the wire.
+//! Digests of a zone, one per bucket, computed by the server. Comparing digests of two sides costs no transfer of
+//! documents.
 //!
-//! A digest is the number of documents, their size, and the sum of `$toHashedIndexKey` of each, taken as decimals, whose sum is exact.
-//! On servers without `$_internalKeyStringValue` (before 6.0.14 and 7.0.6) that hash cannot tell 1 from 1.0, nor 1.5 from 1.7. Equal
-//! digests are therefore no proof; unequal ones always mean a difference.
+//! A digest holds the number of documents, the sum of their sizes, and the sum of their `$toHashedIndexKey` hashes. The
+//! hashes are added as decimals, because sums of decimals are exact.
+//!
+//! `$toHashedIndexKey` ignores the type and the fraction of a number: 1 and 1.0 have the same hash, and so have 1.5 and
+//! 1.7. `$_internalKeyStringValue` could tell 1.5 from 1.7, but servers before 6.0.14 and 7.0.6 lack the operator.
+//! Equal digests are therefore no proof of equality; unequal digests always mean a difference.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +17,10 @@ use super::error::Error;
 use super::scan::Area;
 use super::server::{Server, first_batch};
 
-/// Into how many buckets a zone falls, by the hash of `_id`.
+/// Number of buckets of a zone. The hash of `_id` chooses a document's bucket.
 pub(crate) const BUCKETS: i32 = 256;
 
-/// What a bucket comes to.
+/// Number, size and hash of the documents in one bucket.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Digest {
     documents: i64,
@@ -26,13 +29,13 @@ pub(crate) struct Digest {
 }
 
 impl Digest {
-    /// How many documents it covers.
+    /// Number of documents in the bucket.
     pub(crate) fn documents(&self) -> u64 {
         u64::try_from(self.documents).unwrap_or(0)
     }
 }
 
-/// The digests of the area's buckets; empty ones are left out.
+/// Computes the digests of the area's buckets, by bucket. Empty buckets have no digest.
 ///
 /// # Errors
 /// If the server does not answer.
@@ -69,18 +72,19 @@ pub(crate) async fn digests(server: &Server, area: Area<'_>) -> Result<BTreeMap<
     Ok(first_batch(&reply).filter_map(read).collect())
 }
 
-/// The buckets that do not come to the same.
+/// Buckets whose digests differ. A bucket without a digest on one side only also counts.
 pub(crate) fn unequal(one: &BTreeMap<i32, Digest>, other: &BTreeMap<i32, Digest>) -> Vec<i32> {
     (0..BUCKETS).filter(|bucket| one.get(bucket) != other.get(bucket)).collect()
 }
 
-/// The condition that a document falls into one of these buckets.
+/// An aggregation expression, true for documents of these buckets.
 pub(super) fn is_in(buckets: &[i32]) -> RawDocumentBuf {
     let buckets: RawArrayBuf = buckets.iter().copied().collect();
     rawdoc! { "$in": [bucket(), buckets] }
 }
 
-/// A document's bucket. Hashes are negative as well, and so the remainder is taken twice.
+/// An aggregation expression for a document's bucket. Hashes may be negative, so the remainder is made positive and
+/// taken again.
 fn bucket() -> RawDocumentBuf {
     let remainder = rawdoc! { "$mod": [{ "$toHashedIndexKey": "$_id" }, BUCKETS] };
     rawdoc! { "$toInt": { "$mod": [{ "$add": [remainder, BUCKETS] }, BUCKETS] } }

@@ -1,7 +1,7 @@
-//! What can go wrong with a server, and what is done about it. Classified here, once.
+//! Errors of a server in words, each classified once by the link's reaction.
 //!
-//! The driver's own `Display` appends the whole reply of the server, which may hold documents; here errors are put into
-//! words from their kind and code.
+//! The driver's own `Display` appends the server's whole reply, and a reply may hold documents. The text made here
+//! contains only the error's kind, code and message.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,20 +11,21 @@ use mongodb::error::ErrorKind;
 use crate::rules::ladder::Refusal;
 use crate::rules::reply::Malformed;
 
-/// What a link does about an error.
+/// The reaction of a link to an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Starts again from its checkpoint, after a delay.
+    /// The link restarts from its checkpoint after a delay. Repeated failures halt the link.
     Transient,
-    /// The same: the server cannot be reached, or does not answer. That may last, and is nobody's fault here.
+    /// The server is unreachable or does not answer. The link restarts from its checkpoint after a delay, for as long
+    /// as needed.
     Unreachable,
-    /// Its place in the change stream is gone from the source's oplog: it reconciles.
+    /// The source's oplog no longer holds the link's place in the change stream. The link reconciles.
     HistoryLost,
-    /// It cannot work before somebody changes something: it halts, and says why.
+    /// The link halts with the reason, because only an operator can remove the cause.
     Fatal,
 }
 
-/// An error of a server, or about one.
+/// An error that a server returns, or that concerns a server.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A command failed.
@@ -32,43 +33,43 @@ pub enum Error {
     Command {
         /// `hub` or `spoke DFW`.
         server: Arc<str>,
-        /// What was being done.
+        /// The failed action, such as `reading documents`.
         doing: &'static str,
-        /// The server's or the driver's words.
+        /// The message of the server or the driver.
         reason: String,
         /// The server's error code.
         code: Option<i32>,
-        /// Whether the server says that its transaction can simply be tried again.
+        /// True if the server allows a retry of the transaction (`TransientTransactionError`).
         again: bool,
-        /// Whether the server may have committed the transaction all the same.
+        /// True if the transaction may be committed despite the error (`UnknownTransactionCommitResult`).
         unsure: bool,
-        /// What to do about it.
+        /// The reaction of the link.
         failure: Failure,
     },
-    /// A command took too long.
+    /// A command exceeded its time limit.
     #[error("{server}: {doing}: no answer within {} s", after.as_secs())]
     Timeout {
         /// `hub` or `spoke DFW`.
         server: Arc<str>,
-        /// What was being done.
+        /// The action under way, such as `reading documents`.
         doing: &'static str,
-        /// For how long.
+        /// The time limit.
         after: Duration,
     },
-    /// An answer makes no sense.
+    /// A reply is malformed.
     #[error("{server}: {source}")]
     Malformed {
         /// `hub` or `spoke DFW`.
         server: Arc<str>,
-        /// What is wrong with it.
+        /// The reason why the reply is malformed.
         source: Malformed,
     },
-    /// The server cannot be used for this.
+    /// The server lacks a property or a feature that the sync needs.
     #[error("{server}: {reason}")]
     Unsuitable {
         /// `hub` or `spoke DFW`.
         server: Arc<str>,
-        /// Why, and what to do.
+        /// The reason, and the remedy if there is one.
         reason: String,
     },
     /// The server refuses a change permanently; the transaction is void.
@@ -79,18 +80,18 @@ pub enum Error {
         /// The reason, and the refused change.
         refusal: Refusal,
     },
-    /// Somebody else applies this link.
+    /// Another process applies this link.
     #[error("{link}: another process has taken this link over ({by}); run one spokesync per configuration")]
     Fenced {
-        /// Such as `uplink:DFW`.
+        /// The link's name, such as `uplink:DFW`.
         link: String,
-        /// Who, as far as the checkpoint says.
+        /// The other process, as the checkpoint names it.
         by: String,
     },
 }
 
 impl Error {
-    /// What to do about it.
+    /// The reaction of a link to the error.
     pub(crate) fn failure(&self) -> Failure {
         match self {
             Self::Command { failure, .. } => *failure,
@@ -100,7 +101,7 @@ impl Error {
         }
     }
 
-    /// The server's error code, if it is the server that complained.
+    /// The server's error code, if the server returned one.
     pub(crate) fn code(&self) -> Option<i32> {
         match self {
             Self::Command { code, .. } => *code,
@@ -108,22 +109,22 @@ impl Error {
         }
     }
 
-    /// The server's error code, if it means: the server does not take these documents, whatever one does.
+    /// The server's error code, if the server refuses the documents for good, so that no retry can help.
     pub(crate) fn refusal(&self) -> Option<i32> {
         self.code().filter(|code| REFUSALS.contains(code))
     }
 
-    /// True if the server says that the transaction has left nothing behind and can be tried again.
+    /// True if the transaction has left nothing behind and the server allows a retry.
     pub(crate) fn is_again(&self) -> bool {
         matches!(self, Self::Command { again: true, .. })
     }
 
-    /// True if the transaction may be committed or not, and to commit it again tells.
+    /// True if the transaction may or may not be committed. A second commit shows the outcome.
     pub(crate) fn is_unsure(&self) -> bool {
         matches!(self, Self::Command { unsure: true, .. })
     }
 
-    /// Puts a driver's error into words and classifies it.
+    /// Describes and classifies an error of the driver.
     pub(crate) fn of_driver(server: &Arc<str>, doing: &'static str, error: &mongodb::error::Error) -> Self {
         let code = code(error);
         Self::Command {
@@ -138,7 +139,7 @@ impl Error {
     }
 }
 
-/// Server error codes, as in `error_codes.yml` of the server's source.
+/// Server error codes, from `error_codes.yml` of the server's source.
 pub(crate) mod codes {
     pub(crate) const UNAUTHORIZED: i32 = 13;
     pub(crate) const NAMESPACE_EXISTS: i32 = 48;
@@ -151,16 +152,17 @@ pub(crate) mod codes {
     pub(crate) const SNAPSHOT_UNAVAILABLE: i32 = 246;
 }
 
-/// Of these codes, in the order of `error_codes.yml`: bad value, failed to parse, type mismatch, the three of field names and `_id`,
-/// an `_id` that would change, a validator, a document or a command or an index key that is too large.
+/// Codes by which a server refuses documents for good, from `error_codes.yml`: bad value, failed to parse, type
+/// mismatch, a field name with `$`, an invalid `_id`, an empty field name, a changed `_id`, a failed validator, a
+/// document or command too large, an index key too large.
 const REFUSALS: [i32; 10] = [2, 9, 14, 52, 53, 57, 66, 121, 10334, 17280];
 
 fn classify(error: &mongodb::error::Error, code: Option<i32>) -> Failure {
     use codes::{CAPPED_POSITION_LOST, CHANGE_STREAM_HISTORY_LOST, UNAUTHORIZED};
-    // Authentication failed, user not found, wrong Atlas credentials; change streams on a standalone, a view, a system
-    // collection.
+    // Authentication failed, user not found, wrong Atlas credentials; a change stream on a standalone, a view, a system
+    // collection; a missing privilege.
     const NEED_SOMEBODY: [i32; 7] = [18, 11, 8000, 40573, 166, 73, UNAUTHORIZED];
-    // A primary steps down, recovers, shuts down, or there is none.
+    // The primary steps down, recovers or shuts down, or the replica set has no primary.
     const IN_BETWEEN: [i32; 8] = [10107, 13435, 13436, 11600, 11602, 189, 91, 6];
     match (error.kind.as_ref(), code) {
         (_, Some(CHANGE_STREAM_HISTORY_LOST | CAPPED_POSITION_LOST)) => Failure::HistoryLost,
@@ -195,7 +197,7 @@ fn code(error: &mongodb::error::Error) -> Option<i32> {
     }
 }
 
-/// The error in words, without the reply that the driver keeps with it.
+/// Puts an error into words, without the server's reply that the driver keeps.
 fn describe(error: &mongodb::error::Error) -> String {
     use mongodb::error::WriteFailure;
     let text = match error.kind.as_ref() {
@@ -204,14 +206,16 @@ fn describe(error: &mongodb::error::Error) -> String {
         ErrorKind::Write(WriteFailure::WriteConcernError(concern)) => {
             format!("{} ({}): {}", concern.code_name, concern.code, concern.message)
         }
-        // Its message quotes the Display of the error that cleared the pool.
-        ErrorKind::ConnectionPoolCleared { .. } => "the connection was closed after an error of another one".to_owned(),
+        // The driver's message quotes the `Display` of the error that cleared the pool.
+        ErrorKind::ConnectionPoolCleared { .. } => {
+            "the connection was closed after an error on another connection".to_owned()
+        }
         kind => kind.to_string(),
     };
     shorten(&text)
 }
 
-/// At most so many characters that a line of the log stays a line.
+/// Cuts the text after 400 characters, so that a log line stays one line.
 pub(crate) fn shorten(text: &str) -> String {
     const LONGEST: usize = 400;
     match text.char_indices().nth(LONGEST) {

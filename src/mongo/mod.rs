@@ -1,18 +1,32 @@
-//! Everything that talks to a server. Nothing here decides what is to be synced.
+//! Access to MongoDB servers. The modules here read and write; [`crate::rules`] and the links decide on the content.
 //!
-//! - [`error`]: what can go wrong, and what is done about it, decided once
-//! - [`server`]: one replica set: connecting, checking, running a command within a time; [`round_trip`] and [`throughput`]: how long
-//!   and how wide the way to it is
+//! Connections and errors:
+//! - [`server`]: one replica set: connects, checks that the server is suitable, runs commands within a time limit
+//! - [`round_trip`], [`throughput`]: measured latency and bandwidth of the connection to a server
+//! - [`error`]: errors in words, each classified once by the link's reaction
+//!
+//! Reads:
 //! - [`tail`]: a change stream, one reply at a time
-//! - [`read`]: documents as they are at one cluster time; [`scan`]: a zone's documents in the order of their `_id`
-//! - [`digest`]: what buckets of a zone come to, computed by the server; [`repair`]: the transaction that mends what differs;
-//!   [`verifications`]: how far a verification is
-//! - [`window`]: how far back a change stream can begin
-//! - [`tags`]: which sessions are ours; [`checkpoint`]: how far a link is
-//! - [`statement`]: steps as the server's write commands; [`transaction`]: several commands, all or none;
-//!   [`destination`]: the one transaction that applies a batch with its checkpoint
-//! - [`dead_letters`], [`notes`]: what else is saved in that transaction; [`foreign`]: documents that no link may delete;
-//!   [`set_aside`]: what a reconcile has deleted
+//! - [`read`]: chosen documents at one cluster time
+//! - [`scan`]: a zone's documents in the order of `_id`, a page at a time
+//! - [`walk`]: compares two sides of a zone in the order of `_id`
+//! - [`digest`]: numbers, sizes and hashes of a zone's documents by bucket, computed by the server
+//! - [`oplog`]: asks for the oplog window
+//!
+//! Writes:
+//! - [`statement`]: renders steps as write commands
+//! - [`transaction`]: runs several commands, all or none
+//! - [`destination`]: the transaction that commits a batch with its checkpoint
+//! - [`repair`]: the transaction that repairs differing documents
+//!
+//! Own collections, one file each in [`metadata`]:
+//! - [`checkpoints`](metadata::checkpoints): the progress of each link
+//! - [`sessions`](metadata::sessions): the sessions of spokesync's own transactions
+//! - [`dead_letters`](metadata::dead_letters): changes that a destination refuses
+//! - [`hub_edits`](metadata::hub_edits): notes of hub edits
+//! - [`foreign`](metadata::foreign): documents of other zones at a spoke, which no link may delete
+//! - [`set_aside`](metadata::set_aside): copies of documents that a reconcile deletes
+//! - [`verifications`](metadata::verifications): the progress of each verification
 
 pub(crate) mod destination;
 pub(crate) mod digest;

@@ -1,7 +1,8 @@
-//! Documents as they were at one cluster time.
+//! Reads documents as of one cluster time.
 //!
-//! A read with `readConcern: snapshot` can be told its cluster time, and says it in the reply (`atClusterTime`, MongoDB 5.0
-//! and later). A majority read says only a time that it is not newer than, which is not enough to leave out an event.
+//! A read with `readConcern: snapshot` accepts a cluster time, and its reply names the time of the read
+//! (`atClusterTime`, MongoDB 5.0 and later). A majority read names only an upper bound of its time. The exact time is
+//! needed to leave out change events that a read already includes.
 
 use std::collections::HashMap;
 
@@ -13,20 +14,21 @@ use super::error::{Error, codes};
 use super::server::Server;
 use crate::rules::key::Key;
 
-/// Documents read together.
+/// Documents read at the same cluster time.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
-    /// When they were like this.
+    /// Cluster time of the read.
     pub(crate) at: Timestamp,
-    /// The documents, by key; `None` for those that are not there.
+    /// Documents by key; `None` for a missing document.
     pub(crate) documents: HashMap<Key, Option<RawDocumentBuf>>,
 }
 
-/// Which documents to read.
+/// Documents to read: `_id` by key.
 pub(crate) type Wanted<'a> = HashMap<Key, RawBsonRef<'a>>;
 
-/// Reads documents as they were at this time; or, if the server no longer knows that (it does for five minutes,
-/// `minSnapshotHistoryWindowInSeconds`) or the collection is younger, as they are now.
+/// Reads documents as of `time`, or the present documents if the server has no snapshot of that time. A server keeps
+/// snapshots for five minutes (`minSnapshotHistoryWindowInSeconds`), and has none from before the collection was
+/// created.
 ///
 /// # Errors
 /// If the server does not answer.
@@ -39,16 +41,16 @@ pub(crate) async fn documents_at(server: &Server, wanted: &Wanted<'_>, time: Tim
     }
 }
 
-/// Which of a document's versions is read.
+/// Cluster time of a read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum When {
-    /// That of this time.
+    /// Exactly at this time.
     At(Timestamp),
-    /// The present one, or any that is not older than this time.
+    /// At the present, or at any time not before this one.
     NotBefore(Timestamp),
 }
 
-/// Reads documents as they all are at one time; of each only this field if one is given.
+/// Reads documents, all at the same cluster time. If `field` is given, reads only that field and `_id`.
 ///
 /// # Errors
 /// If the server does not answer.
@@ -72,7 +74,7 @@ pub(crate) async fn documents(
         if let Some(field) = field {
             find.append(cstr!("projection"), rawdoc! { "_id": 1, field: 1 });
         }
-        // All collections as they are at the time of the first.
+        // The first collection's read sets the cluster time for all others.
         find.append(
             cstr!("readConcern"),
             match at {
@@ -82,7 +84,7 @@ pub(crate) async fn documents(
         );
         let read_at = find_all(server, &namespace.database, find, |document| {
             let id = document.get("_id").map_err(|error| server.malformed(error))?;
-            let id = id.ok_or_else(|| server.unsuitable("it gave a document without _id"))?;
+            let id = id.ok_or_else(|| server.unsuitable("it returned a document without _id"))?;
             snapshot.documents.insert(Key::new(number, id), Some(document.to_owned()));
             Ok(())
         });
@@ -92,7 +94,7 @@ pub(crate) async fn documents(
     Ok(snapshot)
 }
 
-/// Runs a `find` to its end, and tells the cluster time at which it read, unless there is no such collection.
+/// Runs a `find` to its end and returns the cluster time of the read, or `None` if the collection does not exist.
 async fn find_all(
     server: &Server,
     database: &str,
@@ -121,7 +123,7 @@ async fn find_all(
     if found && at.is_none() { Err(no_read_time(server)) } else { Ok(at) }
 }
 
-/// The server read, but does not say of when.
+/// The error for a reply without the cluster time of its read.
 pub(super) fn no_read_time(server: &Server) -> Error {
-    server.unsuitable("it does not say at which cluster time it read (atClusterTime)")
+    server.unsuitable("its reply does not name the cluster time of the read (atClusterTime)")
 }

@@ -1,4 +1,5 @@
-//! How long a round trip to a server takes at present. Wires change while the program runs, so this is never a constant.
+//! Measures the round-trip time to a server. Network routes change while the program runs, so the newest measurements
+//! count.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -6,19 +7,21 @@ use std::time::Duration;
 use bson::Document;
 use mongodb::event::sdam::{SdamEvent, ServerHeartbeatSucceededEvent};
 
-/// The two newest measurements, of which the shorter one counts: one slow answer of a busy server says nothing of the way.
+/// The two newest measurements. The shorter counts, because one slow answer of a busy server says nothing about the
+/// network.
 #[derive(Debug, Default)]
 pub(super) struct RoundTrip(Mutex<[Option<Duration>; 2]>);
 
 impl RoundTrip {
-    /// A command that is no work for the server took so long.
+    /// Records the duration of a command that is no work for the server.
     pub(super) fn learn(&self, took: Duration) {
         let mut newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *newest = [Some(took), newest[0]];
     }
 
-    /// Learns from what the driver asks each member every `heartbeatFrequencyMS`, if it is the primary. An awaited answer tells how
-    /// long nothing changed, not how long the way is: with `serverMonitoringMode=stream` connecting alone is measured.
+    /// Records the duration of the driver's heartbeat, sent every `heartbeatFrequencyMS` to each member, if the primary
+    /// answered. Awaited heartbeats do not count: the server delays the answer until its state changes. With
+    /// `serverMonitoringMode=stream`, later heartbeats are awaited, so only connecting is measured.
     pub(super) fn learn_from(&self, event: &SdamEvent) {
         let SdamEvent::ServerHeartbeatSucceeded(ServerHeartbeatSucceededEvent { duration, reply, awaited, .. }) = event
         else {
@@ -29,14 +32,14 @@ impl RoundTrip {
         }
     }
 
-    /// The present one; nothing before the first measurement.
+    /// The present round-trip time; zero before the first measurement.
     pub(super) fn get(&self) -> Duration {
         let newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         newest.iter().flatten().min().copied().unwrap_or_default()
     }
 }
 
-/// True for the primary's answer to `hello`, or to what that was called before 5.0, by which drivers still introduce themselves.
+/// True for the primary's answer to `hello`, or to `isMaster`, the name before 5.0, by which drivers still connect.
 fn is_primary(reply: &Document) -> bool {
     ["isWritablePrimary", "ismaster"].iter().any(|name| matches!(reply.get_bool(name), Ok(true)))
 }
@@ -46,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_slow_answer_changes_nothing_and_two_do() {
+    fn one_slow_answer_has_no_effect_and_two_have() {
         let round_trip = RoundTrip::default();
         assert_eq!(round_trip.get(), Duration::ZERO);
         let [short, long] = [1, 50].map(Duration::from_millis);

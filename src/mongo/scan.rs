@@ -1,7 +1,8 @@
-//! The documents of one zone of one collection, in the order of their `_id` over all BSON types, a page at a time.
+//! Reads the documents of one zone of one collection in the order of `_id` over all BSON types, a page at a time.
 //!
-//! `{_id: {$gt: …}}` stays within the type of the value; `$expr` compares across types. Both use the index (MongoDB 5.0 and
-//! later), but `$expr` is also evaluated for every document, so that it is only asked where it says something else.
+//! `{_id: {$gt: …}}` finds only values of the same BSON type; `$expr` compares across types. Both use the index
+//! (MongoDB 5.0 and later). The server also evaluates `$expr` for every document, so a read uses `$expr` only if the
+//! plain operators would miss documents.
 
 use bson::raw::{CStr, RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::{Timestamp, rawdoc};
@@ -14,37 +15,37 @@ use super::error::Error;
 use super::server::Server;
 use crate::rules::names::Zone;
 
-/// What to read of a collection.
+/// A part of a collection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Area<'a> {
-    /// The collection's number.
+    /// Number of the collection in the configuration.
     pub(crate) namespace: u16,
-    /// Which of its documents.
+    /// Selects documents by zone.
     pub(crate) which: Which<'a>,
-    /// Of these only those that fall into these buckets.
+    /// If given, selects only documents in these buckets.
     pub(crate) buckets: Option<&'a [i32]>,
 }
 
 impl<'a> Area<'a> {
-    /// All of these documents.
+    /// The selected documents in all buckets.
     pub(crate) fn of(namespace: u16, which: Which<'a>) -> Self {
         Self { namespace, which, buckets: None }
     }
 }
 
-/// Some documents of a collection, by their zone.
+/// Selects documents of a collection by zone.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Which<'a> {
-    /// Those of this zone.
+    /// Documents of this zone.
     Of(&'a Zone),
-    /// The same, and those without a partition key.
+    /// Documents of this zone, and documents without a partition key.
     OfOrUnstamped(&'a Zone),
-    /// Those of none of these zones, with or without a partition key.
+    /// Documents of none of the zones, with or without a partition key.
     OfNone(&'a [Zone]),
 }
 
 impl Which<'_> {
-    /// Whether it includes a document with this partition key.
+    /// True if a document with this partition key is selected.
     pub(crate) fn includes(self, key: Option<RawBsonRef<'_>>) -> bool {
         let is = |zone: &Zone| key.and_then(RawBsonRef::as_str) == Some(zone.as_str());
         match self {
@@ -54,7 +55,7 @@ impl Which<'_> {
         }
     }
 
-    /// The condition that says so.
+    /// The same condition as a query filter.
     pub(super) fn filter(self, partition_key: &CStr) -> RawDocumentBuf {
         let mut filter = RawDocumentBuf::new();
         match self {
@@ -75,13 +76,13 @@ impl Which<'_> {
     }
 }
 
-/// One page of documents, as they lie in the server's reply.
+/// A page of documents, stored as the server's reply.
 #[derive(Debug)]
 pub(crate) struct Page {
     reply: RawBatch,
-    /// Where in the reply each document is.
+    /// Byte range of each document in the reply.
     places: Vec<std::ops::Range<usize>>,
-    /// The server's time at which they were like this.
+    /// Cluster time of the read.
     pub(crate) at: Timestamp,
 }
 
@@ -94,33 +95,31 @@ impl Page {
     /// The document with this number.
     ///
     /// # Panics
-    /// If there are not so many.
+    /// If the page has no document with this number.
     pub(crate) fn document(&self, number: usize) -> &RawDocument {
         let bytes = &self.reply.as_raw_document().as_bytes()[self.places[number].clone()];
         RawDocument::from_bytes(bytes).expect("the place was taken from a document")
     }
 
-    /// How many documents there are.
     pub(crate) fn len(&self) -> usize {
         self.places.len()
     }
 
-    /// True if there are none.
     pub(crate) fn is_empty(&self) -> bool {
         self.places.is_empty()
     }
 }
 
-/// So many documents are in the first page, before it is known how large they are.
+/// Documents in the first page, before their size is known.
 const FIRST_PAGE_DOCUMENTS: usize = 500;
 
-/// At most so many documents in one page.
+/// Maximum number of documents in a page.
 const PAGE_DOCUMENTS: usize = 5_000;
 
-/// A page has about so many bytes, as far as the one before it tells; the server stops at 16 MB.
+/// Intended size of a page in bytes, computed from the documents of the page before. The server ends a page at 16 MB.
 const PAGE_BYTES: usize = 4_000_000;
 
-/// How large pages should be, learnt from those that were read.
+/// Number of documents in the next page, learnt from the page before.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PageSize(usize);
 
@@ -131,7 +130,7 @@ impl Default for PageSize {
 }
 
 impl PageSize {
-    /// A page was read.
+    /// Adapts the next page to the size of the documents in this page.
     pub(crate) fn learn(&mut self, page: &Page) {
         let bytes: usize = page.documents().map(|document| document.as_bytes().len()).sum();
         if let Some(each) = bytes.checked_div(page.len()) {
@@ -140,29 +139,28 @@ impl PageSize {
     }
 }
 
-/// Where a page begins and ends, and how it is read.
+/// Bounds of a page, and conditions for its read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Range<'a> {
-    /// Only documents whose `_id` is after this one.
+    /// Selects only documents after this `_id`.
     pub(crate) after: Option<RawBsonRef<'a>>,
-    /// Only documents whose `_id` is not after this one.
+    /// Selects only documents up to and including this `_id`.
     pub(crate) up_to: Option<RawBsonRef<'a>>,
-    /// As they are at one time, not before this one.
+    /// Earliest cluster time of the read.
     pub(crate) not_before: Timestamp,
-    /// How large the page should be.
     pub(crate) size: PageSize,
-    /// Whether a secondary may answer.
+    /// True if a secondary may answer.
     pub(crate) secondary: bool,
 }
 
 impl Range<'_> {
-    /// From here on, as it is at one time, not before this one.
+    /// All documents after an `_id`, read from the primary at `not_before` or later.
     pub(crate) fn from(after: Option<RawBsonRef<'_>>, not_before: Timestamp) -> Range<'_> {
         Range { after, up_to: None, not_before, size: PageSize::default(), secondary: false }
     }
 }
 
-/// Reads the first documents of a range; all as they are at one time. A page is empty only at the end of the range.
+/// Reads the first documents of a range, all at the same cluster time. Only a page at the end of the range is empty.
 ///
 /// # Errors
 /// If the server does not answer.
@@ -170,7 +168,7 @@ pub(crate) async fn page(server: &Server, area: Area<'_>, range: Range<'_>) -> R
     let bounds = Bounds::of(&range);
     let page = read(server, area, range, bounds).await?;
     match bounds {
-        // There may be more of other types.
+        // Documents with an `_id` of another type may follow.
         Bounds::WithinType if page.is_empty() && range.up_to.is_none() => {
             read(server, area, range, Bounds::AcrossTypes).await
         }
@@ -178,17 +176,18 @@ pub(crate) async fn page(server: &Server, area: Area<'_>, range: Range<'_>) -> R
     }
 }
 
-/// How the bounds of a range are told to the server.
+/// Form of a range's bounds in the query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bounds {
-    /// By operators that stay within the type of their value.
+    /// `$gt` and `$lte`, which find only values of their operand's type.
     WithinType,
-    /// By `$expr`.
+    /// `$expr`, which compares across types.
     AcrossTypes,
 }
 
 impl Bounds {
-    /// The cheaper way for a range, which may leave out what is of another type at its open end.
+    /// Chooses the cheaper form. In a range with an open end, `WithinType` misses documents whose `_id` has another
+    /// type.
     fn of(range: &Range<'_>) -> Self {
         match (range.after, range.up_to) {
             (Some(after), None) if TypeRange::of(after).is_some() => Self::WithinType,
@@ -222,7 +221,7 @@ impl Bounds {
     }
 }
 
-/// Types within which `$gt` and `$lte` order all values as an index does. NaN is not: nothing is greater than that.
+/// BSON types whose values `$gt` and `$lte` order as an index does. NaN belongs to none: no number is greater than NaN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TypeRange {
     Number,
@@ -265,7 +264,7 @@ async fn read(server: &Server, area: Area<'_>, range: Range<'_>, bounds: Bounds)
     let mut cursor = server.bounded("reading a zone", run.batch()).await?;
     let reply = futures_util::StreamExt::next(&mut cursor);
     let reply = server.bounded("reading a zone", async { reply.await.transpose() }).await?;
-    let reply = reply.ok_or_else(|| server.unsuitable("it answered a find with nothing"))?;
+    let reply = reply.ok_or_else(|| server.unsuitable("its reply to a find is empty"))?;
     let at = reply.as_raw_document().get_document("cursor").and_then(|cursor| cursor.get_timestamp("atClusterTime"));
     let mut places = Vec::new();
     let start = reply.as_raw_document().as_bytes().as_ptr().addr();
@@ -276,7 +275,7 @@ async fn read(server: &Server, area: Area<'_>, range: Range<'_>, bounds: Bounds)
             places.push(place..place + document.as_bytes().len());
         }
     }
-    // Where there is no such collection there is no time of the read either.
+    // The reply names no cluster time if the collection does not exist.
     let at = match at {
         Ok(at) => at,
         Err(_) if places.is_empty() => not_before,
@@ -285,7 +284,7 @@ async fn read(server: &Server, area: Area<'_>, range: Range<'_>, bounds: Bounds)
     Ok(Page { reply, places, at })
 }
 
-/// About how many documents there are, if the server can count them quickly.
+/// Approximate number of documents in all buckets of the area; `None` if the server cannot count within one second.
 pub(crate) async fn estimate(server: &Server, area: Area<'_>) -> Option<u64> {
     const QUICKLY_MS: i32 = 1_000;
     let namespace = server.namespace(area.namespace);
@@ -295,11 +294,11 @@ pub(crate) async fn estimate(server: &Server, area: Area<'_>) -> Option<u64> {
     reply.get_i32("n").ok().and_then(|count| u64::try_from(count).ok())
 }
 
-/// A document's `_id`, kept.
+/// An owned copy of a document's `_id`.
 ///
 /// # Errors
-/// If the document is damaged, or has none.
+/// If the document is malformed or has no `_id`.
 pub(crate) fn id_of(server: &Server, document: &RawDocument) -> Result<RawBson, Error> {
     let id = document.get("_id").map_err(|error| server.malformed(error))?;
-    id.map(RawBson::from).ok_or_else(|| server.unsuitable("it gave a document without _id"))
+    id.map(RawBson::from).ok_or_else(|| server.unsuitable("it returned a document without _id"))
 }

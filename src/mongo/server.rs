@@ -154,11 +154,6 @@ impl Server {
         self.version
     }
 
-    /// The present duration of a round trip; zero before the first measurement.
-    pub(crate) fn round_trip(&self) -> Duration {
-        self.round_trip.get()
-    }
-
     /// The line to the server at present.
     pub(crate) fn line(&self) -> Line {
         Line { round_trip: self.round_trip.get(), throughput: self.throughput.get() }

@@ -1,4 +1,4 @@
-//! Steps as the statements of the server's write commands, such that the stored document has exactly the intended bytes.
+//! Renders steps as statements of the server's write commands. Stored documents have exactly the intended bytes.
 
 use bson::raw::{CStr, RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::{Timestamp, rawdoc};
@@ -6,27 +6,24 @@ use bson::{Timestamp, rawdoc};
 use crate::rules::delta::RawUpdate;
 use crate::rules::names::Namespace;
 use crate::rules::plan::{Command, CommandKind};
-pub(crate) use crate::rules::size::MOST_COMMAND_BYTES as MOST_BYTES;
 use crate::rules::step::{Step, Write, Zones};
 
-/// The server's limit of statements in one command (`maxWriteBatchSize`).
+/// Maximum number of statements in one command, set by the server (`maxWriteBatchSize`).
 const COMMAND_STATEMENTS: usize = 100_000;
 
-/// One write command, ready to be sent.
+/// A write command, ready to be sent.
 #[derive(Debug)]
 pub(crate) struct Ready {
-    /// The database that it is for.
     pub(crate) database: String,
-    /// The command.
     pub(crate) command: RawDocumentBuf,
-    /// The numbers of the steps that are its statements.
+    /// Number of each statement's step, in the order of the statements.
     pub(crate) steps: Vec<usize>,
-    /// Which kind it is.
     pub(crate) kind: CommandKind,
 }
 
-/// The commands as the server takes them, each of at most so many bytes, or of one statement. Each is made only when it is asked
-/// for: the driver copies a command several times on its way, and so only one is in memory.
+/// Renders commands for the server, each of at most `most_bytes` bytes or of one statement. The iterator renders a
+/// command only on request, so that memory holds one at a time: the driver copies a command several times while
+/// sending.
 pub(crate) fn render<'r>(
     commands: &'r [Command],
     steps: &'r [Step<'_>],
@@ -73,13 +70,13 @@ impl Ready {
     }
 }
 
-/// True if the server would not store the document as it is by `insert`: it puts its own time in the place of an empty
-/// timestamp at the top level (the manual's "Timestamps").
+/// True if an `insert` would not store the document unchanged: the server replaces an empty timestamp at the top level
+/// by the present time (the manual's "Timestamps").
 pub(crate) fn insert_would_change(step: &Step<'_>) -> bool {
     matches!(step.write, Write::Insert(document) if has_empty_timestamp(document))
 }
 
-/// True if the destination must have a document for the step to do what it should.
+/// True if the step has an effect only on a document that the destination already holds.
 pub(crate) fn must_match(step: &Step<'_>) -> bool {
     matches!(step.write, Write::Update(_) | Write::Reorder(_) | Write::Replace { upsert: false, .. })
 }
@@ -114,6 +111,7 @@ fn update(step: &Step<'_>, write: &Write<'_>, partition_key: &CStr) -> RawDocume
     let mut statement = rawdoc! { "q": filter(step, partition_key) };
     match write {
         Write::Insert(document) | Write::Replace { document, .. } => {
+            // A literal protects empty timestamps and names with `$` from the server.
             if has_empty_timestamp(document) || has_operator_names(document) {
                 let literal = rawdoc! { "$replaceWith": { "$literal": RawBsonRef::Document(document) } };
                 statement.append(cstr!("u"), RawArrayBuf::from_iter([literal]));
@@ -126,7 +124,7 @@ fn update(step: &Step<'_>, write: &Write<'_>, partition_key: &CStr) -> RawDocume
             RawUpdate::Pipeline(stages) => statement.append(cstr!("u"), stages),
         },
         Write::Reorder(order) => statement.append(cstr!("u"), RawArrayBuf::from_iter([reorder(order)])),
-        Write::Delete | Write::Read(_) => unreachable!("deletes are no updates, and documents to be read were read"),
+        Write::Delete | Write::Read(_) => unreachable!("deletes are no updates, and reads are done by now"),
     }
     if matches!(write, Write::Insert(_) | Write::Replace { upsert: true, .. }) {
         statement.append(cstr!("upsert"), true);
@@ -134,7 +132,8 @@ fn update(step: &Step<'_>, write: &Write<'_>, partition_key: &CStr) -> RawDocume
     statement
 }
 
-/// `$eq`, or the server would read an `_id` that is a document with `$` names as an operator.
+/// Matches the step's document by `_id` and zone. Without `$eq`, the server would take an `_id` with `$` names for an
+/// operator.
 fn filter(step: &Step<'_>, partition_key: &CStr) -> RawDocumentBuf {
     let mut filter = rawdoc! { "_id": { "$eq": step.id } };
     match &step.zones {
@@ -148,7 +147,7 @@ fn filter(step: &Step<'_>, partition_key: &CStr) -> RawDocumentBuf {
     filter
 }
 
-/// Puts the fields of a document into the order that they have in another; those that the other does not have come last.
+/// A pipeline stage that puts a document's fields into the order of `order`. Fields missing from `order` come last.
 fn reorder(order: &RawDocument) -> RawDocumentBuf {
     let names: RawArrayBuf = order.iter_elements().flatten().map(|field| field.key().as_str().to_owned()).collect();
     let known = rawdoc! { "$reduce": { "input": "$$order", "initialValue": [], "in": { "$concatArrays": [
@@ -172,7 +171,7 @@ fn has_empty_timestamp(document: &RawDocument) -> bool {
     document.iter_elements().flatten().any(is_empty)
 }
 
-/// True if a top-level name starts with `$`, which a replacement may not have.
+/// True if a top-level name starts with `$`. The server rejects such names in a replacement.
 fn has_operator_names(document: &RawDocument) -> bool {
     document.iter_elements().flatten().any(|field| field.key().as_str().starts_with('$'))
 }
@@ -181,6 +180,7 @@ fn has_operator_names(document: &RawDocument) -> bool {
 mod tests {
     use super::*;
     use crate::rules::key::Key;
+    use crate::rules::size::MOST_COMMAND_BYTES;
     use bson::Document;
 
     fn rendered(write: Write<'_>, zones: Zones<'_>, kind: CommandKind) -> Document {
@@ -189,7 +189,7 @@ mod tests {
         let steps = [Step { event: 0, key: Key::new(0, id), id, zones, write, hub_edit: None }];
         let commands = [Command { namespace: 0, kind, steps: vec![0] }];
         let namespaces = [Namespace::parse("a.b").expect("valid")];
-        let ready = render(&commands, &steps, &namespaces, cstr!("_pk"), MOST_BYTES).next().expect("one");
+        let ready = render(&commands, &steps, &namespaces, cstr!("_pk"), MOST_COMMAND_BYTES).next().expect("one");
         Document::try_from(ready.command).expect("valid")
     }
 
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_the_server_would_change_goes_as_a_literal() {
+    fn a_document_that_the_server_would_change_is_sent_as_a_literal() {
         let empty = Timestamp { time: 0, increment: 0 };
         let documents = [rawdoc! { "_id": 1, "at": RawBsonRef::Timestamp(empty) }, rawdoc! { "_id": 1, "$a": 1 }];
         for document in &documents {
@@ -239,7 +239,7 @@ mod tests {
         let steps = vec![step; 5];
         let commands = [Command { namespace: 0, kind: CommandKind::Insert, steps: vec![0, 1, 2, 3, 4] }];
         let namespaces = [Namespace::parse("a.b").expect("valid")];
-        let ready = render(&commands, &steps, &namespaces, cstr!("_pk"), MOST_BYTES).collect::<Vec<_>>();
+        let ready = render(&commands, &steps, &namespaces, cstr!("_pk"), MOST_COMMAND_BYTES).collect::<Vec<_>>();
         let steps: Vec<&[usize]> = ready.iter().map(|command| command.steps.as_slice()).collect();
         assert_eq!(steps, [[0, 1].as_slice(), &[2, 3], &[4]]);
     }

@@ -1,10 +1,10 @@
 //! A change stream, one server reply at a time.
 //!
-//! Not the driver's `watch()`: when a resume fails once more with a retryable error, it opens the stream again without its
-//! token, and what lies between is lost without an error. Here a stream is an `aggregate` whose every error ends it; its
-//! owner opens a new one from the checkpoint, which is exact.
+//! The driver's `watch()` is not safe here. If a resume itself fails with a retryable error, `watch()` opens the stream
+//! again without a resume token, and loses the events between without an error. Here a stream is an `aggregate`, and
+//! every error ends the stream. The owner then opens a new stream from the checkpoint, without a gap.
 //!
-//! Promise: every event after the start, once, in order; or an error.
+//! Promise: every event after the start comes once and in order, or the stream ends with an error.
 
 use std::time::{Duration, Instant};
 
@@ -17,34 +17,19 @@ use super::metadata::sessions;
 use super::server::Server;
 use crate::rules::position::Position;
 use crate::rules::reply::{BARE, Reply, SessionId};
-use crate::rules::size::{self, CALL_LIMIT};
+use crate::rules::size::{self, CALL_LIMIT, Came};
 
-/// How long the server waits for an event before it answers with a position alone.
+/// Longest time that the server waits for an event. Afterwards the reply holds only a position.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// At most so many events in the first reply, before it is known how large they are; any server also stops at 16 MB.
-const FIRST_REPLY_EVENTS: u32 = 400;
-
-/// At most so many events in one reply of a near server.
-const REPLY_EVENTS: u32 = 5_000;
-
-/// How many bytes a reply of a near server should have, about: what waits is in memory.
-const REPLY_BYTES: usize = 3_000_000;
-
-/// A reply should be there within this; a line that is narrow gets smaller ones.
-const REPLY_TIME: Duration = Duration::from_secs(3);
-
-/// Of smaller replies most of the time is not that of their bytes.
-const TELLING_BYTES: usize = 100_000;
-
-/// What a stream brings.
+/// Content of a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// Transactions of these sessions are left out at the server.
+    /// The server leaves out transactions of these sessions.
     pub without: Vec<SessionId>,
-    /// Documents that these sessions insert or replace come without their content, of which only the partition key is told.
+    /// Inserts and replaces of these sessions bring only the partition key of their document.
     pub bare: Vec<SessionId>,
-    /// Whether to bring the partition key from before the change, where the collection keeps pre-images.
+    /// True to bring the partition key from before the change, if the collection keeps pre-images.
     pub zone_before: bool,
 }
 
@@ -53,22 +38,25 @@ pub struct Tail {
     server: Server,
     selection: Selection,
     replies: Replies,
-    /// At most so many events in one reply.
+    /// Maximum number of events in one reply.
     reply_events: u32,
-    /// Where the stream stands, as long as the server may still find that it leaves out the event with that token.
+    /// Position of the stream until its first event. Until then the server may still reject the resume token, because
+    /// the stream leaves out the token's event.
     unproven: Option<Position>,
-    /// Events up to here have been seen although the server sends them again.
+    /// Events up to this position were seen before, and the server sends some again.
     seen: Option<Position>,
+    /// Newest cluster time so far.
     last: Timestamp,
 }
 
 impl Tail {
-    /// Opens a stream that goes on after `position`, or starts now.
+    /// Opens a stream that starts after `position`, or at the present.
     ///
     /// # Errors
-    /// If the server does not open it; [`super::error::Failure::HistoryLost`] if the position is no longer in its oplog.
+    /// If the server does not open the stream; [`super::error::Failure::HistoryLost`] if the oplog no longer holds the
+    /// position.
     pub async fn open(server: &Server, position: Option<&Position>, selection: Selection) -> Result<Self, Error> {
-        let reply_events = FIRST_REPLY_EVENTS;
+        let reply_events = size::FIRST_REPLY_EVENTS;
         let start = position.map_or_else(Document::new, |position| doc! { "startAfter": token(position) });
         let (replies, unproven, seen) = match Replies::open(server, start, &selection, reply_events).await {
             Ok(replies) => (replies, position.cloned(), None),
@@ -82,20 +70,19 @@ impl Tail {
         Ok(Self { server: server.clone(), selection, replies, reply_events, unproven, seen, last })
     }
 
-    /// What the stream brings.
     pub(crate) fn selection(&self) -> &Selection {
         &self.selection
     }
 
-    /// The server's next reply, which may hold no event.
+    /// Returns the server's next reply, possibly without events.
     ///
     /// # Errors
-    /// If the stream fails. It cannot be used any more then.
+    /// If the stream fails. The stream cannot be used afterwards.
     pub async fn next(&mut self) -> Result<Reply, Error> {
-        let (batch, took) = match self.replies.next(&self.server).await {
+        let (reply, took) = match self.replies.next(&self.server).await {
             Ok(reply) => reply,
             Err(error) => {
-                // While nothing follows the server does not look for the token.
+                // The server looks for the token's event only when a later event comes.
                 let Some(place) = self.unproven.take().filter(|_| is_of_token(&error)) else { return Err(error) };
                 let (selection, reply_events) = (&self.selection, self.reply_events);
                 self.replies = Replies::open_by_time(&self.server, &place, selection, reply_events, &error).await?;
@@ -103,37 +90,36 @@ impl Tail {
                 self.replies.next(&self.server).await?
             }
         };
-        self.unproven = self.unproven.take().filter(|_| batch.is_empty()).map(|_| batch.end().clone());
-        let times = size::times(self.server.round_trip());
-        let came = Came { events: batch.len(), bytes: batch.bytes(), took };
-        let reply_events = reply_events(times, self.reply_events, came);
-        let batch = self.without_seen(batch);
-        self.check_time(&batch)?;
-        // The collection was dropped or renamed, and the stream that starts after that sees what comes next. Or the cursor's
-        // replies are too large, or too small.
-        if batch.is_closed() || reply_events != self.reply_events {
+        self.unproven = self.unproven.take().filter(|_| reply.is_empty()).map(|_| reply.end().clone());
+        let came = Came { events: reply.len(), bytes: reply.bytes(), took };
+        let reply_events = self.server.line().reply_events(self.reply_events, came);
+        let reply = self.without_seen(reply);
+        self.check_time(&reply)?;
+        // A new cursor is needed for another size of replies, and after a drop or rename of the collection, which
+        // closes the stream. `startAfter` continues after either event.
+        if reply.is_closed() || reply_events != self.reply_events {
             self.reply_events = reply_events;
-            let start = doc! { "startAfter": token(batch.end()) };
+            let start = doc! { "startAfter": token(reply.end()) };
             self.replies = Replies::open(&self.server, start, &self.selection, reply_events).await?;
         }
-        Ok(batch)
+        Ok(reply)
     }
 
-    /// Leaves out what was seen before the stream had to start at a time instead of after a token.
-    fn without_seen(&mut self, batch: Reply) -> Reply {
-        let Some(seen) = &self.seen else { return batch };
-        let new: Vec<usize> = (0..batch.len()).filter(|&index| !seen.has_seen(batch.event(index).token())).collect();
-        if new.len() == batch.len() && batch.end() >= seen {
-            if !batch.is_empty() {
+    /// Leaves out events that were seen before the stream had to start at a cluster time instead of a resume token.
+    fn without_seen(&mut self, reply: Reply) -> Reply {
+        let Some(seen) = &self.seen else { return reply };
+        let new: Vec<usize> = (0..reply.len()).filter(|&index| !seen.has_seen(reply.event(index).token())).collect();
+        if new.len() == reply.len() && reply.end() >= seen {
+            if !reply.is_empty() {
                 self.seen = None;
             }
-            return batch;
+            return reply;
         }
-        batch.excerpt(new.into_iter(), seen.clone().max(batch.end().clone()))
+        reply.excerpt(new.into_iter(), seen.clone().max(reply.end().clone()))
     }
 
-    fn check_time(&mut self, batch: &Reply) -> Result<(), Error> {
-        for time in batch.events().map(|event| event.cluster_time()).chain([batch.end().cluster_time()]) {
+    fn check_time(&mut self, reply: &Reply) -> Result<(), Error> {
+        for time in reply.events().map(|event| event.cluster_time()).chain([reply.end().cluster_time()]) {
             if time < self.last {
                 let reason = format!("the change stream went back in time, from {} to {time}", self.last);
                 return Err(self.server.malformed(crate::rules::reply::Malformed::new(reason)));
@@ -144,10 +130,10 @@ impl Tail {
     }
 }
 
-/// The server's replies. The first one comes with the opening.
+/// Replies of one cursor. The opening already brings the first reply.
 struct Replies {
     cursor: RawBatchCursor,
-    /// How long the opening took, until its reply is told.
+    /// Duration of the opening, until the first reply is returned.
     opening: Option<Duration>,
 }
 
@@ -183,7 +169,8 @@ impl Replies {
         Ok(Self { cursor, opening: Some(begun.elapsed()) })
     }
 
-    /// Opens it at the time of a place whose token the server cannot use. It brings what was seen at that time once more.
+    /// Opens the stream at the cluster time of a position whose resume token the server cannot use. Events of that
+    /// cluster time come again.
     async fn open_by_time(
         server: &Server,
         place: &Position,
@@ -191,11 +178,11 @@ impl Replies {
         reply_events: u32,
         error: &Error,
     ) -> Result<Self, Error> {
-        tracing::debug!(server = %server.name(), %error, "resume token not usable, going by its cluster time");
+        tracing::debug!(server = %server.name(), %error, "resume token unusable, opening at its cluster time");
         Self::open(server, doc! { "startAtOperationTime": place.cluster_time() }, selection, reply_events).await
     }
 
-    /// The next reply, and how long it took.
+    /// Returns the next reply and the time that the reply took.
     async fn next(&mut self, server: &Server) -> Result<(Reply, Duration), Error> {
         let doing = "reading the change stream";
         let limit = PATIENCE + CALL_LIMIT;
@@ -206,15 +193,15 @@ impl Replies {
         let reply = match reply {
             Some(Ok(reply)) => reply,
             Some(Err(error)) => return Err(Error::of_driver(server.name(), doing, &error)),
-            None => return Err(server.unsuitable("the change stream ended without saying so")),
+            None => return Err(server.unsuitable("the change stream ended without an error")),
         };
         let took = self.opening.take().unwrap_or_default() + begun.elapsed();
-        let batch = Reply::decode(Bytes(reply), server.namespaces()).map_err(|error| server.malformed(error))?;
-        Ok((batch, took))
+        let reply = Reply::decode(Bytes(reply), server.namespaces()).map_err(|error| server.malformed(error))?;
+        Ok((reply, took))
     }
 }
 
-/// A reply's bytes where they came.
+/// The driver's reply as bytes, without a copy.
 struct Bytes(RawBatch);
 
 impl AsRef<[u8]> for Bytes {
@@ -223,35 +210,7 @@ impl AsRef<[u8]> for Bytes {
     }
 }
 
-/// A reply that came.
-#[derive(Clone, Copy)]
-struct Came {
-    events: usize,
-    bytes: usize,
-    /// How long it was waited for. The server waits for events no longer than [`PATIENCE`].
-    took: Duration,
-}
-
-/// How many events a reply should have at most, after one of at most `now`, where it may be so many times as large as a near server's.
-/// What is about right is left as it is: the stream must be opened anew for it. When nothing comes any more, nothing is known of what
-/// will come next.
-fn reply_events(times: usize, now: u32, came: Came) -> u32 {
-    let Came { events, bytes, took } = came;
-    if events == 0 {
-        return now.min(FIRST_REPLY_EVENTS);
-    }
-    let most_events = REPLY_EVENTS.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX));
-    let most_bytes = REPLY_BYTES * times;
-    let rate = bytes as f64 / took.as_secs_f64().max(1e-3);
-    let in_time = if bytes < TELLING_BYTES { most_bytes } else { (rate * REPLY_TIME.as_secs_f64()) as usize };
-    let most_bytes = most_bytes.min(in_time);
-    let fitting = u32::try_from(events * most_bytes / bytes).unwrap_or(most_events).clamp(1, most_events);
-    let is_too_much = bytes > 2 * most_bytes;
-    let is_full = u32::try_from(events) == Ok(now);
-    if (is_too_much && fitting < now) || (is_full && fitting / 2 >= now) { fitting } else { now }
-}
-
-/// The place where a stream that is opened now starts.
+/// Returns the position at which a stream opened now starts.
 ///
 /// # Errors
 /// If the server does not open a stream.
@@ -264,12 +223,12 @@ fn token(position: &Position) -> Bson {
     Document::try_from(position.token()).map_or(Bson::Null, Bson::Document)
 }
 
-/// The token is of an event that the stream leaves out, or of another kind of stream.
+/// True if the resume token names an event that the stream leaves out, or comes from another kind of stream.
 fn is_of_token(error: &Error) -> bool {
     matches!(error.code(), Some(codes::CHANGE_STREAM_FATAL | codes::INVALID_RESUME_TOKEN))
 }
 
-/// Conditions on what never changes of an event, so that every event that was sent once would be sent again.
+/// Selects events by fields that never change, so that a resumed stream selects the same events again.
 fn filter(server: &Server, selection: &Selection) -> Option<Document> {
     let mut conditions = Vec::new();
     if server.namespaces().len() > 1 {
@@ -296,7 +255,8 @@ fn ids(sessions: &[SessionId]) -> Vec<bson::Binary> {
     sessions.iter().map(sessions::binary).collect()
 }
 
-/// Only what is read. Without the pre-image's other fields an event of a 16 MB document stays below the limit.
+/// Keeps only the fields in use. Without the pre-image's other fields, an event of a 16 MB document stays below the
+/// limit.
 fn projection(server: &Server, selection: &Selection) -> Document {
     let mut fields = doc! {
         "operationType": 1, "clusterTime": 1, "wallTime": 1, "ns": 1, "to": 1, "documentKey._id": 1, "fullDocument": 1,
@@ -307,7 +267,7 @@ fn projection(server: &Server, selection: &Selection) -> Document {
     }
     if !selection.bare.is_empty() {
         let is_bare = doc! { "$and": [
-            // Changes outside of transactions are not searched for in the list.
+            // Changes outside of transactions have no `lsid` and skip the search of the list.
             { "$in": ["$operationType", ["insert", "replace"]] }, "$lsid", { "$in": ["$lsid.id", ids(&selection.bare)] },
         ] };
         let field = server.partition_key();
@@ -316,38 +276,4 @@ fn projection(server: &Server, selection: &Selection) -> Document {
         fields.insert(BARE, doc! { "$cond": [is_bare, only_its_key, "$$REMOVE"] });
     }
     doc! { "$project": fields }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn after(times: usize, now: u32, events: usize, bytes: usize, milliseconds: u64) -> u32 {
-        reply_events(times, now, Came { events, bytes, took: Duration::from_millis(milliseconds) })
-    }
-
-    #[test]
-    fn replies_of_large_events_have_fewer_and_grow_again_when_events_are_small() {
-        assert_eq!(after(1, 5_000, 5_000, 5_000_000, 10), 5_000);
-        assert_eq!(after(1, 5_000, 160, 16_000_000, 10), 30);
-        assert_eq!(after(1, 40, 40, 4_000_000, 10), 40);
-        assert_eq!(after(1, 40, 40, 40_000, 10), 3_000);
-        assert_eq!(after(1, 40, 3, 3_000, 10), 40, "it was not full");
-        assert_eq!(after(1, 5_000, 1, 16_000_000, 10), 1);
-        assert_eq!(after(1, 1, 1, 16_000_000, 10), 1);
-        assert_eq!(after(1, 5_000, 0, 300, 10), FIRST_REPLY_EVENTS, "it is quiet");
-        assert_eq!(after(1, 30, 0, 300, 10), 30);
-        assert_eq!(after(3, 15_000, 15_000, 15_000_000, 10), 15_000, "the way is long");
-        assert_eq!(after(4, 5_000, 5_000, 4_000_000, 10), 15_000, "it has become long");
-        assert_eq!(after(1, 15_000, 15_000, 12_000_000, 10), 3_750, "it has become short");
-    }
-
-    #[test]
-    fn replies_by_a_narrow_way_have_what_it_carries_in_time() {
-        assert_eq!(after(4, 400, 400, 400_000, 1_000), 1_200);
-        assert_eq!(after(4, 1_200, 1_200, 1_200_000, 3_000), 1_200, "it is about right");
-        assert_eq!(after(4, 12_000, 12_000, 12_000_000, 30_000), 1_200, "it has become narrow");
-        assert_eq!(after(4, 1_200, 10, 10_000, 10_000), 1_200, "the server was busy");
-        assert_eq!(after(4, 1, 1, 16_000_000, 25_000), 1);
-    }
 }

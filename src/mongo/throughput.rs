@@ -1,17 +1,18 @@
-//! How many bytes a second go to a server at present: what is sent at once must be there within the time that a command has.
+//! Measures the throughput to a server, in bytes a second. A command must be small enough to arrive within its time
+//! limit.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Of commands with fewer bytes than these most of the time is not that of their bytes.
+/// Smallest command that is measured, in bytes. The time of a smaller command depends little on the number of bytes.
 const TELLING: usize = 50_000;
 
-/// Bytes a second, as the newest large command tells; 0 before there was one.
+/// Bytes a second of the newest large command; 0 before the first.
 #[derive(Debug, Default)]
 pub(super) struct Throughput(AtomicU64);
 
 impl Throughput {
-    /// A command of so many bytes took so long, or was given up after that.
+    /// Records the size of a command, and the time until the server answered or the command was given up.
     pub(super) fn learn(&self, bytes: usize, took: Duration) {
         if bytes >= TELLING {
             let rate = bytes as f64 / took.as_secs_f64().max(1e-6);
@@ -19,7 +20,7 @@ impl Throughput {
         }
     }
 
-    /// The present one; `None` before the first measurement.
+    /// The present throughput in bytes a second; `None` before the first measurement.
     pub(super) fn get(&self) -> Option<u64> {
         Some(self.0.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
     }
@@ -30,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn large_commands_tell_and_small_ones_do_not() {
+    fn only_large_commands_are_measured() {
         let throughput = Throughput::default();
         throughput.learn(1_000, Duration::from_secs(1));
         assert_eq!(throughput.get(), None);

@@ -1,7 +1,9 @@
-//! Walks two sides of one zone of one collection in the order of `_id`, a page at a time, and tells where they differ.
+//! Compares two sides of one zone of one collection in the order of `_id`, a page at a time, and returns the
+//! differences.
 //!
-//! Equal means equal bytes. The *lead* side is read a page at a time, and the *follow* side over the same range of `_id`s; what a
-//! difference then means is for the caller to say. Memory is bounded by a few pages, whatever either side holds.
+//! Equal means equal bytes. A walk reads a page of the *lead* side, then the same range of `_id`s from the *follow*
+//! side. The caller decides on the meaning of a difference. Memory holds at most a few pages, whatever the size of the
+//! zone.
 
 use std::collections::HashMap;
 
@@ -18,39 +20,35 @@ use crate::rules::names::Zone;
 /// One side of a walk.
 #[derive(Clone, Copy)]
 pub(crate) struct End<'a> {
-    /// Where it is.
     pub(crate) server: &'a Server,
-    /// What is compared of it.
+    /// The compared part of the collection.
     pub(crate) area: Area<'a>,
-    /// Whether a secondary may answer.
+    /// True if a secondary may answer.
     pub(crate) secondary: bool,
 }
 
-/// A document that is not the same on both sides.
+/// A document that differs between the two sides.
 #[derive(Clone, Debug)]
 pub(crate) struct Difference {
-    /// Which document.
     pub(crate) key: Key,
-    /// Its `_id`.
     pub(crate) id: RawBson,
-    /// What the lead side has.
+    /// The document on the lead side; `None` if missing.
     pub(crate) lead: Option<RawDocumentBuf>,
-    /// What the follow side has.
+    /// The document on the follow side; `None` if missing.
     pub(crate) follow: Option<RawDocumentBuf>,
 }
 
-/// What was found in a part of the zone.
+/// Result of the comparison of one page of the follow side.
 #[derive(Debug, Default)]
 pub(crate) struct Chunk {
-    /// Where the sides differ.
     pub(crate) differences: Vec<Difference>,
-    /// How many documents were looked at on the follow side, or are only on the lead side.
+    /// Number of documents compared: all in the page of the follow side, and all that only the lead side has.
     pub(crate) documents: usize,
-    /// Everything up to this `_id` is compared, if that can be said already.
+    /// The zone is compared up to and including this `_id`; `None` if no further than before.
     pub(crate) done_up_to: Option<RawBson>,
 }
 
-/// A walk under way.
+/// A comparison in progress.
 pub(crate) struct Walk<'a> {
     lead: End<'a>,
     follow: End<'a>,
@@ -60,25 +58,25 @@ pub(crate) struct Walk<'a> {
     finished: bool,
 }
 
-/// A page of the lead side, while the follow side is compared with it.
+/// A page of the lead side during its comparison with the follow side.
 struct Leading {
     page: Page,
-    /// Which of its documents the follow side has as well.
+    /// True for each document of the page that the follow side also has.
     found: Vec<bool>,
-    /// So many of them are compared.
+    /// Number of documents at the start of the page that were equal in the same order.
     compared: usize,
-    /// Where the others are, once the two sides were seen to differ.
+    /// Index of the remaining documents by key, built at the first difference.
     places: Option<HashMap<Key, usize>>,
-    /// The last `_id` of the page; `None` if it goes to the end of the zone.
+    /// Last `_id` of the page; `None` for the empty page, whose range extends to the end of the zone.
     last: Option<RawBson>,
-    /// Up to where the follow side is compared.
+    /// Last `_id` compared on the follow side.
     follow_after: Option<RawBson>,
 }
 
-/// A page of the lead side that was read, and is not compared yet.
+/// A page of the lead side that is read but not compared yet, with its last `_id`.
 pub(crate) struct Ahead(Page, Option<RawBson>);
 
-/// A page of the follow side that was read, and is not compared yet.
+/// A page of the follow side that is read but not compared yet.
 pub(crate) struct Followed {
     page: Page,
     last: Option<RawBson>,
@@ -86,30 +84,30 @@ pub(crate) struct Followed {
 }
 
 impl Followed {
-    /// The last `_id` in it, if it does not reach the end of its range: there the next page begins.
+    /// Last `_id` of the page, after which the next page begins; `None` if the page reaches the end of its range.
     pub(crate) fn next(&self) -> Option<&RawBson> {
         self.last.as_ref().filter(|_| !self.reaches_end)
     }
 
-    /// How large pages of this side should be.
+    /// Adapts the size of the next page of the follow side.
     pub(crate) fn teach(&self, size: &mut PageSize) {
         size.learn(&self.page);
     }
 }
 
 impl Ahead {
-    /// How large pages of this side should be.
+    /// Adapts the size of the next page of the lead side.
     pub(crate) fn teach(&self, size: &mut PageSize) {
         size.learn(&self.0);
     }
 
-    /// The last `_id` in it; `None` if it is empty, and nothing comes after it.
+    /// Last `_id` of the page; `None` for the empty page at the end of the zone.
     pub(crate) fn last(&self) -> Option<&RawBson> {
         self.1.as_ref()
     }
 }
 
-/// Reads the page of a lead side behind this `_id`, as it is at one time, not before `not_before`.
+/// Reads the page of the lead side after an `_id`, at one cluster time, not before `not_before`.
 ///
 /// # Errors
 /// If the server does not answer.
@@ -126,7 +124,7 @@ pub(crate) async fn read_ahead(
     Ok(Ahead(page, last))
 }
 
-/// Reads the page of a follow side behind this `_id` and up to that one, as it is at one time, not before `not_before`.
+/// Reads the page of the follow side after one `_id` and up to another, at one cluster time, not before `not_before`.
 ///
 /// # Errors
 /// If the server does not answer.
@@ -142,13 +140,13 @@ pub(crate) async fn read_followed(
     let range = Range { after, up_to, not_before, size, secondary: follow.secondary };
     let page = scan::page(follow.server, follow.area, range).await?;
     let last = page.documents().next_back().map(|last| scan::id_of(follow.server, last)).transpose()?;
-    // It has no more in this range where it ends with the same `_id`, or with nothing.
+    // An empty page reaches the end of the range, and so does a page with the lead page's last `_id`.
     let reaches_end = last.is_none() || (last_of_lead.is_some() && last.as_ref() == last_of_lead);
     Ok(Followed { page, last, reaches_end })
 }
 
 impl<'a> Walk<'a> {
-    /// A walk that begins after this `_id`.
+    /// Begins after an `_id`, or at the start of the zone.
     pub(crate) fn new(lead: End<'a>, follow: End<'a>, after: Option<RawBson>) -> Self {
         Self { lead, follow, after, leading: None, sizes: [PageSize::default(); 2], finished: false }
     }
@@ -158,7 +156,7 @@ impl<'a> Walk<'a> {
         self.finished
     }
 
-    /// Reads the next page of the lead side, as it is at one time, not before `not_before`. Tells that time.
+    /// Reads the next page of the lead side, at one cluster time, not before `not_before`. Returns the cluster time.
     ///
     /// # Errors
     /// If the server does not answer.
@@ -170,14 +168,14 @@ impl<'a> Walk<'a> {
         Ok(at)
     }
 
-    /// This page of the lead side is compared now.
+    /// Begins the comparison of a page of the lead side.
     pub(crate) fn begin(&mut self, Ahead(page, last): Ahead) {
         let (found, follow_after) = (vec![false; page.len()], self.after.clone());
         self.leading = Some(Leading { page, found, compared: 0, places: None, last, follow_after });
     }
 
-    /// Reads and compares the next page of the follow side, as it is at one time, not before `not_before`. Tells that time as well.
-    /// `None`: the page of the lead side is done.
+    /// Reads and compares the next page of the follow side, at one cluster time, not before `not_before`. Returns the
+    /// result with the cluster time, or `None` if the page of the lead side is done.
     ///
     /// # Errors
     /// If the server does not answer.
@@ -190,20 +188,20 @@ impl<'a> Walk<'a> {
         Ok(Some((self.compare(followed)?, at)))
     }
 
-    /// Compares the next page of the follow side with that of the lead side.
+    /// Compares the next page of the follow side with the present page of the lead side.
     ///
     /// # Errors
-    /// If a document is damaged.
+    /// If a document is malformed.
     ///
     /// # Panics
-    /// If no page of the lead side was begun.
+    /// If no page of the lead side has begun.
     pub(crate) fn compare(&mut self, followed: Followed) -> Result<Chunk, Error> {
         let mut leading = self.leading.take().expect("a page of the lead side comes first");
         let Followed { page, last, reaches_end } = followed;
         let mut chunk = Chunk { documents: page.len(), ..Chunk::default() };
         leading.compare(&page, self.follow, &mut chunk)?;
         if !reaches_end {
-            // With nothing left on the lead side, every page of the other is done for good.
+            // The lead side has no more documents, so the range of each page of the follow side is done.
             if leading.last.is_none() {
                 self.after.clone_from(&last);
                 chunk.done_up_to.clone_from(&last);
@@ -212,6 +210,7 @@ impl<'a> Walk<'a> {
             self.leading = Some(leading);
             return Ok(chunk);
         }
+        // The follow side has no more documents in the range, so the rest of the lead side's page is missing there.
         for (document, _) in leading.page.documents().zip(&leading.found).filter(|(_, found)| !**found) {
             chunk.documents += 1;
             let (key, id) = (key_of(self.lead, document)?, scan::id_of(self.lead.server, document)?);
@@ -227,10 +226,9 @@ impl<'a> Walk<'a> {
 }
 
 impl Leading {
-    /// Compares a page of the follow side.
     fn compare(&mut self, follow: &Page, end: End<'_>, chunk: &mut Chunk) -> Result<(), Error> {
         let mut number = 0;
-        // As long as both sides hold the same documents in the same order, nothing needs to be looked up.
+        // Equal documents in the same order need no look-up.
         while self.places.is_none()
             && self.compared < self.page.len()
             && number < follow.len()
@@ -240,6 +238,7 @@ impl Leading {
             self.compared += 1;
             number += 1;
         }
+        // After the first difference, documents are looked up by key.
         for document in follow.documents().skip(number) {
             let key = key_of(end, document)?;
             let place = self.place(&key, end)?;
@@ -268,10 +267,11 @@ impl Leading {
     }
 }
 
-/// Some documents by their `_id`, as one side of a zone has them.
+/// Documents of one side of a zone, by key.
 pub(crate) type Documents = HashMap<Key, RawDocumentBuf>;
 
-/// Reads these documents of one side, as they are at one time, not before `not_before`. Those of other zones count as missing.
+/// Reads documents of one side by `_id`, at one cluster time, not before `not_before`. Returns the documents with the
+/// cluster time. Documents of other zones count as missing.
 ///
 /// # Errors
 /// If the server does not answer.
@@ -291,7 +291,7 @@ pub(crate) async fn these(
     Ok((found, snapshot.at))
 }
 
-/// Where two sides differ in these documents.
+/// Differences between two sides in the given documents.
 pub(crate) fn compare(ids: HashMap<Key, RawBson>, mut lead: Documents, mut follow: Documents) -> Vec<Difference> {
     let sides = ids.into_iter().map(|(key, id)| {
         let (lead, follow) = (lead.remove(&key), follow.remove(&key));
@@ -308,13 +308,13 @@ fn is_in(end: End<'_>, document: &RawDocument) -> bool {
     document.get(end.server.partition_key()).is_ok_and(|key| end.area.which.includes(key))
 }
 
-/// True if the document is one of this zone.
+/// True if the document belongs to the zone.
 pub(crate) fn is_in_zone(document: &RawDocument, partition_key: &str, zone: &Zone) -> bool {
     document.get_str(partition_key).is_ok_and(|value| value == zone.as_str())
 }
 
 fn key_of(end: End<'_>, document: &RawDocument) -> Result<Key, Error> {
     let id = document.get("_id").map_err(|error| end.server.malformed(error))?;
-    let id = id.ok_or_else(|| end.server.unsuitable("it gave a document without _id"))?;
+    let id = id.ok_or_else(|| end.server.unsuitable("it returned a document without _id"))?;
     Ok(Key::new(end.area.namespace, id))
 }

@@ -1,7 +1,7 @@
-//! The metrics, in the format of Prometheus and OpenMetrics. Every name is here.
+//! All metrics with their names, in the format of Prometheus and OpenMetrics.
 //!
-//! Numbers come from the status board's cells; asking for them waits for nothing. Counters outlive the restarts of a link, not
-//! those of the process.
+//! Values come from the cells of the status board, so that a request waits for no server. Counters survive a restart of
+//! a link, but not of the process.
 
 use std::fmt::Error;
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use super::status::view::{LinkView, SpokeView, StatusView};
 use super::status::{Board, SpokeCell, State};
 use crate::rules::names::Direction;
 
-/// What the answer is, for its `Content-Type`.
+/// `Content-Type` of the answer.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// How large a link's batches are, and how long its work takes.
+/// Histograms of a link's batch sizes, apply times and delays.
 #[derive(Debug)]
 pub(crate) struct Timings {
     batch: Histogram,
@@ -38,7 +38,8 @@ impl Default for Timings {
 }
 
 impl Timings {
-    /// So many changes were applied in so long; the newest of them was made at this time, in milliseconds since 1970.
+    /// Records applied changes: the number, the time from receipt to commit, and the time of the newest change at the
+    /// source, in milliseconds since 1970.
     pub(super) fn applied(&self, changes: usize, took: Option<Duration>, wall_time: Option<i64>) {
         if changes == 0 {
             return;
@@ -54,10 +55,10 @@ impl Timings {
     }
 }
 
-/// All metrics of this board, as text.
+/// Renders all metrics of the board as text.
 ///
 /// # Errors
-/// Never: writing to a text does not fail.
+/// Never: writing to a string does not fail.
 pub(crate) fn render(board: &Arc<Board>) -> Result<String, Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Metrics(board.clone())));
@@ -86,7 +87,7 @@ impl Collector for Metrics {
     }
 }
 
-/// Whether a number only grows.
+/// A counter only grows; a gauge also falls.
 #[derive(Clone, Copy)]
 enum MetricKind {
     Counter,
@@ -105,7 +106,7 @@ impl MetricKind {
 struct Output<'e>(DescriptorEncoder<'e>);
 
 impl Output<'_> {
-    /// One number, by labels; unknown ones are left out.
+    /// Writes a metric with one value per set of labels. Unknown values are left out.
     fn family<'l>(
         &mut self,
         (name, help, kind): (&str, &str, MetricKind),
@@ -135,16 +136,16 @@ impl Output<'_> {
 
 fn process(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
     let version = vec![("version", view.version)];
-    let info = ("spokesync_build_info", "The version that runs.", MetricKind::Gauge);
+    let info = ("spokesync_build_info", "Version of the running program.", MetricKind::Gauge);
     out.family(info, std::iter::once((version, Some(1.0))))?;
     out.single(
         "spokesync_uptime_seconds",
-        "How long the process has run.",
+        "Uptime of the process in seconds.",
         MetricKind::Gauge,
         Some(view.uptime_seconds),
     )?;
     let broken = Some(truth(view.configuration_error.is_some()));
-    let help = "1 if the configuration was to be read again and cannot be used.";
+    let help = "1 if the last reload found an invalid configuration.";
     out.single("spokesync_configuration_broken", help, MetricKind::Gauge, broken)
 }
 
@@ -152,17 +153,17 @@ fn hub(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
     let hub = &view.hub;
     let is = |state: State| Some(truth(hub.state == state));
     let gauges = [
-        ("spokesync_hub_streaming", "1 if the hub's change stream is followed.", is(State::Streaming)),
-        ("spokesync_hub_halted", "1 if the hub's change stream cannot be followed.", is(State::Halted)),
-        ("spokesync_hub_lag_seconds", "Age of the newest change at the hub that is not distributed.", hub.lag_seconds),
-        ("spokesync_hub_change_streams", "Change streams that are open at the hub.", Some(hub.open_streams as f64)),
+        ("spokesync_hub_streaming", "1 if the hub's change stream is open and read.", is(State::Streaming)),
+        ("spokesync_hub_halted", "1 if the hub's change stream is halted until an operator acts.", is(State::Halted)),
+        ("spokesync_hub_lag_seconds", "Lag in seconds: every older change at the hub is distributed.", hub.lag_seconds),
+        ("spokesync_hub_change_streams", "Number of open change streams at the hub.", Some(hub.open_streams as f64)),
     ];
     for (name, help, value) in gauges {
         out.single(name, help, MetricKind::Gauge, value)?;
     }
     let counters = [
-        ("spokesync_hub_events", "Change events of the hub that were distributed.", hub.events_total),
-        ("spokesync_hub_restarts", "How often the hub's change stream was opened again after a failure.", hub.restarts),
+        ("spokesync_hub_events", "Number of distributed change events of the hub.", hub.events_total),
+        ("spokesync_hub_restarts", "Number of restarts of the hub's change stream after a failure.", hub.restarts),
     ];
     for (name, help, value) in counters {
         out.single(name, help, MetricKind::Counter, Some(value as f64))?;
@@ -177,27 +178,27 @@ fn verification(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
     let gauges = [
         (
             "spokesync_verification_running",
-            "1 while a verification goes on.",
+            "1 while a verification is in progress.",
             Some(truth(last.state == Phase::Running)),
         ),
         (
             "spokesync_verification_failed",
-            "1 if the last verification could not tell.",
+            "1 if the last verification ended with an error, without a result.",
             Some(truth(last.state == Phase::Failed)),
         ),
         (
             "spokesync_verification_documents",
-            "Documents compared by the last verification.",
+            "Number of documents compared by the last verification.",
             Some(last.documents as f64),
         ),
         (
             "spokesync_verification_differences",
-            "Differences that the last verification found.",
+            "Number of differences found by the last verification.",
             is_done.then_some(last.differences as f64),
         ),
         (
             "spokesync_verification_finished_timestamp_seconds",
-            "When the last verification ended.",
+            "End of the last verification, in seconds since 1970.",
             finished.map(|at| at.timestamp_millis() as f64 / 1e3),
         ),
     ];
@@ -207,7 +208,7 @@ fn verification(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
     Ok(())
 }
 
-/// A number of each link.
+/// A metric with one value per link.
 struct LinkMetric {
     name: &'static str,
     help: &'static str,
@@ -224,61 +225,61 @@ const LINK_METRICS: [LinkMetric; 11] = [
     },
     LinkMetric {
         name: "spokesync_link_halted",
-        help: "1 if the link cannot work before somebody changes something.",
+        help: "1 if the link is halted until an operator acts.",
         kind: MetricKind::Gauge,
         value: |link| Some(truth(link.state == State::Halted)),
     },
     LinkMetric {
         name: "spokesync_link_paused",
-        help: "1 if somebody paused the link.",
+        help: "1 if an operator paused the link.",
         kind: MetricKind::Gauge,
         value: |link| Some(truth(link.state == State::Paused)),
     },
     LinkMetric {
         name: "spokesync_link_changes",
-        help: "Changes applied.",
+        help: "Number of applied changes.",
         kind: MetricKind::Counter,
         value: |link| Some(link.applied_total as f64),
     },
     LinkMetric {
         name: "spokesync_link_foreign_writes",
-        help: "Changes of other zones' documents that were refused.",
+        help: "Number of refused changes to documents of other zones.",
         kind: MetricKind::Counter,
         value: |link| Some(link.foreign_total as f64),
     },
     LinkMetric {
         name: "spokesync_link_lag_seconds",
-        help: "Age of the newest change at the source that is not applied; 0 if there is none.",
+        help: "Lag in seconds: every older change at the source is applied; 0 if no change waits.",
         kind: MetricKind::Gauge,
         value: |link| link.lag_seconds,
     },
     LinkMetric {
         name: "spokesync_link_checkpoint_age_seconds",
-        help: "How long ago the checkpoint was saved.",
+        help: "Age of the saved checkpoint in seconds.",
         kind: MetricKind::Gauge,
         value: |link| link.checkpoint.as_ref().and_then(|checkpoint| checkpoint.age_seconds),
     },
     LinkMetric {
         name: "spokesync_link_time_to_loss_seconds",
-        help: "How long until the checkpoint has left the source's oplog.",
+        help: "Seconds until the checkpoint leaves the source's oplog.",
         kind: MetricKind::Gauge,
         value: |link| link.time_to_loss_seconds,
     },
     LinkMetric {
         name: "spokesync_link_restarts",
-        help: "How often the link was started again after a failure.",
+        help: "Number of restarts of the link after a failure.",
         kind: MetricKind::Counter,
         value: |link| Some(link.restarts as f64),
     },
     LinkMetric {
         name: "spokesync_link_copied_documents",
-        help: "Documents copied or compared of the zone that an initial sync or a reconcile is at.",
+        help: "Number of documents copied or compared in the present zone of an initial sync or a reconcile.",
         kind: MetricKind::Gauge,
         value: |link| link.copying.as_ref().map(|copying| copying.documents as f64),
     },
     LinkMetric {
         name: "spokesync_link_copied_documents_estimated",
-        help: "How many there are, about.",
+        help: "Approximate number of documents in the present zone of an initial sync or a reconcile.",
         kind: MetricKind::Gauge,
         value: |link| Some(link.copying.as_ref()?.documents_estimated? as f64),
     },
@@ -294,7 +295,7 @@ impl LinkMetric {
     }
 }
 
-/// A number of each spoke.
+/// A metric with one value per spoke.
 struct SpokeMetric {
     name: &'static str,
     help: &'static str,
@@ -304,27 +305,27 @@ struct SpokeMetric {
 const SPOKE_METRICS: [SpokeMetric; 5] = [
     SpokeMetric {
         name: "spokesync_dead_letters",
-        help: "Changes that a destination refused and that wait for somebody.",
+        help: "Number of changes that a destination refused and that wait for an operator.",
         value: |spoke| spoke.dead_letters as f64,
     },
     SpokeMetric {
         name: "spokesync_queue_events",
-        help: "Change events that wait for the spoke's writer.",
+        help: "Number of change events that wait for the spoke's writer.",
         value: |spoke| spoke.queue.events as f64,
     },
     SpokeMetric {
         name: "spokesync_queue_capacity_events",
-        help: "Change events that may wait for the spoke's writer.",
+        help: "Maximum number of change events that wait for the spoke's writer.",
         value: |spoke| spoke.queue.events_capacity as f64,
     },
     SpokeMetric {
         name: "spokesync_queue_bytes",
-        help: "What the waiting events take in memory.",
+        help: "Memory of the waiting change events in bytes.",
         value: |spoke| spoke.queue.bytes as f64,
     },
     SpokeMetric {
         name: "spokesync_queue_capacity_bytes",
-        help: "What the waiting events may take in memory.",
+        help: "Maximum memory of the waiting change events in bytes.",
         value: |spoke| spoke.queue.bytes_capacity as f64,
     },
 ];
@@ -336,16 +337,18 @@ impl SpokeMetric {
     }
 }
 
-/// A histogram of each link.
+/// A histogram per link: name, help and source.
 type Timing = (&'static str, &'static str, fn(&Timings) -> &Histogram);
 
 fn timings(out: &mut Output<'_>, board: &Board) -> Result<(), Error> {
     const ALL: [Timing; 3] = [
-        ("spokesync_link_batch_changes", "Changes in a batch.", |timings| &timings.batch),
-        ("spokesync_link_apply_seconds", "From receiving a batch until it is durable.", |timings| &timings.apply),
+        ("spokesync_link_batch_changes", "Number of changes in a batch.", |timings| &timings.batch),
+        ("spokesync_link_apply_seconds", "Seconds from receiving a batch until it is durable.", |timings| {
+            &timings.apply
+        }),
         (
             "spokesync_link_delay_seconds",
-            "From a change at the source until it is durable at the destination, of the newest in each batch.",
+            "Seconds from the newest change of a batch at the source until the batch is durable at the destination.",
             |timings| &timings.delay,
         ),
     ];
@@ -383,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn every_number_of_a_link_has_its_zone_and_its_link() {
+    fn every_metric_of_a_link_is_labelled_with_zone_and_link() {
         let text = rendered();
         for line in [
             "spokesync_link_changes_total{zone=\"DFW\",link=\"uplink\"} 7.0",
@@ -400,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn dashboard_and_alerts_name_only_metrics_that_there_are() {
+    fn dashboard_and_alerts_name_only_existing_metrics() {
         let board = Arc::new(Board::default());
         let cell = board.add(&Zone::new("DFW"), &[]);
         cell.link(Direction::Uplink).begin_copying("a.b", &Zone::new("DFW"), Some(7));
@@ -425,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_left_out() {
+    fn unknown_values_are_left_out() {
         let text = rendered();
         assert!(!text.contains("spokesync_link_time_to_loss_seconds{"), "{text}");
         assert!(!text.contains("spokesync_verification"), "{text}");

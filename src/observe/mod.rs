@@ -1,5 +1,5 @@
-//! What the outside may see: [`status`] cells that the loops write and the HTTP interface reads, the [`logs`], and the [`metrics`].
-//! [`pulse`] tells whether a loop lives.
+//! The program as seen from outside: [`status`] cells, written by the loops and read by the HTTP interface, the
+//! [`logs`], and the [`metrics`]. [`pulse`] shows if a loop is alive.
 
 pub(crate) mod logs;
 pub(crate) mod metrics;

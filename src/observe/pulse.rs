@@ -1,13 +1,13 @@
-//! Signs of life of a loop, for whoever must notice that there are none.
+//! Signs of life of a loop. Without a sign of life for too long, the loop's actor gives the loop up.
 
 use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often a loop that waits for something else says that it is well.
+/// Interval between signs of life while a loop waits for something else.
 const WAITING: Duration = Duration::from_secs(10);
 
-/// When a loop last gave a sign of life.
+/// Time of a loop's last sign of life.
 #[derive(Debug)]
 pub(crate) struct Pulse(Mutex<Instant>);
 
@@ -18,12 +18,12 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// The loop goes on.
+    /// Records a sign of life.
     pub(crate) fn beat(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Awaits something that may take as long as it likes, such as another link.
+    /// Awaits something without a time limit, such as another link, and records signs of life meanwhile.
     pub(crate) async fn while_waiting<T>(&self, something: impl Future<Output = T>) -> T {
         tokio::pin!(something);
         loop {
@@ -34,7 +34,7 @@ impl Pulse {
         }
     }
 
-    /// Ends when there was no sign of life for so long, and tells for how long.
+    /// Waits until the last sign of life is at least `limit` ago. Returns the duration of the silence.
     pub(crate) async fn stopped(&self, limit: Duration) -> Duration {
         loop {
             let silent = self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed();

@@ -1,4 +1,4 @@
-//! Sizes: the amount of changes that one batch and one command may hold.
+//! Sizes: the amount of changes that one reply, one batch and one command may hold.
 //!
 //! More where a round trip to the server takes long, so that more changes share it. Never more than the line carries in
 //! time: a command that takes too long is given up, and sent again forever. Everything sent together is in memory.
@@ -31,6 +31,22 @@ const COMMAND_TIME: Duration = CALL_LIMIT.checked_div(10).expect("10 is not 0");
 /// a transaction a minute by default (`transactionLifetimeLimitSeconds`).
 const BATCH_TIME: Duration = Duration::from_secs(12);
 
+/// Maximum number of events in the first reply, before their size is known. Every server also ends a reply at 16 MB.
+pub(crate) const FIRST_REPLY_EVENTS: u32 = 400;
+
+/// Maximum number of events in one reply of a near server.
+const REPLY_EVENTS: u32 = 5_000;
+
+/// Intended size of a reply of a near server, in bytes. Waiting replies stay in memory.
+const REPLY_BYTES: usize = 3_000_000;
+
+/// Intended time for the transfer of a reply. A slow connection gets smaller replies.
+const REPLY_TIME: Duration = Duration::from_secs(3);
+
+/// Smallest reply that measures the connection, in bytes. The time of a smaller reply depends little on the number of
+/// bytes.
+const TELLING_BYTES: usize = 100_000;
+
 /// Every 15 ms of round-trip time adds the size of one near batch.
 const STEP: Duration = Duration::from_millis(15);
 
@@ -43,7 +59,16 @@ pub(crate) fn times(round_trip: Duration) -> usize {
     (1 + steps).min(MOST_TIMES)
 }
 
-/// The line to a destination at present.
+/// Measurements of a reply.
+#[derive(Clone, Copy)]
+pub(crate) struct Came {
+    pub(crate) events: usize,
+    pub(crate) bytes: usize,
+    /// Time until the reply came, including the time in which the server waits for events.
+    pub(crate) took: Duration,
+}
+
+/// The line to a server at present.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Line {
     pub(crate) round_trip: Duration,
@@ -62,6 +87,27 @@ impl Line {
     pub(crate) fn command_bytes(self) -> usize {
         let most = if times(self.round_trip) == 1 { NEAR_COMMAND } else { MOST_COMMAND_BYTES };
         self.carried_in(COMMAND_TIME).min(most)
+    }
+
+    /// Maximum number of events in the next replies, after a reply with a maximum of `now`. Replies of a far
+    /// server may be larger. A maximum that is about right stays, because each change opens a new cursor. After a
+    /// reply without events, the maximum is at most that of a first reply, because the size of the next events is unknown.
+    pub(crate) fn reply_events(self, now: u32, came: Came) -> u32 {
+        let times = times(self.round_trip);
+        let Came { events, bytes, took } = came;
+        if events == 0 {
+            return now.min(FIRST_REPLY_EVENTS);
+        }
+        let most_events = REPLY_EVENTS.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX));
+        let most_bytes = REPLY_BYTES * times;
+        // A slow connection gets as many bytes as arrive in time.
+        let rate = bytes as f64 / took.as_secs_f64().max(1e-3);
+        let in_time = if bytes < TELLING_BYTES { most_bytes } else { (rate * REPLY_TIME.as_secs_f64()) as usize };
+        let most_bytes = most_bytes.min(in_time);
+        let fitting = u32::try_from(events * most_bytes / bytes).unwrap_or(most_events).clamp(1, most_events);
+        let is_too_much = bytes > 2 * most_bytes;
+        let is_full = u32::try_from(events) == Ok(now);
+        if (is_too_much && fitting < now) || (is_full && fitting / 2 >= now) { fitting } else { now }
     }
 
     fn carried_in(self, time: Duration) -> usize {
@@ -195,5 +241,36 @@ mod tests {
         assert_eq!((stuck.batch().bytes, stuck.command_bytes()), (LEAST, LEAST));
         let unknown = Line { throughput: None, ..narrow };
         assert_eq!((unknown.batch().bytes, unknown.command_bytes()), (NEAR_COMMAND, NEAR_COMMAND));
+    }
+
+    fn after(times: usize, now: u32, events: usize, bytes: usize, milliseconds: u64) -> u32 {
+        let round_trip = STEP * u32::try_from(times - 1).expect("few");
+        Line { round_trip, throughput: None }
+            .reply_events(now, Came { events, bytes, took: Duration::from_millis(milliseconds) })
+    }
+
+    #[test]
+    fn large_events_lower_the_maximum_of_a_reply_and_small_events_raise_it() {
+        assert_eq!(after(1, 5_000, 5_000, 5_000_000, 10), 5_000);
+        assert_eq!(after(1, 5_000, 160, 16_000_000, 10), 30);
+        assert_eq!(after(1, 40, 40, 4_000_000, 10), 40);
+        assert_eq!(after(1, 40, 40, 40_000, 10), 3_000);
+        assert_eq!(after(1, 40, 3, 3_000, 10), 40, "the reply was not full");
+        assert_eq!(after(1, 5_000, 1, 16_000_000, 10), 1);
+        assert_eq!(after(1, 1, 1, 16_000_000, 10), 1);
+        assert_eq!(after(1, 5_000, 0, 300, 10), FIRST_REPLY_EVENTS, "the server is quiet");
+        assert_eq!(after(1, 30, 0, 300, 10), 30);
+        assert_eq!(after(3, 15_000, 15_000, 15_000_000, 10), 15_000, "the server is far");
+        assert_eq!(after(4, 5_000, 5_000, 4_000_000, 10), 15_000, "the round trip has become long");
+        assert_eq!(after(1, 15_000, 15_000, 12_000_000, 10), 3_750, "the round trip has become short");
+    }
+
+    #[test]
+    fn a_slow_connection_gets_replies_that_arrive_in_time() {
+        assert_eq!(after(4, 400, 400, 400_000, 1_000), 1_200);
+        assert_eq!(after(4, 1_200, 1_200, 1_200_000, 3_000), 1_200, "the maximum is about right");
+        assert_eq!(after(4, 12_000, 12_000, 12_000_000, 30_000), 1_200, "the connection has become slow");
+        assert_eq!(after(4, 1_200, 10, 10_000, 10_000), 1_200, "the server was busy");
+        assert_eq!(after(4, 1, 1, 16_000_000, 25_000), 1);
     }
 }

@@ -26,6 +26,7 @@ use crate::mongo::statement;
 use crate::mongo::transaction::delays;
 use crate::rules::key::Key;
 use crate::rules::plan::{self, Inserts};
+use crate::rules::size::MOST_COMMAND_BYTES;
 use crate::rules::step::{Step, Write, Zones};
 
 /// Documents per repair transaction. The link stands still during the transaction, and a concurrent write to any of the
@@ -289,7 +290,7 @@ impl<'p> Mender<'p> {
 async fn send(server: &Server, held: &mut Held<'_>, steps: &[Step<'_>]) -> Result<Option<String>, Error> {
     let commands = plan::fold(steps, Inserts::Plain, statement::insert_would_change);
     let (namespaces, field) = (server.namespaces(), server.partition_field());
-    for ready in statement::render(&commands, steps, namespaces, field, statement::MOST_BYTES) {
+    for ready in statement::render(&commands, steps, namespaces, field, MOST_COMMAND_BYTES) {
         if let Some(reason) = held.send(&ready).await? {
             return Ok(Some(reason));
         }

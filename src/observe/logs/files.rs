@@ -1,4 +1,4 @@
-//! One rotating file per actor, bounded in size and number: `DFW/reader.log` and four older ones.
+//! Writes one rotating file per actor, limited in size and number: `DFW/reader.log` and four older files.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -12,13 +12,13 @@ use file_rotate::{ContentLimit, FileRotate};
 use super::streams::Line;
 use crate::config::LogFormat;
 
-/// A file with so many bytes is put aside.
+/// Size in bytes at which a file is rotated.
 const FILE_BYTES: usize = 10_000_000;
 
-/// So many of those that were put aside are kept.
+/// Number of rotated files kept per actor.
 const OLDER_FILES: usize = 4;
 
-/// The files of all actors.
+/// Log files of all actors.
 pub(super) struct Files {
     directory: PathBuf,
     format: LogFormat,
@@ -30,7 +30,7 @@ impl Files {
         Self { directory: directory.to_owned(), format, open: Mutex::default() }
     }
 
-    /// Writes a line to its actor's file. What cannot be written is still on the console.
+    /// Writes a line to the actor's file. The console shows the line too, and reports a failure to write.
     pub(super) fn write(&self, line: &Line) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let file = open.entry(line.actor.clone()).or_insert_with(|| {

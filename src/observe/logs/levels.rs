@@ -1,4 +1,4 @@
-//! Which lines are written.
+//! Log levels, which can change while the process runs.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -10,7 +10,7 @@ use tracing_subscriber::filter::{DynFilterFn, dynamic_filter_fn};
 use tracing_subscriber::layer::{Context, Filter};
 use tracing_subscriber::registry::LookupSpan;
 
-/// The levels of all actors, and of single ones.
+/// The log level of all actors, with exceptions for single actors.
 #[derive(Debug)]
 pub(crate) struct Levels {
     all: RwLock<LevelFilter>,
@@ -24,12 +24,12 @@ impl Default for Levels {
 }
 
 impl Levels {
-    /// This level for all.
+    /// The same level for all actors.
     pub(crate) fn new(level: LevelFilter) -> Self {
         Self { all: RwLock::new(level), actors: DashMap::new() }
     }
 
-    /// Sets the level of one actor, or of all.
+    /// Sets the level of one actor. Without an actor, sets the level of all and removes the exceptions.
     pub(crate) fn set(&self, actor: Option<&str>, level: LevelFilter) {
         match actor {
             Some(actor) => drop(self.actors.insert(actor.to_owned(), level)),
@@ -46,7 +46,7 @@ impl Levels {
     }
 }
 
-/// Lets our own lines pass by their actor's level, and other libraries' warnings.
+/// Passes spokesync's own lines by the level of their actor, and warnings of other libraries.
 pub(super) fn filter<S: Subscriber + for<'s> LookupSpan<'s>>(levels: &Arc<Levels>) -> impl Filter<S> + use<S> {
     let levels = levels.clone();
     let decide = move |metadata: &Metadata<'_>, context: &Context<'_, S>| {

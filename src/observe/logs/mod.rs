@@ -1,11 +1,11 @@
-//! The log: lines with the actor that they are about, to the console, to one file per actor, and to whoever follows.
+//! The log. Each line belongs to an actor and goes to the console, to the actor's file, and to the actor's followers.
 //!
-//! - [`streams`]: each actor's last lines, and those who follow them
+//! - [`streams`]: the last lines of each actor, and the followers
 //! - [`files`]: one rotating file per actor
-//! - [`levels`]: which lines are written, changeable while the process runs
+//! - [`levels`]: log levels, which can change while the process runs
 //!
-//! Which actor a line is about is told by the span that the actor was started in. It stays the same stream when the actor is
-//! replaced; the generation is in the line.
+//! A line belongs to the actor whose span surrounds the line. A replaced actor keeps the stream; each line shows the
+//! generation.
 
 mod files;
 pub(crate) mod levels;
@@ -31,19 +31,17 @@ use files::Files;
 use levels::Levels;
 use streams::{Line, Streams};
 
-/// Who lines are about that no actor's span surrounds.
+/// Actor of the lines outside of any actor's span.
 const NOBODY: &str = "coordinator";
 
-/// What can be seen of the log, and set, while the process runs.
+/// The parts of the log that can be read and set while the process runs.
 #[derive(Clone, Default)]
 pub(crate) struct Logs {
-    /// Each actor's last lines.
     pub(crate) streams: Arc<Streams>,
-    /// Which lines are written.
     pub(crate) levels: Arc<Levels>,
 }
 
-/// Starts logging. Libraries speak only if they warn.
+/// Starts logging. Other libraries log only warnings and errors.
 pub(crate) fn start(log: &Log) -> Logs {
     let logs = Logs { streams: Arc::default(), levels: Arc::new(Levels::new(log.level)) };
     let colours = std::io::stderr().is_terminal();
@@ -61,14 +59,14 @@ pub(crate) fn start(log: &Log) -> Logs {
     logs
 }
 
-/// The actor that a span is about.
+/// The actor of a span.
 #[derive(Clone, Debug)]
 struct About {
     actor: Arc<str>,
     generation: Option<u64>,
 }
 
-/// Cuts the log by actors.
+/// Distributes log lines by actor.
 struct Cut {
     streams: Arc<Streams>,
     files: Option<Files>,
@@ -102,7 +100,7 @@ impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for Cut {
     }
 }
 
-/// The innermost of these spans that is about an actor.
+/// The actor of the innermost span that has an actor.
 fn about<'s, S: Subscriber + LookupSpan<'s>>(
     mut spans: impl Iterator<Item = tracing_subscriber::registry::SpanRef<'s, S>>,
 ) -> Option<About> {
@@ -111,7 +109,7 @@ fn about<'s, S: Subscriber + LookupSpan<'s>>(
 
 fn now() -> String {
     let mut text = String::new();
-    // Writing to a text does not fail.
+    // Writing to a string does not fail.
     if SystemTime.format_time(&mut Writer::new(&mut text)).is_err() {
         text.clear();
     }
@@ -134,7 +132,7 @@ impl Fields {
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         if field.name() == "message" {
-            write!(self.message, "{value:?}").expect("writing to a text does not fail");
+            write!(self.message, "{value:?}").expect("writing to a string does not fail");
         } else {
             self.add(field, Value::String(format!("{value:?}")));
         }
@@ -166,7 +164,7 @@ mod tests {
     use super::*;
     use tracing_subscriber::filter::LevelFilter;
 
-    /// Runs this with a log of its own, and tells the streams.
+    /// Runs `work` with a separate log, and returns the log.
     fn logged(level: LevelFilter, work: impl FnOnce(&Logs)) -> Logs {
         let logs = Logs { streams: Arc::default(), levels: Arc::new(Levels::new(level)) };
         let cut = Cut { streams: logs.streams.clone(), files: None };

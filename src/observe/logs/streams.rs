@@ -1,5 +1,6 @@
-//! Each actor's last lines, and those who follow them. Whoever reads slowly is told how many lines were missed, and holds up
-//! nobody: lines are kept once, whoever reads them.
+//! The last lines of each actor, for followers. A slow follower misses lines, and learns the number of missed lines.
+//!
+//! Followers delay neither the log nor each other. All followers share the same kept lines.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,31 +11,28 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 use tracing::Level;
 
-/// How many lines are kept of one actor, and of all together.
+/// Number of lines kept of one actor, and of all actors together.
 const KEPT: usize = 200;
 
-/// How many bytes they may have.
+/// Maximum size of the kept lines, in bytes. A single line may be larger.
 const KEPT_BYTES: usize = 32_000;
 
 /// One line of the log.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
-    /// When, as RFC 3339.
+    /// Time of the line (RFC 3339).
     pub(crate) time: String,
-    /// How much it matters.
     pub(crate) level: Level,
-    /// Whom it is about.
     pub(crate) actor: Arc<str>,
-    /// Which generation of it.
+    /// The actor's generation.
     pub(crate) generation: Option<u64>,
-    /// What is said.
     pub(crate) message: String,
-    /// More of it, by name.
+    /// Further values by name.
     pub(crate) fields: Map<String, Value>,
 }
 
 impl Line {
-    /// As one JSON object.
+    /// The line as one JSON object.
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "time": self.time, "level": self.level.as_str().to_lowercase(), "actor": &*self.actor,
@@ -59,7 +57,7 @@ impl fmt::Display for Line {
     }
 }
 
-/// The lines of one actor, or of all.
+/// The last lines of one actor, or of all.
 #[derive(Debug, Default)]
 pub(crate) struct Stream {
     kept: Mutex<Lines>,
@@ -70,18 +68,17 @@ pub(crate) struct Stream {
 struct Lines {
     lines: VecDeque<Arc<Line>>,
     bytes: usize,
-    /// How many lines there were before those that are kept.
+    /// Number of lines dropped before the kept lines.
     before: u64,
 }
 
-/// What a reader gets next.
+/// New lines for a follower.
 #[derive(Debug)]
 pub(crate) struct News {
-    /// How many lines were gone before they were read.
+    /// Number of lines dropped before the follower read them.
     pub(crate) missed: u64,
-    /// The lines.
     pub(crate) lines: Vec<Arc<Line>>,
-    /// How many lines there were in all: where to go on.
+    /// Number of all lines so far. The follower continues after this number.
     pub(crate) read: u64,
 }
 
@@ -99,7 +96,7 @@ impl Stream {
         self.changed.notify_waiters();
     }
 
-    /// The lines after the first `read` ones.
+    /// Returns the lines after the first `read` lines.
     pub(crate) fn after(&self, read: u64) -> News {
         let kept = self.kept();
         let missed = kept.before.saturating_sub(read);
@@ -108,7 +105,7 @@ impl Stream {
         News { missed, lines, read: kept.before + kept.lines.len() as u64 }
     }
 
-    /// Waits for lines after the first `read` ones.
+    /// Waits for lines after the first `read` lines.
     pub(crate) async fn next(&self, read: u64) -> News {
         loop {
             let changed = self.changed.notified();
@@ -125,7 +122,7 @@ impl Stream {
     }
 }
 
-/// All streams.
+/// The streams of all actors.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     actors: DashMap<Arc<str>, Arc<Stream>>,
@@ -139,17 +136,17 @@ impl Streams {
         self.all.add(line);
     }
 
-    /// An actor's stream, if it ever said anything.
+    /// An actor's stream, if the actor has logged a line.
     pub(crate) fn get(&self, actor: &str) -> Option<Arc<Stream>> {
         self.actors.get(actor).map(|stream| stream.clone())
     }
 
-    /// Everything that anybody says.
+    /// The stream of all actors together.
     pub(crate) fn all(&self) -> &Arc<Stream> {
         &self.all
     }
 
-    /// Who has said anything, in order.
+    /// Names of all actors with a line, in order.
     pub(crate) fn actors(&self) -> Vec<String> {
         let mut actors: Vec<String> = self.actors.iter().map(|stream| stream.key().to_string()).collect();
         actors.sort();
@@ -167,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_reader_is_told_how_much_it_missed() {
+    fn a_slow_follower_learns_the_number_of_missed_lines() {
         let streams = Streams::default();
         for number in 0..KEPT + 30 {
             streams.add(line("DFW/reader", number.to_string()));

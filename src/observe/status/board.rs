@@ -1,4 +1,4 @@
-//! All cells of the process.
+//! The status board, with all cells of the process.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,22 +14,22 @@ use super::verification::VerificationCell;
 use super::view::{HubView, LetterView, StatusView};
 use crate::rules::names::{Direction, Zone};
 
-/// Counts things that are there for a while.
+/// Counts things that exist for a while, such as open change streams.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Gauge(Arc<AtomicUsize>);
 
-/// One of the things that a [`Gauge`] counts, until it is dropped.
+/// A thing that a [`Gauge`] counts until the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Counted(Arc<AtomicUsize>);
 
 impl Gauge {
-    /// One more.
+    /// Counts one more.
     pub(crate) fn counted(&self) -> Counted {
         self.0.fetch_add(1, Ordering::Relaxed);
         Counted(self.0.clone())
     }
 
-    /// How many there are.
+    /// Number of things counted at present.
     pub(crate) fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
@@ -41,7 +41,7 @@ impl Drop for Counted {
     }
 }
 
-/// All cells of the process.
+/// The cells of the hub and of all spokes.
 #[derive(Debug)]
 pub(crate) struct Board {
     started: Instant,
@@ -83,12 +83,13 @@ impl Board {
         &self.hub_streams
     }
 
-    /// Why the file, as it is now, cannot be used; `None` if it can.
+    /// Sets the error of the configuration file; `None` if the file is valid.
     pub(crate) fn set_configuration_error(&self, error: Option<String>) {
         *self.configuration_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 
-    /// The cell of a spoke, which it keeps for as long as it is configured.
+    /// Sets the watched zones of a spoke and returns the spoke's cell. The cell exists for as long as the spoke is
+    /// configured.
     pub(crate) fn add(&self, zone: &Zone, watch: &[Zone]) -> Arc<SpokeCell> {
         let new = || Arc::new(SpokeCell::new(zone, self.hub_window.clone()));
         let cell = self.spokes.entry(zone.clone()).or_insert_with(new);
@@ -96,7 +97,7 @@ impl Board {
         cell.clone()
     }
 
-    /// The cell of a spoke, if it is configured.
+    /// The cell of a configured spoke.
     pub(crate) fn get(&self, zone: &str) -> Option<Arc<SpokeCell>> {
         self.spokes.get(zone).map(|cell| cell.clone())
     }
@@ -106,12 +107,12 @@ impl Board {
         self.spokes.iter().map(|cell| (cell.zone().to_string(), cell.clone())).collect()
     }
 
-    /// The last comparison of everything.
+    /// The last verification.
     pub(crate) fn verification(&self) -> &VerificationCell {
         &self.verification
     }
 
-    /// Notes how all is now; to be called every [`history::INTERVAL`].
+    /// Adds a sample of all cells to the history. Call it every [`history::INTERVAL`].
     pub(crate) fn sample(&self) {
         self.hub.sample();
         for spoke in &self.spokes {
@@ -119,13 +120,13 @@ impl Board {
         }
     }
 
-    /// How all was in the last minutes, as `/api/v1/history` answers it.
+    /// The last ten minutes: the answer of `/api/v1/history`.
     pub(crate) fn history(&self) -> BoardHistoryView {
         let spokes = self.spokes().into_iter().map(|(zone, cell)| (zone, cell.history())).collect();
         BoardHistoryView { interval_seconds: history::INTERVAL.as_secs(), hub: self.hub.history(), spokes }
     }
 
-    /// The dead letters of all spokes, with the zone and the direction of their link.
+    /// The dead letters of all spokes, each with zone and direction of the link.
     pub(crate) fn letters(&self) -> Vec<LetterView> {
         let mut views = Vec::new();
         for spoke in &self.spokes {
@@ -139,12 +140,12 @@ impl Board {
         views
     }
 
-    /// A spoke is no longer configured.
+    /// Removes the cell of a spoke that is no longer configured.
     pub(crate) fn remove(&self, zone: &str) {
         self.spokes.remove(zone);
     }
 
-    /// Everything, as `/api/v1/status` answers it.
+    /// The whole status: the answer of `/api/v1/status`.
     pub(crate) fn view(&self) -> StatusView {
         let spokes = self.spokes();
         StatusView {

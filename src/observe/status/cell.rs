@@ -1,4 +1,4 @@
-//! What is known of one link, or of the hub's stream.
+//! The status of one link, or of the hub's change stream.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,25 +14,25 @@ use crate::observe::metrics::Timings;
 use crate::observe::pulse::Pulse;
 use crate::rules::names::Zone;
 
-/// A quiet source answers at least this often; after that it counts as not read.
+/// Longest time between two answers of a quiet source. After a longer silence, the lag grows.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(4);
 
-/// What is known of one link, or of the hub's stream.
+/// The status of one link, or of the hub's change stream.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     state: State,
     pub(super) applied: u64,
     foreign: u64,
-    /// The source's time up to which everything is applied and saved.
+    /// Cluster time up to which the source's changes are applied and the checkpoint is saved.
     pub(super) checkpoint: Option<Timestamp>,
     saved_at: Option<Instant>,
-    /// The source's time up to which everything is applied.
+    /// Cluster time up to which the source's changes are applied.
     position: Option<Timestamp>,
-    /// Everything that happened at the source before this moment, in milliseconds since 1970, is applied.
+    /// Wall time up to which the source's changes are applied, in milliseconds since 1970.
     current_until: Option<i64>,
-    /// When the source last answered.
+    /// Time of the source's last answer.
     answered_at: Option<Instant>,
-    /// Changes were received and are not applied yet.
+    /// True if changes are received but not applied yet.
     waiting: bool,
     restarts: u64,
     last_error: Option<String>,
@@ -40,14 +40,14 @@ pub(super) struct Facts {
     letters: Vec<Letter>,
     copying: Option<Copying>,
     last_error_at: Option<String>,
-    /// When the changes that are not applied yet were received.
+    /// Time of receipt of the oldest change that is not applied yet.
     received_at: Option<Instant>,
-    /// Everything is to be compared, or is being compared, because an operator wants it.
+    /// True if a comparison requested by an operator is due or in progress.
     comparing: bool,
     history: History,
 }
 
-/// How far an initial sync or a reconcile is, in one zone of one collection.
+/// Progress of an initial sync or a reconcile in one zone of one collection.
 #[derive(Clone, Debug)]
 struct Copying {
     zone: String,
@@ -72,27 +72,27 @@ impl Copying {
     }
 }
 
-/// How many dead letters of one link are shown one by one.
+/// Maximum number of dead letters shown per link.
 const SHOWN_LETTERS: usize = 1_000;
 
-/// A dead letter as it is shown.
+/// A dead letter in the API.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Letter {
-    /// The document's collection.
+    /// Collection of the document.
     pub(crate) ns: String,
-    /// Its `_id`, as relaxed extended JSON.
+    /// `_id` of the document, as relaxed extended JSON.
     pub(crate) id: serde_json::Value,
-    /// The server's error code.
+    /// Error code of the server.
     pub(crate) code: i32,
-    /// The server's words.
+    /// Error message of the server.
     pub(crate) reason: String,
-    /// When it was parked (RFC 3339).
+    /// Time at which the change was parked (RFC 3339).
     pub(crate) parked_at: String,
-    /// How many later changes of the document wait with it, as far as this was known when the link began.
+    /// Number of later changes that wait with the dead letter, as counted when the link began.
     pub(crate) later_changes: i64,
 }
 
-/// One link's cell, or that of the hub's stream.
+/// The cell of one link, or of the hub's change stream.
 #[derive(Debug, Default)]
 pub(crate) struct Cell {
     facts: Mutex<Facts>,
@@ -101,7 +101,7 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
-    /// It is doing this now.
+    /// Sets the state, and logs a change of state.
     pub(crate) fn set_state(&self, state: State) {
         self.pulse.beat();
         let former = std::mem::replace(&mut self.facts().state, state);
@@ -110,7 +110,6 @@ impl Cell {
         }
     }
 
-    /// What it is doing.
     pub(crate) fn state(&self) -> State {
         self.facts().state
     }
@@ -120,7 +119,7 @@ impl Cell {
         &self.pulse
     }
 
-    /// Changes were received from the source.
+    /// Records the receipt of changes from the source.
     pub(crate) fn received(&self) {
         self.pulse.beat();
         let mut facts = self.facts();
@@ -129,7 +128,7 @@ impl Cell {
         facts.received_at.get_or_insert_with(Instant::now);
     }
 
-    /// Changes were applied, with a checkpoint at this time of the source; the newest of them was made at `wall_time`, in
+    /// Records applied changes with the cluster time of their checkpoint. The newest change was made at `wall_time`, in
     /// milliseconds since 1970.
     pub(crate) fn applied(
         &self,
@@ -152,7 +151,7 @@ impl Cell {
         }
     }
 
-    /// The source answered that there is nothing new up to this time of it.
+    /// Records an answer of the source without new changes up to a cluster time.
     pub(crate) fn quiet(&self, position: Timestamp) {
         self.pulse.beat();
         let mut facts = self.facts();
@@ -162,19 +161,19 @@ impl Cell {
         facts.position = Some(position);
     }
 
-    /// It goes on from a checkpoint of this time of the source.
+    /// Records the cluster time of the checkpoint from which the link resumes.
     pub(crate) fn resumes_at(&self, checkpoint: Option<Timestamp>) {
         let mut facts = self.facts();
         facts.checkpoint = checkpoint.or(facts.checkpoint);
     }
 
-    /// It begins to copy a zone of a collection, which has about so many documents.
+    /// Begins the copy of a zone of a collection, with the estimated number of documents.
     pub(crate) fn begin_copying(&self, ns: &str, zone: &Zone, estimated: Option<u64>) {
         let (zone, ns, begun) = (zone.to_string(), ns.to_owned(), Instant::now());
         self.facts().copying = Some(Copying { zone, ns, documents: 0, estimated, begun });
     }
 
-    /// So many documents more are copied, or compared.
+    /// Counts documents that are copied or compared.
     pub(crate) fn copied(&self, more: usize) {
         self.pulse.beat();
         if let Some(copying) = &mut self.facts().copying {
@@ -182,12 +181,12 @@ impl Cell {
         }
     }
 
-    /// The zone is done, or given up for now.
+    /// Ends the copy of a zone.
     pub(crate) fn end_copying(&self) {
         self.facts().copying = None;
     }
 
-    /// It failed, for this reason, and will start again.
+    /// Records a failure that causes a restart.
     pub(crate) fn failed(&self, error: &str) {
         let mut facts = self.facts();
         facts.copying = None;
@@ -196,24 +195,24 @@ impl Cell {
         facts.last_error_at = Some(super::now_text());
     }
 
-    /// Something happened that whoever watches it should know.
+    /// Shows an error that causes no restart.
     pub(crate) fn set_error(&self, error: &str) {
         let mut facts = self.facts();
         facts.last_error = Some(error.to_owned());
         facts.last_error_at = Some(super::now_text());
     }
 
-    /// Everything is to be compared, as an operator wants it; or that is done.
+    /// Sets whether a comparison requested by an operator is due or in progress.
     pub(crate) fn set_comparing(&self, comparing: bool) {
         self.facts().comparing = comparing;
     }
 
-    /// How long its work takes.
+    /// Histograms of batch sizes, apply times and delays.
     pub(crate) fn timings(&self) -> &Timings {
         &self.timings
     }
 
-    /// Notes how it is now.
+    /// Adds a sample to the history.
     pub(super) fn sample(&self) {
         let mut facts = self.facts();
         let lag = Self::lag_seconds(&facts);
@@ -221,12 +220,11 @@ impl Cell {
         facts.history.sample(applied, lag);
     }
 
-    /// How it was in the last minutes.
     pub(super) fn history(&self) -> HistoryView {
         self.facts().history.view()
     }
 
-    /// So many documents have a dead letter, these among them.
+    /// Sets the number of documents with a dead letter, and the dead letters to show.
     pub(crate) fn set_dead_letters(&self, number: usize, letters: impl Iterator<Item = Letter>) {
         let mut facts = self.facts();
         if number != 0 || facts.dead_letters != 0 {
@@ -235,7 +233,7 @@ impl Cell {
         }
     }
 
-    /// The dead letters, up to a number.
+    /// The dead letters, at most [`SHOWN_LETTERS`].
     pub(crate) fn letters(&self) -> Vec<Letter> {
         self.facts().letters.clone()
     }
@@ -249,7 +247,7 @@ impl Cell {
         if answers && !facts.waiting {
             return Some(0.0);
         }
-        // What was not read since the start is as old as what is saved.
+        // Without any change since the start, unread changes may be as old as the checkpoint.
         let saved = facts.checkpoint.map(|time| i64::from(time.time) * 1_000);
         let behind = now_millis().saturating_sub(facts.current_until.or(saved)?).max(0);
         Some(Duration::from_millis(behind.unsigned_abs()).as_secs_f64())

@@ -1,18 +1,18 @@
-//! How a link was in the last minutes: its rate and its lag, for the small charts of the dashboard. What is older is for a
-//! monitoring system to keep.
+//! Rate and lag of a link in the last ten minutes, for the small charts of the dashboard. Older values are left to a
+//! monitoring system.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-/// How often it is noted.
+/// Interval between two samples.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often it is remembered: ten minutes.
+/// Number of samples kept: ten minutes.
 const KEPT: usize = 120;
 
-/// One link's last minutes.
+/// The samples of one link.
 #[derive(Debug, Default)]
 pub(super) struct History {
     samples: VecDeque<Sample>,
@@ -26,7 +26,7 @@ struct Sample {
 }
 
 impl History {
-    /// So many changes are applied in all, and so far behind it is.
+    /// Adds a sample of the lag and of the rate, computed from the number of all changes applied so far.
     pub(super) fn sample(&mut self, applied: u64, lag_seconds: Option<f64>) {
         let now = Instant::now();
         let rate = self.last.map(|(at, before)| {
@@ -49,23 +49,23 @@ impl History {
     }
 }
 
-/// One link's last minutes, the oldest first.
+/// The samples of one link, the oldest first.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct HistoryView {
     /// Changes per second.
     rate: Vec<Option<f32>>,
-    /// Seconds.
+    /// Lag in seconds.
     lag: Vec<Option<f32>>,
 }
 
-/// Those of both links of a spoke.
+/// The samples of both links of a spoke.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct SpokeHistoryView {
     pub(super) uplink: HistoryView,
     pub(super) downlink: HistoryView,
 }
 
-/// Those of all, as `/api/v1/history` answers it.
+/// The samples of the hub and of all spokes: the answer of `/api/v1/history`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct BoardHistoryView {
     pub(super) interval_seconds: u64,
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_last_minutes_are_kept_and_the_first_sample_has_no_rate() {
+    fn only_the_last_ten_minutes_are_kept_and_the_first_sample_has_no_rate() {
         let mut history = History::default();
         for number in 0..=KEPT as u64 {
             history.sample(number * 10, Some(0.5));

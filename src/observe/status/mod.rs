@@ -1,8 +1,12 @@
-//! The status board: one cell per link, written by the loops, read by whoever asks. Reading never waits for a server.
+//! The status board: one cell per link, written by the loops. Reading a cell never waits for a server.
 //!
-//! - [`state`]: what a link is doing; [`cell`]: what is known of one link; [`spoke`]: of the two of one spoke
-//! - [`board`]: all cells of the process; [`view`]: how they are told
-//! - [`history`]: how it was in the last minutes; [`verification`]: the last comparison of everything
+//! - [`state`]: the states of a link
+//! - [`cell`]: the status of one link
+//! - [`spoke`]: the status of one spoke with both links
+//! - [`board`]: all cells of the process
+//! - [`view`]: the answers of the API
+//! - [`history`]: rate and lag of the last ten minutes
+//! - [`verification`]: the last verification
 
 pub(crate) mod board;
 pub(crate) mod cell;
@@ -19,13 +23,13 @@ pub(crate) use cell::{Cell, Letter};
 pub(crate) use spoke::{SpokeCell, Window};
 pub(crate) use state::State;
 
-/// Milliseconds since 1970, by this machine's clock.
+/// Milliseconds since 1970, by the local clock.
 fn now_millis() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// The present time as RFC 3339.
+/// The present time (RFC 3339).
 fn now_text() -> String {
     bson::DateTime::now().try_to_rfc3339_string().unwrap_or_default()
 }

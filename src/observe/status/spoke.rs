@@ -1,4 +1,4 @@
-//! What is shown of one spoke: its two links, how close each is to losing its place, and what waits for it.
+//! The status of one spoke: both links with their time to loss, and the queue for the spoke's writer.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,7 +11,7 @@ use super::view::{LinkView, QueueView, SpokeView};
 use crate::rules::names::{Direction, Zone};
 use crate::rules::queue::Weight;
 
-/// What is shown of one spoke.
+/// The status of one spoke.
 #[derive(Debug)]
 pub(crate) struct SpokeCell {
     zone: Zone,
@@ -24,7 +24,7 @@ pub(crate) struct SpokeCell {
 }
 
 impl SpokeCell {
-    /// The cell of one of its links.
+    /// The cell of one link.
     pub(crate) fn link(&self, direction: Direction) -> &Cell {
         match direction {
             Direction::Uplink => &self.uplink,
@@ -37,12 +37,11 @@ impl SpokeCell {
         &self.window
     }
 
-    /// What waits for the spoke's writer at the fan-out.
+    /// Content and capacity of the queue between the fan-out and the spoke's writer.
     pub(crate) fn queue(&self) -> &Depth {
         &self.queue
     }
 
-    /// A spoke of which nothing is known yet.
     pub(super) fn new(zone: &Zone, hub_window: Window) -> Self {
         Self {
             zone: zone.clone(),
@@ -55,28 +54,26 @@ impl SpokeCell {
         }
     }
 
-    /// These are the zones that it watches.
     pub(super) fn set_watch(&self, watch: &[Zone]) {
         *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = watch.to_vec();
     }
 
-    /// The zone that it owns.
+    /// The zone that the spoke owns.
     pub(super) fn zone(&self) -> &Zone {
         &self.zone
     }
 
-    /// Notes how both links are now.
+    /// Adds a sample of both links to the history.
     pub(super) fn sample(&self) {
         self.uplink.sample();
         self.downlink.sample();
     }
 
-    /// How both links were in the last minutes.
     pub(super) fn history(&self) -> SpokeHistoryView {
         SpokeHistoryView { uplink: self.uplink.history(), downlink: self.downlink.history() }
     }
 
-    /// How close one of its links is to losing its place, if that is known.
+    /// Time until one link loses its place in the change stream, if known.
     pub(crate) fn time_to_loss(&self, direction: Direction) -> Option<TimeToLoss> {
         let source = match direction {
             Direction::Uplink => &self.window,
@@ -85,7 +82,7 @@ impl SpokeCell {
         TimeToLoss::of(self.link(direction).facts().checkpoint, source.get())
     }
 
-    /// One of its links in numbers, for the log: changes applied, seconds of lag.
+    /// Number of applied changes and lag in seconds of one link, for the log.
     pub(crate) fn progress(&self, direction: Direction) -> (u64, Option<f64>) {
         let facts = self.link(direction).facts();
         (facts.applied, Cell::lag_seconds(&facts))
@@ -109,12 +106,12 @@ impl SpokeCell {
     }
 }
 
-/// The oplog window of a source: from when, and until when.
+/// The oplog window of a source: the oldest and the newest cluster time in the oplog.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Window(Arc<Mutex<Option<(Timestamp, Timestamp)>>>);
 
 impl Window {
-    /// It is this now; `None` if that is not known.
+    /// Sets the window; `None` if unknown.
     pub(crate) fn set(&self, window: Option<(Timestamp, Timestamp)>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = window;
     }
@@ -124,12 +121,12 @@ impl Window {
     }
 }
 
-/// How close a link is to losing its place in its source's change stream.
+/// Time until a link loses its place in the change stream of the source.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct TimeToLoss {
-    /// How long it takes until its checkpoint has left the oplog, if the source goes on as it did.
+    /// Seconds until the checkpoint leaves the oplog, if the source continues to write at the same rate.
     pub(crate) seconds: f64,
-    /// Whether that is less than a quarter of the oplog window.
+    /// True if less than a quarter of the oplog window remains.
     pub(crate) is_short: bool,
 }
 
@@ -142,12 +139,11 @@ impl TimeToLoss {
     }
 }
 
-/// What waits in a queue, and what may wait there.
+/// Content and capacity of a queue.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Depth(Arc<Mutex<(Weight, Weight)>>);
 
 impl Depth {
-    /// So much waits now, of so much that may.
     pub(crate) fn set(&self, waiting: Weight, capacity: Weight) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (waiting, capacity);
     }

@@ -1,32 +1,32 @@
-//! What a link, or the hub's stream, is doing.
+//! The states of a link, or of the hub's change stream.
 
 use serde::Serialize;
 
-/// What a link, or the hub's stream, is doing.
+/// The state of a link, or of the hub's change stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
-    /// It looks for its servers.
+    /// Connects to the servers.
     #[default]
     Connecting,
-    /// It copies what was there before it began.
+    /// Copies the documents that existed before the link began.
     InitialSync,
-    /// It follows the change stream.
+    /// Follows the change stream.
     Streaming,
-    /// It follows a change stream of its own, to where the others are.
+    /// Follows a separate change stream up to the position of the shared stream.
     CatchingUp,
-    /// It compares both sides, because its place in the change stream is gone, or an operator wants it.
+    /// Compares both sides, because the place in the change stream is lost or an operator asked for a comparison.
     Reconciling,
-    /// It waits before it starts again.
+    /// Waits before the next start.
     Backoff,
-    /// Somebody paused it.
+    /// Paused by an operator.
     Paused,
-    /// It cannot work before somebody changes something, or failed again and again. It is tried once a minute.
+    /// Cannot work until an operator acts, or has failed repeatedly. Tries once a minute.
     Halted,
 }
 
 impl State {
-    /// As it is said everywhere.
+    /// Name of the state in the API, in output and in the log.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",
@@ -41,7 +41,7 @@ impl State {
     }
 }
 
-/// Of two links' states, the one that says more about the spoke.
+/// The state of a spoke: the worse state of its two links.
 pub(super) fn worse(one: State, other: State) -> State {
     let rank = |state: State| match state {
         State::Streaming => 0,

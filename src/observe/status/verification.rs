@@ -1,19 +1,19 @@
-//! The last comparison of everything, or the one under way.
+//! The status of the last verification, or of a verification in progress.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
 
-/// How it ended, or that it goes on.
+/// Phase of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Phase {
-    /// It goes on.
+    /// In progress.
     Running,
-    /// Everything was compared.
+    /// All documents were compared.
     Done,
-    /// It could not be told whether all is equal.
+    /// Ended by an error, without a result.
     Failed,
 }
 
@@ -27,16 +27,16 @@ struct Shown {
     estimated: Option<u64>,
     differences: u64,
     error: Option<String>,
-    /// The whole report, as JSON.
+    /// The whole report as JSON.
     report: Option<String>,
 }
 
-/// What is known of it. Empty before the first one.
+/// The status of the last verification; empty before the first.
 #[derive(Debug, Default)]
 pub(crate) struct VerificationCell(Mutex<Option<Shown>>);
 
 impl VerificationCell {
-    /// One begins. `false`: another one is under way.
+    /// Begins a verification. Returns `false` if another verification is in progress.
     pub(crate) fn begin(&self) -> bool {
         let mut facts = self.facts();
         if facts.as_ref().is_some_and(|facts| facts.phase == Phase::Running) {
@@ -56,7 +56,7 @@ impl VerificationCell {
         true
     }
 
-    /// So many documents are compared, of about so many.
+    /// Sets the number of compared documents, and the estimated number of all.
     pub(crate) fn progress(&self, documents: u64, estimated: Option<u64>) {
         if let Some(facts) = self.facts().as_mut() {
             facts.documents = documents;
@@ -64,7 +64,7 @@ impl VerificationCell {
         }
     }
 
-    /// It ended with so many differences; with an error it cannot be told whether there are more.
+    /// Ends the verification with the number of differences. After an error, further differences may exist.
     pub(crate) fn end(&self, differences: u64, error: Option<String>) {
         if let Some(facts) = self.facts().as_mut() {
             facts.phase = if error.is_some() { Phase::Failed } else { Phase::Done };
@@ -74,19 +74,18 @@ impl VerificationCell {
         }
     }
 
-    /// This is the whole report, as JSON.
+    /// Stores the whole report, as JSON.
     pub(crate) fn set_report(&self, report: String) {
         if let Some(facts) = self.facts().as_mut() {
             facts.report = Some(report);
         }
     }
 
-    /// The whole report of the last one, as JSON.
+    /// The whole report of the last verification, as JSON.
     pub(crate) fn report(&self) -> Option<String> {
         self.facts().as_ref().and_then(|facts| facts.report.clone())
     }
 
-    /// What is told of it.
     pub(crate) fn view(&self) -> Option<VerificationView> {
         self.facts().as_ref().map(|facts| {
             let is_running = facts.phase == Phase::Running;
@@ -111,7 +110,7 @@ impl VerificationCell {
     }
 }
 
-/// As the status tells it.
+/// The verification in `/api/v1/status`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct VerificationView {
     pub(crate) state: Phase,

@@ -1,4 +1,4 @@
-//! How the board is told, as `/api/v1/status` and `/api/v1/dead-letters` answer it. These names are a contract.
+//! The answers of `/api/v1/status` and `/api/v1/dead-letters`. Field names are a contract with clients.
 
 use bson::Timestamp;
 use serde::Serialize;
@@ -7,7 +7,7 @@ use super::cell::Letter;
 use super::state::State;
 use super::verification::VerificationView;
 
-/// One of `/api/v1/dead-letters`
+/// A dead letter in `/api/v1/dead-letters`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct LetterView {
     pub(crate) zone: String,
@@ -16,21 +16,21 @@ pub(crate) struct LetterView {
     pub(crate) letter: Letter,
 }
 
-/// `/api/v1/status`
+/// The answer of `/api/v1/status`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct StatusView {
     pub(crate) version: &'static str,
     pub(crate) uptime_seconds: f64,
-    /// What is wrong with the file that was to be read again.
+    /// Error of the last reload, if the configuration file is invalid.
     pub(crate) configuration_error: Option<String>,
     pub(crate) hub: HubView,
-    /// The last comparison of everything, if there was one since the start.
+    /// The last verification since the start of the process.
     pub(crate) verification: Option<VerificationView>,
     pub(crate) spokes: Vec<SpokeView>,
 }
 
 impl StatusView {
-    /// What is not streaming both ways, as `DFW downlink: initial_sync`.
+    /// The hub and the links that are not ready, with their state, such as `DFW downlink: initial_sync`.
     pub(crate) fn not_ready(&self) -> Vec<String> {
         let name = State::as_str;
         let mut waiting = Vec::new();
@@ -39,7 +39,7 @@ impl StatusView {
         }
         for spoke in &self.spokes {
             for (link, state) in [("uplink", spoke.uplink.state), ("downlink", spoke.downlink.state)] {
-                // A paused spoke is not missed: somebody wants it so.
+                // A paused link is ready, because an operator paused the spoke on purpose.
                 if state != State::Streaming && state != State::Paused {
                     waiting.push(format!("{} {link}: {}", spoke.zone, name(state)));
                 }
@@ -80,20 +80,20 @@ pub(crate) struct LinkView {
     pub(crate) applied_total: u64,
     pub(crate) foreign_total: u64,
     pub(crate) lag_seconds: Option<f64>,
-    /// The source's time up to which everything is applied; the checkpoint of a quiet link is a little older.
+    /// Cluster time up to which the source's changes are applied. The checkpoint of a quiet link is a little older.
     pub(crate) position: Option<String>,
     pub(crate) checkpoint: Option<CheckpointView>,
     pub(crate) time_to_loss_seconds: Option<f64>,
-    /// How far an initial sync or a reconcile is.
+    /// Progress of an initial sync or a reconcile.
     pub(crate) copying: Option<CopyingView>,
-    /// Everything is to be compared, or is being compared, because an operator wants it.
+    /// True if a comparison requested by an operator is due or in progress.
     pub(crate) comparing: bool,
     pub(crate) restarts: u64,
     pub(crate) last_error: Option<String>,
     pub(crate) last_error_at: Option<String>,
 }
 
-/// What waits for the spoke's writer at the fan-out, and what may wait there.
+/// Content and capacity of the queue between the fan-out and the spoke's writer.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct QueueView {
     pub(crate) events: usize,
@@ -102,19 +102,19 @@ pub(crate) struct QueueView {
     pub(crate) bytes_capacity: usize,
 }
 
-/// How far an initial sync or a reconcile is.
+/// Progress of an initial sync or a reconcile in one zone of one collection.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct CopyingView {
     pub(crate) zone: String,
     pub(crate) ns: String,
     pub(crate) documents: u64,
-    /// How many there are, if the source could count them quickly.
+    /// Approximate number of all documents, if the source could count within one second.
     pub(crate) documents_estimated: Option<u64>,
     pub(crate) documents_per_second: f64,
     pub(crate) seconds_remaining: Option<f64>,
 }
 
-/// What is saved of a link.
+/// The saved checkpoint of a link.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct CheckpointView {
     pub(crate) cluster_time: String,
