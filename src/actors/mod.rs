@@ -11,11 +11,13 @@
 //! always answer. No data passes through a mailbox, which actix does not bound (actix/actix#515).
 
 pub(crate) mod coordinator;
-pub(crate) mod hub_fanout;
+pub(crate) mod handles;
+mod hub_fanout;
 mod restarts;
 pub(crate) mod spoke;
 mod spoke_reader;
 mod spoke_writer;
+pub(crate) mod verification;
 
 use std::borrow::Cow;
 use std::future::Future;

@@ -10,7 +10,8 @@ use tokio::sync::oneshot;
 
 use super::Exit;
 use super::watch::Watched;
-use crate::actors::coordinator::{Coordinator, Handles, Reload, Shutdown};
+use crate::actors::coordinator::{Coordinator, Reload, Shutdown};
+use crate::actors::handles::Handles;
 use crate::config::environment::Variables;
 use crate::config::{Config, Source};
 use crate::http;

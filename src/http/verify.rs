@@ -3,7 +3,8 @@
 use actix_web::{HttpResponse, web};
 
 use super::{Sources, error};
-use crate::actors::coordinator::{Refused, Verify};
+use crate::actors::coordinator::Refused;
+use crate::actors::verification::Verify;
 use crate::verify::scope::ScopeRequest;
 
 pub(super) async fn begin(body: web::Bytes, sources: web::Data<Sources>) -> HttpResponse {
