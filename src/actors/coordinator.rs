@@ -20,8 +20,7 @@ use crate::mongo::error::Failure;
 use crate::observe::status::{State, history};
 use crate::rules::names::{Direction, Zone};
 
-/// Time for the spokes to finish their batches under way. systemd kills the process 15 s after SIGTERM
-/// (deploy/systemd/spokesync.service).
+/// Time for the spokes to finish their batches under way. Together with `CLOSE_LIMIT`, the process ends within 10 s.
 const STOP_LIMIT: Duration = Duration::from_secs(7);
 
 /// Time for connections to close.

@@ -1,4 +1,4 @@
-//! `spokesync check`: looks at every server, and says what is well and what is to be done.
+//! `spokesync check`: checks the configuration and every server, and prints findings with advice.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use crate::mongo::server::{Endpoint, Server};
 use crate::mongo::{oplog, tail};
 use crate::rules::names::Namespace;
 
-/// An oplog that holds less than this is soon too short for an outage.
+/// Oplog window below which a warning appears: an outage of a few hours would exceed it.
 const SHORT_WINDOW: Duration = Duration::from_secs(6 * 3_600);
 
-/// Connections that a check needs.
+/// Connections to each server.
 const CONNECTIONS: u32 = 4;
 
-/// How a finding is to be taken.
+/// Weight of a finding; only `Wrong` makes the command fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Well,
@@ -26,7 +26,7 @@ enum Verdict {
     Wrong,
 }
 
-/// One line.
+/// One line of the output.
 struct Finding {
     verdict: Verdict,
     text: String,
@@ -87,7 +87,7 @@ async fn look(endpoint: &Endpoint) -> Vec<Finding> {
     let mut findings = vec![Finding::well(format!("a replica set of MongoDB {major}.{minor} at {}", endpoint.hosts()))];
     findings.push(match tail::present_position(&server).await {
         Ok(_) => Finding::well("its change stream can be read"),
-        Err(error) => Finding::wrong(format!("{}; it needs find and changeStream on the collections", reason(&error))),
+        Err(error) => Finding::wrong(format!("{}; grant find and changeStream on the collections", reason(&error))),
     });
     let writes = async {
         server.prepare_metadata().await?;
@@ -117,11 +117,11 @@ async fn oplog(server: &Server) -> Finding {
             let seconds = window.latest.time.saturating_sub(window.earliest.time);
             let text = format!("its oplog goes back {:.1} hours", f64::from(seconds) / 3_600.0);
             match Duration::from_secs(seconds.into()) < SHORT_WINDOW {
-                true => Finding::warning(format!("{text}: make it hold the longest outage that you want to ride out")),
+                true => Finding::warning(format!("{text}: size it for the longest outage that must be survived")),
                 false => Finding::well(text),
             }
         }
-        Ok(None) => Finding::warning("its oplog window is not known: give the privilege serverStatus"),
+        Ok(None) => Finding::warning("its oplog window is unknown: grant the privilege serverStatus"),
         Err(error) => Finding::warning(reason(&error)),
     }
 }
@@ -147,7 +147,8 @@ async fn indexes(server: &Server, namespace: &Namespace) -> Vec<Finding> {
             findings.push(Finding::warning(text));
         }
         if index.get_bool("unique").unwrap_or(false) {
-            let text = format!("{namespace}: {} is unique: what breaks it becomes a dead letter", named(index));
+            let text =
+                format!("{namespace}: {} is unique: a document that violates it becomes a dead letter", named(index));
             findings.push(Finding::warning(text));
         }
     }
@@ -166,6 +167,6 @@ async fn indexes(server: &Server, namespace: &Namespace) -> Vec<Finding> {
 
 fn reason(error: &Error) -> String {
     let text = error.to_string();
-    // The line names the server already.
+    // The text starts with the server's name, which the output line shows already.
     text.split_once(": ").map_or(text.clone(), |(_, rest)| rest.to_owned())
 }
