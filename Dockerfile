@@ -4,8 +4,8 @@
 #   docker run -v $PWD/spokes.toml:/etc/spokesync/spokes.toml:ro spokesync
 #   docker run -e ZONENAME=DFW -e WATCHZONES=HOU -e CONSTREDGE=mongodb://… -e CONSTRFAR=mongodb://… spokesync
 #
-# Without access to a registry, pass other base images as build arguments: BUILDER needs Rust, a C compiler and make; RUNTIME
-# needs the same C library as BUILDER.
+# Without access to a registry, pass other base images as build arguments: BUILDER needs Rust, a C compiler and make;
+# RUNTIME needs the same C library as BUILDER.
 
 ARG BUILDER=docker.io/library/rust:1-bookworm
 ARG RUNTIME=docker.io/library/debian:bookworm-slim

@@ -1,4 +1,4 @@
-//! The root of the actors: starts the fan-out and the spokes, applies configuration changes to them, and stops them.
+//! The root of the actors: starts and stops the fan-out and the spokes, and applies changes of the configuration.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -26,10 +26,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(7);
 /// Time for connections to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
-/// The fan-out's actor name: in its log lines, and in the list of actors that did not stop in time.
+/// The fan-out's actor name in log lines, and in the list of actors that did not stop in time.
 const FANOUT: &str = "hub/fanout";
 
-/// Sent by the fan-out when its loop has ended.
+/// Sent by the fan-out at the end of the loop.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct FanoutExited {
@@ -79,7 +79,7 @@ pub(crate) struct Letters {
 /// The reason why the coordinator refuses an operator's request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// No spoke has this zone.
+    /// No spoke has the zone.
     Unknown,
     /// The present state or configuration does not allow the request; the text says why.
     Senseless(String),
@@ -163,7 +163,7 @@ impl Coordinator {
         self.start_spoke(spoke, context);
     }
 
-    /// Removes a spoke that is no longer configured from status and handles, and closes its connections.
+    /// Removes a spoke without a configuration from status and handles, and closes the connections.
     fn remove_spoke(&mut self, zone: &str, context: &mut Context<Self>) {
         self.handles.board.remove(zone);
         let Some(spoke) = self.handles.remove(zone) else { return };
@@ -224,7 +224,8 @@ impl Handler<FanoutExited> for Coordinator {
         let cell = self.handles.board.hub();
         let (state, delay) = match self.restarts.end(&outcome, Instant::now()) {
             Next::Nothing => return self.go_on_stopping(context),
-            // A lost resume token needs no delay: the stream starts at the present, and each spoke reconciles by itself.
+            // A lost resume token needs no delay: the stream starts at the present, and each spoke reconciles by
+            // itself.
             _ if matches!(outcome, Outcome::Failed(Failure::HistoryLost, _)) => (State::Backoff, Duration::ZERO),
             Next::After(delay) => (State::Backoff, delay),
             Next::Halt(_, delay) => (State::Halted, delay),
@@ -274,7 +275,7 @@ impl Handler<Reload> for Coordinator {
     type Result = ();
 
     fn handle(&mut self, Reload(config): Reload, context: &mut Self::Context) {
-        // Sections that have no effect before the next start.
+        // Some sections take effect only at the next start; the log names those with changes.
         let former = std::mem::replace(&mut self.config, *config);
         for section in self.config.fixed_sections_that_differ(&former) {
             tracing::warn!(section, "changed in the configuration, takes effect at the next start");
@@ -282,7 +283,7 @@ impl Handler<Reload> for Coordinator {
         let by_zone = |config: &Config| -> HashMap<Zone, config::Spoke> {
             config.spokes.iter().map(|spoke| (spoke.zone.clone(), spoke.clone())).collect()
         };
-        // A reload may have removed the reason why the fan-out halted, so it starts without further delay.
+        // The new configuration may remove the reason why the fan-out halted: start without further delay.
         if self.handles.board.hub().state() == State::Halted
             && let Some(waiting) = self.fanout_waiting.take()
         {
@@ -290,7 +291,7 @@ impl Handler<Reload> for Coordinator {
             self.restarts.forget();
             self.start_fanout(context);
         }
-        // New routes come first: spokes that start below attach to them.
+        // New routes come first, because spokes that start below need routes to attach.
         let (before, after) = (by_zone(&former), by_zone(&self.config));
         self.handles.fanout.set_routes(routes(&self.config));
         // Former spokes: a removed or changed one stops, an unchanged one retries halted links.
@@ -318,7 +319,7 @@ impl Handler<Reload> for Coordinator {
         // New spokes.
         for zone in after.keys().filter(|zone| !before.contains_key(*zone)) {
             tracing::info!(%zone, changed = "added", "configuration of a spoke");
-            // An earlier spoke of the zone may still be stopping; the new one then waits for its end.
+            // An earlier spoke of the zone may still be stopping; the new spoke then waits.
             if self.spokes.contains_key(zone.as_str()) {
                 self.replaced.insert(zone.to_string());
             } else {

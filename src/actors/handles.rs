@@ -13,13 +13,14 @@ use crate::observe::status::Board;
 use crate::rules::names::Zone;
 use crate::rules::route::Routes;
 
-/// Commands that one link may run at the same time at either server: the transaction, the change stream, and further reads.
+/// Commands of a link at the same time at either server: the transaction, the change stream, and further reads.
 const CONNECTIONS_PER_LINK: u32 = 4;
 
-/// Spokes that a reload may add before connections to the hub become scarce. The hub's pool has its size from the start.
+/// Spokes that reloads may add before connections to the hub become scarce. The size of the hub's pool is fixed at the
+/// start.
 const MORE_SPOKES: u32 = 64;
 
-/// Links that may start at the same time: each reads sessions and checkpoints at the hub.
+/// Limit of links that start at the same time: each reads sessions and checkpoints at the hub.
 const STARTING_LINKS: usize = 8;
 
 /// Shared handles. A clone refers to the same objects.
@@ -33,7 +34,7 @@ pub(crate) struct Handles {
 }
 
 impl Handles {
-    /// Creates the objects of one process, with every configured spoke. Nothing connects yet.
+    /// Creates the objects of a process, with every configured spoke. Nothing connects yet.
     pub(crate) fn new(config: &Config) -> Self {
         let sync = Arc::new(config.sync.clone());
         let board = Arc::new(Board::default());
@@ -93,7 +94,7 @@ pub(super) fn routes(config: &Config) -> Routes {
     Routes::new(config.spokes.iter().map(|spoke| (&spoke.zone, spoke.watch.as_slice())))
 }
 
-/// Names this process in its checkpoints. A process that lost a link shows the name of the new holder.
+/// Names the process in checkpoints. A process that lost a link to another process shows the name of the new holder.
 fn holder() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{} process {}", host.trim(), std::process::id())

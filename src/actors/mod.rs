@@ -1,4 +1,4 @@
-//! The actors: each runs one loop or supervises others, and restarts a loop that ended.
+//! The actors: an actor runs a loop, or supervises other actors and restarts their loops.
 //!
 //! ```text
 //! Coordinator ─┬─ HubFanout                  one change stream of the hub, the spokes' inboxes
@@ -6,10 +6,10 @@
 //!                                       └─ SpokeWriter   downlink
 //! ```
 //!
-//! A parent supervises: after a delay it replaces a child whose loop has ended by a new actor with the next generation.
-//! Messages of an older generation are ignored. Actors only start and stop loops and pass messages. Handlers await nothing,
-//! so every actor answers immediately. Data never passes through a mailbox, because actix does not bound mailboxes
-//! (actix/actix#515).
+//! A parent supervises: when a child's loop ends, the parent waits for a delay and starts a new actor as the next
+//! generation. Messages of an older generation are ignored. Actors only start and stop loops and pass messages.
+//! Handlers await nothing, so every actor answers immediately. Data never passes through a mailbox, because actix does
+//! not bound mailboxes (actix/actix#515).
 
 pub(crate) mod coordinator;
 pub(crate) mod handles;
@@ -41,7 +41,7 @@ const SILENCE: Duration = Duration::from_secs(120);
 pub(crate) enum Outcome {
     /// Stopped on request.
     Stopped,
-    /// Failed with an error, which the text describes.
+    /// Failed; the text describes the error.
     Failed(Failure, String),
     /// Panicked, with the panic's message.
     Panicked(String),
@@ -78,7 +78,7 @@ fn spawn<A: Actor<Context = Context<A>>>(span: Span, actor: A, on_panic: impl Fn
 
 /// Runs a loop on the thread pool, and passes the outcome to `report`. The loop ends with its actor at the latest.
 ///
-/// A panic ends the loop, not the process. Every await in a loop has a time limit; [`SILENCE`] ends a loop whose limit fails.
+/// A panic ends the loop, not the process. Every await in a loop has a time limit; [`SILENCE`] is the last resort.
 fn run_loop<A, F>(
     actor: &A,
     context: &mut Context<A>,

@@ -16,11 +16,12 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// A child that ran for 60 s counts as healthy: delay and failure count start again from the beginning.
 const HEALTHY: Duration = Duration::from_secs(60);
 
-/// Failures without a healthy period before a child halts; an unreachable server does not count. With the delays in between,
-/// 15 failures take about five minutes.
+/// Failures without a healthy period before a child halts; an unreachable server does not count. With the delays in
+/// between, 15 failures take about five minutes.
 const BUDGET: u32 = 15;
 
-/// Delay of a halted child. Only a change by a person helps, but spokesync may not learn of the change, so it keeps trying.
+/// Delay of a halted child. Only a change by a person helps, but spokesync may not learn of the change, so it keeps
+/// trying.
 const HALTED: Duration = Duration::from_secs(60);
 
 /// The supervisor's next step after a child has ended.

@@ -37,8 +37,8 @@ pub(super) struct StopChild;
 #[rtype(result = "()")]
 pub(crate) struct Stop;
 
-/// Sent by the coordinator after a reload of the configuration: start halted links without further delay, as the reason may
-/// be gone.
+/// Sent by the coordinator after a reload of the configuration: start halted links without further delay, as the reason
+/// may be gone.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Retry;
@@ -215,8 +215,8 @@ impl Handler<ChildExited> for Spoke {
         let name = link.as_str();
         let error = outcome.reason();
         let (state, delay) = match next {
-            // The loop stopped without a request: the hub's routes no longer contain the spoke, and the coordinator is about
-            // to stop it.
+            // The loop stopped without a request: the hub's routes no longer contain the spoke, and the coordinator is
+            // about to stop it.
             Next::Nothing => return,
             Next::After(delay) => {
                 tracing::warn!(link = name, generation, %error, ?delay, "link failed, starting again");

@@ -1,4 +1,4 @@
-//! The verification job: one comparison of hub and spokes at a time, on request or at an interval.
+//! The verification job: compares hub and spokes, on request or at an interval, never twice at the same time.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ const RUN: &str = "process";
 #[rtype(result = "Result<(), Refused>")]
 pub(crate) struct Verify(pub(crate) ScopeRequest);
 
-/// Verifies everything at the configured interval, if one is set.
+/// Verifies everything at the configured interval, if any.
 pub(super) fn schedule(config: &Config, context: &mut Context<Coordinator>) {
     if let Some(interval) = scheduled(config) {
         context.run_interval(interval, |coordinator, context| {
@@ -40,7 +40,7 @@ fn scheduled(config: &Config) -> Option<Duration> {
 }
 
 impl Coordinator {
-    /// Starts a verification on the thread pool, unless one is running.
+    /// Starts a verification on the thread pool. Refused while another verification is running.
     fn verify(&self, scope: Scope, context: &mut Context<Self>) -> Result<(), Refused> {
         if !self.handles.board.verification().begin() {
             return Err(Refused::Senseless("a verification is already running".to_owned()));

@@ -12,7 +12,7 @@ use crate::mongo::server::{Endpoint, Server};
 use crate::mongo::{oplog, tail};
 use crate::rules::names::Namespace;
 
-/// Oplog window below which a warning appears: an outage of a few hours would exceed it.
+/// A shorter oplog window causes a warning: an outage of a few hours would exceed the window.
 const SHORT_WINDOW: Duration = Duration::from_secs(6 * 3_600);
 
 /// Connections to each server.

@@ -55,19 +55,21 @@ struct Arguments {
 enum Command {
     /// Run the sync until SIGTERM or SIGINT.
     ///
-    /// SIGHUP reads the configuration file again; a file with errors changes nothing. SIGTERM and SIGINT finish the batches under
-    /// way within 10 seconds. Exit code 0: all links stopped in time; 1: some did not; 2: the configuration is wrong.
+    /// SIGHUP reads the configuration file again; a file with errors changes nothing. SIGTERM and SIGINT finish the
+    /// batches under way within 10 seconds. Exit code 0: all links stopped in time; 1: some did not; 2: the
+    /// configuration is wrong.
     Run(ConfigArgument),
     /// Check the configuration and every server.
     ///
-    /// Prints one line per finding: ok, warning or error, with advice. Exit code 0: no errors; 1: errors at a server; 2: the
-    /// configuration is wrong.
+    /// Prints one line per finding: ok, warning or error, with advice. Exit code 0: no errors; 1: errors at a server;
+    /// 2: the configuration is wrong.
     Check(ConfigArgument),
     /// Verify that hub and spokes hold the same documents, byte by byte.
     ///
     /// Needs no running process and disturbs none. Lists the documents that differ; --repair mends them. An interrupted
-    /// verification resumes if the same command starts again within a day. Exit code 0: equal; 3: different; 1: inconclusive,
-    /// because a server is away, a zone is not copied yet, or changes are on their way and no process carries them.
+    /// verification resumes if the same command starts again within a day. Exit code 0: equal; 3: different; 1:
+    /// inconclusive, because a server is away, a zone is not copied yet, or changes are on their way and no process
+    /// carries them.
     Verify {
         #[command(flatten)]
         config: ConfigArgument,
@@ -76,8 +78,8 @@ enum Command {
     },
     /// Show the state of hub and spokes in the running process.
     ///
-    /// The columns: state; lag and changes applied of both links; time until a checkpoint leaves its source's oplog; number of
-    /// dead letters.
+    /// The columns: state; lag and changes applied of both links; time until a checkpoint leaves its source's oplog;
+    /// number of dead letters.
     Status {
         #[command(flatten)]
         config: ConfigArgument,
@@ -86,7 +88,8 @@ enum Command {
     },
     /// Show the log of one actor, or of all actors.
     ///
-    /// The running process keeps the newest 200 lines of each actor, at most 32 kB, and the same of all actors together.
+    /// The running process keeps the newest 200 lines of each actor, at most 32 kB, and the same of all actors
+    /// together.
     Logs {
         #[command(flatten)]
         config: ConfigArgument,
@@ -100,8 +103,8 @@ enum Command {
     },
     /// Pause both links of a spoke.
     ///
-    /// The links finish the batches under way, and then wait for a resume. Changes stay in the oplogs meanwhile. A pause ends with
-    /// the process.
+    /// The links finish the batches under way, and then wait for a resume. Changes stay in the oplogs meanwhile. A
+    /// pause ends with the process.
     Pause(ZoneArguments),
     /// Resume both links of a paused spoke from their checkpoints.
     Resume(ZoneArguments),
@@ -138,8 +141,8 @@ struct ZoneArguments {
 
 #[derive(clap::Args)]
 struct ConfigArgument {
-    /// Configuration file [default: spokes.toml if present, else the environment variables ZONENAME, WATCHZONES, CONSTREDGE and
-    /// CONSTRFAR].
+    /// Configuration file [default: spokes.toml if present, else the environment variables ZONENAME, WATCHZONES,
+    /// CONSTREDGE and CONSTRFAR].
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 }

@@ -53,7 +53,7 @@ async fn serve(config: &Config, logs: Logs) -> anyhow::Result<Exit> {
     while signals.next().await == Wish::Reload {
         reload(config, &handles, &coordinator);
     }
-    // The actors stop first, so that the HTTP interface shows their state to the end.
+    // The actors stop first: the HTTP interface shows their state to the end.
     let (done, left) = oneshot::channel();
     coordinator.do_send(Shutdown { done });
     let left = left.await.context("the coordinator ended before the shutdown was complete")?;
@@ -68,7 +68,8 @@ async fn serve(config: &Config, logs: Logs) -> anyhow::Result<Exit> {
     }
 }
 
-/// Reads the configuration file again, and sends it to the coordinator. An invalid file changes nothing.
+/// Reads the configuration file again, and sends a valid configuration to the coordinator. An invalid file changes
+/// nothing.
 fn reload(config: &Config, handles: &Handles, coordinator: &Addr<Coordinator>) {
     let Source::File(file) = &config.source else {
         tracing::warn!("the configuration comes from the environment, so there is no file to read again");
@@ -131,8 +132,8 @@ async fn changed(file: Option<&mut Watched>) {
     }
 }
 
-/// Prints the reference container's lines, which deployment tools wait for: one when the hub answers, one when the spoke
-/// answers, one when all links stream.
+/// Prints the reference container's lines for deployment tools: "Ready Far" when the hub answers, "Ready Edge" when the
+/// spoke answers, "Ready..." when all links are streaming.
 async fn say_ready(handles: Handles) {
     let reached = |endpoint: Arc<Endpoint>, line: &'static str| async move {
         while endpoint.connect().await.is_err() {

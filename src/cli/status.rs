@@ -15,7 +15,7 @@ use crate::config::Config;
 /// Interval of `--watch`.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Longest error text in characters, so that a line stays short.
+/// Longest error text, in characters. Longer texts are cut.
 const ERROR_WIDTH: usize = 70;
 
 #[derive(clap::Args)]
@@ -58,7 +58,7 @@ fn render(status: &Value, colours: bool) -> String {
         "loss in",
         "dead",
     ]);
-    // One row for each spoke. "loss in" shows the link that is closer to losing its place.
+    // A row per spoke. "loss in" shows the smaller time to loss of both links.
     for spoke in status["spokes"].as_array().into_iter().flatten() {
         let (up, down) = (&spoke["uplink"], &spoke["downlink"]);
         let loss = [up, down].into_iter().filter_map(|link| link["time_to_loss_seconds"].as_f64());
@@ -95,7 +95,7 @@ fn render(status: &Value, colours: bool) -> String {
     all
 }
 
-/// One line for each copy under way, with the progress.
+/// Describes the progress of each copy under way, a line per copy.
 fn copies(status: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     for spoke in status["spokes"].as_array().into_iter().flatten() {
@@ -111,7 +111,7 @@ fn copies(status: &Value) -> Vec<String> {
     lines
 }
 
-/// One line for each link that is not streaming and has an error.
+/// Lists the errors of links that are not streaming, and of the configuration.
 fn troubles(status: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     let mut look = |name: String, link: &Value| {

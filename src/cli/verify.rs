@@ -1,5 +1,5 @@
-//! `spokesync verify`: compares hub and spokes, lists the differences, and repairs them on request. The command connects to
-//! the servers itself and needs no running process.
+//! `spokesync verify`: compares hub and spokes, lists the differences, and repairs them on request. The command
+//! connects to the servers itself and needs no running process.
 
 use std::time::Duration;
 
@@ -17,31 +17,32 @@ use crate::verify::scope::Scope;
 /// Interval of the progress display.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// Progress is saved under this name; a verification with the same name resumes it.
+/// Name of saved progress; a verification with the same name resumes an interrupted run.
 const RUN: &str = "command";
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Verify one zone only, at every spoke that holds it.
+    /// Verify a single zone, at every spoke that holds the zone.
     #[arg(long)]
     zone: Option<String>,
-    /// Verify one spoke only.
+    /// Verify a single spoke.
     #[arg(long, value_name = "ZONE")]
     spoke: Option<String>,
-    /// Mend differences: a spoke gets the hub's version of a document; a document that only its owner has goes up to the hub.
+    /// Mend differences: a spoke gets the hub's version of a document; a document that only the owner has goes up to
+    /// the hub.
     #[arg(long)]
     repair: bool,
     /// Remove documents that applications wrote at a spoke in a zone of another owner. Needs --repair.
     #[arg(long, requires = "repair")]
     purge_foreign: bool,
-    /// Compare digests that the servers compute, and read documents only where the digests differ. No proof: digests of servers
-    /// before 6.0.14 and 7.0.6 do not change if 1 becomes 1.0, or 1.5 becomes 1.7.
+    /// Compare digests that the servers compute, and read documents only in case of a difference. No proof: digests of
+    /// servers before 6.0.14 and 7.0.6 do not change if 1 becomes 1.0, or 1.5 becomes 1.7.
     #[arg(long)]
     quick: bool,
     /// Start from the beginning, even if an interrupted verification could resume.
     #[arg(long)]
     afresh: bool,
-    /// Read at most this number of documents per second from each side; 0: no limit [default: `verify.documents_per_second`
+    /// Read at most DOCUMENTS per second from each side; 0: no limit [default: `verify.documents_per_second`
     /// in the configuration].
     #[arg(long, value_name = "DOCUMENTS")]
     rate: Option<u32>,
@@ -95,7 +96,7 @@ pub(super) fn run(config: &Config, arguments: &Arguments) -> Exit {
 async fn verify(config: &Config, scope: &Scope) -> Result<Report, crate::mongo::error::Error> {
     let (cell, stop) = (VerificationCell::default(), CancellationToken::new());
     cell.begin();
-    // One listener for the whole run: a new one in each round would miss a signal between two rounds.
+    // A listener for the whole run: a new listener in each round would miss signals between two rounds.
     let mut interrupts = signal(SignalKind::interrupt()).expect("the system lets a program listen for signals");
     let mut progress = Progress::new();
     let verifying = crate::verify::run(config, scope, RUN, &cell, &stop);
@@ -106,7 +107,7 @@ async fn verify(config: &Config, scope: &Scope) -> Result<Report, crate::mongo::
                 progress.end();
                 return report;
             }
-            // The verification saves its progress and ends after the present page.
+            // The verification saves the progress and ends after the present page.
             _ = interrupts.recv() => stop.cancel(),
             () = tokio::time::sleep(INTERVAL) => {
                 if let Some(view) = cell.view() {

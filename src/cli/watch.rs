@@ -8,7 +8,8 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, channel};
 
-/// Quiet time before the file is read. Editors write a file in several steps, and a file read in between would be incomplete.
+/// Quiet time before the file is read. Editors write a file in several steps, and a file read in between would be
+/// incomplete.
 const QUIET: Duration = Duration::from_millis(500);
 
 pub(super) struct Watched {

@@ -1,4 +1,4 @@
-//! Reads `spokes.toml`, and reports all problems of the file together, each with its line.
+//! Reads `spokes.toml`, and reports all problems of the file together, with line numbers.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use crate::rules::names::{Namespace, Zone};
 /// Reads a file. Paths in the file are relative to the file's folder.
 ///
 /// # Errors
-/// All problems of the file, each with its line.
+/// All problems of the file, with line numbers.
 pub(crate) fn read(path: &Path, variables: &Variables) -> Result<Config, Invalid> {
     let shown = path.display().to_string();
     let bytes = std::fs::read(path).map_err(|error| Invalid::whole(&shown, format!("cannot be read: {error}")))?;
@@ -34,10 +34,10 @@ pub(crate) fn read(path: &Path, variables: &Variables) -> Result<Config, Invalid
 fn parse(text: &str, folder: &Path, variables: &Variables) -> Result<Config, Vec<super::Problem>> {
     let (mut reader, mut root) = Reader::parse(text, variables);
     if !reader.problems.is_empty() {
-        // After a syntax error the remaining values may not be what the author meant, so no further problems are reported.
+        // After a syntax error the other values may differ from the author's intention: report no further problems.
         return Err(reader.problems);
     }
-    // Each section takes its keys; `finish` reports the keys that remain.
+    // The sections take the known keys; `finish` reports the remaining keys.
     let mut hub = reader.section(&mut root, "hub");
     let hub_uri = uri(&mut reader, &mut hub, folder);
     reader.finish(hub);
@@ -64,7 +64,7 @@ fn parse(text: &str, folder: &Path, variables: &Variables) -> Result<Config, Vec
     }
 }
 
-/// A spoke whose zone or connection string may have problems.
+/// A spoke, possibly without a valid zone or connection string.
 struct RawSpoke {
     zone: Option<At<Zone>>,
     uri: Option<At<Uri>>,
@@ -141,8 +141,8 @@ fn uri<'t>(reader: &mut Reader<'t>, table: &mut Table<'t>, folder: &Path) -> Opt
     }
 }
 
-/// Reads a text from a key, or from the file that another key names. Returns `None` after a problem, `Some(None)` if neither
-/// key is present.
+/// Reads a text from a key, or from the file named by another key. Returns `None` after a problem, `Some(None)` if
+/// neither key is present.
 #[expect(clippy::option_option, reason = "a problem, absent, present")]
 fn secret<'t>(
     reader: &mut Reader<'t>,
@@ -312,7 +312,7 @@ fn log_format(name: &str) -> Result<LogFormat, String> {
     }
 }
 
-/// Checks that each zone has one owner, and that each replica set is either the hub or one spoke.
+/// Checks that each zone has a single owner, and each replica set a single role.
 fn unique(reader: &mut Reader<'_>, hub: Option<&At<Uri>>, spokes: &[RawSpoke]) {
     let mut zones: HashMap<&Zone, ()> = HashMap::new();
     let mut hosts: HashMap<&str, String> = hub.iter().map(|hub| (hub.value.hosts(), "the hub".to_owned())).collect();
@@ -333,7 +333,7 @@ fn unique(reader: &mut Reader<'_>, hub: Option<&At<Uri>>, spokes: &[RawSpoke]) {
     }
 }
 
-/// Parses a text, or reports a problem at its place.
+/// Parses a text, or reports a problem at the text's place.
 fn checked<T>(
     reader: &mut Reader<'_>,
     table: &str,

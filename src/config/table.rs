@@ -1,6 +1,6 @@
-//! Takes a TOML table apart key by key, and collects all problems, each with its line.
+//! Takes a TOML table apart key by key, and collects all problems with line numbers.
 //!
-//! A key that no reader took is a problem: an unknown key. Text may refer to environment variables as `${NAME}`.
+//! A key without a reader is a problem: an unknown key. Text may refer to environment variables as `${NAME}`.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::Problem;
 use super::environment::Variables;
 
-/// A file's text, and the problems found so far.
+/// A file's text, and the problems found until now.
 pub(super) struct Reader<'t> {
     text: &'t str,
     variables: &'t Variables,
@@ -24,7 +24,7 @@ pub(super) struct At<T> {
     pub(super) span: Range<usize>,
 }
 
-/// A table with the keys that are not taken yet.
+/// A table with the keys not taken yet.
 pub(super) struct Table<'t> {
     entries: DeTable<'t>,
     /// The table's name in messages, such as `[hub]` or `spoke DFW`.
@@ -34,15 +34,15 @@ pub(super) struct Table<'t> {
 }
 
 impl<'t> Reader<'t> {
-    /// Parses the text. Each line that is not TOML is a problem.
+    /// Parses the text. Each line with a syntax error is a problem.
     pub(super) fn parse(text: &'t str, variables: &'t Variables) -> (Self, Table<'t>) {
         let mut reader = Self { text, variables, problems: Vec::new() };
         let (root, errors) = DeTable::parse_recoverable(text);
         for error in errors {
-            // `message` instead of the error's Display, which quotes the line and thereby may show a password.
+            // `message` instead of the error's Display: Display quotes the line, and a line may contain a password.
             reader.problem(&error.span().unwrap_or_default(), format!("this is not TOML: {}", error.message()));
         }
-        // One mistake often causes several errors in one line; the first says enough.
+        // A mistake often causes several errors in a line; the first says enough.
         reader.problems.dedup_by_key(|problem| problem.line);
         let span = root.span();
         let root = Table { entries: root.into_inner(), name: "the file".to_owned(), span, taken: Vec::new() };
@@ -158,7 +158,7 @@ impl<'t> Reader<'t> {
         Some(At { value: texts, span })
     }
 
-    /// Reports the keys that are left as unknown, with a suggestion or the known keys.
+    /// Reports the remaining keys as unknown, with a suggestion or the known keys.
     pub(super) fn finish(&mut self, table: Table<'t>) {
         for (key, _) in table.entries {
             let name = key.get_ref().as_ref();

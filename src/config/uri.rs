@@ -22,8 +22,9 @@ impl Uri {
         let Some((scheme @ ("mongodb" | "mongodb+srv"), rest)) = text.split_once("://") else {
             return Err(vec!["a connection string starts with mongodb:// or mongodb+srv://".to_owned()]);
         };
-        // A raw '?' or '/' in a password would start the options or the database for the driver, whose error would then show
-        // a part of the password. So the user's part, up to the last '@', is split off before the checks of the other parts.
+        // The driver takes a raw '?' or '/' in a password for the start of the options or the database, and an error
+        // would show a part of the password. The user's part, up to the last '@', is split off before the other parts
+        // are checked.
         let (user, after_user) = rest.rsplit_once('@').map_or((None, rest), |(user, rest)| (Some(user), rest));
         if user.is_some_and(|user| user.contains(['?', '/', '#', '[', ']', '@'])) {
             return Err(vec![ENCODE.to_owned()]);
@@ -38,7 +39,7 @@ impl Uri {
         }
         match ConnectionString::parse(text) {
             Ok(parsed) => Ok(Self { text: text.into(), hosts: describe_hosts(&parsed.host_info) }),
-            // Hosts and options alone are valid, so the problem is in the user's part.
+            // Hosts and options alone are valid: the problem is in the user's part.
             Err(_) => Err(vec![ENCODE.to_owned()]),
         }
     }
@@ -68,7 +69,7 @@ impl fmt::Debug for Uri {
 
 const ENCODE: &str = "in a user name or password, percent-encode @ : / ? # [ ] and %";
 
-/// Advice for an option that only other drivers accept, or that would break the sync.
+/// Advice for an option that only other drivers accept, or that breaks the sync.
 fn advice(option: &str) -> Option<&'static str> {
     let (name, value) = option.split_once('=')?;
     Some(match (name.to_ascii_lowercase().as_str(), value) {
@@ -83,7 +84,7 @@ fn advice(option: &str) -> Option<&'static str> {
     })
 }
 
-/// Returns the problems of the options, one for each wrong option.
+/// Returns a problem for each wrong option.
 fn option_problems(scheme: &str, has_user: bool, options: &str) -> Vec<String> {
     let name = |option: &str| option.split_once('=').map_or(option, |(name, _)| name).to_owned();
     let mut problems = Vec::new();
@@ -94,7 +95,7 @@ fn option_problems(scheme: &str, has_user: bool, options: &str) -> Vec<String> {
             None => kept.push(option),
         }
     }
-    // The driver stops at its first error. The wrong option is the one whose removal makes the error disappear or change.
+    // The driver stops at the first error. An option is wrong if the error disappears or changes without the option.
     let refusal = |kept: &[&str]| {
         let user = if has_user { "user:password@" } else { "" };
         ConnectionString::parse(format!("{scheme}://{user}host/?{}", kept.join("&"))).err().map(|error| message(&error))

@@ -27,7 +27,8 @@ impl Guard {
         let Some(token) = &self.token else { return true };
         let brought = text(headers, &AUTHORIZATION).and_then(token_of).unwrap_or_default();
         let expected = token.expose_secret();
-        // Compares all bytes even after a difference, so that the duration does not reveal how much of a guess is right.
+        // Compares all bytes even after a difference, so that the duration does not reveal how much of a guess is
+        // right.
         brought.len() == expected.len()
             && brought.bytes().zip(expected.bytes()).fold(0, |all, (a, b)| all | (a ^ b)) == 0
     }
@@ -65,8 +66,8 @@ fn token_of(header: &str) -> Option<String> {
     Some(password.to_owned())
 }
 
-/// True if a browser sends the request for a page of another site. Other clients do not send the headers `Sec-Fetch-Site`
-/// and `Origin`, and pass.
+/// True if a browser sends the request for a page of another site. Other clients do not send the headers
+/// `Sec-Fetch-Site` and `Origin`, and pass.
 fn is_of_another_site(headers: &HeaderMap) -> bool {
     let site = text(headers, &HeaderName::from_static("sec-fetch-site"));
     let is_cross = site.is_some_and(|site| site != "same-origin" && site != "none");

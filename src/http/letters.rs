@@ -31,7 +31,7 @@ pub(super) async fn attend(
         "drop" => LetterAction::Drop,
         other => return error(&mut HttpResponse::NotFound(), &format!("{other:?} is neither retry nor drop")),
     };
-    // A malformed body is an error: taken for an empty one, it would select all dead letters.
+    // A malformed body is an error. An empty body would select all dead letters.
     let selection = match body.is_empty() {
         true => Ok(Chosen::default()),
         false => serde_json::from_slice::<Chosen>(&body),

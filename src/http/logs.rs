@@ -14,9 +14,9 @@ use crate::observe::logs::streams::News;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Query {
-    /// Name of the actor; without it, lines of all actors.
+    /// Name of an actor [default: all actors].
     actor: Option<String>,
-    /// Least level of the lines; without it, `trace`.
+    /// Least level of the lines [default: `trace`].
     level: Option<String>,
     /// True for an endless answer that continues with new lines.
     #[serde(default)]
@@ -49,7 +49,7 @@ pub(super) async fn read(selection: web::Query<Query>, sources: web::Data<Source
     response.streaming(lines)
 }
 
-/// One JSON object per log line, preceded by `{"missed": N}` if N lines were dropped before the caller read them.
+/// A JSON object per log line. `{"missed": N}` comes first if the caller was too slow for N lines.
 fn render(news: &News, level: Level) -> Bytes {
     let mut text = String::new();
     if news.missed > 0 {
@@ -67,11 +67,11 @@ pub(super) async fn actors(sources: web::Data<Sources>) -> HttpResponse {
     HttpResponse::Ok().json(sources.logs.streams.actors())
 }
 
-/// A new least level for one actor or for all.
+/// A new least level for an actor, or for all actors.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LevelChange {
-    /// Name of the actor; without it, the level applies to all actors.
+    /// Name of an actor [default: all actors].
     actor: Option<String>,
     level: String,
 }

@@ -2,11 +2,11 @@
 //!
 //! - [`guard`]: access control
 //! - [`page`]: the dashboard
-//! - [`spokes`]: commands for one spoke; [`letters`]: dead letters
+//! - [`spokes`]: commands for a spoke; [`letters`]: dead letters
 //! - [`logs`]: the actors' log streams; [`verify`]: verifications
 //!
-//! GET requests read the status board and the log streams, and never wait for a MongoDB server. Commands are messages to the
-//! coordinator; only log levels change directly.
+//! GET requests read the status board and the log streams, and never wait for a MongoDB server. Commands are messages
+//! to the coordinator; only log levels change directly.
 
 mod guard;
 mod letters;
@@ -48,7 +48,8 @@ pub(crate) fn start(
 ) -> std::io::Result<Server> {
     let sources = Sources { board, coordinator, logs };
     let guard = guard::Guard::new(http.token.clone());
-    // `/healthz` and `/readyz` need no token, so that orchestrators can probe them. All other paths do.
+    // `/healthz` and `/readyz` need no token, because orchestrators probe without credentials. All other paths need the
+    // token.
     let app = move || {
         let api = web::scope("/api/v1")
             .route("/status", web::get().to(status))
@@ -111,7 +112,7 @@ async fn unknown(request: HttpRequest) -> HttpResponse {
     error(&mut HttpResponse::NotFound(), &format!("there is no {}", request.path()))
 }
 
-/// Turns the coordinator's reply about one spoke into an HTTP answer: 202, 404, 409, or 503 during a shutdown.
+/// Turns the coordinator's reply about a spoke into an HTTP answer: 202, 404, 409, or 503 during a shutdown.
 fn answer(zone: &str, sent: Result<Result<(), Refused>, MailboxError>) -> HttpResponse {
     match sent {
         Ok(Ok(())) => HttpResponse::Accepted().json(serde_json::json!({ "status": "accepted" })),
@@ -121,7 +122,7 @@ fn answer(zone: &str, sent: Result<Result<(), Refused>, MailboxError>) -> HttpRe
     }
 }
 
-/// An error answer, in the format that all paths share.
+/// An error answer, in the same format for all paths.
 fn error(response: &mut actix_web::HttpResponseBuilder, message: &str) -> HttpResponse {
     response.json(serde_json::json!({ "error": message }))
 }

@@ -8,7 +8,7 @@ use crate::actors::verification::Verify;
 use crate::verify::scope::ScopeRequest;
 
 pub(super) async fn begin(body: web::Bytes, sources: web::Data<Sources>) -> HttpResponse {
-    // A malformed body is an error: taken for an empty one, it would select everything.
+    // A malformed body is an error. An empty body would select everything.
     let wanted = match body.is_empty() {
         true => Ok(ScopeRequest::default()),
         false => serde_json::from_slice::<ScopeRequest>(&body),

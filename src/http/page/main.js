@@ -1,4 +1,5 @@
-// Polls status and history of the process and shows both, or a notice without an answer. Opens the panels that the address names.
+// Polls status and history of the process and shows both, or a notice without an answer. Opens the panels that the
+// address names.
 
 import { getJson, Refusal } from "./api.js";
 import { closeDetails, openDetails, openZone, prepareDetails, showDetails, showLetters } from "./details.js";

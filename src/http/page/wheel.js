@@ -1,5 +1,6 @@
 // The wheel: the hub in the middle, one ray per spoke, each with a line up to the hub and a line down from the hub.
-// Thickness shows the rate; colour and dashes show state and lag. The layout uses real pixels, so that text keeps its size.
+// Thickness shows the rate; colour and dashes show state and lag. The layout uses real pixels, so that text keeps its
+// size.
 
 import { byId, el, setAttributes, setText, svg } from "./dom.js";
 import { formatDuration, formatRate, formatSpan } from "./format.js";
