@@ -1,11 +1,11 @@
-# A small image that runs spokesync as a user without rights.
+# A small image that runs spokesync as an unprivileged user.
 #
 #   docker build -t spokesync .
 #   docker run -v $PWD/spokes.toml:/etc/spokesync/spokes.toml:ro spokesync
 #   docker run -e ZONENAME=DFW -e WATCHZONES=HOU -e CONSTREDGE=mongodb://… -e CONSTRFAR=mongodb://… spokesync
 #
-# Where no registry can be reached, give base images of your own: BUILDER needs Rust, a C compiler and make, and RUNTIME
-# the C library that BUILDER has.
+# Without access to a registry, pass other base images as build arguments: BUILDER needs Rust, a C compiler and make;
+# RUNTIME needs the same C library as BUILDER.
 
 ARG BUILDER=docker.io/library/rust:1-bookworm
 ARG RUNTIME=docker.io/library/debian:bookworm-slim
@@ -15,7 +15,7 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock rustfmt.toml ./
 COPY src src
 COPY testbed testbed
-# These are named in Cargo.toml, and so must be there; they are not built.
+# Cargo.toml names the following targets, so cargo needs the files although the build skips them.
 COPY tests/it/main.rs tests/it/main.rs
 COPY benches benches
 COPY examples examples

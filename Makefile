@@ -1,8 +1,8 @@
-# make demo    a hub and three spokes on this machine, with traffic, until Ctrl-C
-# make test    all tests, against real servers
-# make check   format, lints, licences
-# make soak    a random programme of faults, for as long as asked
-# make bench   speed and cost against what the same servers do by themselves
+# make demo    run a hub and three spokes on this machine, with traffic, until Ctrl-C
+# make test    run all tests, against real servers
+# make check   check format, lints and licences
+# make soak    inject random faults for MINUTES (default 10)
+# make bench   measure speed and cost, compared with the same servers alone
 
 demo test bench soak: export MONGOD = $(shell ./scripts/get-mongod)
 CARGO ?= cargo
@@ -13,7 +13,7 @@ demo: mongod
 	$(CARGO) build --release --locked --bin spokesync --example demo --example vehicles
 	exec ./target/release/examples/demo
 
-# Most tests wait for servers most of the time, and so more of them run at once than there are cores.
+# Tests spend most of their time waiting for servers, so four run at the same time, whatever the number of cores.
 test: export CHROMEDRIVER = $(shell ./scripts/get-chromedriver)
 test: mongod
 	@test -n "$(CHROMEDRIVER)"
@@ -24,12 +24,12 @@ check:
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	./scripts/check-licences
 
-# As long as asked: make soak MINUTES=60; SOAK_SEED=… repeats one.
+# make soak MINUTES=60 runs for an hour; SOAK_SEED=… repeats the faults of an earlier run.
 MINUTES ?= 10
 soak: mongod
 	SOAK_MINUTES=$(MINUTES) $(CARGO) test --locked --test it -- soak --nocapture
 
-# Everything, or only some parts: make bench ONLY=latency,inserts
+# make bench ONLY=latency,inserts runs only the named parts.
 ONLY ?= $(BENCH_ONLY)
 bench: mongod
 	BENCH_ONLY=$(ONLY) $(CARGO) bench --locked --bench end_to_end

@@ -1,4 +1,4 @@
-//! Runs the one change stream of the hub.
+//! Runs the hub's change stream, which all spokes share.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::link::hub::fanout::{self, Fanout};
 use crate::mongo::server::Endpoint;
 use crate::observe::status::Cell;
 
-/// Runs the fan-out's loop once. The coordinator replaces it when the loop ends.
+/// Runs the fan-out's loop once. The coordinator replaces the actor when the loop ends.
 pub(super) struct HubFanout {
     pub(super) fanout: Arc<Fanout>,
     pub(super) hub: Arc<Endpoint>,

@@ -1,4 +1,4 @@
-//! Who runs which loop, and what happens when it ends.
+//! The actors: an actor runs a loop, or supervises other actors and restarts their loops.
 //!
 //! ```text
 //! Coordinator ─┬─ HubFanout                  one change stream of the hub, the spokes' inboxes
@@ -6,16 +6,19 @@
 //!                                       └─ SpokeWriter   downlink
 //! ```
 //!
-//! A parent supervises: a child whose loop ends is replaced by a new value with a new generation, after a delay. What an
-//! older generation still says is ignored. Actors only start and stop loops and pass messages; they await nothing, so they
-//! always answer. No data passes through a mailbox, which actix does not bound (actix/actix#515).
+//! A parent supervises: when a child's loop ends, the parent waits for a delay and starts a new actor as the next
+//! generation. Messages of an older generation are ignored. Actors only start and stop loops and pass messages.
+//! Handlers await nothing, so every actor answers immediately. Data never passes through a mailbox, because actix does
+//! not bound mailboxes (actix/actix#515).
 
 pub(crate) mod coordinator;
-pub(crate) mod hub_fanout;
+pub(crate) mod handles;
+mod hub_fanout;
 mod restarts;
 pub(crate) mod spoke;
 mod spoke_reader;
 mod spoke_writer;
+pub(crate) mod verification;
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -30,24 +33,24 @@ use crate::link::Stopped;
 use crate::mongo::error::{Error, Failure};
 use crate::observe::pulse::Pulse;
 
-/// A loop that is silent for so long is given up. Longer than any one call may take.
+/// A loop without a sign of life for 120 s is abandoned. No single call may take as long.
 const SILENCE: Duration = Duration::from_secs(120);
 
-/// How a child's loop ended.
+/// The end of a child's loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It was told to.
+    /// Stopped on request.
     Stopped,
-    /// By this error.
+    /// Failed; the text describes the error.
     Failed(Failure, String),
-    /// It panicked, with this message.
+    /// Panicked, with the panic's message.
     Panicked(String),
-    /// Nothing was heard of it for so long.
+    /// Gave no sign of life for the given time.
     NoProgress(Duration),
 }
 
 impl Outcome {
-    /// Why it ended, for the log and the status.
+    /// Describes the reason for the log and the status.
     pub(crate) fn reason(&self) -> Cow<'_, str> {
         match self {
             Self::Stopped => "stopped".into(),
@@ -57,8 +60,8 @@ impl Outcome {
     }
 }
 
-/// Starts an actor inside a span, so that every line that it logs carries the span. `on_panic` is called if a handler of it
-/// panics.
+/// Starts an actor inside a span, which every log line of the actor then carries. `on_panic` runs if one of the actor's
+/// handlers panics.
 fn spawn<A: Actor<Context = Context<A>>>(span: Span, actor: A, on_panic: impl FnOnce(String) + 'static) -> Addr<A> {
     let context = Context::new();
     let address = context.address();
@@ -73,8 +76,9 @@ fn spawn<A: Actor<Context = Context<A>>>(span: Span, actor: A, on_panic: impl Fn
     address
 }
 
-/// Runs a loop on the thread pool for as long as its actor lives, and says how it ended. A panic ends the loop alone; and so
-/// does silence: every await of a loop has a limit, and where that fails all the same, the loop is given up.
+/// Runs a loop on the thread pool, and passes the outcome to `report`. The loop ends with its actor at the latest.
+///
+/// A panic ends the loop, not the process. Every await in a loop has a time limit; [`SILENCE`] is the last resort.
 fn run_loop<A, F>(
     actor: &A,
     context: &mut Context<A>,
@@ -86,6 +90,7 @@ fn run_loop<A, F>(
     F: Future<Output = Result<Stopped, Error>> + Send + 'static,
 {
     pulse.beat();
+    // The work, or the end of its signs of life: the first of both is the outcome.
     let watched = async move {
         tokio::select! {
             ended = work => Ok(ended),
@@ -118,7 +123,7 @@ mod tests {
     use super::*;
     use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-    /// An actor that runs one loop, and tells how it ended.
+    /// An actor that runs one loop and sends the outcome.
     struct Runner<F> {
         work: Option<F>,
         pulse: Arc<Pulse>,

@@ -1,4 +1,4 @@
-//! When a child that ended is started again.
+//! Decides when a child that has ended starts again: after a growing delay, or as halted once a minute.
 
 use std::time::{Duration, Instant};
 
@@ -7,34 +7,35 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use super::Outcome;
 use crate::mongo::error::Failure;
 
-/// The first delay; each is twice the one before.
+/// The first delay. Each further delay is twice as long as the one before.
 const FIRST: Duration = Duration::from_millis(100);
 
-/// No delay is longer, but for jitter.
+/// The longest delay, without jitter. Jitter adds at most the delay once more.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// A child that ran for so long was well: the next delay is the first one again, and the budget is full.
+/// A child that ran for 60 s counts as healthy: delay and failure count start again from the beginning.
 const HEALTHY: Duration = Duration::from_secs(60);
 
-/// So many failures without a healthy period, of servers that do answer, are a storm. With the delays between them that takes
-/// some five minutes.
+/// Failures without a healthy period before a child halts; an unreachable server does not count. With the delays in
+/// between, 15 failures take about five minutes.
 const BUDGET: u32 = 15;
 
-/// A child that cannot work before somebody changes something is tried all the same, as the change may not be told to us.
+/// Delay of a halted child. Only a change by a person helps, but spokesync may not learn of the change, so it keeps
+/// trying.
 const HALTED: Duration = Duration::from_secs(60);
 
-/// What to do about a child that ended.
+/// The supervisor's next step after a child has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// It was told to stop.
+    /// The child stopped on request.
     Nothing,
-    /// It is started again after this delay.
+    /// Start the child again after the delay.
     After(Duration),
-    /// It cannot work, for this reason; it is tried again after this long delay.
+    /// Show the child as halted, with the reason, and start it again after the delay.
     Halt(String, Duration),
 }
 
-/// The restarts of one child.
+/// The restart history of one child.
 #[derive(Debug)]
 pub(super) struct Restarts {
     delays: ExponentialBackoff,
@@ -49,17 +50,17 @@ impl Default for Restarts {
 }
 
 impl Restarts {
-    /// The child starts now.
+    /// Records a start of the child.
     pub(super) fn start(&mut self, now: Instant) {
         self.started = now;
     }
 
-    /// Somebody wants it to be tried as if it had never failed.
+    /// Forgets all failures, after an operator's command or a reload.
     pub(super) fn forget(&mut self) {
         *self = Self::default();
     }
 
-    /// The child ended now.
+    /// Records the end of the child, and returns the next step.
     pub(super) fn end(&mut self, outcome: &Outcome, now: Instant) -> Next {
         if now.duration_since(self.started) >= HEALTHY {
             self.forget();
@@ -67,7 +68,7 @@ impl Restarts {
         match outcome {
             Outcome::Stopped => return Next::Nothing,
             Outcome::Failed(Failure::Fatal, reason) => return Next::Halt(reason.clone(), HALTED),
-            // That ends by itself when the server is back, however long it takes.
+            // An outage ends without help from a person as soon as the server is back, so it never halts a child.
             Outcome::Failed(Failure::Unreachable, _) => {}
             _ => self.failures += 1,
         }

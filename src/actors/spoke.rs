@@ -1,4 +1,4 @@
-//! One spoke: supervises its reader and its writer.
+//! Supervises the two loops of one spoke: the reader (uplink) and the writer (downlink).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,55 +15,53 @@ use crate::link;
 use crate::observe::status::State;
 use crate::rules::names::Direction;
 
-/// How often progress is logged, and a short time to loss warned of.
+/// Interval of the progress lines in the log, and of the warning about a short time to loss.
 const PROGRESS: Duration = Duration::from_secs(60);
 
-/// Sent by the reader and the writer when their loop ended.
+/// Sent by the reader or the writer when its loop has ended.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct ChildExited {
-    /// Which one, by its link.
     pub(crate) link: Direction,
-    /// Which of its generations.
     pub(crate) generation: u64,
-    /// How.
     pub(crate) outcome: Outcome,
 }
 
-/// Sent to the reader and the writer: finish the batch under way, and end.
+/// Sent by a parent to the reader, the writer or the fan-out: finish the work under way, and stop.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct StopChild;
 
-/// Sent by the coordinator: stop the children, and end.
+/// Sent by the coordinator: stop the children, then the spoke.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Stop;
 
-/// Sent by the coordinator when the configuration was read again: what halted may have been mended.
+/// Sent by the coordinator after a reload of the configuration: start halted links without further delay, as the reason
+/// may be gone.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Retry;
 
-/// What an operator can have done about a spoke.
+/// An operator's command for one spoke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Finish what is under way, and do nothing until it is resumed.
+    /// Finish the batches under way, and stop both links until a resume.
     Pause,
-    /// Go on.
+    /// Start the links of a paused spoke.
     Resume,
-    /// Begin anew from the checkpoints, at once, whatever failed before.
+    /// Start both links again from their checkpoints, without waiting for a delay after failures.
     Restart,
-    /// Compare everything with the hub, and bring what differs.
+    /// Compare all documents of the spoke with the hub's, and apply the differences.
     Resync,
 }
 
-/// Sent by the coordinator for an operator. Refused, with the reason, where it makes no sense.
+/// Sent by the coordinator for an operator. The error is the reason for a refusal.
 #[derive(Message)]
 #[rtype(result = "Result<(), String>")]
 pub(crate) struct Act(pub(crate) Action);
 
-/// Supervises the two loops of one spoke.
+/// The supervisor of one spoke.
 pub(crate) struct Spoke {
     spoke: Arc<link::Spoke>,
     parent: Recipient<Gone>,
@@ -73,19 +71,19 @@ pub(crate) struct Spoke {
     stopping: bool,
 }
 
-/// A child, or the wait for its next generation.
+/// A child's running generation, or the delay before the next one.
 #[derive(Default)]
 struct Supervised {
     generation: u64,
     running: Option<Recipient<StopChild>>,
     waiting: Option<SpawnHandle>,
-    /// It was told to end, so that its next generation can begin.
+    /// True while the running generation stops to make room for the next one.
     renewing: bool,
     restarts: Restarts,
 }
 
 impl Spoke {
-    /// A spoke that tells `parent` when it is gone.
+    /// Creates a supervisor that sends [`Gone`] to `parent` as its last act.
     pub(crate) fn new(spoke: Arc<link::Spoke>, parent: Recipient<Gone>) -> Self {
         let (reader, writer) = (Supervised::default(), Supervised::default());
         Self { spoke, parent, reader, writer, paused: false, stopping: false }
@@ -121,7 +119,7 @@ impl Spoke {
         self.child(link).running = Some(running);
     }
 
-    /// Ends this generation of both children, for a next one that is not held back by what failed before.
+    /// Replaces both children by their next generation, and forgets their failures.
     fn renew(&mut self, context: &mut Context<Self>) {
         for link in Direction::BOTH {
             let child = self.child(link);
@@ -143,7 +141,11 @@ impl Spoke {
             tracing::info!(link = link.as_str(), applied, lag_s, "progress");
             if let Some(time) = self.spoke.status.time_to_loss(link).filter(|time| time.is_short) {
                 let seconds = time.seconds;
-                tracing::warn!(link = link.as_str(), seconds, "the checkpoint will soon have left the source's oplog");
+                tracing::warn!(
+                    link = link.as_str(),
+                    seconds,
+                    "the checkpoint will soon fall out of the source's oplog"
+                );
             }
         }
     }
@@ -196,6 +198,7 @@ impl Handler<ChildExited> for Spoke {
         if generation != child.generation || child.running.take().is_none() {
             return;
         }
+        // Stopping, pausing and renewing come before the restart rules: the loop ended on request.
         let renewing = std::mem::take(&mut child.renewing);
         let next = child.restarts.end(&outcome, Instant::now());
         let cell = self.spoke.status.link(link);
@@ -208,18 +211,19 @@ impl Handler<ChildExited> for Spoke {
         if renewing {
             return self.start(link, context);
         }
+        // Otherwise the loop failed, and starts again after a delay.
         let name = link.as_str();
         let error = outcome.reason();
         let (state, delay) = match next {
-            // It ended without having been told to: the spoke is no longer in the configuration that the hub's stream is
-            // routed by, and will be stopped.
+            // The loop stopped without a request: the hub's routes no longer contain the spoke, and the coordinator is
+            // about to stop it.
             Next::Nothing => return,
             Next::After(delay) => {
                 tracing::warn!(link = name, generation, %error, ?delay, "link failed, starting again");
                 (State::Backoff, delay)
             }
             Next::Halt(error, delay) => {
-                tracing::error!(link = name, generation, error, ?delay, "link cannot work");
+                tracing::error!(link = name, generation, error, ?delay, "link halted");
                 (State::Halted, delay)
             }
         };
@@ -240,11 +244,12 @@ impl Handler<Act> for Spoke {
     type Result = Result<(), String>;
 
     fn handle(&mut self, Act(action): Act, context: &mut Self::Context) -> Self::Result {
+        // Refuse a command that the present state does not allow.
         match (action, self.paused) {
-            (Action::Pause, true) => return Err("it is paused already".to_owned()),
-            (Action::Resume, false) => return Err("it is not paused".to_owned()),
-            (Action::Restart | Action::Resync, true) => return Err("it is paused: resume it first".to_owned()),
-            (_, _) if self.stopping => return Err("it is being stopped".to_owned()),
+            (Action::Pause, true) => return Err("paused already".to_owned()),
+            (Action::Resume, false) => return Err("not paused".to_owned()),
+            (Action::Restart | Action::Resync, true) => return Err("paused, resume first".to_owned()),
+            (_, _) if self.stopping => return Err("stopping".to_owned()),
             _ => {}
         }
         tracing::info!(?action, "told by an operator");

@@ -10,7 +10,7 @@ use super::spoke::{ChildExited, StopChild};
 use crate::link;
 use crate::rules::names::Direction;
 
-/// Runs the uplink's loop once. Its parent replaces it when the loop ends.
+/// Runs the uplink's loop once. The spoke replaces the actor when the loop ends.
 pub(super) struct SpokeReader {
     pub(super) spoke: Arc<link::Spoke>,
     pub(super) generation: u64,

@@ -10,7 +10,7 @@ use super::spoke::{ChildExited, StopChild};
 use crate::link;
 use crate::rules::names::Direction;
 
-/// Runs the downlink's loop once. Its parent replaces it when the loop ends.
+/// Runs the downlink's loop once. The spoke replaces the actor when the loop ends.
 pub(super) struct SpokeWriter {
     pub(super) spoke: Arc<link::Spoke>,
     pub(super) generation: u64,
@@ -31,7 +31,7 @@ impl Actor for SpokeWriter {
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
-        // Nobody empties the inbox any more.
+        // Without a writer nothing empties the inbox.
         self.spoke.fanout.detach(&self.spoke.zone);
     }
 }

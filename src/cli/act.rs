@@ -1,4 +1,4 @@
-//! `spokesync pause|resume|restart|resync ZONE`: acts on one spoke of the running process.
+//! `spokesync pause|resume|restart|resync ZONE`: sends a command for one spoke to the running process.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::client::{Client, encode};
 use super::progress::Progress;
 use crate::config::Config;
 
-/// How often it is asked how far a resync is.
+/// Interval of the requests for the progress of a resync.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) fn run(config: &Config, action: &str, zone: &str) -> Result<()> {
@@ -18,7 +18,7 @@ pub(super) fn run(config: &Config, action: &str, zone: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits until both links of a spoke have compared everything.
+/// Waits until both links of a spoke have finished a resync.
 pub(super) fn wait_for_resync(config: &Config, zone: &str) -> Result<()> {
     let client = Client::of(config);
     let mut progress = Progress::new();
@@ -32,7 +32,7 @@ pub(super) fn wait_for_resync(config: &Config, zone: &str) -> Result<()> {
         let links = ["uplink", "downlink"].map(|name| (name, &spoke[name]));
         if links.iter().all(|(_, link)| link["comparing"] == false) {
             progress.end();
-            println!("spoke {zone}: everything is compared");
+            println!("spoke {zone}: resync finished");
             return Ok(());
         }
         for (name, link) in links {
@@ -44,7 +44,7 @@ pub(super) fn wait_for_resync(config: &Config, zone: &str) -> Result<()> {
     }
 }
 
-/// What a link copies, in words, and how far it is.
+/// Describes the copy under way on a link: zone and collection, documents done, estimated total.
 pub(super) fn copying(spoke: &str, link: &str, copying: &Value) -> Option<(String, u64, Option<u64>)> {
     let (ns, zone) = (copying["ns"].as_str()?, copying["zone"].as_str()?);
     Some((

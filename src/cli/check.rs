@@ -1,4 +1,4 @@
-//! `spokesync check`: examines every server, and prints the results with advice for the operator.
+//! `spokesync check`: checks the configuration and every server, and prints findings with advice.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +12,13 @@ use crate::mongo::server::{Endpoint, Server, first_batch};
 use crate::mongo::{metadata, oplog, tail};
 use crate::rules::names::Namespace;
 
-/// Oplog window below which the check warns. After an outage longer than the window, a link has to reconcile.
+/// A shorter oplog window causes a warning: an outage of a few hours would exceed the window.
 const SHORT_WINDOW: Duration = Duration::from_secs(6 * 3_600);
 
-/// Most connections of a check to one server.
+/// Connections to each server.
 const CONNECTIONS: u32 = 4;
 
+/// Weight of a finding; only `Wrong` makes the command fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Well,
@@ -25,7 +26,7 @@ enum Verdict {
     Wrong,
 }
 
-/// A line of the output.
+/// One line of the output.
 struct Finding {
     verdict: Verdict,
     text: String,
@@ -87,7 +88,7 @@ async fn look(endpoint: &Endpoint) -> Vec<Finding> {
     let mut findings = vec![Finding::well(format!("a replica set of MongoDB {major}.{minor} at {}", endpoint.hosts()))];
     findings.push(match tail::present_position(&server).await {
         Ok(_) => Finding::well("its change stream can be read"),
-        Err(error) => Finding::wrong(format!("{}; it needs find and changeStream on the collections", reason(&error))),
+        Err(error) => Finding::wrong(format!("{}; grant find and changeStream on the collections", reason(&error))),
     });
     // The privileges: writes to the metadata database, and `killSessions`, here for a session that no server knows.
     let writes = async {
@@ -118,7 +119,7 @@ async fn oplog(server: &Server) -> Finding {
             let seconds = window.latest.time.saturating_sub(window.earliest.time);
             let text = format!("its oplog goes back {:.1} hours", f64::from(seconds) / 3_600.0);
             match Duration::from_secs(seconds.into()) < SHORT_WINDOW {
-                true => Finding::warning(format!("{text}: make it cover the longest outage that you expect")),
+                true => Finding::warning(format!("{text}: size it for the longest outage that must be survived")),
                 false => Finding::well(text),
             }
         }
@@ -151,7 +152,8 @@ fn of_indexes(namespace: &Namespace, indexes: &[&Document], partition_key: &str)
             findings.push(Finding::warning(text));
         }
         if index.get_bool("unique").unwrap_or(false) {
-            let text = format!("{namespace}: {} is unique: what breaks it becomes a dead letter", named(index));
+            let text =
+                format!("{namespace}: {} is unique: a document that violates it becomes a dead letter", named(index));
             findings.push(Finding::warning(text));
         }
     }
@@ -169,7 +171,7 @@ fn of_indexes(namespace: &Namespace, indexes: &[&Document], partition_key: &str)
 
 fn reason(error: &Error) -> String {
     let text = error.to_string();
-    // The line of the output names the server already.
+    // The text starts with the server's name, which the output line shows already.
     text.split_once(": ").map_or(text.clone(), |(_, rest)| rest.to_owned())
 }
 

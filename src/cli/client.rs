@@ -1,4 +1,4 @@
-//! Asks the running process, at the address that the configuration gives.
+//! Sends requests to the running process, at the address in the configuration.
 
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
@@ -9,10 +9,9 @@ use serde_json::Value;
 
 use crate::config::Config;
 
-/// How long the process may take to answer. It answers from memory.
+/// Time limit of a request. The process answers from memory.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The running process.
 pub(super) struct Client {
     agent: ureq::Agent,
     address: String,
@@ -22,7 +21,7 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn of(config: &Config) -> Self {
         let mut listen = config.http.listen;
-        // Where it listens on every address, this machine's own is one of them.
+        // A process that listens on all addresses also listens on the loopback address.
         if listen.ip().is_unspecified() {
             listen.set_ip(if listen.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
         }
@@ -30,28 +29,28 @@ impl Client {
         Self { agent: settings.build().new_agent(), address: listen.to_string(), token: config.http.token.clone() }
     }
 
-    /// What it answers to a question.
+    /// Sends a GET request, and returns the answer's JSON.
     ///
     /// # Errors
-    /// If nothing answers there, or it says no.
+    /// If the process does not answer or refuses.
     pub(super) fn get(&self, path: &str) -> Result<Value> {
         let request = self.agent.get(self.uri(path)).header("authorization", self.authorization());
         self.read(request.call())
     }
 
-    /// What it answers when it is told to do something.
+    /// Sends a POST request, and returns the answer's JSON.
     ///
     /// # Errors
-    /// If nothing answers there, or it says no.
+    /// If the process does not answer or refuses.
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value> {
         let request = self.agent.post(self.uri(path)).header("authorization", self.authorization());
         self.read(request.send_json(body))
     }
 
-    /// What it answers line by line; for as long as it goes on if that is wanted.
+    /// Sends a GET request, and returns the answer line by line; an endless answer has no time limit.
     ///
     /// # Errors
-    /// If nothing answers there, or it says no.
+    /// If the process does not answer or refuses.
     pub(super) fn lines(&self, path: &str, endless: bool) -> Result<impl BufRead + use<>> {
         let request = self.agent.get(self.uri(path)).header("authorization", self.authorization());
         let limit = (!endless).then_some(LIMIT);
@@ -89,7 +88,7 @@ impl Client {
     }
 }
 
-/// A part of a path.
+/// Percent-encodes one part of a path.
 pub(super) fn encode(part: &str) -> String {
     let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let one = |byte: u8| if keep(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };

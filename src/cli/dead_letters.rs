@@ -1,4 +1,4 @@
-//! `spokesync dead-letters`: what the destinations refused, and what to do with it.
+//! `spokesync dead-letters`: lists, retries and drops the changes that destinations refused.
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -11,23 +11,23 @@ use crate::config::Config;
 
 #[derive(Subcommand)]
 pub(super) enum LetterCommand {
-    /// Show them.
+    /// List the dead letters of all spokes.
     List {
-        /// As the process tells it.
+        /// Print the process's answer as JSON instead of a table.
         #[arg(long)]
         json: bool,
     },
-    /// Read the documents anew where they come from, and apply them.
+    /// Read the refused documents at their source again, and apply their present version.
     Retry(Chosen),
-    /// Forget what was refused; later changes of the documents flow again.
+    /// Discard dead letters. The destination keeps its version, and later changes of the documents flow again.
     Drop(Chosen),
 }
 
 #[derive(clap::Args)]
 pub(super) struct Chosen {
-    /// The spoke's zone.
+    /// Zone of the spoke.
     zone: String,
-    /// A document's `_id` as JSON, as `list` shows it; may be given more than once [default: all of the spoke].
+    /// `_id` of one document, as JSON as in `list`; repeatable [default: all dead letters of the spoke].
     #[arg(long = "id", value_name = "JSON")]
     ids: Vec<String>,
 }
@@ -63,11 +63,11 @@ fn list(letters: &Value, json: bool) {
 }
 
 fn tell(client: &Client, wanted: &str, selection: &Chosen) -> Result<()> {
-    // What is no JSON is meant as a text.
+    // An argument that is not JSON counts as a string.
     let ids = selection.ids.iter().map(|id| serde_json::from_str(id).unwrap_or_else(|_| json!(id)));
     let ids: Vec<Value> = ids.collect();
     let body = if ids.is_empty() { json!({}) } else { json!({ "ids": ids }) };
     client.post(&format!("/api/v1/spokes/{}/dead-letters/{wanted}", encode(&selection.zone)), &body)?;
-    println!("accepted: `spokesync dead-letters list` shows what is left");
+    println!("accepted: `spokesync dead-letters list` shows the remaining dead letters");
     Ok(())
 }

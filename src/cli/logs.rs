@@ -1,4 +1,4 @@
-//! `spokesync logs`: an actor's log stream, from the running process.
+//! `spokesync logs`: prints an actor's log from the running process.
 
 use std::io::BufRead;
 
@@ -10,12 +10,12 @@ use crate::config::Config;
 
 #[derive(clap::Args)]
 pub(super) struct Options {
-    /// Whose: coordinator, hub/fanout, DFW/spoke, DFW/reader, DFW/writer, … [default: everybody's].
+    /// Actor: coordinator, hub/fanout, DFW/spoke, DFW/reader, DFW/writer, … [default: all actors].
     actor: Option<String>,
-    /// Go on with lines as they come.
+    /// Print new lines until Ctrl-C.
     #[arg(short, long)]
     follow: bool,
-    /// Leave out lines below this level: error, warn, info, debug, trace.
+    /// Least level: error, warn, info, debug or trace.
     #[arg(long, default_value = "trace")]
     level: String,
 }

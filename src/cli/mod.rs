@@ -1,4 +1,4 @@
-//! The command line: one file a command.
+//! The command line: arguments to command to exit code. Each command has a file.
 
 mod act;
 mod check;
@@ -19,16 +19,16 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::config::Config;
 use crate::config::environment::Variables;
 
-/// What a command ended with.
+/// The result of a command, as an exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// It did what it should.
+    /// 0: success.
     Done,
-    /// It failed.
+    /// 1: failure, or a verification without a result.
     Failed,
-    /// It was called wrongly, or its configuration is wrong.
+    /// 2: wrong arguments or configuration.
     Usage,
-    /// A verification found differences.
+    /// 3: a verification found differences.
     Different,
 }
 
@@ -43,7 +43,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Keeps edge MongoDB replica sets and a central one in step, each with the zones it needs.
+/// Keep edge MongoDB replica sets (spokes) and a central one (hub) in step, each spoke with its zones.
 #[derive(Parser)]
 #[command(version, about)]
 struct Arguments {
@@ -53,52 +53,76 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run everything, until SIGTERM or SIGINT. SIGHUP reads the configuration again.
+    /// Run the sync until SIGTERM or SIGINT.
+    ///
+    /// SIGHUP reads the configuration file again; a file with errors changes nothing. SIGTERM and SIGINT finish the
+    /// batches under way within 10 seconds. Exit code 0: all links stopped in time; 1: some did not; 2: the
+    /// configuration is wrong.
     Run(ConfigArgument),
-    /// Look at the configuration and at every server: what is well, and what is to be done.
+    /// Check the configuration and every server.
+    ///
+    /// Prints one line per finding: ok, warning or error, with advice. Exit code 0: no errors; 1: errors at a server;
+    /// 2: the configuration is wrong.
     Check(ConfigArgument),
-    /// Prove that hub and spokes hold the same documents, or list and mend what differs. Exit code 0: equal; 3: not; 1: it cannot be
-    /// told.
+    /// Verify that hub and spokes hold the same documents, byte by byte.
+    ///
+    /// Needs no running process and disturbs none. Lists the documents that differ; --repair mends them. An interrupted
+    /// verification resumes if the same command starts again within a day. Exit code 0: equal; 3: different; 1:
+    /// inconclusive, because a server is away, a zone is not copied yet, or changes are on their way and no process
+    /// carries them.
     Verify {
         #[command(flatten)]
         config: ConfigArgument,
         #[command(flatten)]
         arguments: verify::Arguments,
     },
-    /// Show hub and spokes, as the running process sees them.
+    /// Show the state of hub and spokes in the running process.
+    ///
+    /// The columns: state; lag and changes applied of both links; time until a checkpoint leaves its source's oplog;
+    /// number of dead letters.
     Status {
         #[command(flatten)]
         config: ConfigArgument,
         #[command(flatten)]
         options: status::Options,
     },
-    /// Show an actor's log.
+    /// Show the log of one actor, or of all actors.
+    ///
+    /// The running process keeps the newest 200 lines of each actor, at most 32 kB, and the same of all actors
+    /// together.
     Logs {
         #[command(flatten)]
         config: ConfigArgument,
         #[command(flatten)]
         options: logs::Options,
     },
-    /// Print a script that completes commands in a shell.
+    /// Print a completion script for a shell.
     Completions {
-        /// Which shell.
+        /// Name of the shell.
         shell: clap_complete::Shell,
     },
-    /// Stop a spoke's links, until they are resumed.
+    /// Pause both links of a spoke.
+    ///
+    /// The links finish the batches under way, and then wait for a resume. Changes stay in the oplogs meanwhile. A
+    /// pause ends with the process.
     Pause(ZoneArguments),
-    /// Let a paused spoke go on.
+    /// Resume both links of a paused spoke from their checkpoints.
     Resume(ZoneArguments),
-    /// Begin anew from the checkpoints, at once.
+    /// Restart both links of a spoke from their checkpoints.
+    ///
+    /// The links start immediately, without the delay that follows a failure.
     Restart(ZoneArguments),
-    /// Compare everything with the hub, and bring what differs.
+    /// Compare all documents of a spoke with the hub's, and apply the differences.
+    ///
+    /// The other spokes go on. A resync reads all documents of the spoke.
     Resync {
         #[command(flatten)]
         spoke: ZoneArguments,
-        /// Wait until it is done, and show how far it is.
+        /// Wait until the resync is finished, and show its progress.
         #[arg(long)]
         wait: bool,
     },
-    /// Show what was refused, and say what becomes of it.
+    /// List, retry or drop dead letters: changes that a destination refused.
     DeadLetters {
         #[command(flatten)]
         config: ConfigArgument,
@@ -111,19 +135,20 @@ enum Command {
 struct ZoneArguments {
     #[command(flatten)]
     config: ConfigArgument,
-    /// The spoke's zone.
+    /// Zone of the spoke.
     zone: String,
 }
 
 #[derive(clap::Args)]
 struct ConfigArgument {
-    /// The configuration [default: spokes.toml if there is one, else the environment].
+    /// Configuration file [default: spokes.toml if present, else the environment variables ZONENAME, WATCHZONES,
+    /// CONSTREDGE and CONSTRFAR].
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 }
 
 impl ConfigArgument {
-    /// Runs a command with the configuration; its error goes to standard error.
+    /// Runs a command with the configuration, and prints an error to standard error.
     fn with(&self, command: impl FnOnce(&Config) -> anyhow::Result<()>) -> Exit {
         match self.load().map(|config| command(&config)) {
             Ok(Ok(())) => Exit::Done,
@@ -135,7 +160,7 @@ impl ConfigArgument {
         }
     }
 
-    /// The configuration, or its problems on standard error.
+    /// Reads the configuration, or prints its problems to standard error.
     fn load(&self) -> Result<Config, Exit> {
         crate::config::load(self.config.as_deref(), &Variables::of_this_process()).map_err(|invalid| {
             eprintln!("{invalid}");
@@ -144,9 +169,9 @@ impl ConfigArgument {
     }
 }
 
-/// Does what the arguments say.
+/// Runs the command that the process's arguments name.
 pub fn main() -> Exit {
-    // clap ends the process itself where the arguments are wrong, with the same exit code as ours.
+    // Wrong arguments end the process inside clap, with exit code 2 as well.
     match Arguments::parse().command {
         Command::Run(config) => config.load().map_or_else(|exit| exit, |config| run::run(&config)),
         Command::Check(config) => config.load().map_or_else(|exit| exit, |config| check::run(&config)),

@@ -1,14 +1,13 @@
-//! Progress of long work: a bar on a terminal, a line now and then elsewhere.
+//! Progress of a long command on standard error: a bar on a terminal, else one line every 10 s.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// How often a line is written where there is no terminal.
+/// Interval of the progress lines without a terminal.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Shows how far something is, on standard error.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
     written: Instant,
@@ -24,7 +23,7 @@ impl Progress {
         Self { bar, written: Instant::now() }
     }
 
-    /// So many documents are done of what is named, of about so many.
+    /// Shows the documents done so far, and the estimated total, of the named work.
     pub(super) fn show(&mut self, what: &str, documents: u64, estimated: Option<u64>) {
         if let Some(bar) = &self.bar {
             bar.set_message(what.to_owned());
@@ -37,7 +36,7 @@ impl Progress {
         }
     }
 
-    /// It is over.
+    /// Removes the bar.
     pub(super) fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

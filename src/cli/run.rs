@@ -1,4 +1,4 @@
-//! `spokesync run`: everything, until it is told to stop.
+//! `spokesync run`: starts the actors and the HTTP interface, reloads on SIGHUP, and stops on SIGTERM or SIGINT.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,20 +10,21 @@ use tokio::sync::oneshot;
 
 use super::Exit;
 use super::watch::Watched;
-use crate::actors::coordinator::{Coordinator, Handles, Reload, Shutdown};
+use crate::actors::coordinator::{Coordinator, Reload, Shutdown};
+use crate::actors::handles::Handles;
 use crate::config::environment::Variables;
 use crate::config::{Config, Source};
 use crate::http;
 use crate::mongo::server::Endpoint;
 use crate::observe::logs::{self, Logs};
 
-/// How often the reference container's lines are looked for.
+/// Interval of the checks behind the reference container's "Ready" lines.
 const READY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs the process until SIGTERM or SIGINT.
 pub(super) fn run(config: &Config) -> Exit {
     let logs = logs::start(&config.log);
-    // Actors stay on this thread; loops and the driver run on the pool.
+    // Actors run on this thread; loops and the driver run on the thread pool.
     let runtime = || {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the operating system gives threads")
     };
@@ -42,6 +43,7 @@ async fn serve(config: &Config, logs: Logs) -> anyhow::Result<Exit> {
     let coordinator = Coordinator::start(handles.clone(), config.clone());
     let server = http::start(&config.http, handles.board.clone(), coordinator.clone(), logs)
         .with_context(|| format!("http.listen: cannot listen on {}", config.http.listen))?;
+    // From here on the process serves requests and signals.
     let http = server.handle();
     let serving = actix::spawn(server);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %config.http.listen, "spokesync");
@@ -51,42 +53,44 @@ async fn serve(config: &Config, logs: Logs) -> anyhow::Result<Exit> {
     while signals.next().await == Wish::Reload {
         reload(config, &handles, &coordinator);
     }
+    // The actors stop first: the HTTP interface shows their state to the end.
     let (done, left) = oneshot::channel();
     coordinator.do_send(Shutdown { done });
-    let left = left.await.context("the coordinator did not live to the end")?;
+    let left = left.await.context("the coordinator ended before the shutdown was complete")?;
     http.stop(false).await;
     drop(serving);
     if left.is_empty() {
         tracing::info!("stopped");
         Ok(Exit::Done)
     } else {
-        tracing::error!(left = left.join(", "), "stopped, but not everything in time");
+        tracing::error!(left = left.join(", "), "stopped, but some actors did not end in time");
         Ok(Exit::Failed)
     }
 }
 
-/// Reads the file again. What cannot be used changes nothing.
+/// Reads the configuration file again, and sends a valid configuration to the coordinator. An invalid file changes
+/// nothing.
 fn reload(config: &Config, handles: &Handles, coordinator: &Addr<Coordinator>) {
     let Source::File(file) = &config.source else {
-        tracing::warn!("there is no file that could be read again: the configuration is in the environment");
+        tracing::warn!("the configuration comes from the environment, so there is no file to read again");
         return;
     };
     let read = crate::config::load(Some(file), &Variables::of_this_process());
     handles.board.set_configuration_error(read.as_ref().err().map(ToString::to_string));
     match read {
         Ok(config) => coordinator.do_send(Reload(Box::new(config))),
-        Err(invalid) => tracing::error!(error = %invalid, "the configuration cannot be used, nothing is changed"),
+        Err(invalid) => tracing::error!(error = %invalid, "the configuration is invalid, keeping the former one"),
     }
 }
 
-/// What a signal asks for.
+/// The request behind a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {
     Stop,
     Reload,
 }
 
-/// SIGTERM and SIGINT; SIGHUP, and changes of the file if they count.
+/// Signals of the operating system, and with `reload_on_change` changes of the configuration file.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -97,7 +101,9 @@ struct Signals {
 impl Signals {
     fn listen(config: &Config) -> anyhow::Result<Self> {
         let file = match &config.source {
-            Source::File(file) if config.reload_on_change => Some(Watched::new(file).context("cannot watch the file")?),
+            Source::File(file) if config.reload_on_change => {
+                Some(Watched::new(file).context("cannot watch the configuration file")?)
+            }
             _ => None,
         };
         let listen = |kind| signal(kind).context("cannot listen for signals");
@@ -126,7 +132,8 @@ async fn changed(file: Option<&mut Watched>) {
     }
 }
 
-/// The lines of the reference container, which tools wait for.
+/// Prints the reference container's lines for deployment tools: "Ready Far" when the hub answers, "Ready Edge" when the
+/// spoke answers, "Ready..." when all links are streaming.
 async fn say_ready(handles: Handles) {
     let reached = |endpoint: Arc<Endpoint>, line: &'static str| async move {
         while endpoint.connect().await.is_err() {

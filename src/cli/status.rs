@@ -1,4 +1,4 @@
-//! `spokesync status`: a table of hub and spokes, from the running process.
+//! `spokesync status`: prints a table of hub and spokes from the running process.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -12,18 +12,18 @@ use super::act::copying as copying_of;
 use super::client::Client;
 use crate::config::Config;
 
-/// How often a watched table is drawn again.
+/// Interval of `--watch`.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// How much of an error fits.
+/// Longest error text, in characters. Longer texts are cut.
 const ERROR_WIDTH: usize = 70;
 
 #[derive(clap::Args)]
 pub(super) struct Options {
-    /// Draw it again every two seconds, until Ctrl-C.
+    /// Redraw the table every 2 seconds until Ctrl-C.
     #[arg(long)]
     watch: bool,
-    /// As the process tells it.
+    /// Print the process's answer as JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
@@ -34,7 +34,7 @@ pub(super) fn run(config: &Config, options: &Options) -> Result<()> {
         let status = client.get("/api/v1/status")?;
         let text = if options.json { format!("{status:#}") } else { render(&status, std::io::stdout().is_terminal()) };
         if options.watch && std::io::stdout().is_terminal() && !options.json {
-            // Home, the text, and nothing below it.
+            // ANSI codes: cursor to the top left corner, clear the screen.
             print!("\x1b[H\x1b[2J");
         }
         println!("{text}");
@@ -45,7 +45,7 @@ pub(super) fn run(config: &Config, options: &Options) -> Result<()> {
     }
 }
 
-/// The table, within 80 columns.
+/// Renders hub line, table, copies and errors. The table fits into 80 columns.
 fn render(status: &Value, colours: bool) -> String {
     let mut table = Table::new();
     table.load_preset(NOTHING).set_header([
@@ -58,6 +58,7 @@ fn render(status: &Value, colours: bool) -> String {
         "loss in",
         "dead",
     ]);
+    // A row per spoke. "loss in" shows the smaller time to loss of both links.
     for spoke in status["spokes"].as_array().into_iter().flatten() {
         let (up, down) = (&spoke["uplink"], &spoke["downlink"]);
         let loss = [up, down].into_iter().filter_map(|link| link["time_to_loss_seconds"].as_f64());
@@ -94,7 +95,7 @@ fn render(status: &Value, colours: bool) -> String {
     all
 }
 
-/// What is being copied, and how far that is.
+/// Describes the progress of each copy under way, a line per copy.
 fn copies(status: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     for spoke in status["spokes"].as_array().into_iter().flatten() {
@@ -110,7 +111,7 @@ fn copies(status: &Value) -> Vec<String> {
     lines
 }
 
-/// What does not stream, and why.
+/// Lists the errors of links that are not streaming, and of the configuration.
 fn troubles(status: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     let mut look = |name: String, link: &Value| {
@@ -155,7 +156,7 @@ fn state(state: String, colours: bool) -> Cell {
     }
 }
 
-/// A time in the unit that says most; `-` if it is not known.
+/// Formats a span in seconds, minutes, hours or days; `-` if unknown.
 fn seconds(seconds: Option<f64>) -> String {
     match seconds {
         None => "-".to_owned(),

@@ -1,4 +1,5 @@
-//! `spokesync verify`: proves hub and spokes equal, or lists and mends what differs. It goes to the servers itself.
+//! `spokesync verify`: compares hub and spokes, lists the differences, and repairs them on request. The command
+//! connects to the servers itself and needs no running process.
 
 use std::time::Duration;
 
@@ -13,40 +14,42 @@ use crate::rules::names::Zone;
 use crate::verify::report::{Finding, Report, Verdict};
 use crate::verify::scope::Scope;
 
-/// How often the progress is shown.
+/// Interval of the progress display.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// An interrupted one of this name is gone on with.
+/// Name of saved progress; a verification with the same name resumes an interrupted run.
 const RUN: &str = "command";
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Only this zone, at every spoke that holds it.
+    /// Verify a single zone, at every spoke that holds the zone.
     #[arg(long)]
     zone: Option<String>,
-    /// Only what this spoke holds.
+    /// Verify a single spoke.
     #[arg(long, value_name = "ZONE")]
     spoke: Option<String>,
-    /// Mend what differs: the spokes get what the hub has, and what only an owner has goes up.
+    /// Mend differences: a spoke gets the hub's version of a document; a document that only the owner has goes up to
+    /// the hub.
     #[arg(long)]
     repair: bool,
-    /// With --repair: remove documents that applications wrote at spokes in zones that are not theirs.
+    /// Remove documents that applications wrote at a spoke in a zone of another owner. Needs --repair.
     #[arg(long, requires = "repair")]
     purge_foreign: bool,
-    /// Compare digests that the servers compute, and look closer only where they differ. Servers before 6.0.14 and 7.0.6 cannot see
-    /// by them that 1 became 1.0, or 1.5 became 1.7: so this is no proof.
+    /// Compare digests that the servers compute, and read documents only in case of a difference. No proof: digests of
+    /// servers before 6.0.14 and 7.0.6 do not change if 1 becomes 1.0, or 1.5 becomes 1.7.
     #[arg(long)]
     quick: bool,
-    /// Begin anew, though one was interrupted.
+    /// Start from the beginning, even if an interrupted verification could resume.
     #[arg(long)]
     afresh: bool,
-    /// Read at most so many documents a second from each side [default: as the configuration says].
+    /// Read at most DOCUMENTS per second from each side; 0: no limit [default: `verify.documents_per_second`
+    /// in the configuration].
     #[arg(long, value_name = "DOCUMENTS")]
     rate: Option<u32>,
-    /// Read from secondaries where there are any.
+    /// Read from secondaries if a replica set has any [default: `verify.secondary` in the configuration].
     #[arg(long)]
     secondary: bool,
-    /// The whole report as JSON.
+    /// Print the whole report as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -84,7 +87,7 @@ pub(super) fn run(config: &Config, arguments: &Arguments) -> Exit {
             }
         }
         Err(error) => {
-            eprintln!("it cannot be told: {error}");
+            eprintln!("cannot verify: {error}");
             Exit::Failed
         }
     }
@@ -93,7 +96,7 @@ pub(super) fn run(config: &Config, arguments: &Arguments) -> Exit {
 async fn verify(config: &Config, scope: &Scope) -> Result<Report, crate::mongo::error::Error> {
     let (cell, stop) = (VerificationCell::default(), CancellationToken::new());
     cell.begin();
-    // One listener for all of it, or a signal between two looks would be missed.
+    // A listener for the whole run: a new listener in each round would miss signals between two rounds.
     let mut interrupts = signal(SignalKind::interrupt()).expect("the system lets a program listen for signals");
     let mut progress = Progress::new();
     let verifying = crate::verify::run(config, scope, RUN, &cell, &stop);
@@ -104,7 +107,7 @@ async fn verify(config: &Config, scope: &Scope) -> Result<Report, crate::mongo::
                 progress.end();
                 return report;
             }
-            // What is under way ends within a page.
+            // The verification saves the progress and ends after the present page.
             _ = interrupts.recv() => stop.cancel(),
             () = tokio::time::sleep(INTERVAL) => {
                 if let Some(view) = cell.view() {
@@ -125,14 +128,14 @@ fn show(report: &Report, json: bool) {
     }
     for untold in &report.untold {
         let zone = untold.zone.as_ref().map(|zone| format!(" zone {zone}")).unwrap_or_default();
-        println!("not told    spoke {}{zone}: {}", untold.spoke, untold.reason);
+        println!("unknown     spoke {}{zone}: {}", untold.spoke, untold.reason);
     }
     let more = if report.more > 0 { format!(", {} of them not listed", report.more) } else { String::new() };
     let repaired = if report.repaired > 0 { format!(", {} repaired", report.repaired) } else { String::new() };
     let verdict = match report.verdict() {
         Verdict::Equal => "equal",
         Verdict::Different => "not equal",
-        Verdict::Untold => "it cannot be told",
+        Verdict::Untold => "inconclusive",
     };
     println!("{verdict}: {} documents compared, {} differ{more}{repaired}", report.documents, report.differences);
 }

@@ -1,4 +1,4 @@
-//! Notices that the configuration file was changed.
+//! Watches the configuration file for changes (`reload_on_change`).
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,24 +8,27 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, channel};
 
-/// Whoever writes a file often does so in several steps: it is read once nothing has happened for so long.
+/// Quiet time before the file is read. Editors write a file in several steps, and a file read in between would be
+/// incomplete.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// A file that is watched.
 pub(super) struct Watched {
     changes: Receiver<()>,
     _watcher: RecommendedWatcher,
 }
 
 impl Watched {
-    /// Watches this file. Its folder is what is watched, as editors put a new file in the place of the old one.
+    /// Watches a file by way of its folder, because many editors replace the file by a new one.
+    ///
+    /// # Errors
+    /// If the folder cannot be watched.
     pub(super) fn new(file: &Path) -> Result<Self> {
         let (sender, changes) = channel(1);
-        let name = file.file_name().context("the configuration has no name")?.to_owned();
+        let name = file.file_name().context("the path of the configuration has no file name")?.to_owned();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             let concerns = |event: &notify::Event| event.paths.iter().any(|path| path.file_name() == Some(&name));
             if event.is_ok_and(|event| !event.kind.is_access() && concerns(&event)) {
-                // One that waits is as good as two, and once nobody listens none is needed.
+                // The channel holds one notice: a second one would say the same, and without a listener none is needed.
                 match sender.try_send(()) {
                     Ok(()) | Err(TrySendError::Full(()) | TrySendError::Closed(())) => {}
                 }
@@ -36,7 +39,7 @@ impl Watched {
         Ok(Self { changes, _watcher: watcher })
     }
 
-    /// Ends when the file was changed, and no longer is being changed.
+    /// Returns after a change of the file, as soon as the file has been quiet for [`QUIET`].
     pub(super) async fn changed(&mut self) {
         if self.changes.recv().await.is_none() {
             std::future::pending::<()>().await;

@@ -1,23 +1,23 @@
-//! The environment: variables that `spokes.toml` names, and the reference container's four.
+//! Environment variables: those that `spokes.toml` refers to, and the four of the reference container.
 
 use std::collections::HashMap;
 
 use super::uri::Uri;
 use super::{Config, Http, Invalid, Log, OnUnwatch, Problem, Source, Spoke, Synced, Verify, zone};
 
-/// Environment variables, taken once at the start.
+/// A copy of the environment variables, made once.
 #[derive(Clone, Default)]
 pub struct Variables(HashMap<String, String>);
 
 impl Variables {
-    /// Those of this process. Values that are not UTF-8 count as not set.
+    /// Copies the variables of this process. A value that is not UTF-8 counts as not set.
     pub fn of_this_process() -> Self {
         let text =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         Self(text.collect())
     }
 
-    /// The variable's value.
+    /// Returns a variable's value.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
@@ -39,10 +39,10 @@ const WATCH: &str = "WATCHZONES";
 const EDGE: &str = "CONSTREDGE";
 const FAR: &str = "CONSTRFAR";
 
-/// One spoke, as the reference container describes it.
+/// Reads the reference container's variables: a configuration with one spoke, and defaults for all else.
 ///
 /// # Errors
-/// Names every variable that is missing or wrong.
+/// Every missing or wrong variable, by name.
 pub fn read(variables: &Variables) -> Result<Config, Invalid> {
     let mut problems = Vec::new();
     let mut problem = |name: &str, message: String| {
@@ -75,7 +75,7 @@ pub fn read(variables: &Variables) -> Result<Config, Invalid> {
     let names = variables.get(WATCH).unwrap_or_default().split(',').map(str::trim);
     for name in names.filter(|name| !name.is_empty()) {
         match zone(name) {
-            // The reference container is often told to watch its own zone as well, which changes nothing.
+            // Deployments of the reference container often list the own zone or a zone twice. Neither changes anything.
             Ok(zone) if Some(&zone) == own.as_ref() || watch.contains(&zone) => {}
             Ok(zone) => watch.push(zone),
             Err(message) => problem(WATCH, message),

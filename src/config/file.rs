@@ -1,4 +1,4 @@
-//! Reads `spokes.toml`. Every problem of the file is found at once, each with its line.
+//! Reads `spokes.toml`, and reports all problems of the file together, with line numbers.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,10 +13,10 @@ use super::uri::Uri;
 use super::{Config, Http, Invalid, Log, LogFormat, OnUnwatch, Source, Spoke, Synced, Verify, zone};
 use crate::rules::names::{Namespace, Zone};
 
-/// Reads a file. Paths in it are relative to its folder.
+/// Reads a file. Paths in the file are relative to the file's folder.
 ///
 /// # Errors
-/// Names every problem of the file, each with its line.
+/// All problems of the file, with line numbers.
 pub(crate) fn read(path: &Path, variables: &Variables) -> Result<Config, Invalid> {
     let shown = path.display().to_string();
     let bytes = std::fs::read(path).map_err(|error| Invalid::whole(&shown, format!("cannot be read: {error}")))?;
@@ -34,9 +34,10 @@ pub(crate) fn read(path: &Path, variables: &Variables) -> Result<Config, Invalid
 fn parse(text: &str, folder: &Path, variables: &Variables) -> Result<Config, Vec<super::Problem>> {
     let (mut reader, mut root) = Reader::parse(text, variables);
     if !reader.problems.is_empty() {
-        // What could be made of the rest is no longer what was meant.
+        // After a syntax error the other values may differ from the author's intention: report no further problems.
         return Err(reader.problems);
     }
+    // The sections take the known keys; `finish` reports the remaining keys.
     let mut hub = reader.section(&mut root, "hub");
     let hub_uri = uri(&mut reader, &mut hub, folder);
     reader.finish(hub);
@@ -63,7 +64,7 @@ fn parse(text: &str, folder: &Path, variables: &Variables) -> Result<Config, Vec
     }
 }
 
-/// A spoke as far as it could be read.
+/// A spoke, possibly without a valid zone or connection string.
 struct RawSpoke {
     zone: Option<At<Zone>>,
     uri: Option<At<Uri>>,
@@ -86,6 +87,7 @@ fn spokes<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>, folder: &Path) -> V
 }
 
 fn spoke<'t>(reader: &mut Reader<'t>, mut table: Table<'t>, folder: &Path) -> RawSpoke {
+    // The zone comes first, because further messages name the spoke by the zone.
     let before = reader.problems.len();
     let own = match reader.text(&mut table, "zone") {
         Some(name) => {
@@ -119,7 +121,7 @@ fn spoke<'t>(reader: &mut Reader<'t>, mut table: Table<'t>, folder: &Path) -> Ra
     RawSpoke { zone: own, uri, watch, on_unwatch }
 }
 
-/// A connection string, given as `uri` or in the file named by `uri_file`.
+/// Reads a connection string: `uri`, or the content of the file `uri_file`.
 fn uri<'t>(reader: &mut Reader<'t>, table: &mut Table<'t>, folder: &Path) -> Option<At<Uri>> {
     let text = secret(reader, table, ["uri", "uri_file"], folder)?;
     if text.is_none() {
@@ -139,8 +141,9 @@ fn uri<'t>(reader: &mut Reader<'t>, table: &mut Table<'t>, folder: &Path) -> Opt
     }
 }
 
-/// A text that stands under one key, or in a file that another key names. `None`: what is there cannot be used.
-#[expect(clippy::option_option, reason = "not usable, not there, there")]
+/// Reads a text from a key, or from the file named by another key. Returns `None` after a problem, `Some(None)` if
+/// neither key is present.
+#[expect(clippy::option_option, reason = "a problem, absent, present")]
 fn secret<'t>(
     reader: &mut Reader<'t>,
     table: &mut Table<'t>,
@@ -175,6 +178,7 @@ fn secret<'t>(
 fn sync<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>) -> Synced {
     let mut table = reader.section(root, "sync");
     let mut sync = Synced::default();
+    // Namespaces: at least one, each once.
     if let Some(names) = reader.texts(&mut table, "namespaces") {
         if names.value.is_empty() {
             reader.problem(&names.span, "[sync]: namespaces is empty: name at least one collection".to_owned());
@@ -194,6 +198,7 @@ fn sync<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>) -> Synced {
     {
         sync.partition_key = key.value;
     }
+    // The metadata database must not hold synced collections.
     if let Some(name) = reader.text(&mut table, "metadata_database")
         && let Some(name) =
             checked(reader, "[sync]", name, |name| Namespace::parse(&format!("{name}.a")).map(|ns| ns.database))
@@ -307,7 +312,7 @@ fn log_format(name: &str) -> Result<LogFormat, String> {
     }
 }
 
-/// Zones are owned once, and every replica set has one part to play.
+/// Checks that each zone has a single owner, and each replica set a single role.
 fn unique(reader: &mut Reader<'_>, hub: Option<&At<Uri>>, spokes: &[RawSpoke]) {
     let mut zones: HashMap<&Zone, ()> = HashMap::new();
     let mut hosts: HashMap<&str, String> = hub.iter().map(|hub| (hub.value.hosts(), "the hub".to_owned())).collect();
@@ -328,7 +333,7 @@ fn unique(reader: &mut Reader<'_>, hub: Option<&At<Uri>>, spokes: &[RawSpoke]) {
     }
 }
 
-/// The text as what it stands for, or a problem.
+/// Parses a text, or reports a problem at the text's place.
 fn checked<T>(
     reader: &mut Reader<'_>,
     table: &str,

@@ -1,10 +1,10 @@
-//! What the program is to do: `spokes.toml`, or the environment of the reference container, as a valid [`Config`].
+//! The configuration: reads `spokes.toml`, or the environment of the reference container, into a valid [`Config`].
 //!
-//! - [`file`]: reads `spokes.toml`; [`environment`]: reads the four variables
-//! - [`table`]: a TOML table whose every problem is collected with its line
+//! - [`file`]: reads `spokes.toml`; [`environment`]: reads the reference container's four variables
+//! - [`table`]: a TOML table that collects all problems, each with its line
 //! - [`uri`]: connection strings, which never print their password
 //!
-//! Promise: a [`Config`] is valid, or there is an [`Invalid`] with every problem of the file.
+//! Promise: [`load`] returns a valid [`Config`], or an [`Invalid`] with all problems of the file.
 
 pub mod environment;
 pub(crate) mod file;
@@ -21,32 +21,32 @@ use tracing::level_filters::LevelFilter;
 use crate::rules::names::{Namespace, Zone};
 use uri::Uri;
 
-/// The file that is read where no other is named.
+/// Name of the configuration file if the command line names none.
 pub const DEFAULT_FILE: &str = "spokes.toml";
 
-/// Everything the program is told.
+/// The whole configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The hub's connection string.
     pub hub: Uri,
-    /// The spokes, by zone; at least one.
+    /// The spokes in the order of the file; at least one.
     pub spokes: Vec<Spoke>,
-    /// What is kept in step, and how.
+    /// Collections to keep in step, and related settings.
     pub sync: Synced,
     /// The HTTP interface.
     pub http: Http,
-    /// Where the log goes.
+    /// Level, format and destination of the log.
     pub log: Log,
-    /// How hub and spokes are compared.
+    /// Settings of verifications.
     pub verify: Verify,
-    /// Whether the file is read again whenever it changes, not only on SIGHUP.
+    /// True to reload after every change of the file, not only on SIGHUP.
     pub reload_on_change: bool,
-    /// Where this was read, for messages.
+    /// Origin of the configuration, for reloads.
     pub source: Source,
 }
 
 impl Config {
-    /// The sections that only take effect at a start, and are not the same in both.
+    /// Returns the names of the sections that differ from `other` and take effect only at the next start.
     pub fn fixed_sections_that_differ(&self, other: &Self) -> Vec<&'static str> {
         let token = |config: &Self| config.http.token.as_ref().map(|token| token.expose_secret().to_owned());
         let sections = [
@@ -61,7 +61,7 @@ impl Config {
     }
 }
 
-/// Where a configuration comes from.
+/// The origin of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A file.
@@ -73,27 +73,27 @@ pub enum Source {
 /// One edge replica set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spoke {
-    /// The zone that it owns.
+    /// The zone that the spoke owns.
     pub zone: Zone,
-    /// Its connection string.
+    /// The spoke's connection string.
     pub uri: Uri,
-    /// The zones that it watches: other spokes', or the hub's own.
+    /// The zones that the spoke watches: zones of other spokes, or of the hub.
     pub watch: Vec<Zone>,
-    /// What becomes of the documents of a zone that it watches no longer.
+    /// Treatment of a zone's documents after the zone is removed from `watch`.
     pub on_unwatch: OnUnwatch,
 }
 
-/// What becomes of a zone's documents at a spoke that watches it no longer.
+/// Treatment of a zone's documents at a spoke that no longer watches the zone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnUnwatch {
-    /// They stay as they are.
+    /// Leave the documents at the spoke.
     #[default]
     Keep,
-    /// They are deleted at the spoke.
+    /// Delete the documents at the spoke.
     Purge,
 }
 
-/// What is kept in step.
+/// The collections to keep in step, and related settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Synced {
     /// The collections, at least one.
@@ -102,7 +102,7 @@ pub struct Synced {
     pub partition_key: String,
     /// The database, on every server, that holds checkpoints, tags and dead letters.
     pub metadata_database: String,
-    /// How many spokes may catch up at once, each on a change stream of its own at the hub.
+    /// Spokes that may catch up at the same time, each on an own change stream of the hub.
     pub catch_up_streams: usize,
 }
 
@@ -117,23 +117,23 @@ impl Default for Synced {
     }
 }
 
-/// How hub and spokes are compared.
+/// Settings of verifications.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verify {
-    /// Everything is compared so often, in hours, while the process runs; 0: only when somebody asks for it.
+    /// Interval of verifications in the running process, in hours; 0: on request only.
     pub every_hours: u32,
-    /// At most so many documents a second are read from each side; 0: as fast as it goes.
+    /// Upper limit of documents read per second from each side; 0: no limit.
     pub documents_per_second: u32,
-    /// Whether secondaries may be read.
+    /// True to allow reads from secondaries.
     pub secondary: bool,
 }
 
 /// The HTTP interface.
 #[derive(Clone, Debug)]
 pub struct Http {
-    /// Where it listens.
+    /// Address to listen on.
     pub listen: SocketAddr,
-    /// What callers must bring as a bearer token. Always there unless the listener is on the loopback interface.
+    /// Bearer token that requests must carry. Present unless the listener is on the loopback interface.
     pub token: Option<SecretString>,
 }
 
@@ -143,24 +143,24 @@ impl Default for Http {
     }
 }
 
-/// How log lines look.
+/// Format of log lines on the console.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Where the log goes.
+/// Level, format and destination of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
-    /// Lines below this level are not written.
+    /// Least level of the lines that are written.
     pub level: LevelFilter,
-    /// How lines look on the console.
+    /// Format of the lines on the console.
     pub format: LogFormat,
-    /// The folder for one rotating file per actor, or none.
+    /// Folder for one rotating file per actor; `None`: no files.
     pub directory: Option<PathBuf>,
 }
 
@@ -170,7 +170,7 @@ impl Default for Log {
     }
 }
 
-/// A configuration that cannot be used: every problem of it.
+/// All problems of an invalid configuration.
 #[derive(Debug)]
 pub struct Invalid {
     source: String,
@@ -192,17 +192,17 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// One thing that is wrong, and what to do about it.
+/// One problem, with advice.
 #[derive(Debug)]
 struct Problem {
     line: Option<usize>,
     message: String,
 }
 
-/// Reads the configuration: the file if it is named or there, else the environment.
+/// Reads the configuration: from the named file, else from [`DEFAULT_FILE`] if present, else from the environment.
 ///
 /// # Errors
-/// Names every problem of the file, each with its line, or every variable that is wrong.
+/// All problems of the file, each with its line, or all wrong variables.
 pub fn load(named: Option<&Path>, variables: &environment::Variables) -> Result<Config, Invalid> {
     let file = named.unwrap_or(Path::new(DEFAULT_FILE));
     if named.is_none() && !file.exists() {
@@ -227,9 +227,9 @@ impl Invalid {
     }
 }
 
-/// A zone's name as a zone, or what is wrong with it.
+/// Checks the name of a zone. The error describes the problem.
 ///
-/// Zones name actors, log files and URLs, and so leave out the characters that would be read as something else there.
+/// Actors, log files and URLs carry the names of zones, so a name excludes characters with a meaning in paths and URLs.
 fn zone(name: &str) -> Result<Zone, String> {
     let forbidden = |c: char| c.is_control() || "/\\:?#%".contains(c);
     if name.is_empty() {

@@ -1,6 +1,6 @@
-//! A TOML table that is taken apart key by key, while every problem is collected with its line.
+//! Takes a TOML table apart key by key, and collects all problems with line numbers.
 //!
-//! Keys that nobody took are unknown, which is a problem too. Text may name environment variables as `${NAME}`.
+//! A key without a reader is a problem: an unknown key. Text may refer to environment variables as `${NAME}`.
 
 use std::ops::Range;
 
@@ -10,53 +10,53 @@ use toml::de::{DeTable, DeValue};
 use super::Problem;
 use super::environment::Variables;
 
-/// A file's text and the problems found in it so far.
+/// A file's text, and the problems found until now.
 pub(super) struct Reader<'t> {
     text: &'t str,
     variables: &'t Variables,
     pub(super) problems: Vec<Problem>,
 }
 
-/// A value with its place in the file.
+/// A value and its place in the file.
 #[derive(Clone, Debug)]
 pub(super) struct At<T> {
     pub(super) value: T,
     pub(super) span: Range<usize>,
 }
 
-/// A table, without the keys that were taken.
+/// A table with the keys not taken yet.
 pub(super) struct Table<'t> {
     entries: DeTable<'t>,
-    /// How problems call it: `[hub]`, or `spoke DFW`.
+    /// The table's name in messages, such as `[hub]` or `spoke DFW`.
     pub(super) name: String,
     pub(super) span: Range<usize>,
     taken: Vec<&'static str>,
 }
 
 impl<'t> Reader<'t> {
-    /// Parses the text. What is no TOML is a problem with its line.
+    /// Parses the text. Each line with a syntax error is a problem.
     pub(super) fn parse(text: &'t str, variables: &'t Variables) -> (Self, Table<'t>) {
         let mut reader = Self { text, variables, problems: Vec::new() };
         let (root, errors) = DeTable::parse_recoverable(text);
         for error in errors {
-            // Not the error's Display: it quotes the line, and that may hold a password.
+            // `message` instead of the error's Display: Display quotes the line, and a line may contain a password.
             reader.problem(&error.span().unwrap_or_default(), format!("this is not TOML: {}", error.message()));
         }
-        // One mistake often makes several errors in its line.
+        // A mistake often causes several errors in a line; the first says enough.
         reader.problems.dedup_by_key(|problem| problem.line);
         let span = root.span();
         let root = Table { entries: root.into_inner(), name: "the file".to_owned(), span, taken: Vec::new() };
         (reader, root)
     }
 
-    /// Notes a problem at a place.
+    /// Records a problem at a place in the file.
     pub(super) fn problem(&mut self, span: &Range<usize>, message: String) {
         let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
         let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
         self.problems.push(Problem { line: Some(line), message });
     }
 
-    /// A table under a key of the root. A missing one is empty.
+    /// Takes a section of the root; a missing section is an empty table.
     pub(super) fn section(&mut self, root: &mut Table<'t>, key: &'static str) -> Table<'t> {
         let name = format!("[{key}]");
         match root.take(key) {
@@ -69,7 +69,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// The tables under a key of the root that may stand there many times.
+    /// Takes the tables of a section that may occur many times.
     pub(super) fn sections(&mut self, root: &mut Table<'t>, key: &'static str) -> Vec<Table<'t>> {
         let name = format!("[[{key}]]");
         let (array, span) = match root.take(key) {
@@ -95,7 +95,7 @@ impl<'t> Reader<'t> {
         tables
     }
 
-    /// A text, with the environment variables that it names put in.
+    /// Takes a text, with its environment variables replaced by their values.
     pub(super) fn text(&mut self, table: &mut Table<'t>, key: &'static str) -> Option<At<String>> {
         let (value, span) = table.take(key)?;
         match value {
@@ -107,7 +107,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// `true` or `false`.
+    /// Takes `true` or `false`.
     pub(super) fn boolean(&mut self, table: &mut Table<'t>, key: &'static str) -> Option<bool> {
         let (value, span) = table.take(key)?;
         let DeValue::Boolean(value) = value else {
@@ -117,7 +117,7 @@ impl<'t> Reader<'t> {
         Some(value)
     }
 
-    /// A whole number within these bounds.
+    /// Takes a whole number within bounds.
     pub(super) fn number(
         &mut self,
         table: &mut Table<'t>,
@@ -137,7 +137,7 @@ impl<'t> Reader<'t> {
         Some(At { value: number?, span })
     }
 
-    /// A list of texts.
+    /// Takes a list of texts.
     pub(super) fn texts(&mut self, table: &mut Table<'t>, key: &'static str) -> Option<At<Vec<At<String>>>> {
         let (value, span) = table.take(key)?;
         let DeValue::Array(array) = value else {
@@ -158,7 +158,7 @@ impl<'t> Reader<'t> {
         Some(At { value: texts, span })
     }
 
-    /// Says that the keys nobody took are unknown.
+    /// Reports the remaining keys as unknown, with a suggestion or the known keys.
     pub(super) fn finish(&mut self, table: Table<'t>) {
         for (key, _) in table.entries {
             let name = key.get_ref().as_ref();
@@ -171,7 +171,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// Puts environment variables in the place of `${NAME}`; `$${` stands for `${` itself.
+    /// Replaces `${NAME}` by the environment variable's value, and `$${` by `${`.
     fn expand(&mut self, table: &str, key: &str, text: &str, span: Range<usize>) -> Option<At<String>> {
         let mut value = String::new();
         let mut missing = false;
@@ -221,7 +221,7 @@ impl<'t> Table<'t> {
     }
 }
 
-/// What a value is, for a sentence.
+/// The type of a value with its article, for messages.
 fn kind(value: &DeValue<'_>) -> String {
     let kind = value.type_str();
     let article = if kind.starts_with(['a', 'i']) { "an" } else { "a" };

@@ -1,4 +1,4 @@
-//! Connection strings: checked without a network, compared, and never printed with their password.
+//! Connection strings: checked without a connection, compared, and never printed with their password.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use mongodb::error::ErrorKind;
 use mongodb::options::{ConnectionString, HostInfo};
 use secrecy::{ExposeSecret, SecretString};
 
-/// A connection string that the driver accepts. Printing it shows only its hosts.
+/// A connection string that the driver accepts. `Debug` shows the hosts only.
 #[derive(Clone)]
 pub struct Uri {
     text: SecretString,
@@ -17,13 +17,14 @@ impl Uri {
     /// Checks a connection string.
     ///
     /// # Errors
-    /// All that is wrong with it, in words that show neither user name nor password.
+    /// All problems, in words that show neither user name nor password.
     pub fn parse(text: &str) -> Result<Self, Vec<String>> {
         let Some((scheme @ ("mongodb" | "mongodb+srv"), rest)) = text.split_once("://") else {
             return Err(vec!["a connection string starts with mongodb:// or mongodb+srv://".to_owned()]);
         };
-        // A password may hold a raw '?' or '/', which the driver would then read as the start of something else, and name
-        // in its error. So the user's part is taken off by its last '@' before anything is said about the others.
+        // The driver takes a raw '?' or '/' in a password for the start of the options or the database, and an error
+        // would show a part of the password. The user's part, up to the last '@', is split off before the other parts
+        // are checked.
         let (user, after_user) = rest.rsplit_once('@').map_or((None, rest), |(user, rest)| (Some(user), rest));
         if user.is_some_and(|user| user.contains(['?', '/', '#', '[', ']', '@'])) {
             return Err(vec![ENCODE.to_owned()]);
@@ -38,17 +39,17 @@ impl Uri {
         }
         match ConnectionString::parse(text) {
             Ok(parsed) => Ok(Self { text: text.into(), hosts: describe_hosts(&parsed.host_info) }),
-            // Hosts and options are fine by themselves, so it is the user's part.
+            // Hosts and options alone are valid: the problem is in the user's part.
             Err(_) => Err(vec![ENCODE.to_owned()]),
         }
     }
 
-    /// The connection string itself, for the driver alone.
+    /// The whole connection string with its password, for the driver only.
     pub fn expose(&self) -> &str {
         self.text.expose_secret()
     }
 
-    /// The hosts, for people.
+    /// The hosts, for messages and logs.
     pub fn hosts(&self) -> &str {
         &self.hosts
     }
@@ -68,7 +69,7 @@ impl fmt::Debug for Uri {
 
 const ENCODE: &str = "in a user name or password, percent-encode @ : / ? # [ ] and %";
 
-/// Options that other drivers take, or that would break the sync, and what to do about them.
+/// Advice for an option that only other drivers accept, or that breaks the sync.
 fn advice(option: &str) -> Option<&'static str> {
     let (name, value) = option.split_once('=')?;
     Some(match (name.to_ascii_lowercase().as_str(), value) {
@@ -83,7 +84,7 @@ fn advice(option: &str) -> Option<&'static str> {
     })
 }
 
-/// All that is wrong with the options, each by itself.
+/// Returns a problem for each wrong option.
 fn option_problems(scheme: &str, has_user: bool, options: &str) -> Vec<String> {
     let name = |option: &str| option.split_once('=').map_or(option, |(name, _)| name).to_owned();
     let mut problems = Vec::new();
@@ -94,7 +95,7 @@ fn option_problems(scheme: &str, has_user: bool, options: &str) -> Vec<String> {
             None => kept.push(option),
         }
     }
-    // The driver stops at its first error: the option without which the error is gone, or another one, is the culprit.
+    // The driver stops at the first error. An option is wrong if the error disappears or changes without the option.
     let refusal = |kept: &[&str]| {
         let user = if has_user { "user:password@" } else { "" };
         ConnectionString::parse(format!("{scheme}://{user}host/?{}", kept.join("&"))).err().map(|error| message(&error))
@@ -113,7 +114,7 @@ fn option_problems(scheme: &str, has_user: bool, options: &str) -> Vec<String> {
     problems
 }
 
-/// The driver's words, without the reply that its `Display` appends.
+/// The driver's message, without the server reply that `Display` appends.
 fn message(error: &mongodb::error::Error) -> String {
     match error.kind.as_ref() {
         ErrorKind::InvalidArgument { message, .. } => message.clone(),

@@ -1,4 +1,4 @@
-//! Who may do what: the token of `[http]`, and no changes on behalf of other sites' pages.
+//! Access control: requests need the token of `[http]`, and pages of other sites may change nothing.
 
 use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -12,7 +12,6 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::error;
 
-/// What callers must bring.
 #[derive(Clone)]
 pub(super) struct Guard {
     token: Option<SecretString>,
@@ -23,18 +22,19 @@ impl Guard {
         Self { token }
     }
 
-    /// True if the caller brings the token that the configuration asks for, if it asks for one.
+    /// True if the request carries the configured token, or if no token is configured.
     fn knows(&self, headers: &HeaderMap) -> bool {
         let Some(token) = &self.token else { return true };
         let brought = text(headers, &AUTHORIZATION).and_then(token_of).unwrap_or_default();
         let expected = token.expose_secret();
-        // Every byte is looked at, whatever comes before it.
+        // Compares all bytes even after a difference, so that the duration does not reveal how much of a guess is
+        // right.
         brought.len() == expected.len()
             && brought.bytes().zip(expected.bytes()).fold(0, |all, (a, b)| all | (a ^ b)) == 0
     }
 }
 
-/// Lets requests pass that may.
+/// Middleware: passes a request on, or refuses it with 401 (no token) or 403 (a page of another site).
 pub(super) async fn check<B: MessageBody + 'static>(
     guard: web::Data<Guard>,
     request: ServiceRequest,
@@ -44,9 +44,9 @@ pub(super) async fn check<B: MessageBody + 'static>(
         let mut response = HttpResponse::Unauthorized();
         response.append_header((WWW_AUTHENTICATE, "Basic realm=\"spokesync\""));
         response.append_header((WWW_AUTHENTICATE, "Bearer"));
-        Some(error(&mut response, "give the token of [http] as a bearer token, or as a password with any name"))
+        Some(error(&mut response, "send the token of [http] as a bearer token, or as the password with any user name"))
     } else if request.method() != Method::GET && is_of_another_site(request.headers()) {
-        Some(error(&mut HttpResponse::Forbidden(), "pages of other sites may change nothing here"))
+        Some(error(&mut HttpResponse::Forbidden(), "requests from pages of other sites are refused"))
     } else {
         None
     };
@@ -56,7 +56,7 @@ pub(super) async fn check<B: MessageBody + 'static>(
     }
 }
 
-/// The token in an `Authorization` header: a bearer token, or the password of a browser, which cannot send any other.
+/// The token in an `Authorization` header: a bearer token, or a password, because browsers can only ask for a password.
 fn token_of(header: &str) -> Option<String> {
     if let Some(token) = header.strip_prefix("Bearer ") {
         return Some(token.to_owned());
@@ -66,7 +66,8 @@ fn token_of(header: &str) -> Option<String> {
     Some(password.to_owned())
 }
 
-/// True if a browser sends this for a page that did not come from here. What no browser sends has no such headers.
+/// True if a browser sends the request for a page of another site. Other clients do not send the headers
+/// `Sec-Fetch-Site` and `Origin`, and pass.
 fn is_of_another_site(headers: &HeaderMap) -> bool {
     let site = text(headers, &HeaderName::from_static("sec-fetch-site"));
     let is_cross = site.is_some_and(|site| site != "same-origin" && site != "none");

@@ -8,11 +8,11 @@ use super::{Sources, answer, error};
 use crate::actors::coordinator::Letters;
 use crate::link::letters::{LetterAction, Request};
 
-/// What a caller may send along.
+/// The request's body.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Chosen {
-    /// The documents' `_id`s as relaxed extended JSON; all if none is given.
+    /// `_id`s as relaxed extended JSON; without the field, all dead letters of the spoke.
     ids: Option<Vec<Value>>,
 }
 
@@ -31,7 +31,7 @@ pub(super) async fn attend(
         "drop" => LetterAction::Drop,
         other => return error(&mut HttpResponse::NotFound(), &format!("{other:?} is neither retry nor drop")),
     };
-    // What cannot be read must not pass for all of them.
+    // A malformed body is an error. An empty body would select all dead letters.
     let selection = match body.is_empty() {
         true => Ok(Chosen::default()),
         false => serde_json::from_slice::<Chosen>(&body),

@@ -10,15 +10,15 @@ use tracing::level_filters::LevelFilter;
 use super::{Sources, error};
 use crate::observe::logs::streams::News;
 
-/// Which lines are asked for.
+/// The request's query.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Query {
-    /// Whose; everybody's if it is left out.
+    /// Name of an actor [default: all actors].
     actor: Option<String>,
-    /// Lines below this level are left out.
+    /// Least level of the lines [default: `trace`].
     level: Option<String>,
-    /// Whether to go on with lines as they come.
+    /// True for an endless answer that continues with new lines.
     #[serde(default)]
     follow: bool,
 }
@@ -49,7 +49,7 @@ pub(super) async fn read(selection: web::Query<Query>, sources: web::Data<Source
     response.streaming(lines)
 }
 
-/// One JSON object a line; what was missed is one as well.
+/// A JSON object per log line. `{"missed": N}` comes first if the caller was too slow for N lines.
 fn render(news: &News, level: Level) -> Bytes {
     let mut text = String::new();
     if news.missed > 0 {
@@ -67,11 +67,11 @@ pub(super) async fn actors(sources: web::Data<Sources>) -> HttpResponse {
     HttpResponse::Ok().json(sources.logs.streams.actors())
 }
 
-/// What is to be logged from now on.
+/// A new least level for an actor, or for all actors.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LevelChange {
-    /// By whom; by everybody if it is left out.
+    /// Name of an actor [default: all actors].
     actor: Option<String>,
     level: String,
 }

@@ -1,12 +1,12 @@
 //! The HTTP interface.
 //!
-//! - [`guard`]: who may do what
+//! - [`guard`]: access control
 //! - [`page`]: the dashboard
-//! - [`spokes`]: what an operator can have done about a spoke; [`letters`]: and about its dead letters
-//! - [`logs`]: the actors' log streams; [`verify`]: comparing everything
+//! - [`spokes`]: commands for a spoke; [`letters`]: dead letters
+//! - [`logs`]: the actors' log streams; [`verify`]: verifications
 //!
-//! What is asked for comes from the status board: no answer waits for a server. What is to be changed is a message to the
-//! coordinator.
+//! GET requests read the status board and the log streams, and never wait for a MongoDB server. Commands are messages
+//! to the coordinator; only log levels change directly.
 
 mod guard;
 mod letters;
@@ -28,7 +28,7 @@ use crate::observe::logs::Logs;
 use crate::observe::metrics;
 use crate::observe::status::Board;
 
-/// What the answers are made of.
+/// The sources of all answers.
 #[derive(Clone)]
 struct Sources {
     board: Arc<Board>,
@@ -36,10 +36,10 @@ struct Sources {
     logs: Logs,
 }
 
-/// Starts to listen.
+/// Starts the HTTP server.
 ///
 /// # Errors
-/// If the address cannot be listened on.
+/// If the address is not available.
 pub(crate) fn start(
     http: &Http,
     board: Arc<Board>,
@@ -48,6 +48,8 @@ pub(crate) fn start(
 ) -> std::io::Result<Server> {
     let sources = Sources { board, coordinator, logs };
     let guard = guard::Guard::new(http.token.clone());
+    // `/healthz` and `/readyz` need no token, because orchestrators probe without credentials. All other paths need the
+    // token.
     let app = move || {
         let api = web::scope("/api/v1")
             .route("/status", web::get().to(status))
@@ -110,7 +112,7 @@ async fn unknown(request: HttpRequest) -> HttpResponse {
     error(&mut HttpResponse::NotFound(), &format!("there is no {}", request.path()))
 }
 
-/// What became of a message to the coordinator about one spoke.
+/// Turns the coordinator's reply about a spoke into an HTTP answer: 202, 404, 409, or 503 during a shutdown.
 fn answer(zone: &str, sent: Result<Result<(), Refused>, MailboxError>) -> HttpResponse {
     match sent {
         Ok(Ok(())) => HttpResponse::Accepted().json(serde_json::json!({ "status": "accepted" })),
@@ -120,7 +122,7 @@ fn answer(zone: &str, sent: Result<Result<(), Refused>, MailboxError>) -> HttpRe
     }
 }
 
-/// An error as all answers tell it.
+/// An error answer, in the same format for all paths.
 fn error(response: &mut actix_web::HttpResponseBuilder, message: &str) -> HttpResponse {
     response.json(serde_json::json!({ "error": message }))
 }

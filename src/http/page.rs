@@ -1,10 +1,10 @@
-//! `GET /`, `GET /page/{name}`: the dashboard. It is part of the program, loads nothing from elsewhere, and asks the same paths as
-//! everybody else.
+//! `GET /`, `GET /page/{name}`: the dashboard. The program contains all files of the page, the page loads nothing from
+//! other sites, and its data comes from the public paths.
 
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS};
 use actix_web::{HttpRequest, HttpResponse, web};
 
-/// What the page may load and who may show it: itself.
+/// Content security policy: the page loads files of its own origin only, and no other page may embed it.
 const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -12,7 +12,7 @@ const STYLE: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const IMAGE: &str = "image/svg+xml";
 
-/// A file of the page: its name, what it is, what is in it.
+/// A file of the page: name, content type, content.
 type Asset = (&'static str, &'static str, &'static str);
 
 const ASSETS: &[Asset] = &[
@@ -56,7 +56,7 @@ fn answer(kind: &'static str, text: &'static str) -> HttpResponse {
         .content_type(kind)
         .insert_header((CONTENT_SECURITY_POLICY, POLICY))
         .insert_header((X_CONTENT_TYPE_OPTIONS, "nosniff"))
-        // After an update the browser must not show the old one.
+        // Without a check at every load, a browser would show old files after an update of the program.
         .insert_header((CACHE_CONTROL, "no-cache"))
         .body(text)
 }

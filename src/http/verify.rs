@@ -3,31 +3,32 @@
 use actix_web::{HttpResponse, web};
 
 use super::{Sources, error};
-use crate::actors::coordinator::{Refused, Verify};
+use crate::actors::coordinator::Refused;
+use crate::actors::verification::Verify;
 use crate::verify::scope::ScopeRequest;
 
 pub(super) async fn begin(body: web::Bytes, sources: web::Data<Sources>) -> HttpResponse {
-    // What cannot be read must not pass for everything.
+    // A malformed body is an error. An empty body would select everything.
     let wanted = match body.is_empty() {
         true => Ok(ScopeRequest::default()),
         false => serde_json::from_slice::<ScopeRequest>(&body),
     };
     let wanted = match wanted {
         Ok(wanted) => wanted,
-        Err(reason) => return error(&mut HttpResponse::BadRequest(), &format!("the body cannot be used: {reason}")),
+        Err(reason) => return error(&mut HttpResponse::BadRequest(), &format!("invalid body: {reason}")),
     };
     match sources.coordinator.send(Verify(wanted)).await {
         Ok(Ok(())) => HttpResponse::Accepted().json(serde_json::json!({ "status": "accepted" })),
-        Ok(Err(Refused::Unknown)) => error(&mut HttpResponse::NotFound(), "there is nothing to compare"),
+        Ok(Err(Refused::Unknown)) => error(&mut HttpResponse::NotFound(), "nothing to compare"),
         Ok(Err(Refused::Senseless(reason))) => error(&mut HttpResponse::Conflict(), &reason),
         Err(_) => error(&mut HttpResponse::ServiceUnavailable(), "the program is stopping"),
     }
 }
 
-/// The last report, whole.
+/// Answers with the whole report of the last verification.
 pub(super) async fn last(sources: web::Data<Sources>) -> HttpResponse {
     match sources.board.verification().report() {
         Some(report) => HttpResponse::Ok().content_type("application/json").body(report),
-        None => error(&mut HttpResponse::NotFound(), "nothing was verified since the start"),
+        None => error(&mut HttpResponse::NotFound(), "no verification since the start of the process"),
     }
 }

@@ -1,8 +1,8 @@
-// Asks the process: JSON, actions, and log streams. Addresses are relative, so that the page also works below a path.
+// Requests to the process: JSON, actions, and log streams. Relative addresses let the page work below a path, too.
 
 const PATIENCE_MS = 5000;
 
-/** An answer that says no, with its HTTP status. */
+/** A refusal by the process, with the HTTP status. */
 export class Refusal extends Error {
   constructor(status, text) {
     super(text);
@@ -10,21 +10,21 @@ export class Refusal extends Error {
   }
 }
 
-/** The value, and the server's clock in milliseconds: cluster times must not be held against this machine's clock. */
+/** Returns the value, and the process's clock in ms: the browser's clock may differ too much from cluster times. */
 export async function getJson(path) {
   const response = await ask(path, { signal: AbortSignal.timeout(PATIENCE_MS) });
   const clock = Date.parse(response.headers.get("date"));
   return { value: await response.json(), clock: Number.isNaN(clock) ? Date.now() : clock };
 }
 
-/** Has something done about a spoke; resolves with what the process said. */
+/** Sends a command for a spoke; resolves with the process's status text. */
 export async function act(zone, action) {
   const path = `spokes/${encodeURIComponent(zone)}/${action}`;
   const response = await ask(path, { method: "POST", signal: AbortSignal.timeout(2 * PATIENCE_MS) });
   return (await response.json()).status;
 }
 
-/** The lines of an actor, one object each, until the stream ends or the signal aborts it. */
+/** Yields an actor's log lines, one object per line, until the stream ends or the signal aborts the request. */
 export async function* streamLog(actor, level, signal) {
   const query = new URLSearchParams({ actor, level, follow: "true" });
   const response = await ask(`logs?${query}`, { signal });
@@ -45,7 +45,7 @@ async function ask(path, options) {
   return response;
 }
 
-/** Without the name and password that the page itself may have been asked for with, which fetch refuses. */
+/** Removes user name and password of the page's own address, because fetch rejects addresses with credentials. */
 function address(path) {
   const address = new URL(`api/v1/${path}`, document.baseURI);
   address.username = "";

@@ -1,4 +1,4 @@
-// A small line over the last minutes, with its newest and its largest value in words.
+// A small line chart of the last minutes, with the newest and the largest value as text.
 
 import { el, setAttributes, setText, svg } from "./dom.js";
 import { formatSpan } from "./format.js";
@@ -6,7 +6,7 @@ import { formatSpan } from "./format.js";
 const POINTS = 120;
 const HEIGHT = 32;
 
-/** A chart with `show(values, intervalSeconds)`. Below `floor` the line does not fill the height, so that noise looks small. */
+/** Makes a chart with `show(values, intervalSeconds)`. Values below `floor` do not fill the height, so noise looks small. */
 export function makeChart(name, format, floor = 1) {
   const line = svg("path", { class: "line" });
   const area = svg("path", { class: "area" });
@@ -28,7 +28,7 @@ export function makeChart(name, format, floor = 1) {
   return { node: el("figure", { class: "chart" }, caption, drawing), show };
 }
 
-/** Points that follow each other; where a value is not known, the line has a gap. The newest stands at the right. */
+/** Splits the values into runs without gaps: an unknown value is a gap in the line. The newest value is at the right edge. */
 function splitRuns(values) {
   const runs = [];
   values.forEach((value, index) => {

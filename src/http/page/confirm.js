@@ -1,20 +1,20 @@
-// Asks before something is done, and says in a sentence what will happen.
+// Asks for confirmation of a command, and describes the command's effect.
 
 import { byId, setText } from "./dom.js";
 
 const ACTIONS = {
   pause: ["Pause", (zone) => `Both links of ${zone} stop until you resume them. Changes wait in the oplogs, and the time to loss `
-    + "goes down meanwhile. A pause does not outlive the process."],
-  resume: ["Resume", (zone) => `Both links of ${zone} go on from their checkpoints.`],
-  restart: ["Restart", (zone) => `Both links of ${zone} begin anew from their checkpoints at once, whatever failed before.`],
-  resync: ["Resync", (zone) => `Everything that ${zone} holds is compared with the hub, and what differs is brought, while the `
-    + "rest goes on. This reads all of its documents and may take long."],
+    + "decreases. A pause ends with the process."],
+  resume: ["Resume", (zone) => `Both links of ${zone} continue from their checkpoints.`],
+  restart: ["Restart", (zone) => `Both links of ${zone} start again from their checkpoints immediately, without a delay after failures.`],
+  resync: ["Resync", (zone) => `Both links of ${zone} compare all documents with the hub and apply the differences. Other spokes go on. `
+    + "A resync reads all documents of the spoke and may take long."],
 };
 
 export const ACTION_NAMES = Object.keys(ACTIONS);
 export const labelOf = (action) => ACTIONS[action][0];
 
-/** Resolves to true if the operator wants it. */
+/** Resolves to true if the operator confirms. */
 export function confirmAction(action, zone) {
   const dialog = byId("confirm");
   const [verb, sentence] = ACTIONS[action];

@@ -1,4 +1,4 @@
-// Everything about one spoke: both links, its dead letters, its logs, and what can be done about it.
+// Details of one spoke: both links, dead letters, logs, and the operator's commands.
 
 import { act } from "./api.js";
 import { ACTION_NAMES, confirmAction, labelOf } from "./confirm.js";
@@ -13,7 +13,7 @@ import { describeVerification } from "./verification.js";
 const dialog = byId("details");
 let parts = null;
 
-/** `refresh` is called when something was done. */
+/** Calls `refresh` after each command. */
 export function prepareDetails(refresh) {
   closeByRoute(dialog, { spoke: null });
   dialog.addEventListener("click", ({ target }) => {
@@ -68,7 +68,7 @@ export function showDetails(status, history, clock) {
   parts.content.hidden = !spoke;
   if (!spoke) return;
   showState(parts.state, spoke.state, describeState(spoke));
-  setText(parts.watch, spoke.watch.length ? `watches ${spoke.watch.join(", ")}` : "watches nobody");
+  setText(parts.watch, spoke.watch.length ? `watches ${spoke.watch.join(", ")}` : "watches no other zone");
   const isPaused = spoke.state === "paused" || spoke.uplink.state === "paused";
   for (const button of parts.buttons) {
     const { action } = button.dataset;
@@ -81,7 +81,7 @@ export function showDetails(status, history, clock) {
   setText(parts.verification, describeVerification(status.verification, clock));
 }
 
-/** Dead letters of all spokes; those of the open one are shown. */
+/** Takes the dead letters of all spokes, and shows those of the open spoke. */
 export function showLetters(letters, clock) {
   if (dialog.open) parts.letters.show(letters.filter(({ zone }) => zone === parts.zone), clock);
 }
@@ -90,7 +90,7 @@ async function perform(action, refresh) {
   const { zone, result, buttons } = parts;
   if (!(await confirmAction(action, zone))) return;
   const say = (text, tone) => setAttributes(setText(result, text), { "data-tone": tone });
-  say(`${action}: asking…`, "idle");
+  say(`${action}: sending…`, "idle");
   for (const button of buttons) button.disabled = true;
   try {
     say(`${action}: ${await act(zone, action)}`, "good");

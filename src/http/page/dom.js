@@ -1,5 +1,5 @@
-// Makes and changes elements. Text from the server only ever becomes text nodes and attributes, never markup.
-// Changes are made only where something differs, so that focus, selection and scroll positions last.
+// Makes and changes elements. Text from the server becomes text nodes and attributes only, never markup.
+// An element changes only if its content differs, so that focus, selection and scroll positions last.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -15,7 +15,7 @@ function fill(node, attributes = {}, children = []) {
   return node;
 }
 
-/** An attribute whose value is null is taken away. */
+/** Sets attributes; null removes an attribute. */
 export function setAttributes(node, attributes) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined) node.removeAttribute(name);
@@ -30,13 +30,13 @@ export function setText(node, text) {
   return node;
 }
 
-/** Shows a text in a node, or hides the node where there is none. */
+/** Shows a text in a node, or hides the node if the text is empty. */
 export function showText(node, text) {
   node.hidden = !text;
   return setText(node, text ?? "");
 }
 
-/** Puts the children into this order, moving only those that stand elsewhere, and gives the focus back to what had it. */
+/** Puts the children into the given order, moves only children out of place, and restores the focus. */
 export function arrange(parent, children) {
   const focused = document.activeElement;
   for (const child of [...parent.children]) if (!children.includes(child)) child.remove();

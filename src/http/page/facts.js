@@ -1,4 +1,4 @@
-// A list of names and values that is built once and then only changed where a value changes.
+// A list of names and values, built once; later updates change single values.
 
 import { el, setText } from "./dom.js";
 

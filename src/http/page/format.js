@@ -1,11 +1,11 @@
-// Numbers and times as texts. What is not known is a dash.
+// Numbers and times as text. An unknown value is a dash.
 
 const NONE = "–";
 const grouped = new Intl.NumberFormat("en");
 
 export const formatNumber = (value) => (value == null ? NONE : grouped.format(Math.round(value)));
 
-/** Whole changes per second, so that digits stand below each other. */
+/** Changes per second as a whole number, so that digits align in columns. */
 export function formatRate(rate) {
   return rate > 0 && rate < 0.5 ? "<1" : formatNumber(rate);
 }
@@ -41,7 +41,7 @@ export function formatBytes(bytes) {
   return `${value < 10 && at > 0 ? value.toFixed(1) : Math.round(value)} ${units[at]}`;
 }
 
-/** A moment in this browser's time zone; with its day, if that is not today. */
+/** A time in the browser's time zone, with the date unless the date is today. */
 export function formatMoment(moment) {
   const date = new Date(moment ?? NaN);
   if (Number.isNaN(date.getTime())) return NONE;
@@ -51,13 +51,13 @@ export function formatMoment(moment) {
   return (date.toDateString() === new Date().toDateString() ? "" : day) + time;
 }
 
-/** A moment, and how long ago that is. */
+/** A time, and the span since then. */
 export function formatAgo(moment, clock) {
   const seconds = (clock - Date.parse(moment)) / 1000;
   return Number.isNaN(seconds) ? NONE : `${formatMoment(moment)}, ${formatDuration(Math.max(0, seconds))} ago`;
 }
 
-/** A copy's progress in words. */
+/** The progress of a copy in words. */
 export function formatCopying({ documents, documents_estimated, documents_per_second, seconds_remaining }) {
   const of = documents_estimated == null ? "" : ` of about ${formatNumber(documents_estimated)}`;
   const left = seconds_remaining == null ? "" : `, ${formatDuration(seconds_remaining)} left`;

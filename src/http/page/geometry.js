@@ -1,4 +1,4 @@
-// Where everything on the wheel stands, for 1 to 60 spokes and any width. Pure functions.
+// The layout of the wheel, for 1 to 60 spokes and any width. Pure functions.
 
 const SIDEWAYS = 16;
 const NUMBERED = 6;
@@ -7,7 +7,7 @@ const LETTERS_WHERE_NARROW = 7;
 const LINE = 1.2;
 const GAP = 8;
 
-/** Sizes in pixels around the middle; angles begin at the top and go clockwise. */
+/** Returns sizes in pixels relative to the centre. Angles start at the top and go clockwise. */
 export function layOut(zones, width) {
   const size = Math.round(Math.max(260, Math.min(width, 640)));
   const count = Math.max(1, zones.length);
@@ -34,7 +34,7 @@ export function layOut(zones, width) {
   return { ...sizes, top: reach(-1), bottom: reach(1), ringRadius, hubRadius, lane, widest: Math.min(10, 2 * lane - 0.8), spokes };
 }
 
-/** The largest ring whose labels still fit beside the picture's middle; a picture with numbers may be higher than wide. */
+/** The radius of the largest ring whose labels still fit into the picture. A picture with numbers may be higher than wide. */
 function fitRing(degrees, { size, isRadial, hasNumbers, textWidth, textHeight, nodeRadius }) {
   const half = size / 2 - 2;
   if (isRadial) return half - textWidth - nodeRadius - GAP;
@@ -49,7 +49,7 @@ function fitRing(degrees, { size, isRadial, hasNumbers, textWidth, textHeight, n
   return Math.min(half, ...radii);
 }
 
-/** Attributes of a spoke's label, and of the lines with numbers below it, inside the ray's turned group. */
+/** Attributes of a spoke's label and of the number lines below the label, inside the ray's rotated group. */
 export function placeLabel({ degrees }, { ringRadius, nodeRadius, font, isRadial, hasNumbers }) {
   const side = cosine(degrees) < -0.01 ? -1 : 1;
   const anchor = side < 0 ? "end" : "start";
@@ -68,7 +68,7 @@ export function placeLabel({ degrees }, { ringRadius, nodeRadius, font, isRadial
   return { attributes: line(0), lines: [line(1), line(2), line(3)] };
 }
 
-/** Grows with the magnitude of the rate; even a quiet link is seen. */
+/** Line width: grows with the logarithm of the rate; a quiet link stays visible. */
 export function thickness(rate, widest) {
   const quiet = Math.min(1.2, widest);
   return quiet + (widest - quiet) * Math.min(1, Math.log10(1 + (rate ?? 0)) / 4);
@@ -76,7 +76,7 @@ export function thickness(rate, widest) {
 
 const clamp = (value, least, most) => Math.min(most, Math.max(least, value));
 
-/** Whether a label stands above or below its node, not beside it. */
+/** True if a label is above or below its node instead of next to it. */
 const isStacked = (degrees, hasNumbers) => hasNumbers || Math.abs(cosine(degrees)) < 0.2;
 const cosine = (degrees) => Math.cos((degrees * Math.PI) / 180);
 const sine = (degrees) => Math.sin((degrees * Math.PI) / 180);

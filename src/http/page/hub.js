@@ -1,4 +1,4 @@
-// The hub: its numbers, its charts, and the last verification.
+// The hub's panel: numbers, charts, and the last verification.
 
 import { makeChart } from "./chart.js";
 import { byId, el, showText } from "./dom.js";

@@ -1,10 +1,10 @@
-// A sign for each state, so that no state is told by colour alone. Drawn in a box of 16 by 16.
+// A sign for each state, so that colour is never the only difference. Drawn in a box of 16 by 16.
 
 import { svg } from "./dom.js";
 
 const CIRCLE = "M8 1.5a6.5 6.5 0 1 1 0 13a6.5 6.5 0 1 1 0-13z";
 
-/** The shape, and what stands on it. */
+/** The shape and the mark on the shape. */
 const SIGNS = {
   streaming: [CIRCLE, ""],
   paused: [CIRCLE, "M6 5v6M10 5v6"],
@@ -28,7 +28,7 @@ export function changeSign([shape, mark], state) {
   mark.setAttribute("d", markNow);
 }
 
-/** A sign by itself; the word stands beside it. */
+/** A separate sign, hidden from screen readers because the state's name follows as text. */
 export function makeIcon(state, tone) {
   return svg("svg", { class: "icon", viewBox: "0 0 16 16", "aria-hidden": "true", "data-tone": tone }, ...drawSign(state));
 }

@@ -1,4 +1,4 @@
-// The dead letters of one spoke: which document, why, since when.
+// The dead letters of one spoke: document, reason and time.
 
 import { el, setText } from "./dom.js";
 import { formatAgo, formatNumber } from "./format.js";
@@ -27,7 +27,7 @@ export function makeLetters() {
 }
 
 function drawLetter({ link, ns, id, code, reason, parked_at, later_changes }, clock) {
-  const waiting = later_changes > 0 ? `, later changes that wait with it: ${formatNumber(later_changes)}` : "";
+  const waiting = later_changes > 0 ? `, later changes waiting: ${formatNumber(later_changes)}` : "";
   return el("li", {},
     el("div", {}, el("code", {}, `${ns} ${JSON.stringify(id)}`)),
     el("div", {}, `${reason} (${code})`),

@@ -1,4 +1,4 @@
-// One link of a spoke in the details: its numbers, its copy's progress, its last error, its charts.
+// One link in a spoke's details: numbers, progress of a copy, last error, charts.
 
 import { makeChart } from "./chart.js";
 import { el, setAttributes, setText, showText } from "./dom.js";
@@ -56,7 +56,7 @@ function showCopying(node, what, bar, progress, copying) {
   if (!copying) return;
   const estimated = copying.documents_estimated;
   setText(what, `copying ${copying.zone} of ${copying.ns}`);
-  // Without a value the bar shows that nobody knows how many there are.
+  // A bar without a value shows that the total is unknown.
   setAttributes(bar, { max: estimated || 1, value: estimated ? Math.min(copying.documents, estimated) : null });
   setText(progress, formatCopying(copying));
 }

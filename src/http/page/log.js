@@ -1,4 +1,4 @@
-// An actor's live log: the last lines, and new ones as they come. It follows until the reader scrolls up, and ends when closed.
+// An actor's live log: the newest lines, then each new line. The view follows new lines until the reader scrolls up.
 
 import { Refusal, streamLog } from "./api.js";
 import { byId, el, setText } from "./dom.js";
@@ -60,19 +60,19 @@ function start() {
   read(reading.signal);
 }
 
-/** Reads until it is no longer wanted; a stream that ends is asked for again. */
+/** Reads until the signal aborts, and opens a stream that ended again. */
 async function read(signal) {
   while (!signal.aborted) {
-    setText(state, "asking…");
-    // After an interruption the process tells its last lines once more.
+    setText(state, "connecting…");
+    // After an interruption the process sends its newest lines once more.
     repeatedUntil = newest;
     try {
       for await (const batch of streamLog(actor, level.value, signal)) show(batch);
-      setText(state, "the stream ended; asking again…");
+      setText(state, "the stream ended; reconnecting…");
     } catch (error) {
       if (signal.aborted) return;
       if (error instanceof Refusal && error.status < 500) return void setText(state, error.message);
-      setText(state, "no answer; asking again…");
+      setText(state, "no answer; reconnecting…");
     }
     await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
   }

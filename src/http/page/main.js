@@ -1,4 +1,5 @@
-// Asks the process for its status and history, and shows them; says so when it does not answer. Opens what the address names.
+// Polls status and history of the process and shows both, or a notice without an answer. Opens the panels that the
+// address names.
 
 import { getJson, Refusal } from "./api.js";
 import { closeDetails, openDetails, openZone, prepareDetails, showDetails, showLetters } from "./details.js";
@@ -40,7 +41,7 @@ async function readHistory() {
   await readLetters();
 }
 
-/** Only asked for while somebody looks at them. */
+/** Reads dead letters only while a spoke's details are open. */
 async function readLetters() {
   const spoke = status?.spokes.find(({ zone }) => zone === openZone());
   if (!spoke?.dead_letters) return;
@@ -54,7 +55,7 @@ function showStatus() {
     "data-tone": readiness.isReady ? "good" : "warn", title: readiness.all.join("\n") || null,
   });
   setText(byId("process"), `${status.version}, up ${formatDuration(status.uptime_seconds)}`);
-  showText(byId("banner"), status.configuration_error && `The configuration file cannot be used: ${status.configuration_error}`);
+  showText(byId("banner"), status.configuration_error && `The configuration file is invalid: ${status.configuration_error}`);
   showWheel(status, history, clock);
   showTable(status, history, clock);
   showHubPanel(status, clock);
@@ -64,14 +65,14 @@ function showStatus() {
 function showSilence() {
   document.body.toggleAttribute("data-stale", silentSince !== null);
   const since = formatDuration((Date.now() - silentSince) / 1000);
-  const text = silentSince && (refusal ? `refused for ${since}: ${refusal}` : `no answer since ${since}`);
+  const text = silentSince && (refusal ? `refused for ${since}: ${refusal}` : `no answer for ${since}`);
   for (const node of [byId("stale"), ...document.querySelectorAll(".stale-too")]) showText(node, text);
 }
 
 function openRoute() {
   const { spoke, log } = readRoute();
   const isOther = spoke && spoke !== openZone();
-  // The log stands above the details, so it has to be opened after them.
+  // The log lies above the details, so the details open first.
   if (!log || isOther) closeLog();
   if (!spoke) closeDetails();
   if (isOther) {

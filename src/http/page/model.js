@@ -1,6 +1,6 @@
-// What the numbers mean: how bad a link is, which spoke needs somebody first, what is missing. Pure functions.
+// The meaning of the numbers: tone of a link, order of the spokes by urgency, readiness. Pure functions.
 
-/** States, the most troublesome first. */
+/** All states, the most urgent first. */
 export const STATES = [
   "halted", "backoff", "connecting", "reconciling", "initial_sync", "catching_up", "paused", "streaming",
 ];
@@ -15,7 +15,7 @@ const TONE_OF_STATE = {
 
 export const toneOfState = (state) => TONE_OF_STATE[state] ?? "good";
 
-/** A link's state, or its lag if it streams. */
+/** The tone of a link: by the lag while streaming, else by the state. */
 export function toneOfLink(link) {
   return link.state === "streaming" ? toneOfLag(link.lag_seconds) : toneOfState(link.state);
 }
@@ -32,15 +32,15 @@ export function toneOfSpoke(spoke) {
   return WORST_TONE.find((tone) => tones.includes(tone));
 }
 
-/** The spoke's state, and which way it concerns, if not both. */
+/** The spoke's state, with "up" or "down" if only one link has the state. */
 export function describeState(spoke) {
   const [up, down] = [spoke.uplink.state === spoke.state, spoke.downlink.state === spoke.state];
   return up === down ? spoke.state : `${spoke.state} ${up ? "up" : "down"}`;
 }
 
 /**
- * How close a link is to losing history. How long the whole oplog goes back is what is left of it plus what the checkpoint is
- * behind; less than a quarter of that is short, as the process itself holds.
+ * The tone of a link's time to loss. The oplog window is the time to loss plus the age of the checkpoint. A time to loss below a
+ * quarter of the window is bad, as in the process's own warning.
  */
 export function toneOfLoss(link, clock) {
   const left = link.time_to_loss_seconds;
@@ -49,7 +49,7 @@ export function toneOfLoss(link, clock) {
   return behind > 3 * left ? "bad" : behind > left ? "warn" : "good";
 }
 
-/** The link of a spoke that loses its place first; null if neither is known. */
+/** Time to loss and tone of the link that loses its place first; null if both are unknown. */
 export function nearestLoss(spoke, clock) {
   const links = [spoke.uplink, spoke.downlink].filter((link) => link.time_to_loss_seconds != null);
   if (links.length === 0) return null;
@@ -58,7 +58,7 @@ export function nearestLoss(spoke, clock) {
   return { seconds: links[0].time_to_loss_seconds, tone: toneOfLoss(links[0], clock) };
 }
 
-/** Spokes in the order in which they need somebody. Sizes are compared roughly, so that rows do not jump about. */
+/** Sorts spokes by urgency. Numbers count by their order of magnitude, so that rows do not jump about. */
 export function sortByTrouble(spokes, clock) {
   const keyed = spokes.map((spoke) => ({ spoke, key: troubleOf(spoke, clock) }));
   const compare = (one, other) => {
@@ -78,7 +78,7 @@ function troubleOf(spoke, clock) {
 
 const magnitude = (value) => Math.floor(Math.log2(Math.max(value, 1)));
 
-/** What does not stream, in words; a paused link is not missed, because somebody wants it so. */
+/** Describes the links that are not streaming. Paused links do not count, because an operator paused them. */
 export function describeReadiness(status) {
   const missing = status.hub.state === "streaming" ? [] : [`hub: ${status.hub.state}`];
   const worstFirst = [...status.spokes].sort((one, other) => STATES.indexOf(one.state) - STATES.indexOf(other.state));
@@ -105,11 +105,11 @@ function shorten(parts, most) {
   return rest > 0 ? `${parts.slice(0, most).join(", ")} and ${rest} more` : parts.join(", ");
 }
 
-/** How many spokes are in each state, the most troublesome first. */
+/** The number of spokes in each state, the most urgent state first. */
 export function countStates(spokes) {
   const counts = STATES.map((state) => [state, spokes.filter((spoke) => spoke.state === state).length]);
   return counts.filter(([, number]) => number > 0);
 }
 
-/** The newest rate of a series of the history; null if there is none. */
+/** The newest rate in a series of the history, or null. */
 export const lastRate = (series) => series?.rate?.at(-1) ?? null;

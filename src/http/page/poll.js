@@ -1,6 +1,6 @@
-// Does something again and again while the page is seen, and at once when it is seen again.
+// Repeats a task while the page is visible, and runs the task immediately when the page becomes visible again.
 
-/** Returns a function that does it at once. */
+/** Returns a function that runs the task immediately. */
 export function repeat(seconds, task) {
   let timer = null;
   let running = false;

@@ -1,31 +1,31 @@
-// What is open stands in the address: `#spoke=DFW`, `#log=DFW/reader`, or both.
+// The address names the open panels: `#spoke=DFW`, `#log=DFW/reader`, or both.
 
 export function readRoute() {
   const parts = new URLSearchParams(location.hash.slice(1));
   return { spoke: parts.get("spoke"), log: parts.get("log") };
 }
 
-/** The address's end for what is to be open. */
+/** The fragment of the address for the given panels. */
 export function toHash({ spoke, log }) {
   const encode = (text) => encodeURIComponent(text).replaceAll("%2F", "/");
   const parts = [spoke && `spoke=${encode(spoke)}`, log && `log=${encode(log)}`];
   return `#${parts.filter(Boolean).join("&")}`;
 }
 
-/** Opens or closes something; what is not named stays as it is. */
+/** Opens or closes panels; a panel without a mention stays as it is. */
 export function go(change) {
   const wanted = toHash({ ...readRoute(), ...change });
   if (wanted === (location.hash || "#")) return;
-  // Not by setting the hash: an empty one would scroll to the top.
+  // pushState instead of location.hash, because an empty hash would scroll to the top.
   history.pushState(null, "", wanted === "#" ? location.pathname + location.search : wanted);
   dispatchEvent(new HashChangeEvent("hashchange"));
 }
 
-/** Closes a dialog by way of the address: with Esc, its button, a click beside it. */
+/** Closes a dialog by a change of the address, on Esc, the close button, or a click outside. */
 export function closeByRoute(dialog, change) {
   const close = () => go(change);
   dialog.addEventListener("keydown", (event) => {
-    // Left to the browser, one Esc may close several dialogs that were opened without a click.
+    // In some browsers one Esc closes several dialogs that opened without a click, so the page handles Esc.
     if (event.key !== "Escape") return;
     event.preventDefault();
     event.stopPropagation();

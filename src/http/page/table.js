@@ -1,4 +1,4 @@
-// The table of spokes, worst first. A row is kept for as long as its spoke is there.
+// The table of spokes, the most urgent first. Each spoke keeps its row element.
 
 import { arrange, byId, el, setAttributes, setText } from "./dom.js";
 import { formatDuration, formatNumber, formatRate, formatSpan } from "./format.js";
@@ -42,7 +42,7 @@ function showRow(row, spoke, history, clock) {
   const values = [
     [formatRate(lastRate(history?.uplink))], [formatSpan(spoke.uplink.lag_seconds), toneOfLag(spoke.uplink.lag_seconds)],
     [formatRate(lastRate(history?.downlink))], [formatSpan(spoke.downlink.lag_seconds), toneOfLag(spoke.downlink.lag_seconds)],
-    [formatSpan(loss?.seconds), loss?.tone, loss && `${formatDuration(loss.seconds)} until the checkpoint has left the oplog`],
+    [formatSpan(loss?.seconds), loss?.tone, loss && `${formatDuration(loss.seconds)} until the checkpoint leaves the oplog`],
     [formatNumber(spoke.dead_letters), spoke.dead_letters > 0 ? "warn" : null], [formatNumber(restarts)],
   ];
   values.forEach(([text, tone, title], index) => {
@@ -51,7 +51,7 @@ function showRow(row, spoke, history, clock) {
   });
 }
 
-/** A state with its sign, in any element. */
+/** Shows a state with its sign in any element. */
 export function showState(node, state, text = state) {
   if (node.dataset.shown === text) return;
   node.dataset.shown = text;

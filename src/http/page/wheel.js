@@ -1,5 +1,6 @@
-// The wheel: the hub in the middle, a spoke a ray, each with a line up to the hub and one down from it.
-// Thickness is the rate; colour and dashes are state and lag. It is laid out in real pixels, so that text keeps its size.
+// The wheel: the hub in the middle, one ray per spoke, each with a line up to the hub and a line down from the hub.
+// Thickness shows the rate; colour and dashes show state and lag. The layout uses real pixels, so that text keeps its
+// size.
 
 import { byId, el, setAttributes, setText, svg } from "./dom.js";
 import { formatDuration, formatRate, formatSpan } from "./format.js";
@@ -85,7 +86,7 @@ function drawRay(spoke, layout) {
   return { ...spoke, node: group, title, lanes, sign, ring, label, numbers, from, to };
 }
 
-/** What can be clicked: all of the ray. */
+/** The clickable area: the whole ray. */
 function drawWedge({ pitch }, { hubRadius, size }) {
   const half = Math.min(pitch, 0.6) / 2;
   const at = (radius, angle) => `${(radius * Math.cos(angle)).toFixed(1)} ${(radius * Math.sin(angle)).toFixed(1)}`;
@@ -125,7 +126,7 @@ function showLane({ from, to }, { widest }, { way, y, line, arrow }, link, rate)
   setAttributes(arrow, { "data-tone": tone, d: `M${tip} ${y}L${back} ${y - head / 2}v${head}z` });
 }
 
-/** One ray can be reached with Tab, the others from there with the arrow keys. */
+/** Makes one ray reachable with Tab; arrow keys lead from there to the others. */
 function makeReachable(ray) {
   for (const { node } of drawn.rays) setAttributes(node, { tabindex: node === ray?.node ? 0 : -1 });
 }

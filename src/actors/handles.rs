@@ -1,0 +1,101 @@
+//! The objects that the actors share with the HTTP interface and the commands: status board, fan-out, hub, and spokes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Semaphore;
+
+use crate::config::{self, Config};
+use crate::link;
+use crate::link::hub::fanout::Fanout;
+use crate::mongo::server::Endpoint;
+use crate::observe::status::Board;
+use crate::rules::names::Zone;
+use crate::rules::route::Routes;
+
+/// Commands of a link at the same time at either server: the transaction, the change stream, and further reads.
+const CONNECTIONS_PER_LINK: u32 = 4;
+
+/// Spokes that reloads may add before connections to the hub become scarce. The size of the hub's pool is fixed at the
+/// start.
+const MORE_SPOKES: u32 = 64;
+
+/// Limit of links that start at the same time: each reads sessions and checkpoints at the hub.
+const STARTING_LINKS: usize = 8;
+
+/// Shared handles. A clone refers to the same objects.
+#[derive(Clone)]
+pub(crate) struct Handles {
+    pub(crate) board: Arc<Board>,
+    pub(super) fanout: Arc<Fanout>,
+    pub(crate) hub: Arc<Endpoint>,
+    spokes: Arc<Mutex<HashMap<Zone, Arc<link::Spoke>>>>,
+    starting: Arc<Semaphore>,
+}
+
+impl Handles {
+    /// Creates the objects of a process, with every configured spoke. Nothing connects yet.
+    pub(crate) fn new(config: &Config) -> Self {
+        let sync = Arc::new(config.sync.clone());
+        let board = Arc::new(Board::default());
+        let fanout = Arc::new(Fanout::new(routes(config), config.sync.catch_up_streams, board.clone()));
+        let links =
+            u32::try_from(config.spokes.len()).unwrap_or(u32::MAX).saturating_add(MORE_SPOKES).saturating_mul(2);
+        let hub_connections = links.saturating_add(2).saturating_mul(CONNECTIONS_PER_LINK);
+        let hub = Arc::new(Endpoint::new("hub", config.hub.clone(), sync, hub_connections));
+        let starting = Arc::new(Semaphore::new(STARTING_LINKS));
+        let handles = Self { board, fanout, hub, spokes: Arc::default(), starting };
+        for spoke in &config.spokes {
+            handles.add(spoke);
+        }
+        handles
+    }
+
+    /// Returns all present spokes, in no particular order.
+    pub(crate) fn spokes(&self) -> Vec<Arc<link::Spoke>> {
+        self.map().values().cloned().collect()
+    }
+
+    /// Creates a spoke as configured. An earlier spoke of the same zone is replaced.
+    pub(super) fn add(&self, spoke: &config::Spoke) -> Arc<link::Spoke> {
+        let name = format!("spoke {}", spoke.zone);
+        let sync = self.hub.sync().clone();
+        let endpoint = Endpoint::new(&name, spoke.uri.clone(), sync, 3 * CONNECTIONS_PER_LINK);
+        let spoke = Arc::new(link::Spoke {
+            zone: spoke.zone.clone(),
+            hub: self.hub.clone(),
+            endpoint: Arc::new(endpoint),
+            fanout: self.fanout.clone(),
+            links: link::Links::default(),
+            status: self.board.add(&spoke.zone, &spoke.watch),
+            on_unwatch: spoke.on_unwatch,
+            starting: self.starting.clone(),
+            holder: holder(),
+        });
+        self.map().insert(spoke.zone.clone(), spoke.clone());
+        spoke
+    }
+
+    pub(super) fn remove(&self, zone: &str) -> Option<Arc<link::Spoke>> {
+        self.map().remove(zone)
+    }
+
+    pub(super) fn get(&self, zone: &str) -> Option<Arc<link::Spoke>> {
+        self.map().get(zone).cloned()
+    }
+
+    fn map(&self) -> MutexGuard<'_, HashMap<Zone, Arc<link::Spoke>>> {
+        self.spokes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns the routes of a configuration: each zone's owner and watchers.
+pub(super) fn routes(config: &Config) -> Routes {
+    Routes::new(config.spokes.iter().map(|spoke| (&spoke.zone, spoke.watch.as_slice())))
+}
+
+/// Names the process in checkpoints. A process that lost a link to another process shows the name of the new holder.
+fn holder() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{} process {}", host.trim(), std::process::id())
+}
