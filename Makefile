@@ -1,6 +1,6 @@
 # make demo    a hub and three spokes on this machine, with traffic, until Ctrl-C
 # make test    all tests, against real servers
-# make check   format, lints, licences
+# make check   format, lints, line lengths, licences
 # make soak    a random programme of faults, for as long as asked
 # make bench   speed and cost against what the same servers do by themselves
 
@@ -22,6 +22,7 @@ test: mongod
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	./scripts/check-lines
 	./scripts/check-licences
 
 # As long as asked: make soak MINUTES=60; SOAK_SEED=… repeats one.
