@@ -1,6 +1,6 @@
 # make demo    run a hub and three spokes on this machine, with traffic, until Ctrl-C
 # make test    run all tests, against real servers
-# make check   check format, lints and licences
+# make check   check format, lints, line lengths and licences
 # make soak    inject random faults for MINUTES (default 10)
 # make bench   measure speed and cost, compared with the same servers alone
 
@@ -22,6 +22,7 @@ test: mongod
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	./scripts/check-lines
 	./scripts/check-licences
 
 # make soak MINUTES=60 runs for an hour; SOAK_SEED=… repeats the faults of an earlier run.
