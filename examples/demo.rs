@@ -1,5 +1,5 @@
-//! `make demo`: starts the servers that `spokes.toml` names, spokesync between them, and an application in every zone; and
-//! shows every few seconds what each side holds. Ctrl-C ends all of it.
+//! `make demo`: starts the servers that `spokes.toml` names, spokesync between them, and an application in every zone;
+//! and shows every few seconds what each side holds. Ctrl-C ends all of it.
 
 use std::path::Path;
 use std::process::Command;

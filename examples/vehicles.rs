@@ -1,5 +1,5 @@
-//! Writes vehicle messages to one MongoDB, as an application in an edge zone does: inserts, updates, deletes, and now and
-//! then a document without partition key.
+//! Writes vehicle messages to one MongoDB, as an application in an edge zone does: inserts, updates, deletes, and now
+//! and then a document without partition key.
 //!
 //! ```text
 //! cargo run --release --example vehicles -- --uri mongodb://127.0.0.1:27101/?replicaSet=dfw --zone DFW --rate 50

@@ -185,7 +185,8 @@ impl Load {
     }
 }
 
-/// The rest of a command on the collection `messages`, which both ways of doing the work write to, in different databases.
+/// The rest of a command on the collection `messages`, which both ways of doing the work write to, in different
+/// databases.
 fn statements(mut command: RawDocumentBuf, field: &CStr, statements: impl Iterator<Item = RawDocumentBuf>) -> Command {
     let mut array = RawArrayBuf::new();
     let mut number = 0;

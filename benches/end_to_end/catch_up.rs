@@ -23,7 +23,8 @@ const BYTES: usize = 500;
 /// How often it is measured; the first round, which only warms up, is not counted here.
 const ROUNDS: usize = 3;
 
-/// From the start of the program until the hub has everything, against reading the change stream and inserting, in turn.
+/// From the start of the program until the hub has everything, against reading the change stream and inserting, in
+/// turn.
 pub async fn measure(parts: &Parts, site: &mut Site) -> Result<Vec<Figure>> {
     let load = Load::new(site.uplink().zone, parts.share_of(DOCUMENTS, 1_000), BYTES);
     let (mut ratios, mut rates) = (Vec::new(), Vec::new());

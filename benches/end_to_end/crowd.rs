@@ -1,7 +1,7 @@
 //! A hub and any number of spokes that one server plays, by an address of its own for each.
 //!
-//! It shows what spokes cost the hub and the program. The one server for all of them is far busier than a real spoke would be, and
-//! so throughput is not measured here.
+//! It shows what spokes cost the hub and the program. The one server for all of them is far busier than a real spoke
+//! would be, and so throughput is not measured here.
 
 use std::time::Duration;
 

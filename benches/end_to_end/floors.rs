@@ -1,4 +1,5 @@
-//! The floor: the same work on the same servers, done directly and pipelined. And the work of a simple tool, by the change stream.
+//! The floor: the same work on the same servers, done directly and pipelined. And the work of a simple tool, by the
+//! change stream.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +15,8 @@ use tokio::task::JoinSet;
 use super::application::{self, Batch};
 use super::site::Route;
 
-/// Writes each batch at the source, and what belongs to it at all destinations side by side, once the source has acknowledged
-/// it. Nobody waits for a destination but at the end.
+/// Writes each batch at the source, and what belongs to it at all destinations side by side, once the source has
+/// acknowledged it. Nobody waits for a destination but at the end.
 pub async fn pipelined(route: &Route<'_>, written: &[Batch], applied: &Arc<Vec<Batch>>) -> Result<Duration> {
     let begun = Instant::now();
     let acknowledged = watch::Sender::new(0);
@@ -91,8 +92,8 @@ impl Carried {
     }
 }
 
-/// Writes at the source, and carries whole documents: its change stream is read, and each reply goes to all destinations side by
-/// side, while the next one is read.
+/// Writes at the source, and carries whole documents: its change stream is read, and each reply goes to all
+/// destinations side by side, while the next one is read.
 pub async fn carried(route: &Route<'_>, written: &Arc<Vec<Batch>>, how: Carried) -> Result<Duration> {
     let source = route.source.floor();
     let stream = source.aggregate([how.stage()]).batch_size(how.reply_events()).max_await_time(Duration::from_secs(1));

@@ -1,7 +1,7 @@
 //! How long a single change takes while an application writes at half of what the route can take.
 //!
-//! Arrival is seen by a change stream at the last destination, opened before: reading again and again would take the CPU that is
-//! to be measured.
+//! Arrival is seen by a change stream at the last destination, opened before: reading again and again would take the
+//! CPU that is to be measured.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +32,8 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// The size of what the application writes.
 const BYTES: usize = 500;
 
-/// A change until it is visible at the last destination, against one majority write at each server under the same load, in turn.
+/// A change until it is visible at the last destination, against one majority write at each server under the same load,
+/// in turn.
 pub async fn measure(parts: &Parts, site: &Site, route: &Route<'_>) -> Result<Latency> {
     let per_second = most(parts, site, route).await? / 2.0;
     let together = ((per_second * INTERVAL.as_secs_f64()) as usize).max(1);

@@ -1,7 +1,8 @@
 //! Which parts are measured, and how much work they do.
 //!
-//! `BENCH_ONLY=latency,inserts` names the parts; without it all are measured. `BENCH_WORK=0.05` does a twentieth of the work,
-//! which shows that everything runs, and gives no figures worth keeping. `BENCH_SPOKES=1,3` measures throughput with so many spokes.
+//! `BENCH_ONLY=latency,inserts` names the parts; without it all are measured. `BENCH_WORK=0.05` does a twentieth of the
+//! work, which shows that everything runs, and gives no figures worth keeping. `BENCH_SPOKES=1,3` measures throughput
+//! with so many spokes.
 
 use anyhow::{Context, Result, bail, ensure};
 

@@ -1,4 +1,5 @@
-//! The reference way of working, made again: one change stream a spoke, one document at a time, its position saved after each.
+//! The reference way of working, made again: one change stream a spoke, one document at a time, its position saved
+//! after each.
 
 use std::time::Instant;
 

@@ -18,7 +18,8 @@ const MANY: usize = 48;
 /// How long it is looked at what they cost when idle.
 const REST: Duration = Duration::from_secs(5);
 
-/// How many batches hub applications write: the kernel counts CPU in hundredths of a second, of which the hub should use dozens.
+/// How many batches hub applications write: the kernel counts CPU in hundredths of a second, of which the hub should
+/// use dozens.
 const BATCHES: usize = 150;
 
 /// How many documents a batch has: 300 a second.

@@ -30,7 +30,8 @@ const DOCUMENTS: usize = 90_000;
 /// So many bytes are.
 const BYTES: usize = 180_000_000;
 
-/// So many times as many are inserted, unless they are large: that is faster, and the way of the last documents would count too much.
+/// So many times as many are inserted, unless they are large: that is faster, and the way of the last documents would
+/// count too much.
 const MORE_INSERTS: usize = 3;
 
 /// Every route of a site with so many spokes.

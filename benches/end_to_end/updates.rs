@@ -1,4 +1,5 @@
-//! Small updates of large documents: they travel as what has changed, which is held against replacing the whole documents.
+//! Small updates of large documents: they travel as what has changed, which is held against replacing the whole
+//! documents.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +19,8 @@ pub const BYTES: usize = 20_000;
 /// How often it is measured; the first round, which only warms up, is not counted here.
 const ROUNDS: usize = 3;
 
-/// So many times as many documents are updated as are replaced in a round, as that is so much faster: a round of either should take
-/// about as long.
+/// So many times as many documents are updated as are replaced in a round, as that is so much faster: a round of either
+/// should take about as long.
 const MORE: usize = 4;
 
 /// How long a document took in one round, in each way.

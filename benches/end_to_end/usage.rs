@@ -20,7 +20,8 @@ impl Usage {
     pub fn of(process: u32) -> Result<Self> {
         const TICKS_PER_SECOND: u64 = 100;
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-        // After the name, which may hold anything but ends with the last parenthesis: state is field 3, utime 14, stime 15.
+        // After the name, which may hold anything but ends with the last parenthesis: state is field 3, utime 14, stime
+        // 15.
         let fields: Vec<&str> = stat.rsplit_once(')').context("a name")?.1.split_whitespace().collect();
         let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
         let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;

@@ -83,6 +83,8 @@ pub(crate) enum Refused {
     Unknown,
     /// The present state or configuration does not allow the request; the text says why.
     Senseless(String),
+    /// The coordinator is gone: the program stops.
+    Stopping,
 }
 
 /// The root of the actors.
@@ -144,7 +146,7 @@ impl Coordinator {
         }));
     }
 
-    fn start_spoke(&mut self, spoke: Arc<link::Spoke>, context: &mut Context<Self>) {
+    fn start_spoke(&mut self, spoke: Arc<link::Shared>, context: &mut Context<Self>) {
         let zone = spoke.zone.to_string();
         let span = tracing::info_span!(parent: None, "spoke", actor = %format!("{zone}/spoke"));
         let actor = Spoke::new(spoke, context.address().recipient());
@@ -352,7 +354,7 @@ impl Handler<Letters> for Coordinator {
     fn handle(&mut self, Letters { zone, request }: Letters, _: &mut Self::Context) -> Self::Result {
         let spoke = self.handles.get(&zone).ok_or(Refused::Unknown)?;
         for link in Direction::BOTH {
-            spoke.links.letters(link).add(request.clone());
+            spoke.pair.letters(link).add(request.clone());
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ pub(crate) struct Handles {
     pub(crate) board: Arc<Board>,
     pub(super) fanout: Arc<Fanout>,
     pub(crate) hub: Arc<Endpoint>,
-    spokes: Arc<Mutex<HashMap<Zone, Arc<link::Spoke>>>>,
+    spokes: Arc<Mutex<HashMap<Zone, Arc<link::Shared>>>>,
     starting: Arc<Semaphore>,
 }
 
@@ -52,21 +52,21 @@ impl Handles {
     }
 
     /// Returns all present spokes, in no particular order.
-    pub(crate) fn spokes(&self) -> Vec<Arc<link::Spoke>> {
+    pub(crate) fn spokes(&self) -> Vec<Arc<link::Shared>> {
         self.map().values().cloned().collect()
     }
 
     /// Creates a spoke as configured. An earlier spoke of the same zone is replaced.
-    pub(super) fn add(&self, spoke: &config::Spoke) -> Arc<link::Spoke> {
+    pub(super) fn add(&self, spoke: &config::Spoke) -> Arc<link::Shared> {
         let name = format!("spoke {}", spoke.zone);
         let sync = self.hub.sync().clone();
         let endpoint = Endpoint::new(&name, spoke.uri.clone(), sync, 3 * CONNECTIONS_PER_LINK);
-        let spoke = Arc::new(link::Spoke {
+        let spoke = Arc::new(link::Shared {
             zone: spoke.zone.clone(),
             hub: self.hub.clone(),
             endpoint: Arc::new(endpoint),
             fanout: self.fanout.clone(),
-            links: link::Links::default(),
+            pair: link::Pair::default(),
             status: self.board.add(&spoke.zone, &spoke.watch),
             on_unwatch: spoke.on_unwatch,
             starting: self.starting.clone(),
@@ -76,15 +76,15 @@ impl Handles {
         spoke
     }
 
-    pub(super) fn remove(&self, zone: &str) -> Option<Arc<link::Spoke>> {
+    pub(super) fn remove(&self, zone: &str) -> Option<Arc<link::Shared>> {
         self.map().remove(zone)
     }
 
-    pub(super) fn get(&self, zone: &str) -> Option<Arc<link::Spoke>> {
+    pub(super) fn get(&self, zone: &str) -> Option<Arc<link::Shared>> {
         self.map().get(zone).cloned()
     }
 
-    fn map(&self) -> MutexGuard<'_, HashMap<Zone, Arc<link::Spoke>>> {
+    fn map(&self) -> MutexGuard<'_, HashMap<Zone, Arc<link::Shared>>> {
         self.spokes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -63,7 +63,7 @@ pub(crate) struct Act(pub(crate) Action);
 
 /// The supervisor of one spoke.
 pub(crate) struct Spoke {
-    spoke: Arc<link::Spoke>,
+    spoke: Arc<link::Shared>,
     parent: Recipient<Gone>,
     reader: Supervised,
     writer: Supervised,
@@ -84,7 +84,7 @@ struct Supervised {
 
 impl Spoke {
     /// Creates a supervisor that sends [`Gone`] to `parent` as its last act.
-    pub(crate) fn new(spoke: Arc<link::Spoke>, parent: Recipient<Gone>) -> Self {
+    pub(crate) fn new(spoke: Arc<link::Shared>, parent: Recipient<Gone>) -> Self {
         let (reader, writer) = (Supervised::default(), Supervised::default());
         Self { spoke, parent, reader, writer, paused: false, stopping: false }
     }

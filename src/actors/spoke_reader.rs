@@ -12,7 +12,7 @@ use crate::rules::names::Direction;
 
 /// Runs the uplink's loop once. The spoke replaces the actor when the loop ends.
 pub(super) struct SpokeReader {
-    pub(super) spoke: Arc<link::Spoke>,
+    pub(super) spoke: Arc<link::Shared>,
     pub(super) generation: u64,
     pub(super) parent: Recipient<ChildExited>,
     pub(super) stop: CancellationToken,

@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use super::coordinator::{Coordinator, Refused};
 use super::panic_message;
 use crate::config::Config;
-use crate::mongo::error::Error;
 use crate::verify::report::{Report, Verdict};
 use crate::verify::scope::{Scope, ScopeRequest};
 
@@ -49,22 +47,25 @@ impl Coordinator {
         let (config, board, stop) = (self.config.clone(), self.handles.board.clone(), self.stop.clone());
         let work = async move { crate::verify::run(&config, &scope, RUN, board.verification(), &stop).await };
         let task = AbortOnDropHandle::new(tokio::spawn(work.in_current_span()));
-        context.spawn(task.into_actor(self).map(|ended, coordinator: &mut Self, _| coordinator.verified(ended)));
+        let ended = async move {
+            match task.await {
+                Ok(ended) => ended.map_err(|error| error.to_string()),
+                Err(panicked) if panicked.is_panic() => Err(panic_message(panicked.into_panic())),
+                Err(_) => Err("stopped".to_owned()),
+            }
+        };
+        context.spawn(ended.into_actor(self).map(|ended, coordinator: &mut Self, _| coordinator.verified(ended)));
         Ok(())
     }
 
-    fn verified(&self, ended: Result<Result<Report, Error>, JoinError>) {
+    /// Shows the report of a verification that ended, or the reason for its failure.
+    fn verified(&self, ended: Result<Report, String>) {
         let cell = self.handles.board.verification();
         let report = match ended {
-            Ok(Ok(report)) => report,
-            Ok(Err(error)) => {
-                tracing::error!(%error, "verification failed");
-                return cell.end(0, Some(error.to_string()));
-            }
+            Ok(report) => report,
             Err(error) => {
-                let reason = if error.is_panic() { panic_message(error.into_panic()) } else { "stopped".to_owned() };
-                tracing::error!(error = reason, "verification failed");
-                return cell.end(0, Some(reason));
+                tracing::error!(error, "verification failed");
+                return cell.end(0, Some(error));
             }
         };
         cell.set_report(serde_json::to_string(&report).unwrap_or_default());

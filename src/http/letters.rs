@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Sources, answer, error};
-use crate::actors::coordinator::Letters;
+use crate::actors::coordinator::{Letters, Refused};
 use crate::link::letters::{LetterAction, Request};
 
 /// The request's body.
@@ -43,5 +43,5 @@ pub(super) async fn attend(
         }
     };
     let letters = Letters { zone: zone.clone(), request: Request { action, ids } };
-    answer(&zone, sources.coordinator.send(letters).await)
+    answer(&zone, sources.coordinator.send(letters).await.unwrap_or(Err(Refused::Stopping)))
 }

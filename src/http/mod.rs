@@ -17,7 +17,7 @@ mod verify;
 
 use std::sync::Arc;
 
-use actix::{Addr, MailboxError};
+use actix::Addr;
 use actix_web::dev::Server;
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
@@ -113,12 +113,12 @@ async fn unknown(request: HttpRequest) -> HttpResponse {
 }
 
 /// Turns the coordinator's reply about a spoke into an HTTP answer: 202, 404, 409, or 503 during a shutdown.
-fn answer(zone: &str, sent: Result<Result<(), Refused>, MailboxError>) -> HttpResponse {
-    match sent {
-        Ok(Ok(())) => HttpResponse::Accepted().json(serde_json::json!({ "status": "accepted" })),
-        Ok(Err(Refused::Unknown)) => error(&mut HttpResponse::NotFound(), &format!("there is no spoke {zone}")),
-        Ok(Err(Refused::Senseless(reason))) => error(&mut HttpResponse::Conflict(), &format!("spoke {zone}: {reason}")),
-        Err(_) => error(&mut HttpResponse::ServiceUnavailable(), "the program is stopping"),
+fn answer(zone: &str, done: Result<(), Refused>) -> HttpResponse {
+    match done {
+        Ok(()) => HttpResponse::Accepted().json(serde_json::json!({ "status": "accepted" })),
+        Err(Refused::Unknown) => error(&mut HttpResponse::NotFound(), &format!("there is no spoke {zone}")),
+        Err(Refused::Senseless(reason)) => error(&mut HttpResponse::Conflict(), &format!("spoke {zone}: {reason}")),
+        Err(Refused::Stopping) => error(&mut HttpResponse::ServiceUnavailable(), "the program is stopping"),
     }
 }
 

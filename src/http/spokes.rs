@@ -3,7 +3,7 @@
 use actix_web::{HttpResponse, web};
 
 use super::{Sources, answer, error};
-use crate::actors::coordinator::ActOn;
+use crate::actors::coordinator::{ActOn, Refused};
 use crate::actors::spoke::Action;
 
 pub(super) async fn act(path: web::Path<(String, String)>, sources: web::Data<Sources>) -> HttpResponse {
@@ -18,5 +18,8 @@ pub(super) async fn act(path: web::Path<(String, String)>, sources: web::Data<So
             return error(&mut HttpResponse::NotFound(), &message);
         }
     };
-    answer(&zone, sources.coordinator.send(ActOn { zone: zone.clone(), action }).await)
+    answer(
+        &zone,
+        sources.coordinator.send(ActOn { zone: zone.clone(), action }).await.unwrap_or(Err(Refused::Stopping)),
+    )
 }

@@ -17,11 +17,11 @@ pub(super) async fn begin(body: web::Bytes, sources: web::Data<Sources>) -> Http
         Ok(wanted) => wanted,
         Err(reason) => return error(&mut HttpResponse::BadRequest(), &format!("invalid body: {reason}")),
     };
-    match sources.coordinator.send(Verify(wanted)).await {
-        Ok(Ok(())) => HttpResponse::Accepted().json(serde_json::json!({ "status": "accepted" })),
-        Ok(Err(Refused::Unknown)) => error(&mut HttpResponse::NotFound(), "nothing to compare"),
-        Ok(Err(Refused::Senseless(reason))) => error(&mut HttpResponse::Conflict(), &reason),
-        Err(_) => error(&mut HttpResponse::ServiceUnavailable(), "the program is stopping"),
+    match sources.coordinator.send(Verify(wanted)).await.unwrap_or(Err(Refused::Stopping)) {
+        Ok(()) => HttpResponse::Accepted().json(serde_json::json!({ "status": "accepted" })),
+        Err(Refused::Unknown) => error(&mut HttpResponse::NotFound(), "nothing to compare"),
+        Err(Refused::Senseless(reason)) => error(&mut HttpResponse::Conflict(), &reason),
+        Err(Refused::Stopping) => error(&mut HttpResponse::ServiceUnavailable(), "the program is stopping"),
     }
 }
 

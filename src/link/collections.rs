@@ -1,9 +1,9 @@
 //! The identity of the collections that a link stands between. A collection that was dropped and created again, or that
 //! another was renamed onto, is another collection: its change stream does not say what was lost or brought.
 //!
-//! A drop or a rename is never carried over. The link copies such a collection again as at first, which deletes nothing:
-//! the owner's documents win, and what only the hub has comes down. So whatever was dropped at one side comes back from the
-//! other.
+//! A drop or a rename is never carried over. The link copies such a collection again as at first, which deletes
+//! nothing: the owner's documents win, and what only the hub has comes down. So whatever was dropped at one side comes
+//! back from the other.
 
 use super::apply::mark::Mark;
 use super::lifecycle::Link;
@@ -20,10 +20,10 @@ impl<S: Source> Link<'_, S> {
     /// # Errors
     /// If a server does not answer.
     pub(super) async fn look_at_collections(&mut self) -> Result<(), Error> {
-        let links = &self.spoke.links;
+        let pair = &self.spoke.pair;
         let (source, here, checkpoint) =
             (self.source.server().clone(), self.destination_server(), self.checkpoint().clone());
-        let lost = links.lost_collections(S::DIRECTION);
+        let lost = pair.lost_collections(S::DIRECTION);
         let mut replaced: Vec<String> = lost
             .iter()
             .filter_map(|number| source.namespaces().get(usize::from(*number)))
@@ -32,7 +32,7 @@ impl<S: Source> Link<'_, S> {
         replaced.extend(others(&source, &checkpoint.collections).await?);
         replaced.extend(others(&here, &checkpoint.destination_collections).await?);
         if replaced.is_empty() {
-            links.has_looked(S::DIRECTION, &lost);
+            pair.has_looked(S::DIRECTION, &lost);
             return Ok(());
         }
         replaced.sort();
@@ -42,9 +42,9 @@ impl<S: Source> Link<'_, S> {
             "the collection is another one than before: copying it again, deleting nothing"
         );
         // The opposite link must not take missing documents for deleted before it knows.
-        links.must_look(S::DIRECTION.opposite());
+        pair.must_look(S::DIRECTION.opposite());
         self.save(Some(Mark::Replaced(replaced))).await?;
-        links.has_looked(S::DIRECTION, &lost);
+        pair.has_looked(S::DIRECTION, &lost);
         Ok(())
     }
 

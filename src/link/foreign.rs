@@ -1,6 +1,6 @@
-//! Foreign documents: written by applications at a spoke, in zones that the spoke does not own. They stay there, and must
-//! not be taken for documents that the hub has deleted. So they are registered at the spoke before the uplink goes past
-//! them, and leave the register in the transaction that brings the hub's document of the same `_id`.
+//! Foreign documents: written by applications at a spoke, in zones that the spoke does not own. They stay there, and
+//! must not be taken for documents that the hub has deleted. So they are registered at the spoke before the uplink goes
+//! past them, and leave the register in the transaction that brings the hub's document of the same `_id`.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -53,7 +53,7 @@ impl Requests {
 /// # Errors
 /// If a server fails.
 pub(super) async fn attend<S: Source>(link: &mut Link<'_, S>) -> Result<(), Error> {
-    let (requests, within) = (link.spoke.links.letters(S::DIRECTION), link.source.zones());
+    let (requests, within) = (link.spoke.pair.letters(S::DIRECTION), link.source.zones());
     if within.is_empty() {
         return Ok(());
     }

@@ -1,6 +1,7 @@
 //! One link from its claim to its end, the same for both directions.
 //!
-//! Promise: the link's checkpoint never passes a change that is neither applied at the destination nor a dead letter there.
+//! Promise: the link's checkpoint never passes a change that is neither applied at the destination nor a dead letter
+//! there.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,8 +13,8 @@ use super::copy::Ended;
 use super::letters;
 use super::pair::{REMEMBERED_DOCUMENTS, Turn};
 use super::reached::Reached;
+use super::shared::Shared;
 use super::source::{Opening, Source};
-use super::spoke::Spoke;
 use crate::mongo::destination::Destination;
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::ledger::Ledger;
@@ -24,7 +25,7 @@ use crate::mongo::{metadata, tail};
 use crate::observe::status::{Cell, State};
 use crate::rules::ahead::Ahead;
 use crate::rules::key::Key;
-use crate::rules::names::{Direction, Link as LinkName};
+use crate::rules::names::{Direction, LinkName};
 use crate::rules::position::Position;
 
 /// A loop ended because it was told to.
@@ -33,7 +34,7 @@ pub(crate) struct Stopped;
 
 /// A link that this process has claimed.
 pub(super) struct Link<'s, S> {
-    pub(super) spoke: &'s Spoke,
+    pub(super) spoke: &'s Shared,
     pub(super) source: S,
     pub(super) destination: Destination,
     /// Documents that the destination has in a newer version than the link's position says.
@@ -60,15 +61,15 @@ const UNKNOWN_READ_BYTES: usize = 100_000;
 ///
 /// # Errors
 /// If a server fails, or another process takes the link over.
-pub(super) async fn run<S: Source>(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Error> {
+pub(super) async fn run<S: Source>(spoke: &Shared, stop: &CancellationToken) -> Result<Stopped, Error> {
     let mut link = Link::<S>::claim(spoke).await?;
     link.anchor().await?;
     loop {
         link.look_at_collections().await?;
-        // A comparison that an operator asked for can wait for the opposite link. A part that was never copied, or whose
-        // place was lost, cannot.
+        // A comparison that an operator asked for can wait for the opposite link. A part that was never copied, or
+        // whose place was lost, cannot.
         let asked = link.checkpoint().reconciling == Reconciling::Asked;
-        let comparing = if asked { spoke.links.compare(S::DIRECTION) } else { None };
+        let comparing = if asked { spoke.pair.compare(S::DIRECTION) } else { None };
         let only_new = asked && comparing.is_none();
         if S::copy(&mut link, only_new, stop).await? == Ended::Stopped {
             return Ok(Stopped);
@@ -94,7 +95,7 @@ pub(super) async fn run<S: Source>(spoke: &Spoke, stop: &CancellationToken) -> R
 
 impl<'s, S: Source> Link<'s, S> {
     /// Connects both ends, and takes the link over at its destination.
-    async fn claim(spoke: &'s Spoke) -> Result<Self, Error> {
+    async fn claim(spoke: &'s Shared) -> Result<Self, Error> {
         let cell = spoke.status.link(S::DIRECTION);
         cell.set_state(State::Connecting);
         let edge = spoke.endpoint.connect().await?;
@@ -177,7 +178,7 @@ impl<'s, S: Source> Link<'s, S> {
     /// The destination lacks something: the opposite link must not rely on this link's position.
     pub(super) fn set_incomplete(&mut self) {
         self.is_complete = false;
-        self.spoke.links.carried(S::DIRECTION).set(Reached::Incomplete);
+        self.spoke.pair.carried(S::DIRECTION).set(Reached::Incomplete);
     }
 
     pub(super) fn is_complete(&self) -> bool {
@@ -187,7 +188,7 @@ impl<'s, S: Source> Link<'s, S> {
     /// Tells the opposite link that everything up to this place is at the destination.
     pub(super) fn has_carried(&self, position: &Position) {
         if self.is_complete {
-            self.spoke.links.has_carried(S::DIRECTION, position);
+            self.spoke.pair.has_carried(S::DIRECTION, position);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The links: each carries changes from a source's change stream, by the rules of [`crate::rules`], into transactions at
-//! its destination.
+//! The links: each carries changes from a source's change stream, by the rules of [`crate::rules`], into transactions
+//! at its destination.
 //!
 //! ```text
 //!  uplink     a spoke's change stream ─► uplink::stream ─┐                       ┌─► transaction at the hub
@@ -10,13 +10,15 @@
 //! ```
 //!
 //! - [`lifecycle`]: one link from its claim to its end, the same for both directions
-//! - [`source`]: the part that differs by direction; [`uplink`]: a spoke as the source; [`downlink`]: the hub as the source
+//! - [`source`]: the part that differs by direction; [`uplink`]: a spoke as the source; [`downlink`]: the hub as the
+//!   source
 //! - [`hub`]: the hub's one change stream, for all spokes
 //! - [`apply`]: changes into transactions at the destination
 //! - [`copy`]: the first copy of a zone, and the reconcile
-//! - [`spoke`], [`pair`]: what the two links of one spoke share, and what each must know of the other
+//! - [`shared`], [`pair`]: what the two links of one spoke share, and what each must know of the other
 //! - [`reached`]: the place up to which a link has carried everything, for the opposite link to wait for
-//! - [`collections`]: noticing that a collection was dropped or renamed; [`foreign`]: documents of other zones at a spoke
+//! - [`collections`]: noticing that a collection was dropped or renamed; [`foreign`]: documents of other zones at a
+//!   spoke
 //! - [`letters`]: an operator's wishes about dead letters; [`watch_oplog`]: the oplog window, for the status
 //!
 //! A loop ends by an error or because it is told to stop. It never retries by itself: the supervisor starts a new loop,
@@ -32,11 +34,11 @@ pub(crate) mod letters;
 mod lifecycle;
 pub(crate) mod pair;
 pub(crate) mod reached;
+pub(crate) mod shared;
 mod source;
-pub(crate) mod spoke;
 pub(crate) mod uplink;
 mod watch_oplog;
 
 pub(crate) use lifecycle::Stopped;
-pub(crate) use pair::Links;
-pub(crate) use spoke::Spoke;
+pub(crate) use pair::Pair;
+pub(crate) use shared::Shared;

@@ -29,7 +29,7 @@ pub(super) enum Turn {
 }
 
 /// The state that both links of a spoke share.
-pub(crate) struct Links {
+pub(crate) struct Pair {
     /// The uplink's session at the hub.
     pub(crate) uplink_session: Slot,
     /// The uplink's session at the hub for transactions in which documents leave the zone.
@@ -40,7 +40,7 @@ pub(crate) struct Links {
     pub(crate) downlink_session: Slot,
     conflicts: Mutex<Conflicts>,
     carried: [Carried; 2],
-    /// Links that an operator asked to compare everything.
+    /// Pair that an operator asked to compare everything.
     resync: [AtomicBool; 2],
     looking: [Mutex<Looking>; 2],
     /// Documents of other zones at the spoke.
@@ -58,7 +58,7 @@ struct Looking {
     lost: BTreeSet<u16>,
 }
 
-impl Default for Links {
+impl Default for Pair {
     fn default() -> Self {
         Self {
             uplink_session: Slot::default(),
@@ -76,7 +76,7 @@ impl Default for Links {
     }
 }
 
-impl Links {
+impl Pair {
     /// The hub edits that the spoke's own changes may meet when they come back from the hub.
     pub(super) fn conflicts(&self) -> MutexGuard<'_, Conflicts> {
         // Plain values: a half-made change is no worse than a restart.
@@ -167,13 +167,13 @@ mod tests {
         Position::from_token(&rawdoc! { "_data": "8200000001000000012B0229296E04" }).expect("a token")
     }
 
-    /// Links that both lack nothing.
-    fn complete() -> Links {
-        let links = Links::default();
+    /// Pair that both lack nothing.
+    fn complete() -> Pair {
+        let pair = Pair::default();
         for direction in Direction::BOTH {
-            links.has_carried(direction, &position());
+            pair.has_carried(direction, &position());
         }
-        links
+        pair
     }
 
     #[test]
@@ -184,25 +184,25 @@ mod tests {
 
     #[test]
     fn a_comparison_waits_until_the_opposite_link_lacks_nothing() {
-        let links = Links::default();
-        links.ask_for_resync();
-        assert_eq!(links.turn(Uplink, Reconciling::No), None);
-        links.has_carried(Downlink, &position());
-        assert_eq!(links.turn(Uplink, Reconciling::No), Some(Turn::Compare));
-        links.carried(Downlink).set(Reached::Incomplete);
-        assert_eq!(links.turn(Uplink, Reconciling::No), None);
+        let pair = Pair::default();
+        pair.ask_for_resync();
+        assert_eq!(pair.turn(Uplink, Reconciling::No), None);
+        pair.has_carried(Downlink, &position());
+        assert_eq!(pair.turn(Uplink, Reconciling::No), Some(Turn::Compare));
+        pair.carried(Downlink).set(Reached::Incomplete);
+        assert_eq!(pair.turn(Uplink, Reconciling::No), None);
     }
 
     #[test]
     fn only_one_link_compares_at_a_time() {
-        let links = complete();
-        links.ask_for_resync();
-        let comparing = links.compare(Uplink);
-        assert!(comparing.is_some() && links.compare(Downlink).is_none());
-        assert_eq!(links.turn(Downlink, Reconciling::No), None);
+        let pair = complete();
+        pair.ask_for_resync();
+        let comparing = pair.compare(Uplink);
+        assert!(comparing.is_some() && pair.compare(Downlink).is_none());
+        assert_eq!(pair.turn(Downlink, Reconciling::No), None);
         drop(comparing);
-        assert_eq!(links.turn(Downlink, Reconciling::No), Some(Turn::Compare));
-        assert_eq!(links.turn(Uplink, Reconciling::No), None, "this one has begun");
+        assert_eq!(pair.turn(Downlink, Reconciling::No), Some(Turn::Compare));
+        assert_eq!(pair.turn(Uplink, Reconciling::No), None, "this one has begun");
     }
 
     #[test]
@@ -212,27 +212,27 @@ mod tests {
 
     #[test]
     fn a_lost_collection_makes_both_links_look_before_they_count_as_complete() {
-        let links = complete();
-        links.have_lost_collections(&[3]);
+        let pair = complete();
+        pair.have_lost_collections(&[3]);
         for direction in Direction::BOTH {
-            assert_eq!(links.turn(direction, Reconciling::Asked), Some(Turn::Look));
-            links.has_carried(direction, &position());
-            assert!(!links.carried(direction).is_complete());
-            assert_eq!(links.lost_collections(direction), BTreeSet::from([3]));
+            assert_eq!(pair.turn(direction, Reconciling::Asked), Some(Turn::Look));
+            pair.has_carried(direction, &position());
+            assert!(!pair.carried(direction).is_complete());
+            assert_eq!(pair.lost_collections(direction), BTreeSet::from([3]));
         }
-        links.has_looked(Uplink, &BTreeSet::from([3]));
-        assert_eq!(links.turn(Uplink, Reconciling::No), None);
-        assert_eq!(links.turn(Downlink, Reconciling::No), Some(Turn::Look));
+        pair.has_looked(Uplink, &BTreeSet::from([3]));
+        assert_eq!(pair.turn(Uplink, Reconciling::No), None);
+        assert_eq!(pair.turn(Downlink, Reconciling::No), Some(Turn::Look));
     }
 
     #[test]
     fn a_collection_lost_while_a_link_looks_makes_the_link_look_again() {
-        let links = complete();
-        links.have_lost_collections(&[3]);
-        let seen = links.lost_collections(Uplink);
-        links.have_lost_collections(&[4]);
-        links.has_looked(Uplink, &seen);
-        assert_eq!(links.turn(Uplink, Reconciling::No), Some(Turn::Look));
-        assert_eq!(links.lost_collections(Uplink), BTreeSet::from([4]));
+        let pair = complete();
+        pair.have_lost_collections(&[3]);
+        let seen = pair.lost_collections(Uplink);
+        pair.have_lost_collections(&[4]);
+        pair.has_looked(Uplink, &seen);
+        assert_eq!(pair.turn(Uplink, Reconciling::No), Some(Turn::Look));
+        assert_eq!(pair.lost_collections(Uplink), BTreeSet::from([4]));
     }
 }

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 pub(crate) enum Reached {
     /// The link has not begun.
     Nothing,
-    /// The link has a place in its source's change stream, but its destination lacks something from before that place: the
-    /// link copies, or has lost its place.
+    /// The link has a place in its source's change stream, but its destination lacks something from before that place:
+    /// the link copies, or has lost its place.
     Incomplete,
     /// The destination has everything that the source had at this time.
     Until(Timestamp),

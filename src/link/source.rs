@@ -11,7 +11,7 @@ use super::apply::work::Commit;
 use super::copy::Ended;
 use super::lifecycle::Link;
 use super::pair::Turn;
-use super::spoke::Spoke;
+use super::shared::Shared;
 use crate::mongo::destination::Destination;
 use crate::mongo::error::Error;
 use crate::mongo::ledger::Ledger;
@@ -19,12 +19,12 @@ use crate::mongo::metadata::sessions::Slot;
 use crate::mongo::read::{Snapshot, Wanted};
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
-use crate::rules::names::{Direction, Link as LinkName, Zone};
+use crate::rules::names::{Direction, LinkName, Zone};
 use crate::rules::step::Rules;
 
 /// The two ends of a link whose destination is claimed, for a source that begins.
 pub(super) struct Opening<'o> {
-    pub(super) spoke: &'o Spoke,
+    pub(super) spoke: &'o Shared,
     pub(super) link: &'o LinkName,
     pub(super) source: Server,
     pub(super) destination: &'o Destination,
@@ -35,7 +35,7 @@ pub(super) trait Source: Sized + Send + Sync {
     const DIRECTION: Direction;
 
     /// The sessions of the link's transactions: the usual one, and one for moves if they need their own.
-    fn sessions(spoke: &Spoke) -> (&Slot, Option<&Slot>);
+    fn sessions(spoke: &Shared) -> (&Slot, Option<&Slot>);
 
     /// Begins. Returns the ledger of hub edits with the source, if the destination has one.
     ///
@@ -64,7 +64,7 @@ pub(super) trait Source: Sized + Send + Sync {
     ) -> impl Future<Output = Result<Vec<Snapshot>, Error>> + Send;
 
     /// A transaction is committed. Returns the number up to which notes of hub edits are outlived, if there are any.
-    fn committed(&mut self, spoke: &Spoke, commit: &Commit) -> Option<i64>;
+    fn committed(&mut self, spoke: &Shared, commit: &Commit) -> Option<i64>;
 
     /// Copies whatever the link has not copied, or has lost. With `only_new`, parts copied before wait.
     ///
@@ -83,5 +83,5 @@ pub(super) trait Source: Sized + Send + Sync {
     fn stream(link: &mut Link<'_, Self>, stop: &CancellationToken) -> impl Future<Output = Result<Turn, Error>> + Send;
 
     /// The link has lost its place.
-    fn lose_place(&self, spoke: &Spoke);
+    fn lose_place(&self, spoke: &Shared);
 }

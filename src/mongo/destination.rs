@@ -9,8 +9,8 @@
 //! commit, write concern majority
 //! ```
 //!
-//! Promise: once [`Destination::committed`] was told, the batch is majority-committed with its checkpoint; after any error,
-//! or a crash, the saved checkpoint tells whether it is. Whoever has lost the link can commit nothing any more.
+//! Promise: once [`Destination::committed`] was told, the batch is majority-committed with its checkpoint; after any
+//! error, or a crash, the saved checkpoint tells whether it is. Whoever has lost the link can commit nothing any more.
 
 use std::collections::HashMap;
 
@@ -27,14 +27,14 @@ use super::statement::Ready;
 use super::transaction::{self, Transaction, count, write_error};
 use crate::rules::key::Key;
 use crate::rules::ladder::RefusedStep;
-use crate::rules::names::Link;
+use crate::rules::names::LinkName;
 use crate::rules::plan::CommandKind;
 use crate::rules::step::{Step, Write};
 
 /// Where a link's changes are applied.
 pub(crate) struct Destination {
     server: Server,
-    link: Link,
+    link: LinkName,
     sessions: Sessions,
     checkpoint: Checkpoint,
     sequence: i64,
@@ -64,7 +64,7 @@ impl Destination {
     /// If the server does not answer.
     pub(crate) async fn claim(
         server: &Server,
-        link: &Link,
+        link: &LinkName,
         slot: &Slot,
         moves: Option<&Slot>,
         holder: &str,
@@ -95,7 +95,7 @@ impl Destination {
     }
 
     /// The link.
-    pub(crate) fn link(&self) -> &Link {
+    pub(crate) fn link(&self) -> &LinkName {
         &self.link
     }
 
@@ -146,7 +146,7 @@ impl Destination {
 /// A transaction of a link, under way.
 pub(crate) struct Open<'d> {
     server: &'d Server,
-    link: &'d Link,
+    link: &'d LinkName,
     checkpoint: &'d Checkpoint,
     sequence: i64,
     transaction: Transaction<'d>,

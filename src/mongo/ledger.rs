@@ -10,11 +10,11 @@ use super::error::Error;
 use super::metadata::checkpoints::Checkpoint;
 use super::metadata::hub_edits::{self, Edit, Note};
 use super::server::Server;
-use crate::rules::names::Link;
+use crate::rules::names::LinkName;
 
 /// The saved notes of one downlink.
 pub(crate) struct Ledger {
-    link: Link,
+    link: LinkName,
     /// The number of the last note that is a document, if there are any.
     last_document: Option<i64>,
     /// Notes up to this number are outlived.
@@ -36,7 +36,7 @@ impl Ledger {
     /// If the server does not answer.
     pub(crate) async fn load(
         server: &Server,
-        link: &Link,
+        link: &LinkName,
         checkpoint: &Checkpoint,
     ) -> Result<(Self, Vec<Note>), Error> {
         let mut notes = hub_edits::load(server, link).await?;
@@ -93,7 +93,7 @@ mod tests {
     use bson::raw::RawBson;
 
     fn ledger() -> Ledger {
-        Ledger { link: Link::downlink(&Zone::new("DFW")), last_document: None, outlived: None }
+        Ledger { link: LinkName::downlink(&Zone::new("DFW")), last_document: None, outlived: None }
     }
 
     fn edit(bytes: usize) -> Edit {

@@ -1,7 +1,8 @@
 //! The transaction that mends documents which differ.
 //!
-//! It writes to the link's saved checkpoint first, without moving it. So the link cannot commit before this transaction has ended, and
-//! what it reads and writes stands at exactly the link's place: nothing newer can be undone, and nothing can come between.
+//! It writes to the link's saved checkpoint first, without moving it. So the link cannot commit before this transaction
+//! has ended, and what it reads and writes stands at exactly the link's place: nothing newer can be undone, and nothing
+//! can come between.
 
 use std::collections::HashMap;
 
@@ -17,7 +18,7 @@ use super::server::Server;
 use super::statement::Ready;
 use super::transaction::{self, Transaction, write_error};
 use crate::rules::key::Key;
-use crate::rules::names::{Link, Zone};
+use crate::rules::names::{LinkName, Zone};
 
 /// Whoever mends documents of one zone at one server.
 pub(crate) struct Repairer {
@@ -40,7 +41,7 @@ impl Repairer {
     ///
     /// # Errors
     /// If the server does not answer, or the link has never begun.
-    pub(crate) async fn hold(&mut self, link: &Link) -> Result<Held<'_>, Error> {
+    pub(crate) async fn hold(&mut self, link: &LinkName) -> Result<Held<'_>, Error> {
         let metadata = self.server.metadata().name().to_owned();
         let mut transaction = Transaction::start(&self.server, &mut self.session).await?;
         let reply = transaction.send("holding a link", &metadata, checkpoints::hold(link)).await?;

@@ -1,15 +1,15 @@
 //! Which documents of a copy may be written, deleted or overwritten.
 //!
-//! A copy compares one zone of one collection at its source (the *lead*) and at its destination (the *follow* side). The
-//! policy follows from the direction, from the zone's owner, and from whether the link has copied the zone before.
+//! A copy compares one zone of one collection at its source (the *lead*) and at its destination (the *follow* side).
+//! The policy follows from the direction, from the zone's owner, and from whether the link has copied the zone before.
 
 use super::names::Direction;
 
 /// The treatment of differences between the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Policy {
-    /// A spoke's own zone, up, while hub edits of the zone may not have come down: the owner's documents win, and nothing
-    /// is deleted.
+    /// A spoke's own zone, up, while hub edits of the zone may not have come down: the owner's documents win, and
+    /// nothing is deleted.
     OwnerPushes,
     /// A spoke's own zone, up, while the downlink works: brings the spoke's changes and deletes.
     OwnerReconciles,
@@ -52,7 +52,7 @@ pub(crate) enum Lead {
 
 /// The decision about one document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum Treatment {
     /// Both sides stay as they are.
     Leave,
     /// The document stays, and is registered as foreign, so that no later reconcile deletes it.
@@ -63,8 +63,8 @@ pub(crate) enum Verdict {
     Stamp {
         fresh: bool,
     },
-    /// The source lacks the document: read it once more, whatever its zone. A document found in another zone has moved; a
-    /// document not found was deleted, and the destination deletes it too. `set_aside`: keep a copy first.
+    /// The source lacks the document: read it once more, whatever its zone. A document found in another zone has moved;
+    /// a document not found was deleted, and the destination deletes it too. `set_aside`: keep a copy first.
     ReadAgain {
         set_aside: bool,
     },
@@ -112,25 +112,25 @@ impl Policy {
     }
 
     /// The decision about one document.
-    pub(crate) fn decide(self, document: Differing) -> Verdict {
+    pub(crate) fn decide(self, document: Differing) -> Treatment {
         let Differing { lead, is_at_destination, is_protected, may_delete } = document;
         // The source is not as it should be: the opposite link could not bring the document's changes there.
         if self.is_two_way() && is_protected {
-            return Verdict::Leave;
+            return Treatment::Leave;
         }
         match lead {
             Lead::WithoutPartitionKey if self.direction() == Direction::Uplink => {
-                Verdict::Stamp { fresh: !is_at_destination }
+                Treatment::Stamp { fresh: !is_at_destination }
             }
-            Lead::Present | Lead::WithoutPartitionKey if is_at_destination => Verdict::Replace,
-            Lead::Present | Lead::WithoutPartitionKey => Verdict::Insert,
+            Lead::Present | Lead::WithoutPartitionKey if is_at_destination => Treatment::Replace,
+            Lead::Present | Lead::WithoutPartitionKey => Treatment::Insert,
             Lead::Missing => match self {
-                Self::OwnerPushes => Verdict::Leave,
-                Self::Watch => Verdict::Register,
-                Self::WatchAgain if is_protected || !may_delete => Verdict::Register,
-                Self::WatchAgain => Verdict::ReadAgain { set_aside: true },
-                Self::OwnerReconciles | Self::HubReconciles if !may_delete => Verdict::Leave,
-                Self::OwnerReconciles | Self::HubReconciles => Verdict::ReadAgain { set_aside: false },
+                Self::OwnerPushes => Treatment::Leave,
+                Self::Watch => Treatment::Register,
+                Self::WatchAgain if is_protected || !may_delete => Treatment::Register,
+                Self::WatchAgain => Treatment::ReadAgain { set_aside: true },
+                Self::OwnerReconciles | Self::HubReconciles if !may_delete => Treatment::Leave,
+                Self::OwnerReconciles | Self::HubReconciles => Treatment::ReadAgain { set_aside: false },
             },
         }
     }
@@ -159,33 +159,33 @@ mod tests {
 
     const ALL: [Policy; 5] = [OwnerPushes, OwnerReconciles, HubReconciles, Watch, WatchAgain];
 
-    fn decide(policy: Policy, lead: Lead, is_at_destination: bool, is_protected: bool, may_delete: bool) -> Verdict {
+    fn decide(policy: Policy, lead: Lead, is_at_destination: bool, is_protected: bool, may_delete: bool) -> Treatment {
         policy.decide(Differing { lead, is_at_destination, is_protected, may_delete })
     }
 
     #[test]
     fn a_document_of_the_source_is_inserted_or_replaces_the_destinations() {
         for policy in ALL {
-            assert_eq!(decide(policy, Lead::Present, false, false, true), Verdict::Insert, "{policy:?}");
-            assert_eq!(decide(policy, Lead::Present, true, false, true), Verdict::Replace, "{policy:?}");
+            assert_eq!(decide(policy, Lead::Present, false, false, true), Treatment::Insert, "{policy:?}");
+            assert_eq!(decide(policy, Lead::Present, true, false, true), Treatment::Replace, "{policy:?}");
         }
     }
 
     #[test]
     fn a_document_without_partition_key_is_stamped_on_its_way_up_only() {
         for policy in [OwnerPushes, OwnerReconciles] {
-            assert_eq!(decide(policy, Lead::WithoutPartitionKey, false, false, true), Verdict::Stamp { fresh: true });
-            assert_eq!(decide(policy, Lead::WithoutPartitionKey, true, false, true), Verdict::Stamp { fresh: false });
+            assert_eq!(decide(policy, Lead::WithoutPartitionKey, false, false, true), Treatment::Stamp { fresh: true });
+            assert_eq!(decide(policy, Lead::WithoutPartitionKey, true, false, true), Treatment::Stamp { fresh: false });
         }
         for policy in [HubReconciles, Watch, WatchAgain] {
-            assert_eq!(decide(policy, Lead::WithoutPartitionKey, true, false, true), Verdict::Replace);
+            assert_eq!(decide(policy, Lead::WithoutPartitionKey, true, false, true), Treatment::Replace);
         }
     }
 
     #[test]
     fn every_row_for_a_document_that_the_source_lacks() {
-        let (leave, register) = (Verdict::Leave, Verdict::Register);
-        let (again, aside) = (Verdict::ReadAgain { set_aside: false }, Verdict::ReadAgain { set_aside: true });
+        let (leave, register) = (Treatment::Leave, Treatment::Register);
+        let (again, aside) = (Treatment::ReadAgain { set_aside: false }, Treatment::ReadAgain { set_aside: true });
         // By policy: with and without permission to delete, then the same for a protected document.
         let table = [
             (OwnerPushes, [leave, leave, leave, leave]),
@@ -194,11 +194,11 @@ mod tests {
             (Watch, [register, register, register, register]),
             (WatchAgain, [aside, register, register, register]),
         ];
-        for (policy, verdicts) in table {
+        for (policy, treatments) in table {
             let cases = [(false, true), (false, false), (true, true), (true, false)];
-            for ((is_protected, may_delete), verdict) in cases.into_iter().zip(verdicts) {
+            for ((is_protected, may_delete), treatment) in cases.into_iter().zip(treatments) {
                 let decided = decide(policy, Lead::Missing, true, is_protected, may_delete);
-                assert_eq!(decided, verdict, "{policy:?}, protected {is_protected}, may delete {may_delete}");
+                assert_eq!(decided, treatment, "{policy:?}, protected {is_protected}, may delete {may_delete}");
             }
         }
     }
@@ -207,12 +207,12 @@ mod tests {
     fn nothing_is_deleted_by_a_first_copy_or_without_permission() {
         for policy in ALL {
             for is_protected in [false, true] {
-                let verdict = decide(policy, Lead::Missing, true, is_protected, false);
-                assert!(!matches!(verdict, Verdict::ReadAgain { .. }), "{policy:?}");
+                let treatment = decide(policy, Lead::Missing, true, is_protected, false);
+                assert!(!matches!(treatment, Treatment::ReadAgain { .. }), "{policy:?}");
             }
         }
         for policy in [OwnerPushes, Watch] {
-            assert!(!matches!(decide(policy, Lead::Missing, true, false, true), Verdict::ReadAgain { .. }));
+            assert!(!matches!(decide(policy, Lead::Missing, true, false, true), Treatment::ReadAgain { .. }));
         }
     }
 
@@ -221,7 +221,7 @@ mod tests {
         for policy in [OwnerReconciles, HubReconciles] {
             for lead in [Lead::Missing, Lead::WithoutPartitionKey, Lead::Present] {
                 for is_at_destination in [false, true] {
-                    assert_eq!(decide(policy, lead, is_at_destination, true, true), Verdict::Leave);
+                    assert_eq!(decide(policy, lead, is_at_destination, true, true), Treatment::Leave);
                 }
             }
         }
@@ -229,13 +229,13 @@ mod tests {
 
     #[test]
     fn in_a_watched_zone_the_hubs_document_wins_over_a_registered_one() {
-        assert_eq!(decide(WatchAgain, Lead::Present, true, true, true), Verdict::Replace);
+        assert_eq!(decide(WatchAgain, Lead::Present, true, true, true), Treatment::Replace);
     }
 
     #[test]
     fn only_what_a_watcher_deletes_is_set_aside() {
         let sets_aside = |policy: &Policy| {
-            decide(*policy, Lead::Missing, true, false, true) == Verdict::ReadAgain { set_aside: true }
+            decide(*policy, Lead::Missing, true, false, true) == Treatment::ReadAgain { set_aside: true }
         };
         assert_eq!(ALL.into_iter().filter(sets_aside).collect::<Vec<_>>(), [WatchAgain]);
     }

@@ -1,4 +1,5 @@
-//! Changes held back by a dead letter: once a change of a document is refused, the document's later changes wait with it.
+//! Changes held back by a dead letter: once a change of a document is refused, the document's later changes wait with
+//! it.
 //!
 //! A later change applied alone would build on a state that the destination never had. So later changes are counted at
 //! the dead letter and not applied, until the letter is retried or dropped. Changes of other documents flow.

@@ -41,8 +41,8 @@ pub(crate) struct Facts {
 }
 
 impl HubEvents<'_> {
-    /// The facts that the event itself states. `origin`: the zone of the uplink (or repair) that made the change. `None`
-    /// if the event changes no document.
+    /// The facts that the event itself states. `origin`: the zone of the uplink (or repair) that made the change.
+    /// `None` if the event changes no document.
     ///
     /// # Errors
     /// If the event lacks a part that events of its type have.

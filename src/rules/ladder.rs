@@ -1,9 +1,9 @@
 //! The ladder after a refusal: the next attempt once a destination has refused a batch.
 //!
 //! A refusal aborts the whole transaction, so the batch climbs a ladder, and each rung gives up speed for certainty.
-//! First, inserts become upserts, because the document may exist already. Then the statements follow exactly the source's
-//! order, which a source with the same unique index has proved possible. A change refused even there stays refused: it
-//! becomes a dead letter.
+//! First, inserts become upserts, because the document may exist already. Then the statements follow exactly the
+//! source's order, which a source with the same unique index has proved possible. A change refused even there stays
+//! refused: it becomes a dead letter.
 
 use super::key::Key;
 use super::plan::Inserts;

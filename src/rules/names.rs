@@ -101,14 +101,14 @@ impl Direction {
 
 /// A link of a spoke, displayed like the name of its checkpoint: `uplink:DFW`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Link {
+pub struct LinkName {
     /// Direction of the link.
     pub direction: Direction,
     /// Zone owned by the spoke.
     pub zone: Zone,
 }
 
-impl Link {
+impl LinkName {
     /// The link from the zone's spoke to the hub.
     pub fn uplink(zone: &Zone) -> Self {
         Self { direction: Direction::Uplink, zone: zone.clone() }
@@ -120,7 +120,7 @@ impl Link {
     }
 }
 
-impl fmt::Display for Link {
+impl fmt::Display for LinkName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.direction.as_str(), self.zone)
     }

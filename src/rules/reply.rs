@@ -117,7 +117,8 @@ impl fmt::Debug for Reply {
 }
 
 impl Reply {
-    /// Decodes a server's reply to `aggregate` or `getMore`, which it keeps. Events of other namespaces become [`Kind::Other`].
+    /// Decodes a server's reply to `aggregate` or `getMore`, which it keeps. Events of other namespaces become
+    /// [`Kind::Other`].
     ///
     /// # Errors
     /// If the reply is not that of a change stream.

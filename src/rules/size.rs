@@ -27,8 +27,8 @@ const LEAST: usize = 200_000;
 /// A command should arrive within this part of its time limit.
 const COMMAND_TIME: Duration = CALL_LIMIT.checked_div(10).expect("10 is not 0");
 
-/// The commands of a batch should arrive within this time. Batches may hold up to twice as many bytes, and a server gives
-/// a transaction a minute by default (`transactionLifetimeLimitSeconds`).
+/// The commands of a batch should arrive within this time. Batches may hold up to twice as many bytes, and a server
+/// gives a transaction a minute by default (`transactionLifetimeLimitSeconds`).
 const BATCH_TIME: Duration = Duration::from_secs(12);
 
 /// Maximum number of events in the first reply, before their size is known. Every server also ends a reply at 16 MB.
@@ -89,9 +89,9 @@ impl Line {
         self.carried_in(COMMAND_TIME).min(most)
     }
 
-    /// Maximum number of events in the next replies, after a reply with a maximum of `now`. Replies of a far
-    /// server may be larger. A maximum that is about right stays, because each change opens a new cursor. After a
-    /// reply without events, the maximum is at most that of a first reply, because the size of the next events is unknown.
+    /// Maximum number of events in the next replies, after a reply with a maximum of `now`. Replies of a far server may
+    /// be larger. A maximum that is about right stays, because each change opens a new cursor. After a reply without
+    /// events, the maximum is at most that of a first reply, because the size of the next events is unknown.
     pub(crate) fn reply_events(self, now: u32, came: Came) -> u32 {
         let times = times(self.round_trip);
         let Came { events, bytes, took } = came;
@@ -135,8 +135,8 @@ pub(crate) fn gather<T>(
 }
 
 /// The steps of this range that go into one transaction: all of them, or the first ones if together they have more than
-/// twice the bytes of a batch. One reply can hold too much, and so can the documents read for the reply. `read_bytes` is
-/// the expected size of a document that is still to be read.
+/// twice the bytes of a batch. One reply can hold too much, and so can the documents read for the reply. `read_bytes`
+/// is the expected size of a document that is still to be read.
 pub(crate) fn one_batch(steps: &[Step<'_>], range: Range<usize>, bytes: usize, read_bytes: usize) -> Range<usize> {
     let sizes = || steps[range.clone()].iter().map(|step| step.write.bytes(read_bytes));
     if sizes().sum::<usize>() <= 2 * bytes {

@@ -46,8 +46,8 @@ pub(crate) enum Decision<'a> {
     Foreign,
 }
 
-/// Documents that left the spoke's zone earlier in the same batch. The spoke's later changes of such a document belong to
-/// another zone and stay at the spoke, until a change claims the document back.
+/// Documents that left the spoke's zone earlier in the same batch. The spoke's later changes of such a document belong
+/// to another zone and stay at the spoke, until a change claims the document back.
 #[derive(Debug, Default)]
 pub(crate) struct Departures(HashSet<Key>);
 
@@ -135,8 +135,8 @@ impl Uplink {
             Owner::Own if fresh => Some(Write::Insert(document)),
             Owner::Own => Some(Write::Replace { document, upsert: true }),
             Owner::Other if fresh => None,
-            // Either the spoke's own document moved to another zone, or an application replaced another zone's document:
-            // the zone in the filter distinguishes the two at the hub.
+            // Either the spoke's own document moved to another zone, or an application replaced another zone's
+            // document: the zone in the filter distinguishes the two at the hub.
             Owner::Other => Some(Write::Replace { document, upsert: false }),
         }
     }

@@ -53,7 +53,8 @@ impl Part<'_> {
                 persisting.differing.extend(rest);
                 return Ok(persisting);
             }
-            // Persistent: unchanged since the look before, after everything then in transit has arrived; or exact twice.
+            // Persistent: unchanged since the look before, after everything then in transit has arrived; or exact
+            // twice.
             for (key, seen) in &look.differing {
                 let persists =
                     before.get(key).is_some_and(|before| seen.is_as(before) || (seen.is_exact && before.is_exact));

@@ -12,7 +12,7 @@ use crate::mongo::metadata::checkpoints;
 use crate::mongo::metadata::verifications::{self, PartName};
 use crate::mongo::scan::Which;
 use crate::mongo::server::Server;
-use crate::rules::names::{Link, Zone};
+use crate::rules::names::{LinkName, Zone};
 
 /// A zone of a collection at a spoke, or the spoke's documents in zones not held by the spoke.
 pub(super) struct Part<'a> {
@@ -33,12 +33,12 @@ pub(super) struct Part<'a> {
 }
 
 impl Part<'_> {
-    pub(super) fn downlink(&self) -> Link {
-        Link::downlink(self.own)
+    pub(super) fn downlink(&self) -> LinkName {
+        LinkName::downlink(self.own)
     }
 
-    pub(super) fn uplink(&self) -> Link {
-        Link::uplink(self.own)
+    pub(super) fn uplink(&self) -> LinkName {
+        LinkName::uplink(self.own)
     }
 
     /// True if the spoke holds the document's zone.

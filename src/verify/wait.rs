@@ -15,7 +15,7 @@ use crate::mongo::metadata::sessions::Tags;
 use crate::mongo::server::Server;
 use crate::mongo::tail::{Selection, Tail};
 use crate::rules::key::Key;
-use crate::rules::names::Link;
+use crate::rules::names::LinkName;
 use crate::rules::position::Position;
 
 /// Interval between two reads of a checkpoint.
@@ -53,7 +53,12 @@ pub(super) async fn pass(part: &Part<'_>, moment: Moment, stop: &CancellationTok
     })
 }
 
-async fn wait(destination: &Server, link: Link, until: Timestamp, stop: &CancellationToken) -> Result<Waited, Error> {
+async fn wait(
+    destination: &Server,
+    link: LinkName,
+    until: Timestamp,
+    stop: &CancellationToken,
+) -> Result<Waited, Error> {
     let (mut last, mut moved): (Option<Position>, Instant) = (None, Instant::now());
     loop {
         let position = checkpoints::peek(destination, &link).await?.and_then(|checkpoint| checkpoint.position);

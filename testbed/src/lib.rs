@@ -1,5 +1,5 @@
-//! Real MongoDB replica sets for spokesync's tests, demo and benchmarks: started in a moment, on the loopback interface, in
-//! a folder that is thrown away, and gone when the process that started them is gone, however that ends.
+//! Real MongoDB replica sets for spokesync's tests, demo and benchmarks: started in a moment, on the loopback
+//! interface, in a folder that is thrown away, and gone when the process that started them is gone, however that ends.
 //!
 //! - [`process`]: programs that do not outlive this one
 //! - [`node`]: one `mongod` that is a replica set of its own

@@ -254,7 +254,8 @@ pub fn free_port() -> Result<u16> {
     Ok(listener.local_addr()?.port())
 }
 
-/// A new folder for a server, below the system's folder for temporary files. Those of processes that are gone are removed.
+/// A new folder for a server, below the system's folder for temporary files. Those of processes that are gone are
+/// removed.
 fn new_folder(name: &str) -> Result<PathBuf> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let base = std::env::temp_dir().join("spokesync-testbed");

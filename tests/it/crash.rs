@@ -1,4 +1,5 @@
-//! The program is killed again and again while applications write: nothing is lost, nothing comes twice, nothing goes back.
+//! The program is killed again and again while applications write: nothing is lost, nothing comes twice, nothing goes
+//! back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

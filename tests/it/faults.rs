@@ -17,8 +17,8 @@ use super::support::events::Events;
 use super::support::site::{HUB, TRIANGLE};
 use super::support::{Site, eventually};
 
-/// An application that inserts documents one by one, and counts them on, until it is told to end. What is not acknowledged
-/// it does again.
+/// An application that inserts documents one by one, and counts them on, until it is told to end. What is not
+/// acknowledged it does again.
 struct Application {
     done: Arc<AtomicBool>,
     changes: Arc<AtomicI32>,

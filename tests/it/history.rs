@@ -1,5 +1,5 @@
-//! A link whose place in the change stream has left the oplog reconciles: it brings what it missed, deletes included, and
-//! invents none.
+//! A link whose place in the change stream has left the oplog reconciles: it brings what it missed, deletes included,
+//! and invents none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

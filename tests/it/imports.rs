@@ -11,7 +11,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("observe", &["rules", "config"]),
         ("mongo", &["rules", "config"]),
         ("link", &["rules", "mongo", "observe", "config"]),
-        ("verify", &["rules", "mongo", "link", "observe", "config"]),
+        ("verify", &["rules", "mongo", "observe", "config"]),
         ("actors", &["rules", "mongo", "link", "observe", "config", "verify"]),
         ("http", &["observe", "config", "actors", "link", "verify"]),
         ("cli", &["rules", "mongo", "link", "observe", "config", "actors", "http", "verify"]),

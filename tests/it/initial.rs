@@ -1,4 +1,5 @@
-//! The initial sync: what was there before the program, while both sides go on writing, and however often it is interrupted.
+//! The initial sync: what was there before the program, while both sides go on writing, and however often it is
+//! interrupted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

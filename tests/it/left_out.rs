@@ -1,4 +1,5 @@
-//! Where nobody at the hub edits a zone, its owner's own changes are left out of the hub's change stream. From a hub edit on they come along.
+//! Where nobody at the hub edits a zone, its owner's own changes are left out of the hub's change stream. From a hub
+//! edit on they come along.
 
 use bson::doc;
 

@@ -1,7 +1,7 @@
 //! A seeded random programme of writes, faults, reloads and kills, which ends by proving what was promised.
 //!
-//! It runs for a few seconds with the other tests, and for as long as asked by `make soak MINUTES=…`. It prints its seed, and
-//! `SOAK_SEED` sets it; the order of faults is then the same, though not their moments.
+//! It runs for a few seconds with the other tests, and for as long as asked by `make soak MINUTES=…`. It prints its
+//! seed, and `SOAK_SEED` sets it; the order of faults is then the same, though not their moments.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

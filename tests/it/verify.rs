@@ -1,5 +1,5 @@
-//! Whether hub and spokes are equal is told exactly: every kind of difference is found, named and mended, and none is invented, while
-//! applications go on writing.
+//! Whether hub and spokes are equal is told exactly: every kind of difference is found, named and mended, and none is
+//! invented, while applications go on writing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

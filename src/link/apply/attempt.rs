@@ -92,8 +92,8 @@ impl Attempt {
         (wanted, unstamped)
     }
 
-    /// Keeps documents that were brought whole beyond what the steps say, so that later steps of the work do not bring back
-    /// an older version.
+    /// Keeps documents that were brought whole beyond what the steps say, so that later steps of the work do not bring
+    /// back an older version.
     pub(super) fn has_brought(&mut self, brought: Brought) {
         self.reads.whole.extend(brought.reads.whole);
         self.reads.documents.extend(brought.reads.documents);

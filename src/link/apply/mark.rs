@@ -100,8 +100,8 @@ impl Mark {
     }
 }
 
-/// Everything must be copied again. Until then every copied part counts as left: this link brought its documents. A first
-/// copy that was not done begins again.
+/// Everything must be copied again. Until then every copied part counts as left: this link brought its documents. A
+/// first copy that was not done begins again.
 fn forget_copied(checkpoint: &mut Checkpoint) {
     checkpoint.copying = None;
     for part in checkpoint.copied.drain(..) {

@@ -1,5 +1,5 @@
-//! Work into the destination. A refused batch climbs the [ladder](crate::rules::ladder) until it is applied, or its refused
-//! change is parked as a dead letter.
+//! Work into the destination. A refused batch climbs the [ladder](crate::rules::ladder) until it is applied, or its
+//! refused change is parked as a dead letter.
 //!
 //! Promise: the link's mark never passes a change that is neither applied nor parked.
 
@@ -47,8 +47,8 @@ impl<S: Source> Link<'_, S> {
         held_back.take(&mut work.steps, 0, |key| self.parked.contains_key(key));
         let mut skipped = Vec::new();
         loop {
-            // The next batch: the steps being tried, as far as one transaction should hold them. The last batch carries the
-            // work's end; one before ends just before the event of the first step left.
+            // The next batch: the steps being tried, as far as one transaction should hold them. The last batch carries
+            // the work's end; one before ends just before the event of the first step left.
             let bytes = self.destination.server().line().batch().bytes;
             let range = size::one_batch(&work.steps, attempt.range(work.steps.len()), bytes, self.read_bytes);
             let is_last = range.end == work.steps.len();
@@ -144,7 +144,8 @@ impl<S: Source> Link<'_, S> {
         self.cell().applied(commit.changes, commit.foreign, cluster_time, self.wall_time);
     }
 
-    /// Makes the step a dead letter. The link's mark stays before the step; the rest of the work moves the mark past it.
+    /// Makes the step a dead letter. The link's mark stays before the step; the rest of the work moves the mark past
+    /// it.
     async fn park(&mut self, work: &Work<'_>, index: usize, refusal: &Refusal) -> Result<(), Error> {
         let step = &work.steps[index];
         let (event, cluster_time) = work.origin.event(step.event);

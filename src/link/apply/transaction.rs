@@ -63,8 +63,8 @@ impl<S: Source> Link<'_, S> {
     /// Runs one transaction. After an error, the session's transaction is still open for the caller to abort.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the destination refuses a change, or the source refuses a document its partition key; any other
-    /// error if a server fails, or another process has taken the link over.
+    /// [`Error::Refused`] if the destination refuses a change, or the source refuses a document its partition key; any
+    /// other error if a server fails, or another process has taken the link over.
     pub(super) async fn transact(&mut self, batch: &Batch<'_, '_>, attempt: &mut Attempt) -> Result<Committed, Error> {
         let Self { source, destination, ahead, ledger, spoke, .. } = self;
         let server = destination.server().clone();
@@ -86,9 +86,9 @@ impl<S: Source> Link<'_, S> {
         let (mut steps, mut foreign) =
             fill_in(batch.steps, &attempt.reads, field.as_str(), |document| rules.meaning(document, false));
 
-        // Guard: inside the transaction, so that no other write comes between the look and the write. First the zones of
-        // documents about to move, because after the move nothing shows where a document came from. A document already in
-        // another zone belongs to somebody else.
+        // Guard: inside the transaction, so that no other write comes between the look and the write. First the zones
+        // of documents about to move, because after the move nothing shows where a document came from. A document
+        // already in another zone belongs to somebody else.
         let movers: Vec<&Step<'_>> = steps.iter().filter(|step| step.write.is_move(field.as_str())).collect();
         let mut open = destination.begin(!movers.is_empty()).await?;
         let moved = moved(&mut open, &movers).await?;
@@ -113,8 +113,8 @@ impl<S: Source> Link<'_, S> {
         let missed = send(&mut open, &server, &commands, &steps).await?;
         let mut written = Written { foreign, skipped, ..Written::of(&steps, |key| attempt.read_at(key)) };
 
-        // Fill: documents that a step did not find are brought whole from the source, before the commit, so that no reader
-        // of the destination sees the batch without them.
+        // Fill: documents that a step did not find are brought whole from the source, before the commit, so that no
+        // reader of the destination sees the batch without them.
         let mut brought = Brought::default();
         if missed > 0 {
             let missing = missing(&mut open, &steps, &moved.movers).await?;
@@ -123,8 +123,8 @@ impl<S: Source> Link<'_, S> {
             brought = filled.1;
         }
 
-        // Record: what must be known later goes with the data. Hub edits enter the ledger; documents that the hub has are no
-        // longer foreign at the spoke.
+        // Record: what must be known later goes with the data. Hub edits enter the ledger; documents that the hub has
+        // are no longer foreign at the spoke.
         let (number, former) = (open.next_number(), open.checkpoint().clone());
         let mut checkpoint = former;
         let reads = written.read_at.iter().flat_map(|(_, zones, at)| zones.iter().map(|zone| (zone.as_str(), *at)));
@@ -136,7 +136,7 @@ impl<S: Source> Link<'_, S> {
         let entered = ledger.as_ref().map(|ledger| ledger.enter(number, &written.edits, &mut checkpoint));
         if let Some(entered) = &entered {
             ours.extend(entered.statements.iter().cloned());
-            ours.extend(spoke.links.foreign.forgets(&steps, server.namespaces()));
+            ours.extend(spoke.pair.foreign.forgets(&steps, server.namespaces()));
         }
         ours.extend(batch.ours.iter().cloned());
 
@@ -221,8 +221,8 @@ fn is_in_reach(step: &Step<'_>, zone: Option<&str>) -> bool {
     zone.is_some_and(|zone| step.zones.names().any(|name| name == zone))
 }
 
-/// The steps whose document is missing in the zones that they name. A read within the transaction, so no other write can
-/// come between.
+/// The steps whose document is missing in the zones that they name. A read within the transaction, so no other write
+/// can come between.
 async fn missing<'a>(open: &mut Open<'_>, steps: &[Step<'a>], movers: &HashSet<Key>) -> Result<Vec<Step<'a>>, Error> {
     let needy: Vec<&Step<'a>> = steps.iter().filter(|step| statement::must_match(step)).collect();
     let zones = zones(open, &needy).await?;

@@ -14,10 +14,10 @@ use crate::link::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::{dead_letters, foreign, set_aside};
 use crate::mongo::walk::Difference;
-use crate::rules::copy::{Differing, Lead, Policy, Protection, Verdict};
+use crate::rules::copy::{Differing, Lead, Policy, Protection, Treatment};
 use crate::rules::fields::Fields;
 use crate::rules::key::Key;
-use crate::rules::names::{Direction, Link as LinkName};
+use crate::rules::names::{Direction, LinkName};
 use crate::rules::step::{Read, Step, Write};
 
 /// How differences are written.
@@ -53,8 +53,8 @@ impl Job {
 }
 
 impl<S: Source> Link<'_, S> {
-    /// Writes what the differences mean, except for [protected](Job::protected) documents. Returns the documents that have
-    /// changed at the destination and were left alone.
+    /// Writes what the differences mean, except for [protected](Job::protected) documents. Returns the documents that
+    /// have changed at the destination and were left alone.
     pub(super) async fn bring(
         &mut self,
         found: &Found,
@@ -76,20 +76,20 @@ impl<S: Source> Link<'_, S> {
                 is_protected: protected.contains(&key),
                 may_delete: mode.may_delete,
             };
-            let verdict = mode.policy.decide(document);
-            let write = match (verdict, difference.lead.as_deref()) {
-                (Verdict::Register, _) => {
+            let treatment = mode.policy.decide(document);
+            let write = match (treatment, difference.lead.as_deref()) {
+                (Treatment::Register, _) => {
                     registered.push((namespace, id));
                     continue;
                 }
-                (Verdict::ReadAgain { set_aside }, _) => {
+                (Treatment::ReadAgain { set_aside }, _) => {
                     aside.extend(difference.follow.as_deref().filter(|_| set_aside));
                     Write::Read(Read::Whole)
                 }
-                (Verdict::Stamp { fresh }, document) => Write::Read(Read::Stamp { fresh, document }),
-                (Verdict::Insert, Some(document)) => Write::Insert(document),
-                (Verdict::Replace, Some(document)) => Write::Replace { document, upsert: true },
-                (Verdict::Leave | Verdict::Insert | Verdict::Replace, _) => continue,
+                (Treatment::Stamp { fresh }, document) => Write::Read(Read::Stamp { fresh, document }),
+                (Treatment::Insert, Some(document)) => Write::Insert(document),
+                (Treatment::Replace, Some(document)) => Write::Replace { document, upsert: true },
+                (Treatment::Leave | Treatment::Insert | Treatment::Replace, _) => continue,
             };
             let hub_edit = mode.policy.makes_hub_edits().then_some(Fields::All);
             steps.push(Step { event, key, id, zones: job.zones(), write, hub_edit });

@@ -1,9 +1,9 @@
 //! Brings one zone of one collection from a source to a destination: the first copy, and the reconcile after a link has
 //! lost its place in the change stream. Only differences are written.
 //!
-//! The stream's new start was saved before anything is read, and the source is read causally after that start. So a change
-//! made before a document is read is in the document, and a later change is in the stream. The checkpoint holds the last
-//! `_id` that is done: an interrupted copy continues there.
+//! The stream's new start was saved before anything is read, and the source is read causally after that start. So a
+//! change made before a document is read is in the document, and a later change is in the stream. The checkpoint holds
+//! the last `_id` that is done: an interrupted copy continues there.
 //!
 //! - [`rules::copy`](crate::rules::copy): which documents may be written, deleted or overwritten
 //! - [`found`]: differences as the work that they mean; [`two_way`]: differences of a zone in which both sides write
@@ -21,8 +21,8 @@ use self::two_way::Unsettled;
 use super::apply::mark::Mark;
 use super::lifecycle::Link;
 use super::reached::Waited;
+use super::shared::Shared;
 use super::source::Source;
-use super::spoke::Spoke;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::checkpoints::{CopiedUpTo, Part};
 use crate::mongo::scan::{self, Area, Which};
@@ -116,7 +116,8 @@ impl<S: Source> Link<'_, S> {
         if let Some(ended) = unsettled.settle(self, job, stop).await? {
             return Ok(ended);
         }
-        // In the spoke's own zone, only documents that came down are newer at the spoke, and those are known one by one.
+        // In the spoke's own zone, only documents that came down are newer at the spoke, and those are known one by
+        // one.
         let until = (job.policy != Policy::HubReconciles).then_some(latest.max(unsettled.latest()));
         tracing::info!(ns = part.namespace, zone = %job.zone, documents, differed = written, "copied");
         self.save(Some(Mark::Finished { part, until })).await?;
@@ -145,20 +146,20 @@ impl Job {
     /// Waits until the uplink has carried what the spoke had at this time.
     async fn uplink_has_carried(
         &self,
-        spoke: &Spoke,
+        spoke: &Shared,
         at: Timestamp,
         stop: &CancellationToken,
     ) -> Result<Waited, Error> {
         self.destination.tick().await?;
-        let links = &spoke.links;
+        let pair = &spoke.pair;
         loop {
-            let carried = links.carried(Direction::Uplink).at_least(at, stop);
+            let carried = pair.carried(Direction::Uplink).at_least(at, stop);
             let waited = spoke.patiently(Direction::Downlink, carried).await;
             // An uplink that has lost its place may wait for this link, unless this link has lost its place as well.
-            if waited != Waited::Incomplete || links.carried(Direction::Downlink).is_complete() {
+            if waited != Waited::Incomplete || pair.carried(Direction::Downlink).is_complete() {
                 return Ok(waited);
             }
-            let complete = links.carried(Direction::Uplink).complete(stop);
+            let complete = pair.carried(Direction::Uplink).complete(stop);
             if spoke.patiently(Direction::Downlink, complete).await == Waited::Stopped {
                 return Ok(Waited::Stopped);
             }
@@ -168,24 +169,24 @@ impl Job {
     /// Waits until the opposite link has brought to the source what the destination had at this time.
     async fn opposite_link_has_carried(
         &self,
-        spoke: &Spoke,
+        spoke: &Shared,
         at: Timestamp,
         stop: &CancellationToken,
     ) -> Result<Waited, Error> {
         self.destination.tick().await?;
-        let links = &spoke.links;
+        let pair = &spoke.pair;
         if self.policy.direction() == Direction::Uplink {
-            let carried = links.carried(Direction::Downlink).at_least(at, stop);
+            let carried = pair.carried(Direction::Downlink).at_least(at, stop);
             return Ok(spoke.patiently(Direction::Uplink, carried).await);
         }
         loop {
-            let carried = links.carried(Direction::Uplink).at_least(at, stop);
+            let carried = pair.carried(Direction::Uplink).at_least(at, stop);
             match spoke.patiently(Direction::Downlink, carried).await {
                 Waited::Incomplete if !self.can_wait => {}
                 waited => return Ok(waited),
             }
             // The owner's documents must be at the hub first.
-            let complete = links.carried(Direction::Uplink).complete(stop);
+            let complete = pair.carried(Direction::Uplink).complete(stop);
             if spoke.patiently(Direction::Downlink, complete).await == Waited::Stopped {
                 return Ok(Waited::Stopped);
             }

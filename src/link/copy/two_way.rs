@@ -1,8 +1,8 @@
 //! Settles differences in a zone in which both sides may write during the copy.
 //!
 //! First the destination's document is read. Then the opposite link must carry everything up to that moment. Then the
-//! source's document is read. A difference that remains is a change of the source, and is written only if the transaction
-//! still finds the destination's document as it was read.
+//! source's document is read. A difference that remains is a change of the source, and is written only if the
+//! transaction still finds the destination's document as it was read.
 //!
 //! On a quiet server the opposite link reaches that moment only with its stream's next reply, after a second. So
 //! differences are collected until it is worthwhile to settle them together.

@@ -1,5 +1,5 @@
-//! The first copy of the zones that a spoke holds, the comparison after the link has lost its place, and the end of zones
-//! that the spoke no longer watches.
+//! The first copy of the zones that a spoke holds, the comparison after the link has lost its place, and the end of
+//! zones that the spoke no longer watches.
 
 use tokio_util::sync::CancellationToken;
 
@@ -19,8 +19,8 @@ use crate::rules::copy::{Policy, Remembered};
 use crate::rules::names::{Direction, Zone};
 
 impl Link<'_, HubSource> {
-    /// Copies every zone that the spoke holds and that is not copied yet: watched zones first, then what the hub alone has
-    /// of the spoke's own zone. With `only_new`, parts copied before wait for their comparison.
+    /// Copies every zone that the spoke holds and that is not copied yet: watched zones first, then what the hub alone
+    /// has of the spoke's own zone. With `only_new`, parts copied before wait for their comparison.
     pub(super) async fn copy_held_zones(&mut self, only_new: bool, stop: &CancellationToken) -> Result<Ended, Error> {
         let (hub, routes, spoke) = (self.source.server.clone(), self.source.rules.routes.clone(), self.spoke);
         let Some(number) = routes.owner(spoke.zone.as_str()) else { return Ok(Ended::Done) };
@@ -54,7 +54,7 @@ impl Link<'_, HubSource> {
                 let policy = Policy::down(*zone == spoke.zone, remembered.left);
                 // The owner's documents go up before the hub's come down, or the hub's older ones would replace them.
                 if policy == Policy::HubReconciles && reconciling != Reconciling::Asked {
-                    let complete = spoke.links.carried(Direction::Uplink).complete(stop);
+                    let complete = spoke.pair.carried(Direction::Uplink).complete(stop);
                     if spoke.patiently(Direction::Downlink, complete).await == Waited::Stopped {
                         return Ok(Ended::Stopped);
                     }

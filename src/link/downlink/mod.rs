@@ -22,8 +22,8 @@ use super::apply::work::Commit;
 use super::copy::Ended;
 use super::lifecycle::{self, Link, Stopped};
 use super::pair::Turn;
+use super::shared::Shared;
 use super::source::{Opening, Source};
-use super::spoke::Spoke;
 use crate::mongo::error::Error;
 use crate::mongo::ledger::Ledger;
 use crate::mongo::metadata::sessions::Slot;
@@ -41,7 +41,7 @@ use crate::rules::step::{Meaning, Rules};
 ///
 /// # Errors
 /// If a server fails, or another process takes the link over.
-pub(crate) async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Error> {
+pub(crate) async fn run(spoke: &Shared, stop: &CancellationToken) -> Result<Stopped, Error> {
     lifecycle::run::<HubSource>(spoke, stop).await
 }
 
@@ -85,17 +85,18 @@ fn held(routes: &Routes, spoke: &Zone) -> Vec<Zone> {
 impl Source for HubSource {
     const DIRECTION: Direction = Direction::Downlink;
 
-    fn sessions(spoke: &Spoke) -> (&Slot, Option<&Slot>) {
-        (&spoke.links.downlink_session, None)
+    fn sessions(spoke: &Shared) -> (&Slot, Option<&Slot>) {
+        (&spoke.pair.downlink_session, None)
     }
 
     async fn open(opening: Opening<'_>) -> Result<(Self, Option<Ledger>), Error> {
         let Opening { spoke, link, source: server, destination } = opening;
         let (ledger, notes) = Ledger::load(destination.server(), link, destination.checkpoint()).await?;
         {
-            // Saved hub edits that own changes may still meet. Their times are not known any more; that of the claim serves.
+            // Saved hub edits that own changes may still meet. Their times are not known any more; that of the claim
+            // serves.
             let now = destination.claimed_at();
-            let mut conflicts = spoke.links.conflicts();
+            let mut conflicts = spoke.pair.conflicts();
             conflicts.restart();
             for note in notes {
                 for (key, fields) in note.edits() {
@@ -104,7 +105,7 @@ impl Source for HubSource {
                 conflicts.record_note(note.number, now);
             }
         }
-        spoke.links.foreign.load(destination.server()).await?;
+        spoke.pair.foreign.load(destination.server()).await?;
         set_aside::forget_old(destination.server()).await?;
         let routes = spoke.fanout.routes();
         let held = held(&routes, &spoke.zone);
@@ -128,8 +129,8 @@ impl Source for HubSource {
         Ok(vec![read::documents_at(&self.server, wanted, time).await?])
     }
 
-    fn committed(&mut self, spoke: &Spoke, commit: &Commit) -> Option<i64> {
-        let mut conflicts = spoke.links.conflicts();
+    fn committed(&mut self, spoke: &Shared, commit: &Commit) -> Option<i64> {
+        let mut conflicts = spoke.pair.conflicts();
         if !commit.hub_edits.is_empty() {
             for (key, fields) in &commit.hub_edits {
                 conflicts.record(key.clone(), fields.clone(), commit.at);
@@ -148,7 +149,7 @@ impl Source for HubSource {
         link.follow_hub(stop).await
     }
 
-    fn lose_place(&self, spoke: &Spoke) {
+    fn lose_place(&self, spoke: &Shared) {
         spoke.fanout.detach(&spoke.zone);
     }
 }

@@ -1,5 +1,5 @@
-//! Follows the hub's change stream for one spoke: deliveries → work → the spoke. Through the fan-out where possible, and on
-//! a stream of the link's own until the link has caught up with the fan-out.
+//! Follows the hub's change stream for one spoke: deliveries → work → the spoke. Through the fan-out where possible,
+//! and on a stream of the link's own until the link has caught up with the fan-out.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,8 +19,8 @@ use crate::rules::names::Direction;
 use crate::rules::position::Position;
 use crate::rules::size::gather;
 
-/// A link at most this many seconds behind the fan-out attaches to the fan-out, and reads only the rest on a stream of its
-/// own.
+/// A link at most this many seconds behind the fan-out attaches to the fan-out, and reads only the rest on a stream of
+/// its own.
 const CLOSE_SECONDS: u32 = 2;
 
 impl Link<'_, HubSource> {
@@ -37,15 +37,16 @@ impl Link<'_, HubSource> {
         }
     }
 
-    /// Attaches to the fan-out, after catching up on a stream of the link's own if the link is far behind. `None` if the
-    /// link is told to stop.
+    /// Attaches to the fan-out, after catching up on a stream of the link's own if the link is far behind. `None` if
+    /// the link is told to stop.
     async fn reach_fanout(&mut self, stop: &CancellationToken) -> Result<Option<Arc<Inbox>>, Error> {
         let (fanout, zone, cell) = (self.spoke.fanout.clone(), self.spoke.zone.clone(), self.cell());
         let is_close = |position: &Position| {
             let ahead = fanout.position().map_or(0, |fanout| fanout.cluster_time().time);
             ahead.saturating_sub(position.cluster_time().time) <= CLOSE_SECONDS
         };
-        // A close link attaches immediately. The inbox may begin behind the link's place; then the rest is still to be read.
+        // A close link attaches immediately. The inbox may begin behind the link's place; then the rest is still to be
+        // read.
         let mut attachment = None;
         if is_close(&self.position()) {
             let position = self.position();
@@ -95,7 +96,7 @@ impl Link<'_, HubSource> {
         let mut saved = Instant::now();
         loop {
             // Another task comes before the next delivery.
-            if let Some(turn) = self.spoke.links.turn(Direction::Downlink, self.checkpoint().reconciling) {
+            if let Some(turn) = self.spoke.pair.turn(Direction::Downlink, self.checkpoint().reconciling) {
                 return Ok(Some(turn));
             }
             let next = cell.pulse().while_waiting(inbox.next(self.is_forgetful()));
@@ -103,13 +104,14 @@ impl Link<'_, HubSource> {
             let Some(first) = first else { return Ok(None) };
             let limit = self.destination.server().line().batch();
             let deliveries = gather(first, limit, weigh, || inbox.try_next());
-            // A delivery routed for other zones than this loop began with lacks some changes, or brings changes of zones
-            // that were never copied. Whoever changed the routes starts another loop.
+            // A delivery routed for other zones than this loop began with lacks some changes, or brings changes of
+            // zones that were never copied. Whoever changed the routes starts another loop.
             if !deliveries.iter().all(|delivery| self.source.holds_the_same(&delivery.routes)) {
                 return Ok(Some(Turn::Stopped));
             }
             letters::attend(self).await?;
-            // A quiet stream moves only the place, and saves the place now and then, so that it stays in the oplog window.
+            // A quiet stream moves only the place, and saves the place now and then, so that it stays in the oplog
+            // window.
             let says_nothing = |delivery: &Delivery| delivery.routed.is_none() && delivery.lost_collections.is_empty();
             if deliveries.iter().all(says_nothing) {
                 let end = &deliveries.last().expect("there is a first").end;
@@ -132,14 +134,14 @@ impl Link<'_, HubSource> {
         self.cell().received();
         let lost: Vec<u16> = deliveries.iter().flat_map(|delivery| delivery.lost_collections.iter().copied()).collect();
         if !lost.is_empty() {
-            self.spoke.links.have_lost_collections(&lost);
+            self.spoke.pair.have_lost_collections(&lost);
         }
         let server = self.source.server.clone();
         let changes = Changes::new(deliveries, &self.position());
         self.wall_time = changes.events.last().and_then(|picked| picked.event().wall_time());
         let reading = Reading { partition_key: server.partition_key(), precise: server.disambiguates_paths() };
         let work = {
-            let conflicts = self.spoke.links.conflicts();
+            let conflicts = self.spoke.pair.conflicts();
             changes.work(reading, &self.ahead, &conflicts).map_err(|error| server.malformed(error))?
         };
         self.apply(work).await?;
@@ -148,9 +150,9 @@ impl Link<'_, HubSource> {
         Ok(())
     }
 
-    /// True if no own change that comes back from the hub can meet anything: no hub edit is remembered, and no dead letter
-    /// waits that may become a hub edit when it is retried.
+    /// True if no own change that comes back from the hub can meet anything: no hub edit is remembered, and no dead
+    /// letter waits that may become a hub edit when it is retried.
     fn is_forgetful(&self) -> bool {
-        self.is_complete() && self.parked.is_empty() && self.spoke.links.conflicts().is_empty()
+        self.is_complete() && self.parked.is_empty() && self.spoke.pair.conflicts().is_empty()
     }
 }

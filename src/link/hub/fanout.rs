@@ -1,10 +1,11 @@
 //! One change stream of the hub for all spokes.
 //!
-//! A spoke attaches with the position of its checkpoint, and learns from which place on its inbox is filled. The changes
-//! between the two places come on a stream of the spoke's own; where the checkpoint is the newer place, the spoke leaves
-//! out what it has. A spoke that does not keep up is detached, and attaches again when it has caught up.
+//! A spoke attaches with the position of its checkpoint, and learns from which place on its inbox is filled. The
+//! changes between the two places come on a stream of the spoke's own; where the checkpoint is the newer place, the
+//! spoke leaves out what it has. A spoke that does not keep up is detached, and attaches again when it has caught up.
 //!
-//! Where an inbox is full, the fan-out waits only as long as every spoke has something to do: no spoke holds up another.
+//! Where an inbox is full, the fan-out waits only as long as every spoke has something to do: no spoke holds up
+//! another.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,8 +58,8 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// Routes a reply that began at `start`. Where the reply lacks own changes of a zone, it ends before the zone's first
-    /// hub edit.
+    /// Routes a reply that began at `start`. Where the reply lacks own changes of a zone, it ends before the zone's
+    /// first hub edit.
     async fn route(
         fanout: &Fanout,
         feed: &mut Feed,

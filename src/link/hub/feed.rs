@@ -1,5 +1,5 @@
-//! The hub's change stream, with everything that routing needs: the origin of each change, and the document's zone before
-//! and after.
+//! The hub's change stream, with everything that routing needs: the origin of each change, and the document's zone
+//! before and after.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::mongo::server::Server;
 use crate::mongo::tail::{Selection, Tail};
 use crate::rules::hub_event::{Facts, HubEvents};
 use crate::rules::key::Key;
-use crate::rules::names::{Link, Zone};
+use crate::rules::names::{LinkName, Zone};
 use crate::rules::position::Position;
 use crate::rules::reply::{Kind, Reply};
 use crate::rules::route::{Routes, SpokeId};
@@ -53,8 +53,8 @@ impl Feed {
         Ok(reply)
     }
 
-    /// The reply after this place, wherever the tail stands, without the changes that come up from the owners of the zones
-    /// in `without`.
+    /// The reply after this place, wherever the tail stands, without the changes that come up from the owners of the
+    /// zones in `without`.
     ///
     /// # Errors
     /// If the hub fails.
@@ -125,11 +125,12 @@ fn comes_up(tag: &Tag) -> bool {
 
 /// True for sessions that carry a spoke's changes to the hub and take no document out of its zone.
 fn is_usual(tag: &Tag) -> bool {
-    tag.link == Link::uplink(&tag.zone).to_string()
+    tag.link == LinkName::uplink(&tag.zone).to_string()
 }
 
-/// The selection of a stream for these routes. Changes of a spoke whose zone only its owner holds come back bare: only the
-/// rule for concurrent edits needs them, and the rule needs no content. Changes of a zone in `without` do not come back.
+/// The selection of a stream for these routes. Changes of a spoke whose zone only its owner holds come back bare: only
+/// the rule for concurrent edits needs them, and the rule needs no content. Changes of a zone in `without` do not come
+/// back.
 fn selection(tags: &Tags, routes: &Routes, without: &BTreeSet<Zone>) -> Selection {
     let is_left_out = |tag: &Tag| is_usual(tag) && without.contains(&tag.zone);
     let is_bare = |tag: &Tag| comes_up(tag) && !is_left_out(tag) && routes.is_only_its_owners(tag.zone.as_str());

@@ -42,8 +42,8 @@ pub(in crate::link) struct Inbox {
 }
 
 impl Inbox {
-    /// An empty inbox, whose fill is shown in `shown`, and which signals `taken` when a delivery is taken or the writer is
-    /// idle.
+    /// An empty inbox, whose fill is shown in `shown`, and which signals `taken` when a delivery is taken or the writer
+    /// is idle.
     pub(super) fn new(shown: Depth, taken: Arc<Notify>) -> Self {
         shown.set(Weight::default(), CAPACITY);
         Self {
@@ -62,8 +62,8 @@ impl Inbox {
         self.waiting.load(Ordering::Acquire)
     }
 
-    /// True if the writer has applied every delivery and remembers no hub edit: then the writer would skip the spoke's own
-    /// changes that come back, as long as no hub edit precedes them. For the fan-out alone, which fills the inbox.
+    /// True if the writer has applied every delivery and remembers no hub edit: then the writer would skip the spoke's
+    /// own changes that come back, as long as no hub edit precedes them. For the fan-out alone, which fills the inbox.
     pub(super) fn needs_no_own_changes(&self) -> bool {
         // In this order: a delivery no longer in the queue was taken by a writer that was not idle.
         self.queue().is_empty() && self.is_awaited() && self.forgetful.load(Ordering::Acquire)
@@ -108,8 +108,8 @@ impl Inbox {
         self.detached.load(Ordering::Acquire)
     }
 
-    /// The next delivery; `None` after the last one of a detached inbox. The writer says whether it is `forgetful`: it has
-    /// applied every delivery that it took, and no hub edit among them can meet an own change any more.
+    /// The next delivery; `None` after the last one of a detached inbox. The writer says whether it is `forgetful`: it
+    /// has applied every delivery that it took, and no hub edit among them can meet an own change any more.
     pub(in crate::link) async fn next(&self, forgetful: bool) -> Option<Delivery> {
         loop {
             if let Some(delivery) = self.try_next() {
@@ -145,8 +145,8 @@ impl Inbox {
 }
 
 impl Delivery {
-    /// Of places without events only the last one matters, unless the routes differ: then a later place covers changes that
-    /// were routed otherwise.
+    /// Of places without events only the last one matters, unless the routes differ: then a later place covers changes
+    /// that were routed otherwise.
     fn is_covered_by(&self, later: &Self) -> bool {
         let says_nothing = |delivery: &Self| delivery.routed.is_none() && delivery.lost_collections.is_empty();
         says_nothing(self) && says_nothing(later) && Arc::ptr_eq(&self.routes, &later.routes)

@@ -1,16 +1,16 @@
 //! Own changes that need not come back from the hub.
 //!
 //! An own change that comes back is only needed to find a hub edit that it met, or by other holders of the zone. Where
-//! neither can be, the hub's stream leaves the transactions of the zone's uplink out. The first hub edit in the zone ends
-//! that: the stream is opened again at the edit.
+//! neither can be, the hub's stream leaves the transactions of the zone's uplink out. The first hub edit in the zone
+//! ends that: the stream is opened again at the edit.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::rules::names::Zone;
 
-/// Time after a hub edit in a zone during which the zone's own changes come along: the hub opens a new stream whenever they
-/// are left out or brought back.
+/// Time after a hub edit in a zone during which the zone's own changes come along: the hub opens a new stream whenever
+/// they are left out or brought back.
 const AFTER_HUB_EDIT: Duration = Duration::from_secs(60);
 
 /// Whether a spoke's own changes are left out of the stream.
@@ -57,8 +57,9 @@ impl LeftOut {
     }
 }
 
-/// The first event of a reply that is a hub edit in a zone left out, given each such zone's first hub edit; and the zones
-/// with one. The reply counts only up to that event: own changes after a hub edit may meet the edit, and are missing.
+/// The first event of a reply that is a hub edit in a zone left out, given each such zone's first hub edit; and the
+/// zones with one. The reply counts only up to that event: own changes after a hub edit may meet the edit, and are
+/// missing.
 pub(super) fn cut(
     left_out: &BTreeSet<Zone>,
     first_hub_edit: impl Fn(&Zone) -> Option<u32>,

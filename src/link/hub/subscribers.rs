@@ -1,4 +1,5 @@
-//! The spokes as the fan-out sees them: who is attached, who waits for the stream to start, and where the stream stands.
+//! The spokes as the fan-out sees them: who is attached, who waits for the stream to start, and where the stream
+//! stands.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -139,8 +140,8 @@ impl Subscribers {
         Distributed::Done
     }
 
-    /// Decides for each subscriber whether its own changes are left out of the stream after this reply. Call it before the
-    /// reply is distributed: afterwards no inbox is empty.
+    /// Decides for each subscriber whether its own changes are left out of the stream after this reply. Call it before
+    /// the reply is distributed: afterwards no inbox is empty.
     fn decide_what_to_leave_out(&mut self, outgoing: &Outgoing) {
         let now = Instant::now();
         for (zone, attached) in &mut self.attached {

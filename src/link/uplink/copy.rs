@@ -14,8 +14,8 @@ use crate::rules::copy::{Policy, Remembered};
 use crate::rules::names::Direction;
 
 impl Link<'_, SpokeSource> {
-    /// Copies the spoke's own zone up. In a first copy, the spoke's documents win over the hub's. With `only_new`, parts
-    /// copied before wait for their comparison.
+    /// Copies the spoke's own zone up. In a first copy, the spoke's documents win over the hub's. With `only_new`,
+    /// parts copied before wait for their comparison.
     pub(super) async fn copy_own_zone(&mut self, only_new: bool, stop: &CancellationToken) -> Result<Ended, Error> {
         let (spoke, namespaces) = (self.spoke, self.source.server.namespaces().to_vec());
         let reconciling = if only_new { Reconciling::No } else { self.checkpoint().reconciling };
@@ -34,7 +34,7 @@ impl Link<'_, SpokeSource> {
             let is_first = reconciling == Reconciling::No;
             self.cell().set_state(if is_first { State::InitialSync } else { State::Reconciling });
             // A hub application's change of the zone from now on must come down, or the copy would overwrite it unseen.
-            let anchored = spoke.links.carried(Direction::Downlink).anchored(stop);
+            let anchored = spoke.pair.carried(Direction::Downlink).anchored(stop);
             if spoke.patiently(Direction::Uplink, anchored).await == Waited::Stopped {
                 return Ok(Ended::Stopped);
             }

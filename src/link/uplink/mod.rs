@@ -1,7 +1,7 @@
 //! The uplink: a spoke as the source, the hub as the destination.
 //!
-//! Promise: every change of a document of the spoke's zone reaches the hub once, in order, or is a dead letter there. So is
-//! a document to which the spoke itself refuses a partition key.
+//! Promise: every change of a document of the spoke's zone reaches the hub once, in order, or is a dead letter there.
+//! So is a document to which the spoke itself refuses a partition key.
 //!
 //! - [`stream`]: follows the spoke's change stream; [`echoless`]: the stream without our own changes
 //! - [`changes`]: replies as the work that they mean at the hub
@@ -26,8 +26,8 @@ use super::apply::work::Commit;
 use super::copy::Ended;
 use super::lifecycle::{self, Link, Stopped};
 use super::pair::Turn;
+use super::shared::Shared;
 use super::source::{Opening, Source};
-use super::spoke::Spoke;
 use super::watch_oplog;
 use crate::mongo::error::Error;
 use crate::mongo::ledger::Ledger;
@@ -47,7 +47,7 @@ const STAMPS: u32 = 5;
 ///
 /// # Errors
 /// If a server fails, or another process takes the link over.
-pub(crate) async fn run(spoke: &Spoke, stop: &CancellationToken) -> Result<Stopped, Error> {
+pub(crate) async fn run(spoke: &Shared, stop: &CancellationToken) -> Result<Stopped, Error> {
     lifecycle::run::<SpokeSource>(spoke, stop).await
 }
 
@@ -70,16 +70,16 @@ impl SpokeSource {
     }
 
     /// The hub has everything that the spoke had up to this place.
-    fn pushed_up_to(&self, spoke: &Spoke, position: &Position) {
-        spoke.links.conflicts().uplink_pushed(position.cluster_time(), self.last_push);
+    fn pushed_up_to(&self, spoke: &Shared, position: &Position) {
+        spoke.pair.conflicts().uplink_pushed(position.cluster_time(), self.last_push);
     }
 }
 
 impl Source for SpokeSource {
     const DIRECTION: Direction = Direction::Uplink;
 
-    fn sessions(spoke: &Spoke) -> (&Slot, Option<&Slot>) {
-        (&spoke.links.uplink_session, Some(&spoke.links.moves_session))
+    fn sessions(spoke: &Shared) -> (&Slot, Option<&Slot>) {
+        (&spoke.pair.uplink_session, Some(&spoke.pair.moves_session))
     }
 
     async fn open(opening: Opening<'_>) -> Result<(Self, Option<Ledger>), Error> {
@@ -90,8 +90,8 @@ impl Source for SpokeSource {
             partition_key: hub.partition_key().to_owned(),
             precise: server.disambiguates_paths(),
         };
-        let stamper = Stamper::new(&server, link, &spoke.links.stamp_session).await?;
-        spoke.links.foreign.load(&server).await?;
+        let stamper = Stamper::new(&server, link, &spoke.pair.stamp_session).await?;
+        spoke.pair.foreign.load(&server).await?;
         let watching = watch_oplog::watch(&server, spoke.status.window());
         let last_push = destination.claimed_at();
         Ok((Self { rules: Arc::new(rules), server, stamper, last_push, _watching: watching }, None))
@@ -138,7 +138,7 @@ impl Source for SpokeSource {
         Err(self.server.failed("stamping documents", 0, "an application takes the partition key away again and again"))
     }
 
-    fn committed(&mut self, spoke: &Spoke, commit: &Commit) -> Option<i64> {
+    fn committed(&mut self, spoke: &Shared, commit: &Commit) -> Option<i64> {
         self.last_push = commit.at;
         if let Some(position) = &commit.position {
             self.pushed_up_to(spoke, position);
@@ -154,5 +154,5 @@ impl Source for SpokeSource {
         link.follow_spoke(stop).await
     }
 
-    fn lose_place(&self, _: &Spoke) {}
+    fn lose_place(&self, _: &Shared) {}
 }

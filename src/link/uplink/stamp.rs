@@ -12,12 +12,12 @@ use crate::mongo::server::Server;
 use crate::mongo::transaction;
 use crate::rules::key::Key;
 use crate::rules::ladder::RefusedStep;
-use crate::rules::names::Link;
+use crate::rules::names::LinkName;
 
 /// Stamps documents in transactions that carry the uplink's tag, so that the uplink recognises them as our own.
 pub(super) struct Stamper {
     server: Server,
-    link: Link,
+    link: LinkName,
     session: TaggedSession,
 }
 
@@ -26,16 +26,17 @@ impl Stamper {
     ///
     /// # Errors
     /// If the spoke does not answer.
-    pub(super) async fn new(server: &Server, link: &Link, slot: &Slot) -> Result<Self, Error> {
+    pub(super) async fn new(server: &Server, link: &LinkName, slot: &Slot) -> Result<Self, Error> {
         let session = sessions::tagged_session(server, &link.to_string(), &link.zone, slot).await?;
         Ok(Self { server: server.clone(), link: link.clone(), session })
     }
 
-    /// Gives these documents the zone's partition key where they still have none. Returns the spoke's time of the commit.
+    /// Gives these documents the zone's partition key where they still have none. Returns the spoke's time of the
+    /// commit.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the spoke refuses a document its key, because of a validator or of its size; any other error
-    /// if the spoke does not answer.
+    /// [`Error::Refused`] if the spoke refuses a document its key, because of a validator or of its size; any other
+    /// error if the spoke does not answer.
     pub(super) async fn stamp(&mut self, wanted: &Wanted<'_>, unstamped: &HashSet<Key>) -> Result<Timestamp, Error> {
         let (mut commands, mut keys) = (Vec::new(), Vec::new());
         for (number, namespace) in (0u16..).zip(self.server.namespaces()) {

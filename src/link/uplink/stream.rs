@@ -42,7 +42,7 @@ impl Link<'_, SpokeSource> {
         let mut saved = Instant::now();
         loop {
             // Another task comes before the next reply.
-            if let Some(turn) = self.spoke.links.turn(Direction::Uplink, self.checkpoint().reconciling) {
+            if let Some(turn) = self.spoke.pair.turn(Direction::Uplink, self.checkpoint().reconciling) {
                 return Ok(turn);
             }
             let Some(first) = stop.run_until_cancelled(replies.recv()).await else { return Ok(Turn::Stopped) };
@@ -56,7 +56,8 @@ impl Link<'_, SpokeSource> {
             let weigh = |reply: &Reply| Weight { events: reply.len(), bytes: reply.bytes() };
             let replies = gather(first, limit, weigh, || replies.try_recv().ok());
             letters::attend(self).await?;
-            // A quiet stream moves only the place, and saves the place now and then, so that it stays in the oplog window.
+            // A quiet stream moves only the place, and saves the place now and then, so that it stays in the oplog
+            // window.
             let end = replies.last().expect("there is a first").end().clone();
             if replies.iter().all(|reply| reply.is_empty()) {
                 self.source.pushed_up_to(self.spoke, &end);
@@ -73,7 +74,7 @@ impl Link<'_, SpokeSource> {
             let lost: Vec<u16> = changes.0.iter().flat_map(Reply::lost_collections).collect();
             if !lost.is_empty() {
                 cell.set_error(COLLECTION_LOST);
-                self.spoke.links.have_lost_collections(&lost);
+                self.spoke.pair.have_lost_collections(&lost);
             }
             // Foreign documents are registered before the link's place goes past them.
             self.register_foreign(&changes).await?;
@@ -89,7 +90,7 @@ impl Link<'_, SpokeSource> {
     /// Registers other zones' documents that were inserted at this spoke, so that a reconcile leaves them alone.
     async fn register_foreign(&mut self, changes: &Changes) -> Result<(), Error> {
         let (server, rules, hub) = (self.source.server.clone(), self.source.rules.clone(), self.destination_server());
-        let known = &self.spoke.links.foreign;
+        let known = &self.spoke.pair.foreign;
         let (mut new, mut gone) = (HashMap::new(), Vec::new());
         for event in changes.events() {
             let is_foreign = event.kind() == Kind::Insert

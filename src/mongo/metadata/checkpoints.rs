@@ -40,7 +40,7 @@ use super::hub_edits::Note;
 use super::{CHECKPOINTS, majority, raw};
 use crate::mongo::error::Error;
 use crate::mongo::server::{Server, first_batch};
-use crate::rules::names::{Link, Namespace, Zone};
+use crate::rules::names::{LinkName, Namespace, Zone};
 use crate::rules::position::Position;
 
 /// The saved state of a link.
@@ -129,7 +129,7 @@ pub(crate) struct Claim {
 ///
 /// # Errors
 /// If the server does not answer, or the saved checkpoint is damaged.
-pub(crate) async fn claim(server: &Server, link: &Link, holder: &str) -> Result<Claim, Error> {
+pub(crate) async fn claim(server: &Server, link: &LinkName, holder: &str) -> Result<Claim, Error> {
     let command = doc! {
         "findAndModify": CHECKPOINTS,
         "query": { "_id": link.to_string() },
@@ -152,7 +152,7 @@ pub(crate) async fn claim(server: &Server, link: &Link, holder: &str) -> Result<
 ///
 /// # Errors
 /// If the server does not answer.
-pub(crate) async fn holder(server: &Server, link: &Link) -> Result<String, Error> {
+pub(crate) async fn holder(server: &Server, link: &LinkName) -> Result<String, Error> {
     let saved = find(server, link).await?;
     Ok(saved.and_then(|saved| saved.get_str("holder").map(str::to_owned).ok()).unwrap_or("nobody knows who".to_owned()))
 }
@@ -161,7 +161,7 @@ pub(crate) async fn holder(server: &Server, link: &Link) -> Result<String, Error
 ///
 /// # Errors
 /// If the server does not answer, or the saved checkpoint is damaged.
-pub(crate) async fn peek(server: &Server, link: &Link) -> Result<Option<Checkpoint>, Error> {
+pub(crate) async fn peek(server: &Server, link: &LinkName) -> Result<Option<Checkpoint>, Error> {
     find(server, link).await?.map(|saved| read(server, link, &saved)).transpose()
 }
 
@@ -170,16 +170,16 @@ pub(crate) async fn peek(server: &Server, link: &Link) -> Result<Option<Checkpoi
 ///
 /// # Errors
 /// If the server does not answer, or the saved checkpoint is damaged.
-pub(crate) async fn at(server: &Server, link: &Link, time: Timestamp) -> Result<Option<Checkpoint>, Error> {
+pub(crate) async fn at(server: &Server, link: &LinkName, time: Timestamp) -> Result<Option<Checkpoint>, Error> {
     let concern = doc! { "level": "snapshot", "atClusterTime": time };
     find_as(server, link, concern).await?.map(|saved| read(server, link, &saved)).transpose()
 }
 
-async fn find(server: &Server, link: &Link) -> Result<Option<Document>, Error> {
+async fn find(server: &Server, link: &LinkName) -> Result<Option<Document>, Error> {
     find_as(server, link, doc! { "level": "majority" }).await
 }
 
-async fn find_as(server: &Server, link: &Link, concern: Document) -> Result<Option<Document>, Error> {
+async fn find_as(server: &Server, link: &LinkName, concern: Document) -> Result<Option<Document>, Error> {
     let find = doc! {
         "find": CHECKPOINTS, "filter": { "_id": link.to_string() }, "limit": 1, "readConcern": concern,
     };
@@ -189,7 +189,7 @@ async fn find_as(server: &Server, link: &Link, concern: Document) -> Result<Opti
 
 /// The command that writes to a checkpoint without moving it, and returns it. Within a transaction the command keeps
 /// the link from saving until that transaction has ended.
-pub(crate) fn hold(link: &Link) -> RawDocumentBuf {
+pub(crate) fn hold(link: &LinkName) -> RawDocumentBuf {
     let now = RawBsonRef::DateTime(DateTime::now());
     rawdoc! {
         "findAndModify": CHECKPOINTS, "query": { "_id": link.to_string() },
@@ -199,7 +199,7 @@ pub(crate) fn hold(link: &Link) -> RawDocumentBuf {
 
 /// The command that saves a checkpoint if `seq` is still `sequence`. Another value means that another process has
 /// claimed the link; then the command matches no document.
-pub(crate) fn save(link: &Link, sequence: i64, checkpoint: &Checkpoint) -> RawDocumentBuf {
+pub(crate) fn save(link: &LinkName, sequence: i64, checkpoint: &Checkpoint) -> RawDocumentBuf {
     // Fields that every save sets.
     let bound = |(zone, until): (&Zone, &Timestamp)| doc! { "zone": zone.as_str(), "until": until };
     let mut set = doc! {
@@ -267,11 +267,11 @@ impl Reconciling {
 ///
 /// # Errors
 /// If a field is damaged: the message names the field and the remedy.
-pub(crate) fn read(server: &Server, link: &Link, saved: &Document) -> Result<Checkpoint, Error> {
+pub(crate) fn read(server: &Server, link: &LinkName, saved: &Document) -> Result<Checkpoint, Error> {
     decode(saved).map_err(|field| damaged(server, link, field))
 }
 
-fn damaged(server: &Server, link: &Link, field: &str) -> Error {
+fn damaged(server: &Server, link: &LinkName, field: &str) -> Error {
     server.unsuitable(&format!(
         "the checkpoint {link} is damaged ({field}): delete it from checkpoints, and the link starts with an initial \
          sync"
@@ -332,8 +332,8 @@ mod tests {
     use crate::rules::fields::Fields;
     use crate::rules::key::Key;
 
-    fn link() -> Link {
-        Link::downlink(&Zone::new("DFW"))
+    fn link() -> LinkName {
+        LinkName::downlink(&Zone::new("DFW"))
     }
 
     fn part(zone: &str) -> Part {

@@ -32,7 +32,7 @@ use super::{DEAD_LETTERS, all_of, document_id};
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
-use crate::rules::names::{Link, Namespace};
+use crate::rules::names::{LinkName, Namespace};
 
 /// Size in bytes above which an event is left out of the dead letter. The source still has the document.
 const LARGEST_EVENT: usize = 8_000_000;
@@ -55,7 +55,7 @@ pub(crate) struct DeadLetter<'a> {
 }
 
 /// The command that saves a dead letter.
-pub(crate) fn park(link: &Link, letter: &DeadLetter<'_>) -> RawDocumentBuf {
+pub(crate) fn park(link: &LinkName, letter: &DeadLetter<'_>) -> RawDocumentBuf {
     let mut set = rawdoc! {
         "zone": link.zone.as_str(),
         "reason": { "code": letter.code, "message": letter.message },
@@ -80,7 +80,7 @@ pub(crate) fn park(link: &Link, letter: &DeadLetter<'_>) -> RawDocumentBuf {
 }
 
 /// The command that adds to the later changes of documents, given by collection, `_id` and number of changes.
-pub(crate) fn count_later(link: &Link, later: &[(&Namespace, RawBsonRef<'_>, i64)]) -> RawDocumentBuf {
+pub(crate) fn count_later(link: &LinkName, later: &[(&Namespace, RawBsonRef<'_>, i64)]) -> RawDocumentBuf {
     let mut updates = RawArrayBuf::new();
     for (namespace, document, changes) in later {
         updates.push(rawdoc! {
@@ -92,7 +92,7 @@ pub(crate) fn count_later(link: &Link, later: &[(&Namespace, RawBsonRef<'_>, i64
 }
 
 /// The command that deletes a dead letter.
-pub(crate) fn remove(link: &Link, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
+pub(crate) fn remove(link: &LinkName, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
     rawdoc! { "delete": DEAD_LETTERS, "deletes": [{ "q": id(link, namespace, document), "limit": 1 }] }
 }
 
@@ -117,7 +117,7 @@ pub(crate) struct Kept {
 ///
 /// # Errors
 /// If the server does not answer.
-pub(crate) async fn kept(server: &Server, link: &Link) -> Result<HashMap<Key, Kept>, Error> {
+pub(crate) async fn kept(server: &Server, link: &LinkName) -> Result<HashMap<Key, Kept>, Error> {
     let mut letters = HashMap::new();
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
         let filter = doc! { "_id.link": link.to_string(), "_id.ns": namespace.to_string() };
@@ -131,7 +131,7 @@ pub(crate) async fn kept(server: &Server, link: &Link) -> Result<HashMap<Key, Ke
 ///
 /// # Errors
 /// If the server does not answer.
-pub(crate) async fn parked(server: &Server, link: &Link) -> Result<HashSet<Key>, Error> {
+pub(crate) async fn parked(server: &Server, link: &LinkName) -> Result<HashSet<Key>, Error> {
     Ok(kept(server, link).await?.into_keys().collect())
 }
 
@@ -149,7 +149,7 @@ fn read(namespace: u16, saved: &Document) -> Option<(Key, Kept)> {
     Some((Key::new(namespace, kept.id.as_raw_bson_ref()), kept))
 }
 
-fn id(link: &Link, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
+fn id(link: &LinkName, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
     rawdoc! { "_id": { "link": link.to_string(), "ns": namespace.to_string(), "document": document } }
 }
 
@@ -161,8 +161,8 @@ mod tests {
 
     const ID: RawBsonRef<'_> = RawBsonRef::Int32(7);
 
-    fn link() -> Link {
-        Link::uplink(&Zone::new("DFW"))
+    fn link() -> LinkName {
+        LinkName::uplink(&Zone::new("DFW"))
     }
 
     fn namespace() -> Namespace {

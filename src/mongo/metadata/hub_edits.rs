@@ -27,7 +27,7 @@ use crate::mongo::error::Error;
 use crate::mongo::server::{Server, first_batch};
 use crate::rules::fields::Fields;
 use crate::rules::key::Key;
-use crate::rules::names::Link;
+use crate::rules::names::LinkName;
 
 /// A hub edit to be saved.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl Note {
     }
 
     /// The command that saves the note as a document.
-    pub(crate) fn save(&self, link: &Link) -> RawDocumentBuf {
+    pub(crate) fn save(&self, link: &LinkName) -> RawDocumentBuf {
         rawdoc! {
             "insert": HUB_EDITS,
             "documents": [{ "_id": { "link": link.to_string(), "number": self.number }, "edits": self.edits.clone() }],
@@ -97,7 +97,7 @@ impl Note {
 }
 
 /// The command that deletes all notes of the link up to this number.
-pub(crate) fn delete(link: &Link, up_to: i64) -> RawDocumentBuf {
+pub(crate) fn delete(link: &LinkName, up_to: i64) -> RawDocumentBuf {
     rawdoc! {
         "delete": HUB_EDITS,
         "deletes": [{ "q": { "_id.link": link.to_string(), "_id.number": { "$lte": up_to } }, "limit": 0 }],
@@ -108,7 +108,7 @@ pub(crate) fn delete(link: &Link, up_to: i64) -> RawDocumentBuf {
 ///
 /// # Errors
 /// If the server does not answer.
-pub(crate) async fn load(server: &Server, link: &Link) -> Result<Vec<Note>, Error> {
+pub(crate) async fn load(server: &Server, link: &LinkName) -> Result<Vec<Note>, Error> {
     let mut notes = Vec::new();
     let mut after = i64::MIN;
     loop {
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_note_that_is_a_document_is_read_as_it_was_saved() {
-        let link = Link::downlink(&Zone::new("DFW"));
+        let link = LinkName::downlink(&Zone::new("DFW"));
         let read = read(&first(&note(5).save(&link), "documents")).expect("a note");
         assert_eq!((read.number, read.edits().as_slice()), (5, edits().as_slice()));
     }

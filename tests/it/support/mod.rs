@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 pub use site::Site;
 
-/// How long anything may take before a test gives up. Nothing takes so long but on a machine that is busy with other things.
+/// How long anything may take before a test gives up. Nothing takes so long but on a machine that is busy with other
+/// things.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Waits until something is so, and panics with `what` if it does not become so.

@@ -356,7 +356,8 @@ impl Site {
         found.try_collect().await.unwrap()
     }
 
-    /// Waits until all is where it belongs, and compares every zone at the hub with the spokes that hold it, byte by byte.
+    /// Waits until all is where it belongs, and compares every zone at the hub with the spokes that hold it, byte by
+    /// byte.
     pub async fn assert_converged(&self) {
         self.settle().await;
         for number in 0..self.namespaces.len() {

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::hub::fanout::Fanout;
-use super::pair::Links;
+use super::pair::Pair;
 use crate::config::OnUnwatch;
 use crate::mongo::server::Endpoint;
 use crate::observe::status::SpokeCell;
 use crate::rules::names::{Direction, Zone};
 
 /// What the loops of one spoke need.
-pub(crate) struct Spoke {
+pub(crate) struct Shared {
     /// The zone that the spoke owns.
     pub(crate) zone: Zone,
     pub(crate) hub: Arc<Endpoint>,
@@ -20,7 +20,7 @@ pub(crate) struct Spoke {
     pub(crate) endpoint: Arc<Endpoint>,
     /// The hub's change stream, for all spokes.
     pub(crate) fanout: Arc<Fanout>,
-    pub(crate) links: Links,
+    pub(crate) pair: Pair,
     pub(crate) status: Arc<SpokeCell>,
     /// The treatment of documents in a zone that the spoke no longer watches.
     pub(crate) on_unwatch: OnUnwatch,
@@ -30,10 +30,10 @@ pub(crate) struct Spoke {
     pub(crate) holder: String,
 }
 
-impl Spoke {
+impl Shared {
     /// Asks both links to compare everything as soon as they can.
     pub(crate) fn ask_for_resync(&self) {
-        self.links.ask_for_resync();
+        self.pair.ask_for_resync();
         for direction in Direction::BOTH {
             self.status.link(direction).set_comparing(true);
         }
