@@ -4,14 +4,14 @@
 //! - [`names`]: zones, namespaces and links. [`position`]: positions in a change stream
 //! - [`reply`]: `Reply`, one server answer of a change stream, decoded no further than the rules need
 //! - [`delta`], [`fields`], [`key`]: the content of an update, the fields touched, the identity of the document
-//! - [`hub_event`]: the zone of a hub event's document before and after. [`route`]: the spokes that receive the event, and
-//!   the action of each
+//! - [`hub_event`]: the zone of a hub event's document before and after. [`route`]: the spokes that receive the event,
+//!   and the action of each
 //! - [`ahead`], [`conflicts`]: events already contained in the destination, and documents to refresh after a
 //!   concurrent edit
 //! - [`step`]: one change to one document of the destination. [`uplink`] and [`downlink`] decide on each step
 //! - [`copy`]: the documents of a copy that may be written, deleted or overwritten
-//! - [`plan`]: many steps as few commands. [`ladder`]: the next attempt after a refusal. [`held_back`]: changes that wait
-//!   with a dead letter
+//! - [`plan`]: many steps as few commands. [`ladder`]: the next attempt after a refusal. [`held_back`]: changes that
+//!   wait with a dead letter
 //! - [`queue`]: the bounded queue between the fan-out and a writer. [`size`]: the size of replies, batches and commands
 //! - [`difference`]: the paths at which two documents differ
 //!
