@@ -40,7 +40,7 @@ pub(crate) struct Pair {
     pub(crate) downlink_session: Slot,
     conflicts: Mutex<Conflicts>,
     carried: [Carried; 2],
-    /// Pair that an operator asked to compare everything.
+    /// Links that an operator asked to compare everything.
     resync: [AtomicBool; 2],
     looking: [Mutex<Looking>; 2],
     /// Documents of other zones at the spoke.
@@ -167,7 +167,7 @@ mod tests {
         Position::from_token(&rawdoc! { "_data": "8200000001000000012B0229296E04" }).expect("a token")
     }
 
-    /// Pair that both lack nothing.
+    /// Links that both lack nothing.
     fn complete() -> Pair {
         let pair = Pair::default();
         for direction in Direction::BOTH {
