@@ -42,7 +42,8 @@ async fn run(config: &Config) -> Result<()> {
 
     let folder = std::env::temp_dir();
     let log = folder.join(format!("spokesync-demo-{}.log", std::process::id()));
-    let programs = std::env::current_exe()?.parent().and_then(Path::parent).context("the demo is in no folder")?.to_owned();
+    let programs =
+        std::env::current_exe()?.parent().and_then(Path::parent).context("the demo is in no folder")?.to_owned();
     println!("starting spokesync; its log is {}", log.display());
     let mut command = Command::new(programs.join("spokesync"));
     command.args(["run", "--config", "spokes.toml"]);

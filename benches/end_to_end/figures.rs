@@ -95,7 +95,7 @@ pub fn median(values: &mut [f64]) -> f64 {
     percentile(values, 0.5)
 }
 
-/// The value below which this share of the values lies, such as 0.99. Sorts the values.
+/// The value at a share of the sorted values: 0.99 for p99. Sorts the values.
 pub fn percentile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let place = (values.len() as f64 * share) as usize;

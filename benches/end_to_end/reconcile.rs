@@ -1,4 +1,4 @@
-//! A reconcile of all documents of a spoke, one percent of them different, compared with one read of both sides.
+//! A reconcile of all documents of a spoke, of which 1 % differ, compared with one read of both sides.
 
 use std::time::Instant;
 
@@ -41,8 +41,7 @@ pub async fn measure(site: &Site, load: &Load) -> Result<Vec<Figure>> {
     ])
 }
 
-/// Changes documents at the hub in a session that the program takes for its own, so that the program does not see the
-/// changes.
+/// Changes documents at the hub in a session registered as the program's own, so the program ignores the changes.
 async fn differ(site: &Site, load: &Load, round: i32) -> Result<()> {
     let mut session = site.hub.client().start_session().await?;
     let known = doc! { "link": "repair:bench", "zone": "bench" };
