@@ -1,5 +1,5 @@
-//! `make demo`: starts the servers that `spokes.toml` names, spokesync between them, and an application in every zone;
-//! and shows every few seconds what each side holds. Ctrl-C ends all of it.
+//! `make demo`: starts the servers named in `spokes.toml`, spokesync between them, and an application in every zone. A
+//! table shows every three seconds the number of documents at each side. Ctrl-C ends everything.
 
 use std::path::Path;
 use std::process::Command;
@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Changes per second, in every zone.
 const RATE: &str = "25";
 
-/// How often it is shown what each side holds.
+/// Time between two tables.
 const INTERVAL: Duration = Duration::from_secs(3);
 
 #[tokio::main]
@@ -42,7 +42,8 @@ async fn run(config: &Config) -> Result<()> {
 
     let folder = std::env::temp_dir();
     let log = folder.join(format!("spokesync-demo-{}.log", std::process::id()));
-    let programs = std::env::current_exe()?.parent().and_then(Path::parent).context("a folder")?.to_owned();
+    let programs =
+        std::env::current_exe()?.parent().and_then(Path::parent).context("the demo is in no folder")?.to_owned();
     println!("starting spokesync; its log is {}", log.display());
     let mut command = Command::new(programs.join("spokesync"));
     command.args(["run", "--config", "spokes.toml"]);
@@ -69,7 +70,7 @@ async fn run(config: &Config) -> Result<()> {
     }
 }
 
-/// A server that `spokes.toml` names.
+/// A server named in `spokes.toml`.
 struct Place {
     name: String,
     uri: String,
@@ -99,7 +100,7 @@ fn application(programs: &Path, place: &Place, log: &Path) -> Result<Process> {
     Process::start(&command, log)
 }
 
-/// What each side holds, by zone.
+/// The number of documents at each side, by zone.
 async fn table(config: &Config, places: &[Place], clients: &[Client]) -> Result<Table> {
     let namespace = &config.sync.namespaces[0];
     let mut table = Table::new();

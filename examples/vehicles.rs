@@ -1,5 +1,5 @@
-//! Writes vehicle messages to one MongoDB, as an application in an edge zone does: inserts, updates, deletes, and now
-//! and then a document without partition key.
+//! Writes vehicle messages to one MongoDB, as an application in an edge zone does: inserts, updates, deletes, and
+//! occasionally a document without partition key.
 //!
 //! ```text
 //! cargo run --release --example vehicles -- --uri mongodb://127.0.0.1:27101/?replicaSet=dfw --zone DFW --rate 50
@@ -29,7 +29,7 @@ struct Arguments {
     namespace: String,
 }
 
-/// So many of the newest messages of this run may still be changed or deleted.
+/// The newest messages of this run, which may still be changed or deleted.
 const RECENT: usize = 1_000;
 
 #[tokio::main]
@@ -52,7 +52,7 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-/// One change: seven of ten are new messages.
+/// Makes one change. Seven of ten are new messages.
 async fn change(messages: &Collection<Document>, zone: &str, recent: &mut Vec<Bson>) -> mongodb::error::Result<()> {
     let (kind, some) = {
         let mut rng = rand::rng();

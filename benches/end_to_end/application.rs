@@ -1,6 +1,6 @@
-//! What an application writes: documents of a size, and changes of them, in commands of a thousand statements.
+//! The writes of an application: documents of a given size and changes to them, in commands of 1,000 statements.
 //!
-//! All of it is made before the time is taken, so that both ways of doing the work send the very same bytes.
+//! All commands are built before the clock starts, and the program and the floor send the same bytes.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -10,17 +10,17 @@ use bson::raw::{CStr, RawArrayBuf, cstr};
 use bson::{Document, RawDocumentBuf, doc, rawdoc};
 use mongodb::Collection;
 
-/// How many statements a command has.
+/// Statements per command.
 const TOGETHER: usize = 1_000;
 
-/// A command of more bytes than these is closed: the driver sends none of more than 16 MB.
+/// Bytes of the documents in a command, at most: the driver sends no command of more than 16 MB.
 const TOGETHER_BYTES: usize = 8_000_000;
 
-/// Of each batch of mixed changes: how many are inserts, and how many deletes. The others are updates.
+/// Inserts and deletes of 1,000 mixed changes. The rest are updates.
 const MIXED_INSERTS: usize = 700;
 const MIXED_DELETES: usize = 50;
 
-/// What is sent together: commands, one after the other.
+/// Commands that an application sends one after the other.
 pub struct Batch(Vec<Command>);
 
 enum Command {
@@ -29,7 +29,7 @@ enum Command {
 }
 
 impl Batch {
-    /// How many documents it changes.
+    /// Number of documents that the batch changes.
     pub fn changes(&self) -> usize {
         let changes = |command: &Command| match command {
             Command::Insert(documents) => documents.len(),
@@ -38,7 +38,7 @@ impl Batch {
         self.0.iter().map(changes).sum()
     }
 
-    /// Writes it, and waits until it is acknowledged.
+    /// Sends the commands, each after the acknowledgement of the previous command.
     pub async fn write(&self, collection: &Collection<RawDocumentBuf>) -> Result<()> {
         let database = collection.client().database(&collection.namespace().db);
         for command in &self.0 {
@@ -56,7 +56,7 @@ impl Batch {
     }
 }
 
-/// Writes all of it, as fast as it is acknowledged.
+/// Writes the batches as fast as the server acknowledges them.
 pub async fn write(collection: &Collection<RawDocumentBuf>, batches: &[Batch]) -> Result<()> {
     for batch in batches {
         batch.write(collection).await?;
@@ -64,23 +64,22 @@ pub async fn write(collection: &Collection<RawDocumentBuf>, batches: &[Batch]) -
     Ok(())
 }
 
-/// Documents of one size in one zone, as many in each round, with `_id`s that no other load has.
+/// Documents of one size in one zone, the same number in each round, with `_id`s that no other load uses.
 pub struct Load {
-    /// The zone.
     zone: String,
-    /// How many documents in each round.
+    /// Documents per round.
     pub documents: usize,
-    /// About how large each of them is.
+    /// Approximate size of a document in bytes.
     pub bytes: usize,
     first: i64,
     text: String,
 }
 
-/// So many `_id`s are for one load.
+/// Number of `_id`s reserved for each load.
 const IDS: i64 = 1 << 32;
 
 impl Load {
-    /// Such documents.
+    /// Reserves a range of `_id`s for documents of `bytes` bytes in `zone`.
     pub fn new(zone: &str, documents: usize, bytes: usize) -> Self {
         static NEXT: AtomicI64 = AtomicI64::new(0);
         const OTHER_FIELDS_BYTES: usize = 130;
@@ -88,27 +87,27 @@ impl Load {
         Self { zone: zone.to_owned(), documents, bytes, first: NEXT.fetch_add(IDS, Ordering::Relaxed), text }
     }
 
-    /// How large they are, for people.
+    /// The document size as text, in kB.
     pub fn size(&self) -> String {
         format!("{} kB", self.bytes as f64 / 1e3)
     }
 
-    /// All documents of it.
+    /// Selects all documents of the load.
     pub fn filter(&self) -> Document {
         doc! { "_id": { "$gte": self.first, "$lt": self.first + IDS } }
     }
 
-    /// The documents of a round, inserted.
+    /// Inserts the documents of a round.
     pub fn inserts(&self, round: usize) -> Vec<Batch> {
         self.batches(round, |numbers| vec![self.insert(numbers)])
     }
 
-    /// One field of each document of a round, set.
+    /// Sets one field of each document of a round.
     pub fn updates(&self, round: usize, value: i32) -> Vec<Batch> {
         self.batches(round, |numbers| vec![self.update(numbers, value)])
     }
 
-    /// Each document of a round, replaced by what [`Load::updates`] makes of it.
+    /// Replaces each document of a round with the outcome of [`Load::updates`].
     pub fn replacements(&self, round: usize, value: i32) -> Vec<Batch> {
         let replacement = |number| rawdoc! { "q": { "_id": self.id(number) }, "u": self.document(number, value) };
         self.batches(round, |numbers| {
@@ -120,18 +119,18 @@ impl Load {
         })
     }
 
-    /// The documents of a round, deleted.
+    /// Deletes the documents of a round.
     pub fn deletes(&self, round: usize) -> Vec<Batch> {
         self.batches(round, |numbers| vec![self.delete(numbers)])
     }
 
-    /// Inserts, updates and deletes: 70, 25 and 5 of 100, but for the first batch, which only inserts.
+    /// Inserts, updates and deletes in the proportion 70:25:5. The first batch only inserts.
     pub fn mix(&self, round: usize) -> Vec<Batch> {
         let batch = |number: usize| {
             let begin = (round * self.mixed_batches() + number) * MIXED_INSERTS;
             let mut commands = vec![self.insert(begin..begin + MIXED_INSERTS)];
             if number > 0 {
-                // What the batch before this one inserted.
+                // Updates and deletes change documents that the previous batch inserted.
                 let former = begin - MIXED_INSERTS;
                 let kept = former + TOGETHER - MIXED_INSERTS - MIXED_DELETES;
                 commands.push(self.update(former..kept, 1));
@@ -142,7 +141,7 @@ impl Load {
         (0..self.mixed_batches()).map(batch).collect()
     }
 
-    /// How many documents a round of [`Load::mix`] leaves.
+    /// Number of documents that a round of [`Load::mix`] leaves.
     pub fn left_by_mix(&self) -> usize {
         self.mixed_batches() * MIXED_INSERTS - (self.mixed_batches() - 1) * MIXED_DELETES
     }
@@ -151,7 +150,7 @@ impl Load {
         (self.documents / TOGETHER).max(2)
     }
 
-    /// One document, as it is before and after an update.
+    /// One document. `value` is the field that an update sets, and 0 after an insert.
     pub fn document(&self, number: usize, value: i32) -> RawDocumentBuf {
         rawdoc! {
             "_id": self.id(number), "_pk": self.zone.as_str(), "n": value, "vehicle": format!("vehicle-{}", number % 1_000),
@@ -185,8 +184,7 @@ impl Load {
     }
 }
 
-/// The rest of a command on the collection `messages`, which both ways of doing the work write to, in different
-/// databases.
+/// Appends statements to a command. The program and the floor use collections named `messages` in different databases.
 fn statements(mut command: RawDocumentBuf, field: &CStr, statements: impl Iterator<Item = RawDocumentBuf>) -> Command {
     let mut array = RawArrayBuf::new();
     let mut number = 0;

@@ -1,4 +1,4 @@
-//! How many bytes the program reads from a source and writes to a destination for each document.
+//! Bytes per document that the program reads from a source and writes to a destination.
 
 use anyhow::Result;
 use testbed::proxy::Bytes;
@@ -10,13 +10,13 @@ use super::site::{Route, Site, Wires};
 use super::throughput::program;
 use super::{check, updates};
 
-/// How many documents there are.
+/// Documents per measurement.
 const DOCUMENTS: usize = 2_000;
 
-/// The size of documents that are inserted.
+/// Size of an inserted document in bytes.
 const INSERTED_BYTES: usize = 500;
 
-/// Inserts of small documents, and small updates of large ones, up and down.
+/// Measures inserts of small documents and small updates of large documents, on an uplink and on a downlink.
 pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     let site = Site::start(1, Wires::All).await?;
     let documents = parts.share_of(DOCUMENTS, 100);
@@ -41,7 +41,7 @@ pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Bytes for each document.
+/// Bytes per document: read from the source, and written to the destination.
 struct Carried {
     read: f64,
     written: f64,

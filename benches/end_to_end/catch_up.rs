@@ -1,4 +1,4 @@
-//! What the program has missed while it was away: ten minutes of 300 documents a second.
+//! Catching up after a stop of the program: ten minutes of 300 documents a second.
 
 use std::time::{Duration, Instant};
 
@@ -14,17 +14,17 @@ use super::initial::{WAITING, insert};
 use super::parts::Parts;
 use super::site::Site;
 
-/// How many documents were inserted meanwhile.
+/// Documents inserted during the stop.
 const DOCUMENTS: usize = 10 * 60 * 300;
 
-/// How large each of them is.
+/// Size of a document in bytes.
 const BYTES: usize = 500;
 
-/// How often it is measured; the first round, which only warms up, is not counted here.
+/// Counted rounds, after one round for warm-up.
 const ROUNDS: usize = 3;
 
-/// From the start of the program until the hub has everything, against reading the change stream and inserting, in
-/// turn.
+/// Measures from the start of the program until the hub has all documents. The floor, measured in turn, reads the
+/// change stream and inserts each reply.
 pub async fn measure(parts: &Parts, site: &mut Site) -> Result<Vec<Figure>> {
     let load = Load::new(site.uplink().zone, parts.share_of(DOCUMENTS, 1_000), BYTES);
     let (mut ratios, mut rates) = (Vec::new(), Vec::new());
@@ -56,7 +56,7 @@ async fn directly(site: &Site, load: &Load, round: usize) -> Result<Duration> {
     let begun = Instant::now();
     let (replies, waiting) = mpsc::channel(WAITING);
     let inserting = tokio::spawn(insert(waiting, site.hub.floor()));
-    // The moment itself is that of a write before these.
+    // `since` is the time of a write before the inserts, so the stream starts after that write.
     let since = Timestamp { increment: since.increment + 1, ..since };
     let stream = doc! { "$changeStream": { "startAtOperationTime": since } };
     let mut events = source.floor().aggregate([stream]).batch_size(1_000).batch().await?;
@@ -65,7 +65,7 @@ async fn directly(site: &Site, load: &Load, round: usize) -> Result<Duration> {
         let reply = events.next().await.context("the change stream ended")??;
         let mut documents: Vec<RawDocumentBuf> = Vec::new();
         for event in reply.doc_slices()? {
-            let event = event?.as_document().context("an event")?;
+            let event = event?.as_document().context("an event is no document")?;
             documents.push(event.get_document("fullDocument")?.to_owned());
         }
         read += documents.len();

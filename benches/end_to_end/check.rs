@@ -1,4 +1,4 @@
-//! Whether what was measured was also right: a fast wrong result fails.
+//! Compares source and destinations after a measurement: a fast but wrong result fails.
 
 use anyhow::{Context, Result, ensure};
 use bson::{Document, RawDocumentBuf, doc};
@@ -7,7 +7,7 @@ use mongodb::Cursor;
 use super::place::Place;
 use super::site::Route;
 
-/// All destinations hold the same documents as the source, byte by byte, and so many.
+/// Checks that every destination holds the same `documents` documents as the source, byte by byte.
 pub async fn same(route: &Route<'_>, filter: &Document, documents: usize) -> Result<()> {
     for destination in &route.destinations {
         let mut theirs = read(destination, filter).await?;
@@ -18,8 +18,8 @@ pub async fn same(route: &Route<'_>, filter: &Document, documents: usize) -> Res
             ensure!(theirs.advance().await? && ours.current() == theirs.current(), differs());
             number += 1;
         }
-        ensure!(!theirs.advance().await?, "{} has more than {}", destination.name, route.source.name);
-        ensure!(number == documents, "there are {number} of {documents} documents at {}", destination.name);
+        ensure!(!theirs.advance().await?, "{} has more documents than {}", destination.name, route.source.name);
+        ensure!(number == documents, "{number} of {documents} documents are at {}", destination.name);
     }
     Ok(())
 }

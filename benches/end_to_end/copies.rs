@@ -1,4 +1,4 @@
-//! The parts about a spoke that already holds many documents: the first copy of them, catching up, comparing.
+//! The parts for a spoke that already holds many documents: initial sync, reconcile, verification and catching up.
 
 use anyhow::Result;
 
@@ -8,13 +8,13 @@ use super::parts::Parts;
 use super::site::{Site, Wires};
 use super::{catch_up, initial, reconcile, verify};
 
-/// How many documents the spoke holds.
+/// Documents at the spoke.
 const DOCUMENTS: usize = 200_000;
 
-/// How large each of them is.
+/// Size of a document in bytes.
 const BYTES: usize = 500;
 
-/// What of it was asked for.
+/// Measures the requested parts.
 pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     let mut site = Site::prepare(1, Wires::None).await?;
     let load = Load::new(site.uplink().zone, parts.share_of(DOCUMENTS, 1_000), BYTES);
@@ -32,7 +32,7 @@ pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     if parts.have("verify") {
         figures.extend(verify::measure(parts, &site).await?);
     }
-    // The last one: it adds many documents, and the others say how many they compare.
+    // Catching up comes last, because the added documents would count in the other parts.
     if parts.have("catch-up") {
         figures.extend(catch_up::measure(parts, &mut site).await?);
     }

@@ -1,7 +1,7 @@
-//! A hub and any number of spokes that one server plays, by an address of its own for each.
+//! A hub and many spokes. One server plays all spokes, with a separate address for each.
 //!
-//! It shows what spokes cost the hub and the program. The one server for all of them is far busier than a real spoke
-//! would be, and so throughput is not measured here.
+//! The crowd shows the cost of spokes for the hub and the program. One server for all spokes is far busier than a real
+//! spoke, so the crowd does not measure throughput.
 
 use std::time::Duration;
 
@@ -23,12 +23,12 @@ pub struct Crowd {
     running: Option<Running>,
 }
 
-/// What so many spokes watch.
+/// The zones that the spokes watch.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Watch {
-    /// All the same zone.
+    /// All spokes watch the same zone.
     Same,
-    /// Each another zone.
+    /// Every spoke watches a different zone.
     Disjoint,
 }
 
@@ -42,19 +42,19 @@ impl Watch {
     }
 }
 
-/// What hub applications write: a batch in each interval, for so many intervals.
+/// The pace of a hub application: one batch per interval.
 pub struct Pace {
-    /// How many documents are in a batch.
+    /// Documents per batch.
     pub documents: usize,
-    /// How large each of them is.
+    /// Size of a document in bytes.
     pub bytes: usize,
-    /// How much time is between two batches.
+    /// Time between two batches.
     pub interval: Duration,
-    /// How many batches there are.
+    /// Number of batches.
     pub batches: usize,
 }
 
-/// CPU time that was used while something went on.
+/// CPU time used during a measurement.
 #[derive(Clone, Copy)]
 pub struct Spent {
     /// By the hub.
@@ -71,7 +71,7 @@ impl Crowd {
         Ok(Self { hub, players, running: None })
     }
 
-    /// Starts the program anew, with so many spokes.
+    /// Restarts the program with this number of spokes.
     pub async fn start(&mut self, spokes: usize, watch: Watch) -> Result<()> {
         if let Some(running) = self.running.take() {
             running.stop().await?;
@@ -86,7 +86,7 @@ impl Crowd {
         Ok(())
     }
 
-    /// What hub and program use while nothing happens.
+    /// CPU time of the hub and the program during a time without writes.
     pub async fn rest(&self, duration: Duration) -> Result<Spent> {
         self.spent(async || {
             tokio::time::sleep(duration).await;
@@ -95,7 +95,8 @@ impl Crowd {
         .await
     }
 
-    /// What they use while hub applications write at this pace, until every spoke has what it watches.
+    /// CPU time of the hub and the program while a hub application writes at this pace, until every spoke has the
+    /// documents of the watched zones.
     pub async fn work(&self, spokes: usize, watch: Watch, pace: &Pace) -> Result<Spent> {
         let zones = if watch == Watch::Same { 1 } else { spokes };
         let loads: Vec<Load> =
@@ -117,11 +118,11 @@ impl Crowd {
         }
         let deliveries = pace.batches * pace.documents * if watch == Watch::Same { spokes } else { 1 };
         let applied = self.applied()? - before;
-        ensure!(applied == deliveries as u64, "{applied} and not {deliveries} changes were delivered");
+        ensure!(applied == deliveries as u64, "{applied} changes were delivered instead of {deliveries}");
         Ok(spent)
     }
 
-    /// How many change streams are open at the hub, as it says itself.
+    /// Number of change streams open at the hub, from `$currentOp`.
     pub async fn open_streams(&self) -> Result<usize> {
         let pipeline = [doc! { "$currentOp": { "allUsers": true, "idleCursors": true } }];
         let mut operations = self.hub.admin().aggregate(pipeline).await?;
@@ -132,13 +133,13 @@ impl Crowd {
         Ok(streams)
     }
 
-    /// What the program uses.
+    /// CPU time and memory of the program.
     pub fn usage(&self) -> Result<Usage> {
         self.running()?.usage()
     }
 
     fn running(&self) -> Result<&Running> {
-        self.running.as_ref().context("the program does not run")
+        self.running.as_ref().context("the program is not running")
     }
 
     fn route(&self) -> Route<'_> {
@@ -159,10 +160,10 @@ impl Crowd {
         self.running()?.wait_for(&awaited).await
     }
 
-    /// How many changes all downlinks together have applied.
+    /// Number of changes that all downlinks together have applied.
     fn applied(&self) -> Result<u64> {
         let status = self.running()?.status()?;
-        let spokes = status["spokes"].as_array().context("spokes")?;
+        let spokes = status["spokes"].as_array().context("the status has no spokes")?;
         Ok(spokes.iter().filter_map(|spoke| spoke["downlink"]["applied_total"].as_u64()).sum())
     }
 }
@@ -171,7 +172,7 @@ fn zone(number: usize) -> String {
     format!("C{number}")
 }
 
-/// Whether a running operation or an idle cursor is a change stream.
+/// True for a running operation or an idle cursor that is a change stream.
 fn is_stream(operation: &Document) -> bool {
     let pipeline = || {
         let command = operation.get_document("cursor").ok()?.get_document("originatingCommand").ok()?;

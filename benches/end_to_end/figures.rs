@@ -1,9 +1,9 @@
-//! What was measured, as a table and as JSON.
+//! The measured figures, as a table and as JSON.
 
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 
-/// One number.
+/// One measured number.
 pub struct Figure {
     name: String,
     unit: &'static str,
@@ -18,32 +18,32 @@ enum Goal {
 }
 
 impl Figure {
-    /// A number that is only told.
+    /// A number without a goal.
     pub fn plain(name: &str, unit: &'static str, value: f64) -> Self {
         Self { name: name.to_owned(), unit, value, goal: None }
     }
 
-    /// A number that should not be smaller.
+    /// A number that should be at least `goal`.
     pub fn at_least(name: &str, unit: &'static str, value: f64, goal: f64) -> Self {
         Self::plain(name, unit, value).should_be_at_least(goal)
     }
 
-    /// A number that should not be larger.
+    /// A number that should be at most `goal`.
     pub fn at_most(name: &str, unit: &'static str, value: f64, goal: f64) -> Self {
         Self::plain(name, unit, value).should_be_at_most(goal)
     }
 
-    /// It should not be smaller than this.
+    /// Sets the goal: at least this number.
     pub fn should_be_at_least(self, goal: f64) -> Self {
         Self { goal: Some(Goal::AtLeast(goal)), ..self }
     }
 
-    /// It should not be larger than this.
+    /// Sets the goal: at most this number.
     pub fn should_be_at_most(self, goal: f64) -> Self {
         Self { goal: Some(Goal::AtMost(goal)), ..self }
     }
 
-    /// Whether there is a goal for it.
+    /// True if the figure has a goal.
     pub fn has_goal(&self) -> bool {
         self.goal.is_some()
     }
@@ -64,7 +64,7 @@ impl Figure {
     }
 }
 
-/// The figures for people.
+/// The figures as a table, for people.
 pub fn table<'f>(figures: impl IntoIterator<Item = &'f Figure>) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_BORDERS_ONLY).set_header(["what", "figure", "", "goal", "reached"]);
@@ -79,7 +79,7 @@ pub fn table<'f>(figures: impl IntoIterator<Item = &'f Figure>) -> Table {
     table
 }
 
-/// The figures for programs.
+/// The figures as JSON, for programs.
 pub fn json(figures: &[Figure]) -> serde_json::Value {
     let figures = figures.iter().map(|figure| {
         serde_json::json!({
@@ -90,12 +90,12 @@ pub fn json(figures: &[Figure]) -> serde_json::Value {
     figures.collect()
 }
 
-/// The middle one.
+/// The median of the values, which are sorted on the way.
 pub fn median(values: &mut [f64]) -> f64 {
     percentile(values, 0.5)
 }
 
-/// The value that this share of them is not above.
+/// The value at a share of the sorted values: 0.99 for p99. Sorts the values.
 pub fn percentile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let place = (values.len() as f64 * share) as usize;

@@ -1,5 +1,5 @@
-//! The floor: the same work on the same servers, done directly and pipelined. And the work of a simple tool, by the
-//! change stream.
+//! The floor: the same work on the same servers, done directly and pipelined. Also the work of a simple tool that reads
+//! a change stream.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,8 +15,8 @@ use tokio::task::JoinSet;
 use super::application::{self, Batch};
 use super::site::Route;
 
-/// Writes each batch at the source, and what belongs to it at all destinations side by side, once the source has
-/// acknowledged it. Nobody waits for a destination but at the end.
+/// Writes each batch at the source, and the corresponding batch at all destinations in parallel, as soon as the source
+/// has acknowledged the batch. Only the end of the round waits for the destinations.
 pub async fn pipelined(route: &Route<'_>, written: &[Batch], applied: &Arc<Vec<Batch>>) -> Result<Duration> {
     let begun = Instant::now();
     let acknowledged = watch::Sender::new(0);
@@ -43,12 +43,12 @@ pub async fn pipelined(route: &Route<'_>, written: &[Batch], applied: &Arc<Vec<B
     Ok(begun.elapsed())
 }
 
-/// What a simple tool makes of each event that it reads.
+/// The write that a simple tool makes of each event.
 #[derive(Clone, Copy)]
 pub enum Carried {
-    /// An insert, of the document in it.
+    /// An insert of the event's document.
     Inserts,
-    /// A replacement, of the document that the stream looks up for it.
+    /// A replacement with the document that the stream looks up for the event.
     Replacements,
 }
 
@@ -60,7 +60,7 @@ impl Carried {
         }
     }
 
-    /// How many events are in one reply: some MB with the documents that this is measured with.
+    /// Events per reply: a few megabytes with the documents of these measurements.
     fn reply_events(self) -> u32 {
         match self {
             Self::Inserts => 5_000,
@@ -68,17 +68,17 @@ impl Carried {
         }
     }
 
-    /// The command that does it for a reply, and for how many events.
+    /// The command that carries a reply to a destination, and the number of events in the reply.
     fn command(self, reply: &RawBatch) -> Result<(RawDocumentBuf, usize)> {
         let mut statements = RawArrayBuf::new();
         let mut changes = 0;
         for event in reply.doc_slices()? {
             let event = event?;
-            let document = event.as_document().context("an event")?.get_document("fullDocument")?;
+            let document = event.as_document().context("an event is no document")?.get_document("fullDocument")?;
             match self {
                 Self::Inserts => statements.push(document),
                 Self::Replacements => {
-                    let id = document.get("_id")?.context("its _id")?;
+                    let id = document.get("_id")?.context("a document has no _id")?;
                     statements.push(rawdoc! { "q": { "_id": id }, "u": document.to_owned() });
                 }
             }
@@ -92,8 +92,8 @@ impl Carried {
     }
 }
 
-/// Writes at the source, and carries whole documents: its change stream is read, and each reply goes to all
-/// destinations side by side, while the next one is read.
+/// Writes at the source, and carries whole documents as a simple tool does: each reply of the source's change stream
+/// goes to all destinations in parallel, during the read of the next reply.
 pub async fn carried(route: &Route<'_>, written: &Arc<Vec<Batch>>, how: Carried) -> Result<Duration> {
     let source = route.source.floor();
     let stream = source.aggregate([how.stage()]).batch_size(how.reply_events()).max_await_time(Duration::from_secs(1));

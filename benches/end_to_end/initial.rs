@@ -1,4 +1,4 @@
-//! The initial sync of a spoke, against reading its documents once and inserting them at the hub.
+//! The initial sync of a spoke, compared with one read of the spoke's documents and their insertion at the hub.
 
 use std::time::{Duration, Instant};
 
@@ -13,13 +13,14 @@ use super::check;
 use super::figures::{Figure, median};
 use super::site::Site;
 
-/// How often it is measured; the first round, which only warms up, is not counted here.
+/// Counted rounds, after one round for warm-up.
 const ROUNDS: usize = 3;
 
-/// So many replies may wait between reading and inserting.
+/// Replies that may wait between the reader and the inserter, at most.
 pub const WAITING: usize = 4;
 
-/// From the start of the program until all that the spoke holds is at the hub, against doing it directly, in turn.
+/// Measures from the start of the program until the hub has all documents of the spoke. The floor, measured in turn,
+/// reads and inserts the documents directly.
 pub async fn measure(site: &mut Site, load: &Load) -> Result<Vec<Figure>> {
     let (mut ratios, mut rates, mut starts) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
@@ -55,7 +56,7 @@ async fn restart(site: &mut Site) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-/// Makes the next start of the program its first.
+/// Drops the metadata and the hub's documents, so that the next start of the program is a first start.
 async fn forget(site: &mut Site) -> Result<()> {
     site.stop_program().await?;
     for place in std::iter::once(&site.hub).chain(&site.spokes) {
@@ -76,7 +77,7 @@ async fn directly(site: &Site, load: &Load) -> Result<Duration> {
         let documents: Result<Vec<RawDocumentBuf>> = documents
             .doc_slices()?
             .into_iter()
-            .map(|document| Ok(document?.as_document().context("a document")?.to_owned()))
+            .map(|document| Ok(document?.as_document().context("an element of a reply is no document")?.to_owned()))
             .collect();
         replies.send(documents?).await.context("inserting failed")?;
     }
@@ -85,7 +86,7 @@ async fn directly(site: &Site, load: &Load) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-/// Inserts whatever comes, each reply at once.
+/// Inserts each reply as soon as the reply arrives.
 pub async fn insert(mut replies: mpsc::Receiver<Vec<RawDocumentBuf>>, at: Collection<RawDocumentBuf>) -> Result<()> {
     while let Some(documents) = replies.recv().await {
         if !documents.is_empty() {

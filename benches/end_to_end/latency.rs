@@ -1,4 +1,4 @@
-//! How long a single change takes while nothing else happens, against writing it directly at each server on its way.
+//! Latency of a single change while nothing else happens, compared with direct writes at each server on the route.
 
 use std::time::{Duration, Instant};
 
@@ -11,16 +11,16 @@ use super::parts::Parts;
 use super::place::{Place, majority};
 use super::site::{Route, Site, Wires};
 
-/// How many changes are timed.
+/// Timed changes.
 const CHANGES: usize = 1_000;
 
-/// So many before them only warm everything up.
+/// Changes for warm-up, before the timed changes.
 const WARM_UP: usize = 50;
 
-/// How long one change may take.
+/// Time limit for one change.
 pub const LIMIT: Duration = Duration::from_secs(10);
 
-/// Every route, with nothing else going on and with an application that writes at half of what the route can take.
+/// Measures every route, idle and while an application writes at half the route's maximum rate.
 pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     let site = Site::start(3, Wires::None).await?;
     let mut figures = Vec::new();
@@ -38,14 +38,14 @@ pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// The change is looked for at the last destination only.
+/// The route from a spoke through the hub to one other spoke. The change is awaited at the last destination only.
 fn onward(site: &Site) -> Route<'_> {
     let mut route = site.onward();
     route.destinations.truncate(2);
     route
 }
 
-/// A change until it is visible at the last destination, against one majority write at each server, in turn.
+/// Times a change until the last destination shows the change, and in turn one majority write at each server.
 async fn idle(route: &Route<'_>, changes: usize) -> Result<Latency> {
     let mut latency = Latency::default();
     for number in 0..WARM_UP + changes {
@@ -59,7 +59,7 @@ async fn idle(route: &Route<'_>, changes: usize) -> Result<Latency> {
     Ok(latency)
 }
 
-/// One majority write at each server on the way, one after the other, in milliseconds.
+/// Milliseconds for one majority write at each server on the route, in sequence.
 pub async fn directly(route: &Route<'_>, id: &str) -> Result<f64> {
     let begun = Instant::now();
     for place in std::iter::once(&route.source).chain(&route.destinations) {
@@ -68,7 +68,7 @@ pub async fn directly(route: &Route<'_>, id: &str) -> Result<f64> {
     Ok(begun.elapsed().as_secs_f64() * 1e3)
 }
 
-/// One majority write at the source until it is seen at the last destination, in milliseconds.
+/// Milliseconds from before a majority write at the source until the last destination shows the document.
 pub async fn synced(route: &Route<'_>, id: &str) -> Result<f64> {
     let begun = Instant::now();
     majority(&route.source.messages()).insert_one(probe(route, id)).await?;
@@ -76,7 +76,7 @@ pub async fn synced(route: &Route<'_>, id: &str) -> Result<f64> {
     Ok(begun.elapsed().as_secs_f64() * 1e3)
 }
 
-/// A document that is waited for.
+/// A document whose arrival is timed.
 pub fn probe(route: &Route<'_>, id: &str) -> Document {
     doc! { "_id": id, "_pk": route.zone, "is_probe": true }
 }
@@ -84,17 +84,17 @@ pub fn probe(route: &Route<'_>, id: &str) -> Document {
 async fn seen(place: &Place, id: &str) -> Result<()> {
     let begun = Instant::now();
     while place.messages().find_one(doc! { "_id": id }).await?.is_none() {
-        ensure!(begun.elapsed() < LIMIT, "{id} does not arrive at {}", place.name);
+        ensure!(begun.elapsed() < LIMIT, "{id} did not arrive at {}", place.name);
     }
     Ok(())
 }
 
-/// What was timed, in milliseconds.
+/// Measured times in milliseconds.
 #[derive(Default)]
 pub struct Latency {
     /// Majority writes at each server.
     pub directly: Vec<f64>,
-    /// Until it was seen.
+    /// From the write at the source to the arrival at the last destination.
     pub synced: Vec<f64>,
 }
 

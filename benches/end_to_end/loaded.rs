@@ -1,7 +1,7 @@
-//! How long a single change takes while an application writes at half of what the route can take.
+//! Latency of a single change while an application writes at half the route's maximum rate.
 //!
-//! Arrival is seen by a change stream at the last destination, opened before: reading again and again would take the
-//! CPU that is to be measured.
+//! A change stream at the last destination, opened beforehand, reports the arrival: repeated reads would use the CPU
+//! that is measured.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,20 +20,20 @@ use super::place::majority;
 use super::site::{Route, Site};
 use super::throughput::{load, program};
 
-/// How many changes are timed.
+/// Timed changes.
 const CHANGES: usize = 150;
 
-/// How long it is quiet between them.
+/// Pause after each timed write.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How often the application writes a batch.
+/// Time between two batches of the application.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// The size of what the application writes.
+/// Size of the application's documents in bytes.
 const BYTES: usize = 500;
 
-/// A change until it is visible at the last destination, against one majority write at each server under the same load,
-/// in turn.
+/// Times a change until the last destination reports the change, and in turn one majority write at each server under
+/// the same load.
 pub async fn measure(parts: &Parts, site: &Site, route: &Route<'_>) -> Result<Latency> {
     let per_second = most(parts, site, route).await? / 2.0;
     let together = ((per_second * INTERVAL.as_secs_f64()) as usize).max(1);
@@ -48,7 +48,7 @@ pub async fn measure(parts: &Parts, site: &Site, route: &Route<'_>) -> Result<La
     timed
 }
 
-/// How many documents a second the route takes, once it is warm.
+/// Maximum rate of the warm route, in documents per second.
 async fn most(parts: &Parts, site: &Site, route: &Route<'_>) -> Result<f64> {
     let load = load(parts, route, BYTES);
     program(site, route, &load.inserts(0)).await?;
@@ -56,7 +56,8 @@ async fn most(parts: &Parts, site: &Site, route: &Route<'_>) -> Result<f64> {
     Ok(load.documents as f64 / taken.as_secs_f64())
 }
 
-/// Writes one round of the load in each interval until it is told to stop. Tells how many documents that were.
+/// Writes one round of the load per interval until `stop` is set. Returns the number of written documents, and the
+/// load.
 async fn write(messages: Collection<bson::RawDocumentBuf>, load: Load, stop: Arc<AtomicBool>) -> Result<(usize, Load)> {
     let mut interval = tokio::time::interval(INTERVAL);
     let mut written = 0;
@@ -80,10 +81,10 @@ async fn timed(route: &Route<'_>, changes: usize) -> Result<Latency> {
         let id = format!("loaded {} {number}", route.name);
         let begun = Instant::now();
         majority(&route.source.messages()).insert_one(probe(route, &id)).await?;
-        let event = tokio::time::timeout(LIMIT, arrivals.next()).await.context("it does not arrive")?;
-        let key = event.context("the change stream ended")??.document_key.context("a key")?;
+        let event = tokio::time::timeout(LIMIT, arrivals.next()).await.context("a change did not arrive")?;
+        let key = event.context("the change stream ended")??.document_key.context("an event has no document key")?;
         latency.synced.push(begun.elapsed().as_secs_f64() * 1e3);
-        ensure!(key.get_str("_id")? == id, "{key} came instead of {id}");
+        ensure!(key.get_str("_id")? == id, "{key} arrived instead of {id}");
         tokio::time::sleep(PAUSE).await;
         latency.directly.push(directly(route, &id).await?);
         tokio::time::sleep(PAUSE).await;

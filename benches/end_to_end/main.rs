@@ -1,15 +1,15 @@
-//! `make bench`: what the program does end to end, against what the same servers do by themselves in the same run.
+//! `make bench`: speed and cost of the program end to end, compared with the same servers alone in the same run.
 //!
-//! Figures are ratios; rounds of both ways are interleaved, the first is thrown away, and the median counts.
-//! `docs/benchmarks.md` tells the method.
+//! Figures are ratios. Rounds of both ways alternate, the first round is discarded, and the median of the others
+//! counts. `docs/benchmarks.md` describes the method.
 //!
-//! - [`parts`]: what is measured; [`figures`]: what came out
+//! - [`parts`]: the parts to measure; [`figures`]: the results
 //! - [`place`], [`site`], [`crowd`], [`running`], [`usage`]: the servers, and the program between them
-//! - [`application`]: what is written; [`floors`]: the same directly; [`check`]: whether all arrived
-//! - [`throughput`], [`updates`], [`latency`], [`loaded`]: how fast changes arrive
-//! - [`wire`], [`bytes`]: between the program and the servers
-//! - [`copies`]: [`initial`], [`catch_up`], [`reconcile`], [`verify`]: many documents that are there already
-//! - [`scale`]: what spokes cost; [`reference`]: the way of working that this program replaces
+//! - [`application`]: the writes; [`floors`]: the same work without the program; [`check`]: comparison of the documents
+//! - [`throughput`], [`updates`], [`latency`], [`loaded`]: rates and latencies of changes
+//! - [`wire`], [`bytes`]: a long wire to the servers, and the bytes on the wires
+//! - [`copies`]: [`initial`], [`catch_up`], [`reconcile`], [`verify`]: many documents from before the start
+//! - [`scale`]: the cost of each spoke; [`reference`]: the way of working that this program replaces
 
 mod application;
 mod bytes;
@@ -46,9 +46,9 @@ async fn main() -> Result<()> {
     let parts = Parts::asked()?;
     let mut figures = Vec::new();
     let measured = measure(&parts, &mut figures).await;
-    // What was measured before something failed is worth showing.
+    // Figures from before a failure are worth showing, too.
     println!("{}", figures::table(&figures));
-    println!("what has a goal:\n{}", figures::table(figures.iter().filter(|figure| figure.has_goal())));
+    println!("figures with a goal:\n{}", figures::table(figures.iter().filter(|figure| figure.has_goal())));
     let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("benchmarks.json");
     std::fs::write(&file, serde_json::to_string_pretty(&figures::json(&figures))?)?;
     println!("the same as JSON: {}", file.display());

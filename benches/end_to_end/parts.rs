@@ -1,12 +1,11 @@
-//! Which parts are measured, and how much work they do.
+//! The parts to measure, and their amount of work.
 //!
-//! `BENCH_ONLY=latency,inserts` names the parts; without it all are measured. `BENCH_WORK=0.05` does a twentieth of the
-//! work, which shows that everything runs, and gives no figures worth keeping. `BENCH_SPOKES=1,3` measures throughput
-//! with so many spokes.
+//! `BENCH_ONLY=latency,inserts` names the parts; the default is all. `BENCH_WORK=0.05` does a twentieth of the work,
+//! which shows that everything runs, and gives no figures worth keeping. `BENCH_SPOKES=1,3` sets the numbers of spokes
+//! for throughput.
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// The names of all parts.
 const NAMES: [&str; 13] = [
     "inserts",
     "updates",
@@ -23,48 +22,48 @@ const NAMES: [&str; 13] = [
     "reference",
 ];
 
-/// What was asked for.
+/// The requested parts.
 pub struct Parts {
-    /// How many spokes watch what hub applications write, in each measurement of throughput.
+    /// Numbers of spokes that watch the hub application's zone, with one measurement of throughput for each number.
     pub fan_outs: Vec<usize>,
     only: Vec<String>,
     work: f64,
 }
 
 impl Parts {
-    /// What the environment asks for.
+    /// Reads the requested parts from the environment.
     pub fn asked() -> Result<Self> {
         let only = std::env::var("BENCH_ONLY").unwrap_or_default();
         let only: Vec<String> =
             only.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
         for name in &only {
             if !NAMES.contains(&name.as_str()) {
-                bail!("there is no part {name}; the parts are {}", NAMES.join(", "));
+                bail!("unknown part {name}; the parts are {}", NAMES.join(", "));
             }
         }
         let work = match std::env::var("BENCH_WORK") {
-            Ok(work) => work.parse().context("BENCH_WORK is a number, such as 0.05")?,
+            Ok(work) => work.parse().context("BENCH_WORK must be a number, such as 0.05")?,
             Err(_) => 1.0,
         };
-        ensure!(work > 0.0, "BENCH_WORK is above 0");
+        ensure!(work > 0.0, "BENCH_WORK must be above 0");
         let fan_outs = std::env::var("BENCH_SPOKES").unwrap_or_else(|_| "1,3,8".to_owned());
         let fan_outs: Result<Vec<usize>, _> = fan_outs.split(',').map(|number| number.trim().parse()).collect();
-        let fan_outs = fan_outs.context("BENCH_SPOKES is a list of numbers, such as 1,3")?;
-        ensure!(!fan_outs.contains(&0), "without spokes there is nothing to measure");
+        let fan_outs = fan_outs.context("BENCH_SPOKES must be a list of numbers, such as 1,3")?;
+        ensure!(!fan_outs.contains(&0), "BENCH_SPOKES must not contain 0");
         Ok(Self { fan_outs, only, work })
     }
 
-    /// Whether this part is to be measured.
+    /// True if the part is requested.
     pub fn have(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| only == name)
     }
 
-    /// Whether one of these is.
+    /// True if one of the parts is requested.
     pub fn have_any(&self, names: &[&str]) -> bool {
         names.iter().any(|name| self.have(name))
     }
 
-    /// So much of this number as is to be done, and at least `least`.
+    /// The share of `number` that `BENCH_WORK` requests, and at least `least`.
     pub fn share_of(&self, number: usize, least: usize) -> usize {
         ((number as f64 * self.work) as usize).max(least)
     }

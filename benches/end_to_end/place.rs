@@ -1,4 +1,4 @@
-//! One server that is measured.
+//! One measured server.
 
 use anyhow::{Context, Result};
 use bson::{Document, RawDocumentBuf, Timestamp, doc};
@@ -6,10 +6,10 @@ use mongodb::options::{CollectionOptions, WriteConcern};
 use mongodb::{Client, Collection, Database};
 use testbed::node::{Node, Options};
 
-/// The collection that is kept in step, as `spokes.toml` names it.
+/// The synchronized collection, as `spokes.toml` names it.
 pub const NAMESPACE: &str = "bench.messages";
 
-/// One server.
+/// A server with its client.
 pub struct Place {
     /// `hub`, or the zone that the spoke owns.
     pub name: String,
@@ -25,54 +25,51 @@ impl Place {
         Ok(Self { name: name.to_owned(), node, client })
     }
 
-    /// Its connection string.
     pub fn uri(&self) -> String {
         self.node.uri()
     }
 
-    /// Its port.
     pub fn port(&self) -> u16 {
         self.node.port()
     }
 
-    /// The number of its process.
+    /// The process id of the server.
     pub fn process(&self) -> Result<u32> {
-        self.node.id().context("the server does not run")
+        self.node.id().context("the server is not running")
     }
 
-    /// The collection that is kept in step.
+    /// The synchronized collection.
     pub fn messages(&self) -> Collection<RawDocumentBuf> {
         self.client.database("bench").collection("messages")
     }
 
-    /// A collection of the same name that spokesync does not look at.
+    /// The floor's collection: the same name, in a database that spokesync does not watch.
     pub fn floor(&self) -> Collection<RawDocumentBuf> {
         self.client.database("floor").collection("messages")
     }
 
-    /// Where spokesync keeps checkpoints and sessions.
+    /// The database of spokesync's checkpoints and sessions.
     pub fn metadata(&self) -> Database {
         self.client.database("_syncmetadata")
     }
 
-    /// The database for commands to the server itself.
+    /// The database for commands to the server.
     pub fn admin(&self) -> Database {
         self.client.database("admin")
     }
 
-    /// The client.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// The server's time: that of the last entry in its oplog.
+    /// The server's cluster time: that of the last entry in the oplog.
     pub async fn time(&self) -> Result<Timestamp> {
         let reply = self.admin().run_command(doc! { "ping": 1 }).await?;
         Ok(reply.get_timestamp("operationTime")?)
     }
 }
 
-/// The collection, written with write concern majority.
+/// The same collection with write concern majority.
 pub fn majority(collection: &Collection<RawDocumentBuf>) -> Collection<Document> {
     let mut options = CollectionOptions::default();
     options.write_concern = Some(WriteConcern::majority());

@@ -1,4 +1,4 @@
-//! Comparing everything that a spoke holds, and bringing the hundredth that differs, against reading both sides once.
+//! A reconcile of all documents of a spoke, of which 1 % differ, compared with one read of both sides.
 
 use std::time::Instant;
 
@@ -11,13 +11,14 @@ use super::figures::{Figure, median};
 use super::site::Site;
 use super::verify::{Order, read_both};
 
-/// How often it is measured; the first round, which only warms up, is not counted here.
+/// Counted rounds, after one round for warm-up.
 const ROUNDS: i32 = 2;
 
-/// One document of so many differs.
+/// One document in `OF` differs.
 const OF: i32 = 100;
 
-/// From the request until both links have compared everything, against reading both sides once, in turn.
+/// Measures from the request until both links have compared all documents. The floor, measured in turn, reads both
+/// sides once.
 pub async fn measure(site: &Site, load: &Load) -> Result<Vec<Figure>> {
     let route = site.uplink();
     let (mut ratios, mut rates) = (Vec::new(), Vec::new());
@@ -40,7 +41,7 @@ pub async fn measure(site: &Site, load: &Load) -> Result<Vec<Figure>> {
     ])
 }
 
-/// Changes documents at the hub behind the program's back: in a session that it takes for its own.
+/// Changes documents at the hub in a session registered as the program's own, so the program ignores the changes.
 async fn differ(site: &Site, load: &Load, round: i32) -> Result<()> {
     let mut session = site.hub.client().start_session().await?;
     let known = doc! { "link": "repair:bench", "zone": "bench" };
@@ -52,6 +53,6 @@ async fn differ(site: &Site, load: &Load, round: i32) -> Result<()> {
     let changed = site.hub.messages().update_many(filter, set).session(&mut session).await?;
     session.commit_transaction().await?;
     let expected = load.documents as u64 / u64::from(OF.unsigned_abs());
-    ensure!(changed.modified_count == expected, "{} and not {expected} documents differ", changed.modified_count);
+    ensure!(changed.modified_count == expected, "{} documents differ instead of {expected}", changed.modified_count);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The reference way of working, made again: one change stream a spoke, one document at a time, its position saved
-//! after each.
+//! The reference way of working, rebuilt for comparison: one change stream per spoke, one document at a time, with the
+//! position saved after each document.
 
 use std::time::Instant;
 
@@ -16,16 +16,16 @@ use super::place::majority;
 use super::site::{Site, Wires};
 use super::throughput::{load, program};
 
-/// How many documents it carries in each round.
+/// Documents per round in the reference way.
 const DOCUMENTS: usize = 1_000;
 
-/// How large each of them is.
+/// Size of a document in bytes.
 const BYTES: usize = 500;
 
-/// How often it is measured; the first round, which only warms up, is not counted here.
+/// Counted rounds, after one round for warm-up.
 const ROUNDS: usize = 3;
 
-/// From one spoke to the hub, in both ways, in turn.
+/// Measures inserts from one spoke to the hub, in both ways in turn.
 pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     let site = Site::start(1, Wires::None).await?;
     let route = site.uplink();
@@ -47,7 +47,7 @@ pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     ])
 }
 
-/// Documents a second, from the change stream of the source to the hub.
+/// Documents per second in the reference way, from the source's change stream to the hub.
 async fn one_by_one(site: &Site, load: &Load, round: usize) -> Result<f64> {
     let source = site.spokes[0].floor();
     let hub = majority(&site.hub.floor());
@@ -57,7 +57,7 @@ async fn one_by_one(site: &Site, load: &Load, round: usize) -> Result<f64> {
     let begun = Instant::now();
     for _ in 0..load.documents {
         let event = events.next().await.context("the change stream ended")??;
-        let document = event.full_document.context("an insert has its document")?;
+        let document = event.full_document.context("an insert has no document")?;
         hub.replace_one(doc! { "_id": document.get("_id") }, &document).upsert(true).await?;
         let position = doc! { "_id": "position", "token": bson::serialize_to_bson(&event.id)? };
         positions.replace_one(doc! { "_id": "position" }, position).upsert(true).await?;

@@ -1,4 +1,4 @@
-//! The program as a process of its own, with its configuration.
+//! The program as a separate process, with its configuration.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -16,36 +16,36 @@ use testbed::program::Program;
 use super::place::NAMESPACE;
 use super::usage::Usage;
 
-/// How long anything may take.
+/// Time limit for every wait.
 pub const LIMIT: Duration = Duration::from_secs(300);
 
-/// How often it is asked how far it is: each answer costs it CPU.
+/// Time between two requests of the status: each answer costs the program CPU.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// A spoke as the configuration names it.
+/// A spoke in the configuration.
 pub struct Spoke {
-    /// The zone that it owns.
+    /// The spoke's own zone.
     pub zone: String,
-    /// Its connection string.
+    /// The connection string.
     pub uri: String,
-    /// The zones that it watches.
+    /// The watched zones.
     pub watch: Vec<String>,
 }
 
-/// One of a spoke's links, as the status names it, and how far it should come.
+/// A link of a spoke, and the cluster time that the link should reach.
 pub struct Awaited<'z> {
     /// The spoke's zone.
     pub zone: &'z str,
-    /// `uplink` or `downlink`.
+    /// `uplink` or `downlink`, as in the status.
     pub link: &'static str,
-    /// A time of its source.
+    /// A cluster time of the link's source.
     pub time: Timestamp,
 }
 
 /// A running program.
 pub struct Running {
     program: Program,
-    /// Its configuration.
+    /// The configuration file.
     pub config: PathBuf,
     _folder: TempDir,
 }
@@ -69,34 +69,34 @@ impl Running {
         Ok(Self { program, config, _folder: folder })
     }
 
-    /// Ends it as an operator does.
+    /// Stops the program as an operator does, with SIGTERM.
     pub async fn stop(mut self) -> Result<()> {
         let exit = self.program.stop(Signal::SIGTERM, LIMIT).await?;
-        ensure!(exit == Some(0), "it ended with {exit:?}; its log:\n{}", self.program.log());
+        ensure!(exit == Some(0), "the program ended with {exit:?}; the log:\n{}", self.program.log());
         Ok(())
     }
 
-    /// What it has used so far.
+    /// CPU time and memory of the program so far.
     pub fn usage(&self) -> Result<Usage> {
         Usage::of(self.program.process().id())
     }
 
-    /// Its status.
+    /// The program's status.
     pub fn status(&self) -> Result<Value> {
         self.program.status()
     }
 
-    /// Waits until all these links have come so far.
+    /// Waits until every link has reached the awaited time.
     pub async fn wait_for(&self, awaited: &[Awaited<'_>]) -> Result<()> {
         let have_come = |status: &Value| awaited.iter().all(|awaited| position(status, awaited) >= Some(awaited.time));
-        self.wait_until("every change is where it belongs", have_come).await
+        self.wait_until("every change has arrived", have_come).await
     }
 
-    /// Asks for a comparison of everything that a spoke holds, and waits until both links have done it.
+    /// Requests a resync of a spoke, and waits until both links have compared all documents.
     pub async fn resync(&self, zone: &str) -> Result<()> {
         let (code, answer) = self.program.post(&format!("/api/v1/spokes/{zone}/resync"))?;
         ensure!(code == 202, "{code} {answer}");
-        // The answer may come before the links know of it.
+        // The answer may come before the links know of the request.
         let compares = |status: &Value| links(status, zone).any(|link| link["comparing"] == true);
         self.wait_until("a comparison begins", compares).await?;
         self.wait_until("everything is compared", |status| links(status, zone).all(|link| link["comparing"] == false))
@@ -111,7 +111,7 @@ impl Running {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("it does not come so far that {what}: {status}; its log:\n{}", self.program.log());
+                bail!("timed out waiting until {what}: {status}; the log:\n{}", self.program.log());
             }
             tokio::time::sleep(INTERVAL).await;
         }

@@ -1,4 +1,4 @@
-//! What spokes cost the hub and the program: CPU, change streams, memory.
+//! The cost of spokes for the hub and the program: CPU, change streams, memory.
 
 use std::time::Duration;
 
@@ -8,30 +8,29 @@ use super::crowd::{Crowd, Pace, Spent, Watch};
 use super::figures::Figure;
 use super::parts::Parts;
 
-/// How many spokes there are.
+/// Numbers of spokes.
 const SPOKES: [usize; 4] = [1, 4, 16, 48];
 
-/// What one of them costs when idle is the difference between the costs of so many.
+/// The cost of an idle spoke is the difference between `MANY` and `FEW` spokes.
 const FEW: usize = 4;
 const MANY: usize = 48;
 
-/// How long it is looked at what they cost when idle.
+/// Duration of an idle measurement.
 const REST: Duration = Duration::from_secs(5);
 
-/// How many batches hub applications write: the kernel counts CPU in hundredths of a second, of which the hub should
-/// use dozens.
+/// Batches of the hub application. The kernel counts CPU in hundredths of a second, and the hub should use dozens.
 const BATCHES: usize = 150;
 
-/// How many documents a batch has: 300 a second.
+/// Documents per batch: 300 a second.
 const TOGETHER: usize = 30;
 
-/// How much time is between two batches.
+/// Time between two batches.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// How large each document is.
+/// Size of a document in bytes.
 const BYTES: usize = 500;
 
-/// What was measured with a number of spokes.
+/// Measurements with one number of spokes.
 struct Cost {
     spokes: usize,
     streams: usize,
@@ -40,7 +39,7 @@ struct Cost {
     busy: Spent,
 }
 
-/// All numbers of spokes on one zone, and the most on disjoint zones.
+/// Measures each number of spokes on one zone, and the largest number on disjoint zones.
 pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     let batches = parts.share_of(BATCHES, 5);
     let pace = Pace { documents: TOGETHER, bytes: BYTES, interval: INTERVAL, batches };
@@ -94,7 +93,7 @@ fn figures_of(cost: &Cost, one: &Cost, watching: &str, changes: f64, delivered: 
     ]
 }
 
-/// What each further idle spoke costs the program.
+/// The cost of each further idle spoke for the program.
 fn idle_spoke(costs: &[Cost]) -> Vec<Figure> {
     let with = |spokes: usize| costs.iter().find(|cost| cost.spokes == spokes);
     let (Some(few), Some(many)) = (with(FEW), with(MANY)) else { return Vec::new() };

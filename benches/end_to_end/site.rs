@@ -1,4 +1,4 @@
-//! A hub and its spokes, each a server of its own, with the program between them; and the ways that changes take there.
+//! A hub and its spokes, each a separate server, with the program between them, and the routes of changes.
 //!
 //! | zone | written at | watched by |
 //! |---|---|---|
@@ -16,13 +16,13 @@ use super::place::Place;
 use super::running::{Awaited, Running, Spoke};
 use super::usage::Usage;
 
-/// A zone that no spoke owns, and all watch.
+/// A zone that all spokes watch and no spoke owns.
 pub const SHARED: &str = "SHARED";
 
-/// How often the driver measures the round trip over a wire: as often as it can.
+/// Time between the driver's measurements of the round trip: the shortest that the driver accepts.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
-/// Which servers the program reaches by wires that can be made slow, and count.
+/// The servers that the program reaches over wires, which can be slow and count bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wires {
     /// None.
@@ -35,34 +35,33 @@ pub enum Wires {
 
 /// A hub, its spokes, and the program between them.
 pub struct Site {
-    /// The hub.
     pub hub: Place,
-    /// The spokes, by number: the first is `S1`.
+    /// The spokes in order: the first is `S1`.
     pub spokes: Vec<Place>,
     hub_wire: Option<Proxy>,
     spoke_wires: Vec<Proxy>,
     running: Option<Running>,
 }
 
-/// A way that changes take: from the server where an application writes to all those that they go to.
+/// A route of changes: from the server where an application writes to all destinations.
 pub struct Route<'s> {
-    /// For people.
+    /// The route's name in the figures.
     pub name: String,
-    /// The zone that is written.
+    /// The zone of the written documents.
     pub zone: &'s str,
-    /// Where an application writes.
+    /// The server where an application writes.
     pub source: &'s Place,
-    /// Where the changes arrive.
+    /// The servers where the changes arrive.
     pub destinations: Vec<&'s Place>,
 }
 
 impl Route<'_> {
-    /// The destination that the changes come to last.
+    /// The destination that changes reach last.
     pub fn last(&self) -> Result<&Place> {
-        self.destinations.last().copied().context("a route has a destination")
+        self.destinations.last().copied().context("the route has no destination")
     }
 
-    /// CPU time that all servers on it have used so far.
+    /// CPU time of all servers on the route so far.
     pub fn cpu(&self) -> Result<Duration> {
         let places = std::iter::once(&self.source).chain(&self.destinations);
         places.map(|place| Ok(Usage::of(place.process()?)?.cpu)).sum()
@@ -70,7 +69,7 @@ impl Route<'_> {
 }
 
 impl Site {
-    /// Starts everything, with so many spokes.
+    /// Starts the servers, with this number of spokes, and the program.
     pub async fn start(spokes: usize, wires: Wires) -> Result<Self> {
         let mut site = Self::prepare(spokes, wires).await?;
         site.start_program().await?;
@@ -100,7 +99,7 @@ impl Site {
         Ok(())
     }
 
-    /// Ends the program, if it runs.
+    /// Stops the program if the program runs.
     pub async fn stop_program(&mut self) -> Result<()> {
         match self.running.take() {
             Some(running) => running.stop().await,
@@ -119,40 +118,39 @@ impl Site {
         Spoke { zone: place.name.clone(), uri, watch }
     }
 
-    /// The program.
     pub fn running(&self) -> Result<&Running> {
-        self.running.as_ref().context("the program does not run")
+        self.running.as_ref().context("the program is not running")
     }
 
-    /// What the program has used so far.
+    /// CPU time and memory of the program so far.
     pub fn usage(&self) -> Result<Usage> {
         self.running()?.usage()
     }
 
-    /// CPU time that the program has used so far.
+    /// CPU time of the program so far.
     pub fn cpu(&self) -> Result<Duration> {
         Ok(self.usage()?.cpu)
     }
 
-    /// From a spoke to the hub.
+    /// The route from a spoke to the hub.
     pub fn uplink(&self) -> Route<'_> {
         let source = &self.spokes[0];
         Route { name: "spoke → hub".to_owned(), zone: &source.name, source, destinations: vec![&self.hub] }
     }
 
-    /// From the hub to the one spoke that owns the zone.
+    /// The route from the hub to the spoke that owns the zone.
     pub fn downlink(&self) -> Route<'_> {
         let spoke = &self.spokes[0];
         Route { name: "hub → spoke".to_owned(), zone: &spoke.name, source: &self.hub, destinations: vec![spoke] }
     }
 
-    /// From the hub to all spokes.
+    /// The route from the hub to all spokes.
     pub fn fan_out(&self) -> Route<'_> {
         let name = format!("hub → {} {}", self.spokes.len(), if self.spokes.len() == 1 { "spoke" } else { "spokes" });
         Route { name, zone: SHARED, source: &self.hub, destinations: self.spokes.iter().collect() }
     }
 
-    /// From a spoke by the hub to all others.
+    /// The route from a spoke through the hub to all other spokes.
     pub fn onward(&self) -> Route<'_> {
         let source = &self.spokes[1];
         let others = self.spokes.iter().filter(|place| place.name != source.name);
@@ -161,7 +159,7 @@ impl Site {
         Route { name, zone: &source.name, source, destinations }
     }
 
-    /// Waits until all that the source holds now is at every destination.
+    /// Waits until every destination has all documents that the source holds now.
     pub async fn settle(&self, route: &Route<'_>) -> Result<()> {
         let running = self.running()?;
         if route.source.name != self.hub.name {
@@ -174,14 +172,14 @@ impl Site {
         running.wait_for(&awaited.collect::<Vec<_>>()).await
     }
 
-    /// From now on the wires to the spokes do this. Returns when the program has measured how long they are.
+    /// Sets the wires to the spokes, and returns once the driver has measured the new round trip.
     pub async fn set_wires(&self, wire: Wire) {
         self.spoke_wires.iter().for_each(|proxy| proxy.set(wire));
-        // The first measurement may have begun before, and the second one counts only with another.
+        // A measurement under way still sees the old wires, and the shorter of the two newest measurements counts.
         tokio::time::sleep(4 * HEARTBEAT).await;
     }
 
-    /// What the wires to the hub and to the first spoke have carried.
+    /// Bytes carried by the wires to the hub and to the first spoke.
     pub fn wire_bytes(&self) -> Result<(Bytes, Bytes)> {
         let hub = self.hub_wire.as_ref().context("no wire to the hub")?;
         let spoke = self.spoke_wires.first().context("no wire to the spoke")?;

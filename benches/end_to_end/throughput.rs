@@ -1,4 +1,4 @@
-//! How many changes a second come from an application to all destinations, against the same work done directly.
+//! Rate of changes from an application to all destinations, compared with the same work done directly.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,29 +12,29 @@ use super::parts::Parts;
 use super::site::{Route, Site, Wires};
 use super::{check, floors, updates};
 
-/// How often everything is measured; the first round, which only warms up, is not counted here.
+/// Counted rounds, after one round for warm-up.
 const ROUNDS: usize = 3;
 
-/// The same for inserts of the size that has a goal.
+/// Counted rounds of inserts of the size with a goal.
 const MORE_ROUNDS: usize = 5;
 
-/// The size that has a goal, and is updated, deleted and mixed as well.
+/// Document size in bytes with a goal. Documents of this size are inserted, updated, deleted and mixed.
 const USUAL_BYTES: usize = 500;
 
-/// The other sizes, which are inserted only.
+/// Document sizes in bytes that are only inserted.
 const OTHER_BYTES: [usize; 3] = [200, 5_000, 100_000];
 
-/// So many documents are changed in a round, at source and destinations together, unless they are large.
+/// Documents changed per round, at source and destinations together, unless the documents are large.
 const DOCUMENTS: usize = 90_000;
 
-/// So many bytes are.
+/// Bytes changed per round, at source and destinations together, at most.
 const BYTES: usize = 180_000_000;
 
-/// So many times as many are inserted, unless they are large: that is faster, and the way of the last documents would
-/// count too much.
+/// Factor of documents for inserts, unless the documents are large. Inserts are faster than other changes, and in a
+/// shorter round the travel time of the last documents would count too much.
 const MORE_INSERTS: usize = 3;
 
-/// Every route of a site with so many spokes.
+/// Measures every route of a site with this number of spokes.
 pub async fn measure(parts: &Parts, spokes: usize) -> Result<Vec<Figure>> {
     let site = Site::start(spokes, Wires::None).await?;
     let mut figures = Vec::new();
@@ -57,7 +57,7 @@ pub async fn measure(parts: &Parts, spokes: usize) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Inserts, updates, deletes and the mix of documents of the usual size.
+/// Measures inserts, updates, deletes and the mix of documents of the usual size.
 async fn usual(parts: &Parts, site: &Site, route: &Route<'_>, has_goals: bool) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     if parts.have("inserts") {
@@ -86,7 +86,7 @@ async fn usual(parts: &Parts, site: &Site, route: &Route<'_>, has_goals: bool) -
     Ok(figures)
 }
 
-/// Inserts of other sizes, and small updates of large documents.
+/// Measures inserts of other sizes, and small updates of large documents.
 async fn others(parts: &Parts, site: &Site, route: &Route<'_>) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     if parts.have("inserts") {
@@ -100,7 +100,7 @@ async fn others(parts: &Parts, site: &Site, route: &Route<'_>) -> Result<Vec<Fig
     Ok(figures)
 }
 
-/// As many documents as make a round of changes of about a second.
+/// A load whose rounds of changes take about a second.
 pub fn load(parts: &Parts, route: &Route<'_>, bytes: usize) -> Load {
     times(1, parts, route, bytes)
 }
@@ -110,7 +110,7 @@ fn times(factor: usize, parts: &Parts, route: &Route<'_>, bytes: usize) -> Load 
     Load::new(route.zone, parts.share_of(documents, 20), bytes)
 }
 
-/// Inserts of one size; those that have goals are held against a simple tool as well.
+/// Measures inserts of one size. Inserts with goals are also compared with a simple tool.
 async fn inserts(
     parts: &Parts,
     site: &Site,
@@ -125,7 +125,7 @@ async fn inserts(
     Ok(measured.figures(route, "inserts", &load, has_goals))
 }
 
-/// Brings documents to all servers, and to the collections of the floor.
+/// Writes documents to all servers, for the program and for the floor.
 pub async fn fill(site: &Site, route: &Route<'_>, load: &Load, rounds: usize) -> Result<()> {
     for round in 0..rounds {
         let batches = Arc::new(load.inserts(round));
@@ -135,23 +135,23 @@ pub async fn fill(site: &Site, route: &Route<'_>, load: &Load, rounds: usize) ->
     check::same(route, &load.filter(), load.documents * rounds).await
 }
 
-/// What rounds of both ways gave.
+/// Measurements from rounds of both ways.
 #[derive(Default)]
 pub struct Measured {
     ratios: Vec<f64>,
     rates: Vec<f64>,
     floors: Vec<f64>,
-    /// How the program's rate is to that of a simple tool.
+    /// The program's rate as a share of a simple tool's, by round.
     simple: Vec<f64>,
-    /// CPU time of the program, and how many changes it has delivered by that.
+    /// CPU time of the program for `delivered` changes.
     cpu: Duration,
     delivered: f64,
-    /// CPU time of all servers on the route: directly, with the program, with a simple tool; and for how many changes.
+    /// CPU time of all servers on the route for `changes` changes: directly, with the program, with a simple tool.
     servers: [Duration; 3],
     changes: f64,
 }
 
-/// Does the same work in both ways, in turn; and such inserts by a simple tool, too.
+/// Does the same work directly and with the program, in turn. A simple tool inserts the documents of `simple`, too.
 pub async fn in_turn(
     site: &Site,
     route: &Route<'_>,
@@ -160,7 +160,7 @@ pub async fn in_turn(
     simple: Option<&Load>,
 ) -> Result<Measured> {
     let mut measured = Measured::default();
-    // The first round only warms everything up.
+    // The first round is for warm-up.
     for round in 0..=rounds {
         let batches = Arc::new(changes(round));
         let at_first = route.cpu()?;
@@ -190,7 +190,7 @@ pub async fn in_turn(
     Ok(measured)
 }
 
-/// Writes at the source, and waits until all is everywhere.
+/// Writes at the source, and waits until every destination has all changes.
 pub async fn program(site: &Site, route: &Route<'_>, batches: &[Batch]) -> Result<Duration> {
     let begun = Instant::now();
     application::write(&route.source.messages(), batches).await?;

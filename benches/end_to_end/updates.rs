@@ -1,5 +1,4 @@
-//! Small updates of large documents: they travel as what has changed, which is held against replacing the whole
-//! documents.
+//! Small updates of large documents. The program carries only the changed fields, compared with whole documents.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,29 +12,29 @@ use super::site::{Route, Site};
 use super::throughput::{fill, program};
 use super::{check, floors};
 
-/// About how large each document is.
+/// Approximate size of a document in bytes.
 pub const BYTES: usize = 20_000;
 
-/// How often it is measured; the first round, which only warms up, is not counted here.
+/// Counted rounds, after one round for warm-up.
 const ROUNDS: usize = 3;
 
-/// So many times as many documents are updated as are replaced in a round, as that is so much faster: a round of either
-/// should take about as long.
+/// Updated documents per replaced document. Updates are much faster, and rounds of both kinds should take about as
+/// long.
 const MORE: usize = 4;
 
-/// How long a document took in one round, in each way.
+/// Time per document in one round, in each way.
 struct Round {
-    /// By the program.
+    /// Updates, carried by the program.
     synced: Duration,
-    /// By the program, where the application replaces the documents.
+    /// Replacements, carried by the program.
     replaced: Duration,
     directly: Duration,
     replaced_directly: Duration,
-    /// By a tool that carries whole documents.
+    /// Updates, carried as whole documents by a simple tool.
     carried: Duration,
 }
 
-/// Changes one field of documents at the source, and brings that to all destinations in every way, in turn.
+/// Changes one field of documents at the source, and carries the changes to all destinations in every way, in turn.
 pub async fn measure(site: &Site, route: &Route<'_>, load: &Load) -> Result<Vec<Figure>> {
     fill(site, route, load, MORE).await?;
     let mut rounds = Vec::new();
@@ -67,7 +66,7 @@ pub async fn measure(site: &Site, route: &Route<'_>, load: &Load) -> Result<Vec<
 }
 
 async fn measure_once(site: &Site, route: &Route<'_>, load: &Load, round: usize) -> Result<Round> {
-    // No document may be as it is already.
+    // Every write must change its document.
     let value = |way: usize| (round * 5 + way) as i32;
     let part = round % MORE;
     let updates = |way| load.updates(part, value(way));

@@ -1,28 +1,28 @@
-//! What a process uses, as the operating system tells it.
+//! CPU time and memory of a process, from the operating system's counters.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// What a process has used so far.
+/// CPU time and memory of a process so far.
 #[derive(Clone, Copy, Debug)]
 pub struct Usage {
     /// CPU time.
     pub cpu: Duration,
-    /// The memory that it has now, in bytes.
+    /// Current memory in bytes.
     pub memory: u64,
-    /// The most memory that it had at once, in bytes.
+    /// Peak memory in bytes.
     pub peak_memory: u64,
 }
 
 impl Usage {
-    /// What the process with this number has used so far.
+    /// Reads the usage of the process with this id.
     pub fn of(process: u32) -> Result<Self> {
         const TICKS_PER_SECOND: u64 = 100;
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-        // After the name, which may hold anything but ends with the last parenthesis: state is field 3, utime 14, stime
-        // 15.
-        let fields: Vec<&str> = stat.rsplit_once(')').context("a name")?.1.split_whitespace().collect();
+        // The name may hold any characters, and ends with the last parenthesis. After the name, state is field 3, utime
+        // 14 and stime 15.
+        let fields: Vec<&str> = stat.rsplit_once(')').context("stat has no name")?.1.split_whitespace().collect();
         let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
         let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
         Ok(Self {

@@ -1,4 +1,4 @@
-//! How long a verification takes, against reading the same documents once from both sides, and how much memory.
+//! Duration and memory of a verification, compared with one read of the same documents from both sides.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,22 +15,22 @@ use super::site::Site;
 use super::throughput::program;
 use super::usage::Usage;
 
-/// How many documents there are at least; `BENCH_VERIFY_DOCUMENTS` says otherwise.
+/// Documents to verify, at least; `BENCH_VERIFY_DOCUMENTS` overrides the number.
 const DOCUMENTS: usize = 1_000_000;
 
-/// The size of those that are missing to that.
+/// Size in bytes of the documents added to reach the number.
 const BYTES: usize = 500;
 
-/// How many of these are inserted before the hub is waited for.
+/// Documents inserted between two waits for the hub.
 const TOGETHER: usize = 50_000;
 
-/// How often it is measured; the first round, which only warms up, is not counted here.
+/// Counted rounds, after one round for warm-up.
 const ROUNDS: usize = 3;
 
-/// How often the process's memory is looked at.
+/// Time between two readings of the process's memory.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Compares the zone of the first spoke at hub and spoke in both ways, in turn.
+/// Verifies the zone of the first spoke at hub and spoke, and in turn reads both sides directly.
 pub async fn measure(parts: &Parts, site: &Site) -> Result<Vec<Figure>> {
     let asked = std::env::var("BENCH_VERIFY_DOCUMENTS").ok().and_then(|number| number.parse().ok());
     fill(site, asked.unwrap_or(parts.share_of(DOCUMENTS, 1_000))).await?;
@@ -61,7 +61,7 @@ pub async fn measure(parts: &Parts, site: &Site) -> Result<Vec<Figure>> {
     ])
 }
 
-/// Inserts until there are so many documents.
+/// Inserts documents until the spoke holds the wanted number.
 async fn fill(site: &Site, wanted: usize) -> Result<()> {
     let route = site.uplink();
     let found = usize::try_from(route.source.messages().count_documents(doc! { "_pk": route.zone }).await?)?;
@@ -74,24 +74,24 @@ async fn fill(site: &Site, wanted: usize) -> Result<()> {
     Ok(())
 }
 
-/// What reading both sides gave.
+/// The result of a read of both sides.
 pub struct Read {
-    /// How many documents each side holds.
+    /// Number of documents at each side.
     pub documents: usize,
-    /// How long it took.
+    /// Duration of the read.
     pub taken: Duration,
 }
 
-/// In which order documents are read.
+/// Order in which documents are read.
 #[derive(Clone, Copy)]
 pub enum Order {
-    /// As they lie.
+    /// No order: as the documents lie on disk.
     None,
     /// By the index of `_id`.
     Id,
 }
 
-/// Reads every document of the zone once at both sides, side by side.
+/// Reads every document of the zone once at both sides, in parallel.
 pub async fn read_both(site: &Site, order: Order) -> Result<Read> {
     let route = site.uplink();
     let begun = Instant::now();
@@ -115,7 +115,7 @@ async fn read(place: &Place, zone: &str, order: Order) -> Result<usize> {
     Ok(number)
 }
 
-/// Runs `spokesync verify`, and tells how long it took, and how much memory at most.
+/// Runs `spokesync verify`, and returns the duration, and the peak memory in bytes.
 async fn verify(site: &Site, documents: usize) -> Result<(Duration, u64)> {
     let zone = site.uplink().zone;
     let begun = Instant::now();
@@ -123,20 +123,20 @@ async fn verify(site: &Site, documents: usize) -> Result<(Duration, u64)> {
     command.args(["verify", "--afresh", "--json", "--spoke", zone, "--zone", zone]);
     command.arg("--config").arg(&site.running()?.config).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().context("cannot start spokesync verify")?;
-    // It waits for whoever reads what it writes.
-    let mut output = child.stdout.take().context("its output")?;
+    // The process blocks until its output is read, so a thread reads the output in parallel.
+    let mut output = child.stdout.take().context("the process has no output")?;
     let reading = std::thread::spawn(move || std::io::read_to_string(&mut output));
     let (mut peak, id) = (0, child.id());
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        // It may end between the two.
+        // The process may have ended since `try_wait`.
         peak = Usage::of(id).map_or(peak, |usage| usage.peak_memory.max(peak));
         tokio::time::sleep(LOOK).await;
     };
     let taken = begun.elapsed();
-    let output = reading.join().map_err(|_| anyhow!("its output was not read"))??;
+    let output = reading.join().map_err(|_| anyhow!("the output was not read"))??;
     let report: serde_json::Value = serde_json::from_str(&output)?;
     ensure!(status.code() == Some(0) && report["documents"] == documents, "not equal: {report}");
     Ok((taken, peak))

@@ -1,4 +1,4 @@
-//! What a long wire between the program and the spokes costs: 25 ms each way.
+//! Throughput and latency over a long wire between the program and the spokes: 25 ms each way.
 
 use std::time::Duration;
 
@@ -13,22 +13,22 @@ use super::parts::Parts;
 use super::site::{Route, Site, Wires};
 use super::throughput::{load, program};
 
-/// How long a byte takes, one way.
+/// Delay of every byte, one way.
 const ONE_WAY: Duration = Duration::from_millis(25);
 
-/// The size of what is written.
+/// Size of a document in bytes.
 const BYTES: usize = 500;
 
-/// How many single changes are timed.
+/// Timed changes.
 const CHANGES: usize = 40;
 
-/// How often throughput is measured; the first round, which only warms up, is not counted here.
+/// Counted rounds of throughput, after one round for warm-up.
 const ROUNDS: usize = 3;
 
-/// A round is so many times as long as elsewhere: the way of the last documents counts in, and it is long here.
+/// Factor of a round's length compared with other parts, because the travel time of the last documents is long here.
 const LONGER: usize = 6;
 
-/// Throughput and latency of uplink and fan-out.
+/// Measures throughput and latency of uplink and fan-out.
 pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     let site = Site::start(3, Wires::Spokes).await?;
     let mut figures = Vec::new();
@@ -44,7 +44,7 @@ pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// With the delay and without, in turn.
+/// Measures throughput with the delay and without, in turn.
 async fn throughput(parts: &Parts, site: &Site, route: &Route<'_>) -> Result<Figure> {
     let load = Load::new(route.zone, LONGER * load(parts, route, BYTES).documents, BYTES);
     let mut ratios = Vec::new();

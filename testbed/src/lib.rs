@@ -1,12 +1,13 @@
-//! Real MongoDB replica sets for spokesync's tests, demo and benchmarks: started in a moment, on the loopback
-//! interface, in a folder that is thrown away, and gone when the process that started them is gone, however that ends.
+//! Real MongoDB replica sets for spokesync's tests, demo and benchmarks. Each set starts quickly on the loopback
+//! interface, keeps its data in a temporary folder, and ends with the process that started the set, even if the process
+//! is killed.
 //!
-//! - [`process`]: programs that do not outlive this one
-//! - [`node`]: one `mongod` that is a replica set of its own
-//! - [`set`]: one of three members
-//! - [`mongod`]: which `mongod` to run
-//! - [`program`]: spokesync itself
-//! - [`proxy`]: a wire that can be broken
+//! - [`process`]: child processes that end with this process
+//! - [`node`]: a replica set with a single `mongod`
+//! - [`set`]: a replica set with three members
+//! - [`mongod`]: the path of `mongod`
+//! - [`program`]: spokesync as a process
+//! - [`proxy`]: a wire to a server, which can be slowed, cut or silenced
 
 pub mod mongod;
 pub mod node;

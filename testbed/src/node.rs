@@ -1,4 +1,4 @@
-//! One `mongod` that is a replica set of its own.
+//! A replica set with a single `mongod`.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -15,27 +15,27 @@ use nix::sys::signal::Signal;
 use crate::mongod;
 use crate::process::Process;
 
-/// How long a server may take to become primary.
+/// Time limit for a server to become primary.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// What a node is started with.
+/// Options for the start of a node.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The port; any free one if not given.
+    /// The port; by default any free port.
     pub port: Option<u16>,
-    /// The size of the oplog in megabytes; the server's least is 990, unless tests are enabled, which they are here.
+    /// The size of the oplog in megabytes. The server's minimum is 990, except with `enableTestCommands`, as here.
     pub oplog_megabytes: Option<u32>,
-    /// The name of the replica set.
+    /// The name of the replica set; by default `rs`.
     pub replica_set: Option<String>,
-    /// The address to listen on; 127.0.0.1 if not given.
+    /// The address to listen on; by default 127.0.0.1.
     pub bind: Option<String>,
-    /// Whether users must log in. The administrator is `root` with the password `secret`.
+    /// Requires users to log in. The administrator is `root` with the password `secret`.
     pub users: bool,
-    /// More arguments.
+    /// Further arguments of `mongod`.
     pub arguments: Vec<String>,
 }
 
-/// A running one-node replica set, in a folder of its own that is removed when the node is dropped.
+/// A running replica set of one node. Drop ends the server and removes its temporary folder.
 #[derive(Debug)]
 pub struct Node {
     port: u16,
@@ -45,10 +45,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node, and waits until it is primary.
+    /// Starts a node, and waits until the node is primary.
     ///
     /// # Errors
-    /// If there is no `mongod`, or it does not start.
+    /// If no `mongod` is found, or the server does not start.
     pub async fn start(name: &str, options: Options) -> Result<Self> {
         let node = Self::launch(name, options)?;
         node.initiate(&[node.host()]).await?;
@@ -56,7 +56,7 @@ impl Node {
         if node.options.users {
             let root = doc! { "createUser": "root", "pwd": "secret", "roles": ["root"] };
             let admin = node.direct_client().await?.database("admin");
-            admin.run_command(root).await.context("making the administrator")?;
+            admin.run_command(root).await.context("cannot create the administrator")?;
         }
         Ok(node)
     }
@@ -72,26 +72,26 @@ impl Node {
         Ok(node)
     }
 
-    /// Makes a replica set of these members, of which this is one.
+    /// Initiates a replica set of these members, which include this node.
     pub(crate) async fn initiate(&self, hosts: &[String]) -> Result<()> {
         let admin = self.direct_client().await?.database("admin");
         let members = (0..).zip(hosts).map(|(id, host): (i32, _)| doc! { "_id": id, "host": host });
         let set = doc! { "_id": self.replica_set(), "members": members.collect::<Vec<_>>() };
-        self.until("it can be initiated", async || {
+        self.until("the set is initiated", async || {
             let done = admin.run_command(doc! { "replSetInitiate": set.clone() }).await;
-            // It may have been initiated by the call before this one.
+            // The set may have been initiated by the call before.
             const ALREADY_INITIALIZED: i32 = 23;
             Ok(done.map_or_else(|error| code(&error) == Some(ALREADY_INITIALIZED), |_| true))
         })
         .await
     }
 
-    /// Its address.
+    /// Host and port of the node.
     pub(crate) fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Whether it is primary now.
+    /// True if the node is primary now.
     pub(crate) async fn is_primary(&self) -> bool {
         let Ok(client) = self.direct_client().await else { return false };
         let hello = client.database("admin").run_command(doc! { "hello": 1 }).await;
@@ -118,55 +118,55 @@ impl Node {
         self.process.as_ref().map(Process::id)
     }
 
-    /// A client of its own.
+    /// A new client.
     ///
     /// # Errors
-    /// If the connection string is wrong.
+    /// If the connection string is invalid.
     pub async fn client(&self) -> Result<Client> {
         let mut options = ClientOptions::parse(self.uri()).await?;
         options.server_selection_timeout = Some(START_LIMIT);
         Ok(Client::with_options(options)?)
     }
 
-    /// Runs an admin command, such as one that sets a failpoint.
+    /// Runs an admin command, such as `configureFailPoint`.
     ///
     /// # Errors
-    /// If it fails.
+    /// If the command fails.
     pub async fn admin(&self, command: Document) -> Result<Document> {
         Ok(self.client().await?.database("admin").run_command(command).await?)
     }
 
-    /// Kills the server as a power cut does.
+    /// Kills the server without warning, like a power cut.
     ///
     /// # Errors
-    /// If it is not running.
+    /// If the server is not running.
     pub fn kill(&mut self) -> Result<()> {
-        self.process.take().context("it is not running")?.kill()
+        self.process.take().context("the server is not running")?.kill()
     }
 
-    /// Starts the server again on its data, and waits until it is primary.
+    /// Restarts the server on the same data, and waits until the server is primary.
     ///
     /// # Errors
-    /// If it does not start.
+    /// If the server does not start.
     pub async fn restart(&mut self) -> Result<()> {
         self.run()?;
         self.wait_for_primary().await
     }
 
-    /// Freezes the server: it keeps its connections and answers nothing.
+    /// Freezes the server: connections stay open, and no request is answered.
     ///
     /// # Errors
-    /// If it is not running.
+    /// If the server is not running.
     pub fn freeze(&self) -> Result<()> {
-        self.process.as_ref().context("it is not running")?.signal(Signal::SIGSTOP)
+        self.process.as_ref().context("the server is not running")?.signal(Signal::SIGSTOP)
     }
 
-    /// Lets a frozen server go on.
+    /// Resumes a frozen server.
     ///
     /// # Errors
-    /// If it is not running.
+    /// If the server is not running.
     pub fn thaw(&self) -> Result<()> {
-        self.process.as_ref().context("it is not running")?.signal(Signal::SIGCONT)
+        self.process.as_ref().context("the server is not running")?.signal(Signal::SIGCONT)
     }
 
     fn replica_set(&self) -> &str {
@@ -200,7 +200,7 @@ impl Node {
     }
 
     async fn wait_for_primary(&self) -> Result<()> {
-        self.until("it is primary", async || Ok(self.is_primary().await)).await
+        self.until("the node is primary", async || Ok(self.is_primary().await)).await
     }
 
     async fn direct_client(&self) -> Result<Client> {
@@ -217,7 +217,7 @@ impl Node {
                 let log = std::fs::read_to_string(self.folder.join("mongod.log")).unwrap_or_default();
                 let last: Vec<&str> = log.lines().rev().take(5).collect();
                 bail!(
-                    "mongod on port {} does not come so far that {what}; its log ends with\n{}",
+                    "mongod on port {}: timed out waiting until {what}; the log ends with\n{}",
                     self.port,
                     last.join("\n")
                 );
@@ -230,7 +230,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // First the server, then its files.
+        // The server must end before the files are removed.
         drop(self.process.take());
         if let Err(error) = std::fs::remove_dir_all(&self.folder) {
             eprintln!("cannot remove {}: {error}", self.folder.display());
@@ -245,17 +245,17 @@ fn code(error: &mongodb::error::Error) -> Option<i32> {
     }
 }
 
-/// A port that nothing listens on now.
+/// A port that is free at the moment.
 ///
 /// # Errors
-/// If the operating system gives none.
+/// If the operating system has no free port.
 pub fn free_port() -> Result<u16> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").context("no free port")?;
     Ok(listener.local_addr()?.port())
 }
 
-/// A new folder for a server, below the system's folder for temporary files. Those of processes that are gone are
-/// removed.
+/// Creates a folder for a server, below the system's temporary folder. The first call removes the folders of ended
+/// processes.
 fn new_folder(name: &str) -> Result<PathBuf> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let base = std::env::temp_dir().join("spokesync-testbed");

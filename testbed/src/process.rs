@@ -1,4 +1,4 @@
-//! Programs that do not outlive this one.
+//! Child processes that end with this process.
 
 use std::fs::File;
 use std::path::Path;
@@ -10,17 +10,17 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
-/// A running program. Dropping it kills it; and the kernel does, if this process dies first.
+/// A running program. Drop kills the program, and the kernel does if this process dies first.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
 }
 
 impl Process {
-    /// Starts a program that reads nothing and writes to this file, at its end.
+    /// Starts a program without input. The output is appended to the file.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// If the program cannot be started.
     pub fn start(command: &Command, output: &Path) -> Result<Self> {
         let open = || File::options().create(true).append(true).open(output);
         let output = open().and_then(|file| Ok((file.try_clone()?, file)));
@@ -32,36 +32,36 @@ impl Process {
         Ok(Self { child })
     }
 
-    /// Its process id.
+    /// The process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the program.
     ///
     /// # Errors
-    /// If it is gone.
+    /// If the program has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let id = i32::try_from(self.child.id()).context("a process id")?;
+        let id = i32::try_from(self.child.id()).context("the process id is too large")?;
         signal::kill(Pid::from_raw(id), signal).with_context(|| format!("cannot send {signal} to process {id}"))
     }
 
-    /// Kills it at once, and waits until it is gone.
+    /// Kills the program immediately, and waits for its end.
     ///
     /// # Errors
-    /// If it cannot be killed.
+    /// If the program cannot be killed.
     pub fn kill(&mut self) -> Result<()> {
-        self.child.kill().context("cannot kill")?;
-        self.child.wait().context("cannot wait")?;
+        self.child.kill().context("cannot kill the program")?;
+        self.child.wait().context("cannot wait for the program")?;
         Ok(())
     }
 
-    /// Its exit code, if it has ended; `None` in it if it ended by a signal.
+    /// The exit code if the program has ended. The inner `None` means an end by a signal.
     ///
     /// # Errors
-    /// If the operating system does not tell.
+    /// If the operating system does not report the state.
     pub fn exit(&mut self) -> Result<Option<Option<i32>>> {
-        Ok(self.child.try_wait().context("cannot wait")?.map(|status| status.code()))
+        Ok(self.child.try_wait().context("cannot wait for the program")?.map(|status| status.code()))
     }
 }
 
@@ -73,7 +73,7 @@ impl Drop for Process {
     }
 }
 
-/// The command, such that the kernel kills it when the thread that starts it ends.
+/// Wraps the command, so that the kernel kills the program when the thread that started the program ends.
 fn tied(command: &Command) -> Command {
     let mut tied = Command::new("setpriv");
     tied.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
@@ -91,14 +91,14 @@ fn tied(command: &Command) -> Command {
 
 type Started = std::io::Result<Child>;
 
-/// Starts the command from one thread that lives as long as this process: tests end their threads much earlier.
+/// Starts the command from a thread that lives as long as this process, because the threads of tests end much earlier.
 fn spawn(command: Command) -> Started {
     static STARTER: OnceLock<mpsc::Sender<(Command, mpsc::Sender<Started>)>> = OnceLock::new();
     let starter = STARTER.get_or_init(|| {
         let (sender, commands) = mpsc::channel::<(Command, mpsc::Sender<Started>)>();
         std::thread::spawn(move || {
             for (mut command, reply) in commands {
-                // Whoever asked waits for the reply.
+                // The caller below waits for the reply.
                 drop(reply.send(command.spawn()));
             }
         });

@@ -1,4 +1,4 @@
-//! spokesync itself, as a process of its own.
+//! spokesync as a separate process.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::process::Process;
 
-/// A running spokesync. Dropping it kills it.
+/// A running spokesync. Drop kills the process.
 #[derive(Debug)]
 pub struct Program {
     process: Process,
@@ -19,62 +19,62 @@ pub struct Program {
 }
 
 impl Program {
-    /// Runs the command, which must make it listen on this address. What it writes goes to the end of `log`.
+    /// Starts the command, which must make spokesync listen on `address`. The output is appended to `log`.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// If the program cannot be started.
     pub fn start(command: &Command, address: &str, log: &Path) -> Result<Self> {
         let process = Process::start(command, log)?;
         Ok(Self { process, address: address.to_owned(), log: log.to_owned() })
     }
 
-    /// What it answers on a path: the status code, and the body as JSON, or as a text if it is none.
+    /// Sends a `GET` to a path. Returns the status code, and the body as JSON, or as a string if the body is no JSON.
     ///
     /// # Errors
-    /// If it does not answer.
+    /// If the program does not answer.
     pub fn get(&self, path: &str) -> Result<(u16, Value)> {
         self.get_with_token(path, "")
     }
 
-    /// The same, for a caller who brings a token.
+    /// The same, with a bearer token.
     ///
     /// # Errors
-    /// If it does not answer.
+    /// If the program does not answer.
     pub fn get_with_token(&self, path: &str, token: &str) -> Result<(u16, Value)> {
         let request = agent().get(format!("http://{}{path}", self.address));
         read(request.header("authorization", format!("Bearer {token}")).call().context("no answer")?)
     }
 
-    /// What it answers to a `POST` without a body.
+    /// Sends a `POST` without a body. Returns the same as [`Program::get`].
     ///
     /// # Errors
-    /// If it does not answer.
+    /// If the program does not answer.
     pub fn post(&self, path: &str) -> Result<(u16, Value)> {
         let request = agent().post(format!("http://{}{path}", self.address));
         read(request.send_empty().context("no answer")?)
     }
 
-    /// What it answers to a `POST` of this.
+    /// Sends a `POST` with a JSON body. Returns the same as [`Program::get`].
     ///
     /// # Errors
-    /// If it does not answer.
+    /// If the program does not answer.
     pub fn post_json(&self, path: &str, body: &Value) -> Result<(u16, Value)> {
         let request = agent().post(format!("http://{}{path}", self.address));
         read(request.send_json(body).context("no answer")?)
     }
 
-    /// Its status.
+    /// The body of `/api/v1/status`.
     ///
     /// # Errors
-    /// If it does not answer.
+    /// If the program does not answer.
     pub fn status(&self) -> Result<Value> {
         Ok(self.get("/api/v1/status")?.1)
     }
 
-    /// Waits until every spoke streams both ways.
+    /// Waits until `/readyz` answers 200, when every spoke streams both ways.
     ///
     /// # Errors
-    /// If that takes longer than `limit`, or it ends.
+    /// If the wait takes longer than `limit`, or the program ends.
     pub async fn ready(&mut self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {
@@ -83,19 +83,19 @@ impl Program {
                 return Ok(());
             }
             if let Some(exit) = self.process.exit()? {
-                bail!("it ended with {exit:?}; its log:\n{}", self.log());
+                bail!("the program ended with {exit:?}; the log:\n{}", self.log());
             }
             if Instant::now() > deadline {
-                bail!("not ready within {limit:?}: {answer:?}; its log:\n{}", self.log());
+                bail!("not ready within {limit:?}: {answer:?}; the log:\n{}", self.log());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Asks it to end, and waits for that. Tells its exit code.
+    /// Sends a signal, and waits for the program's end. Returns the exit code, or `None` after an end by a signal.
     ///
     /// # Errors
-    /// If that takes longer than `limit`.
+    /// If the wait takes longer than `limit`.
     pub async fn stop(&mut self, signal: Signal, limit: Duration) -> Result<Option<i32>> {
         self.process.signal(signal)?;
         let deadline = Instant::now() + limit;
@@ -104,26 +104,26 @@ impl Program {
                 return Ok(exit);
             }
             if Instant::now() > deadline {
-                bail!("it does not end within {limit:?}; its log:\n{}", self.log());
+                bail!("the program did not end within {limit:?}; the log:\n{}", self.log());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Kills it as a power cut does.
+    /// Kills the program without warning, like a power cut.
     ///
     /// # Errors
-    /// If it cannot be killed.
+    /// If the program cannot be killed.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill()
     }
 
-    /// Its process.
+    /// The program's process.
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// What it wrote.
+    /// The program's output so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! A wire that can be made slow, be cut, or swallow everything.
+//! A wire to a server, which can be slowed, cut or silenced.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,18 +12,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// What the wire does with the bytes of every connection.
+/// The behaviour of the wire for the bytes of every connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wire {
-    /// It passes them on.
+    /// Passes bytes on.
     Open,
-    /// It passes them on this long after they came, in each direction, with as many under way as there are.
+    /// Passes bytes on with this delay in each direction, with any number of bytes in flight.
     Slow(Duration),
-    /// The same, and it carries only so many bytes a second in each direction of a connection.
+    /// The same, and carries at most this number of bytes a second in each direction of a connection.
     Narrow(Duration, u32),
-    /// It keeps every connection and passes nothing on.
+    /// Keeps every connection and passes nothing on.
     BlackHole,
-    /// It closes every connection, and accepts none.
+    /// Closes every connection, and accepts none.
     Cut,
 }
 
@@ -36,7 +36,7 @@ pub struct Proxy {
     accepting: JoinHandle<()>,
 }
 
-/// How many bytes a wire has carried.
+/// Bytes that a wire has carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bytes {
     /// To the server.
@@ -51,14 +51,14 @@ struct Counters {
     from_server: AtomicU64,
 }
 
-/// So many pieces may be under way in each direction of a connection.
+/// Pieces in flight in each direction of a connection, at most.
 const UNDER_WAY: usize = 512;
 
 impl Proxy {
-    /// A wire to this port.
+    /// Creates a wire to this port.
     ///
     /// # Errors
-    /// If no port can be listened on.
+    /// If no port is free to listen on.
     pub async fn to(target: u16) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port")?;
         let port = listener.local_addr()?.port();
@@ -76,18 +76,18 @@ impl Proxy {
         Ok(Self { port, wire, counters, accepting })
     }
 
-    /// How many bytes it has taken so far, in each direction.
+    /// Bytes that the wire has taken so far in each direction.
     pub fn bytes(&self) -> Bytes {
         let counted = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Bytes { to_server: counted(&self.counters.to_server), from_server: counted(&self.counters.from_server) }
     }
 
-    /// A connection string for the server at the other end, which does not look for other ways to it.
+    /// A connection string for the server at the other end. The driver looks for no other route to the server.
     pub fn uri(&self) -> String {
         format!("mongodb://127.0.0.1:{}/?directConnection=true", self.port)
     }
 
-    /// From now on the wire does this.
+    /// Changes the behaviour of the wire, for open connections, too.
     pub fn set(&self, wire: Wire) {
         self.wire.send_replace(wire);
     }
@@ -104,7 +104,7 @@ async fn connect(near: TcpStream, target: SocketAddr, wire: watch::Receiver<Wire
     let Ok(far) = TcpStream::connect(target).await else { return };
     let mut cut = wire.clone();
     for stream in [&near, &far] {
-        // A piece that waits for the next one would be slower than the wire.
+        // Without `nodelay`, a piece may wait for the next piece, longer than the wire's delay.
         drop(stream.set_nodelay(true));
     }
     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
@@ -115,7 +115,7 @@ async fn connect(near: TcpStream, target: SocketAddr, wire: watch::Receiver<Wire
     }
 }
 
-/// A piece of what is carried, and when it is due at the other end.
+/// Bytes in flight, with the time at which they are due at the other end.
 type Piece = (Instant, Vec<u8>);
 
 async fn carry(
@@ -135,7 +135,7 @@ async fn take(
     carried: &AtomicU64,
 ) {
     let mut buffer = vec![0; 64 * 1024];
-    // When what was taken so far has left.
+    // The time at which all bytes taken so far have left.
     let mut free = Instant::now();
     loop {
         let Ok(bytes @ 1..) = from.read(&mut buffer).await else { return };

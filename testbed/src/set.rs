@@ -1,20 +1,20 @@
-//! A replica set of three members, which can lose its majority.
+//! A replica set with three members, which can lose its majority.
 
 use anyhow::{Context, Result};
 
 use crate::node::{Node, Options};
 
-/// Three members on this machine.
+/// A replica set with three members on this machine.
 #[derive(Debug)]
 pub struct Set {
     members: Vec<Node>,
 }
 
 impl Set {
-    /// Starts a set, and waits until it has a primary.
+    /// Starts a set, and waits for a primary.
     ///
     /// # Errors
-    /// If there is no `mongod`, or one does not start.
+    /// If no `mongod` is found, or a member does not start.
     pub async fn start(name: &str, options: &Options) -> Result<Self> {
         let members: Result<Vec<Node>> = (0..3).map(|_| Node::launch(name, options.clone())).collect();
         let set = Self { members: members? };
@@ -30,25 +30,26 @@ impl Set {
         format!("mongodb://{}/?replicaSet=rs", hosts.join(","))
     }
 
-    /// Freezes all members but the primary: it can write nothing durably any more, and steps down after some seconds.
+    /// Freezes all members except the primary. The primary can commit no majority write any more, and steps down after
+    /// some seconds.
     ///
     /// # Errors
-    /// If there is no primary.
+    /// If the set has no primary.
     pub async fn lose_majority(&self) -> Result<()> {
-        let primary = self.primary().await.context("there is no primary")?;
+        let primary = self.primary().await.context("the set has no primary")?;
         let others = self.members.iter().enumerate().filter(|(number, _)| *number != primary);
         others.map(|(_, member)| member).try_for_each(Node::freeze)
     }
 
-    /// Lets all members go on.
+    /// Resumes all members.
     ///
     /// # Errors
-    /// If one is not running.
+    /// If a member is not running.
     pub fn regain_majority(&self) -> Result<()> {
         self.members.iter().try_for_each(Node::thaw)
     }
 
-    /// Whether a member is primary.
+    /// True if the set has a primary.
     pub async fn has_primary(&self) -> bool {
         self.primary().await.is_some()
     }

@@ -1,4 +1,4 @@
-//! More at once than any queue, reply or transaction takes.
+//! More changes at the same time than a queue, a reply or a transaction holds.
 
 use std::time::Duration;
 
@@ -9,15 +9,16 @@ use super::support::site::HUB;
 use super::support::{Site, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_every_writer_is_at_work_a_burst_needs_no_stream_of_its_own() {
+async fn a_burst_larger_than_the_queue_detaches_no_spoke_whose_writer_is_at_work() {
     let mut site = Site::own(&[("BOS", &["SHARED"])], Options::default()).await;
     site.start().await;
-    // More than twice what its queue takes.
+    // More than twice the capacity of the spoke's queue.
     for start in (0..120_000).step_by(10_000) {
         let documents = (start..start + 10_000).map(|id| doc! { "_id": id, "_pk": "SHARED" });
         site.at(HUB).insert_many(documents).await.unwrap();
     }
-    eventually("all is there", async || site.at("BOS").estimated_document_count().await.unwrap() == 120_000).await;
+    eventually("BOS has all documents", async || site.at("BOS").estimated_document_count().await.unwrap() == 120_000)
+        .await;
     assert!(!site.log().contains("does not keep up"), "{}", site.log());
     assert_eq!(site.status()["hub"]["open_streams"], 1);
 }
@@ -31,7 +32,8 @@ async fn a_stream_that_the_hub_closes_while_the_fan_out_waits_goes_on_where_it_w
         let documents = (start..start + 10_000).map(|id| doc! { "_id": id, "_pk": "SHARED" });
         site.at(HUB).insert_many(documents).await.unwrap();
     }
-    // Its queue is full: what is in it is no longer what it was a moment ago only if the fan-out still reads.
+    // As long as the fan-out reads, the content of BOS's queue changes. So an unchanged queue shows that the fan-out
+    // waits.
     let waiting = || site.spoke_status("BOS")["queue"].clone();
     let mut former = serde_json::Value::Null;
     eventually("the fan-out waits", async || {
@@ -42,7 +44,8 @@ async fn a_stream_that_the_hub_closes_while_the_fan_out_waits_goes_on_where_it_w
     .await;
     site.client(HUB).database("admin").run_command(doc! { "killAllSessions": [] }).await.unwrap();
     site.nodes["BOS"].thaw().unwrap();
-    eventually("all is there", async || site.at("BOS").estimated_document_count().await.unwrap() == 120_000).await;
+    eventually("BOS has all documents", async || site.at("BOS").estimated_document_count().await.unwrap() == 120_000)
+        .await;
     site.at(HUB).insert_one(doc! { "_id": "late", "_pk": "SHARED" }).await.unwrap();
     site.settle().await;
     site.assert_converged().await;
@@ -55,7 +58,7 @@ async fn large_documents_and_small_ones_in_turn_arrive_whole_and_in_order() {
     site.start().await;
     let messages = site.at("DFW");
     for round in 0..2 {
-        // Replies of 16 MB at first, and of fewer documents then.
+        // The first replies have 16 MB, and the later ones fewer documents.
         let large = (0..400).map(|id| doc! { "_id": format!("large {id}"), "_pk": "DFW", "text": "x".repeat(100_000) });
         if round == 0 {
             messages.insert_many(large).await.unwrap();

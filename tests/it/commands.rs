@@ -1,4 +1,4 @@
-//! The commands that look at a running process or at the servers.
+//! The commands that inspect a running process or the servers.
 
 use bson::doc;
 use mongodb::IndexModel;
@@ -29,7 +29,7 @@ async fn status_and_logs_show_the_running_process() {
     assert!(!done && text.contains("there is no actor NYC/reader"), "{text}");
     let (done, text) = site.command(&["pause", "DFW"]);
     assert!(done && text.contains("pause accepted"), "{text}");
-    eventually("it is paused", async || site.spoke_status("DFW")["state"] == "paused").await;
+    eventually("DFW is paused", async || site.spoke_status("DFW")["state"] == "paused").await;
     let (done, text) = site.command(&["pause", "DFW"]);
     assert!(!done && text.contains("paused already"), "{text}");
     assert!(site.command(&["resume", "DFW"]).0);

@@ -1,4 +1,5 @@
-//! The hub and the owner of a document edit it at the same time: both sides end equal, whatever the order.
+//! The hub and the owner of a document edit the document at the same time: both sides end equal, in any order of the
+//! edits.
 
 use bson::{Bson, Document, doc};
 use mongodb::Collection;
@@ -8,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use super::support::Site;
 use super::support::site::HUB;
 
-/// One of the edits that applications make, of a few fields so that they meet.
+/// Makes a random edit of one of four fields, so that edits often meet.
 async fn edit(collection: &Collection<Document>, id: i32, rng: &mut StdRng) {
     let filter = doc! { "_id": id };
     let field = ["a", "b", "c", "d"][rng.random_range(0..4)];
@@ -21,7 +22,7 @@ async fn edit(collection: &Collection<Document>, id: i32, rng: &mut StdRng) {
         4 => collection.update_one(filter, doc! { "$set": { format!("{field}.x"): value } }).await.map(drop),
         _ => collection.update_one(filter, doc! { "$set": { field: value } }).await.map(drop),
     };
-    // An insert of what is there, or a path into a number, changes nothing.
+    // An insert of an existing document, or a path into a number, is refused and changes nothing.
     drop(result);
 }
 
@@ -49,7 +50,7 @@ async fn hundreds_of_documents_edited_on_both_sides_converge() {
     let mut site = Site::shared(&[("DFW", &[]), ("HOU", &["DFW"])]).await;
     site.start().await;
     for round in 0..6 {
-        // Many documents with an edit or two each, then few with many.
+        // Even rounds edit many documents once or twice, odd rounds few documents many times.
         edit_at_both(&site, if round % 2 == 0 { 200 } else { 5 }, 400, 100 * round).await;
         site.assert_converged().await;
     }
@@ -62,7 +63,7 @@ async fn concurrent_edits_converge_across_restarts() {
     site.start().await;
     for round in 0..6 {
         let editing = edit_at_both(&site, 30, 300, 1_000 + 100 * round);
-        // A kill somewhere in the middle of it.
+        // The kill comes in the middle of the edits, at a different moment in each round.
         tokio::time::sleep(std::time::Duration::from_millis(40 * round)).await;
         site.kill();
         site.launch();
@@ -103,7 +104,7 @@ async fn fields_added_on_both_sides_end_in_the_hubs_order() {
     site.at("DFW").insert_many(documents).await.unwrap();
     site.settle().await;
     site.stop().await;
-    // Neither side knows of the other's field. The names are such that no update can say them in a wrong order by luck.
+    // Neither side knows the other's field. The names occur in both orders, so that no order is right by luck.
     for id in 0..50 {
         let names: [&str; 2] = if id % 2 == 0 { ["x", "a"] } else { ["a", "x"] };
         site.at(HUB).update_one(doc! { "_id": id }, doc! { "$set": { names[0]: Bson::from("hub") } }).await.unwrap();

@@ -1,5 +1,5 @@
-//! `spokes.toml`: every file of one folder is accepted, and every file of the other refused with just the expected
-//! words.
+//! `spokes.toml`: every file of one folder is accepted, and every file of the other is refused with exactly the
+//! expected messages.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

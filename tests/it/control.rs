@@ -1,4 +1,4 @@
-//! What an operator can change while the program runs: the configuration, and single spokes.
+//! Changes that an operator makes while the program runs: to the configuration, and to single spokes.
 
 use std::time::Duration;
 
@@ -39,6 +39,7 @@ async fn a_spoke_is_added_widened_narrowed_and_removed_while_the_others_go_on() 
     }
     site.assert_converged().await;
 
+    // BOS is added.
     site.add("BOS", &["DFW"]);
     insert(&site, "BOS", "BOS 1", "BOS").await;
     reload(&site).await;
@@ -47,6 +48,7 @@ async fn a_spoke_is_added_widened_narrowed_and_removed_while_the_others_go_on() 
     site.assert_converged().await;
     assert_eq!(count(&site, "BOS", "DFW").await, 2);
 
+    // BOS watches one more zone.
     site.watch("BOS", &["DFW", "HOU"]);
     reload(&site).await;
     eventually("the wider zone is copied", async || count(&site, "BOS", "HOU").await == 2).await;
@@ -54,6 +56,7 @@ async fn a_spoke_is_added_widened_narrowed_and_removed_while_the_others_go_on() 
     insert(&site, "HOU", "HOU 3", "HOU").await;
     site.assert_converged().await;
 
+    // BOS watches a zone no longer, and its copy is purged.
     site.watch("BOS", &["HOU"]);
     site.on_unwatch("BOS", "purge");
     reload(&site).await;
@@ -63,22 +66,27 @@ async fn a_spoke_is_added_widened_narrowed_and_removed_while_the_others_go_on() 
     site.assert_converged().await;
     assert_eq!(count(&site, "BOS", "DFW").await, 0);
 
+    // BOS watches the other zone no longer, and its copy is kept.
     site.on_unwatch("BOS", "keep");
     site.watch("BOS", &[]);
     reload(&site).await;
-    eventually("it is said so", async || site.spoke_status("BOS")["watch"].as_array().unwrap().is_empty()).await;
+    eventually("the status shows that BOS watches nothing", async || {
+        site.spoke_status("BOS")["watch"].as_array().unwrap().is_empty()
+    })
+    .await;
     site.ready().await;
     site.at(HUB).delete_one(doc! { "_id": "HOU 1" }).await.unwrap();
     site.assert_converged().await;
     assert_eq!(count(&site, "BOS", "HOU").await, 3);
 
-    // What was left and is watched again is brought up to date, deletes included.
+    // A kept zone is brought up to date after the next watch, including deletes.
     site.watch("BOS", &["HOU"]);
     reload(&site).await;
-    eventually("it is up to date", async || count(&site, "BOS", "HOU").await == 2).await;
+    eventually("the kept zone is up to date", async || count(&site, "BOS", "HOU").await == 2).await;
     site.ready().await;
     site.assert_converged().await;
 
+    // BOS is removed.
     site.remove("BOS");
     reload(&site).await;
     eventually("BOS is gone", async || site.status()["spokes"].as_array().unwrap().len() == 2).await;
@@ -90,7 +98,7 @@ async fn a_spoke_is_added_widened_narrowed_and_removed_while_the_others_go_on() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_zone_that_is_unwatched_and_watched_again_at_once_misses_nothing() {
+async fn a_zone_that_is_unwatched_and_immediately_watched_again_misses_nothing() {
     let mut site = Site::shared(&[("DFW", &["HOU"]), ("HOU", &[])]).await;
     site.start().await;
     for round in 0..8 {
@@ -108,10 +116,10 @@ async fn a_zone_that_is_unwatched_and_watched_again_at_once_misses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_zone_that_gets_a_watcher_under_load_comes_to_it_whole() {
+async fn a_zone_that_gets_a_watcher_under_load_is_copied_completely() {
     let mut site = Site::shared(&[("DFW", &[]), ("HOU", &[])]).await;
     site.start().await;
-    // So much that it has not all come back yet when the configuration changes.
+    // Enough documents that some are still on their way back from the hub when the configuration changes.
     let messages = site.at("DFW");
     let writing = tokio::spawn(async move {
         for round in 0..120 {
@@ -134,10 +142,10 @@ async fn a_zone_that_gets_a_watcher_under_load_comes_to_it_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_document_that_the_hub_does_not_send_is_read_for_a_watcher_that_has_just_come() {
+async fn a_document_whose_content_the_stream_omits_is_read_for_a_new_watcher() {
     let mut site = Site::shared(&[("DFW", &[]), ("HOU", &[])]).await;
     site.start().await;
-    // The first ones tell the stream whose they are.
+    // From the first changes the hub's stream learns the session of DFW's uplink.
     for id in ["first", "second"] {
         insert(&site, "DFW", id, "DFW").await;
         site.settle().await;
@@ -149,9 +157,10 @@ async fn a_document_that_the_hub_does_not_send_is_read_for_a_watcher_that_has_ju
         let copied = 2 + round;
         eventually("the zone is copied", async || count(&site, "HOU", "DFW").await == copied).await;
         site.ready().await;
-        // The hub's stream was opened when nobody took it, and is opened anew only when it has answered twice.
+        // The hub's stream was opened while no other spoke took DFW's documents, and omits their content. Only after
+        // two replies does the program reopen the stream.
         insert(&site, "DFW", &format!("late {round}"), "DFW").await;
-        eventually("it has come", async || count(&site, "HOU", "DFW").await == copied + 1).await;
+        eventually("the late document has arrived", async || count(&site, "HOU", "DFW").await == copied + 1).await;
         site.assert_converged().await;
         site.watch("HOU", &[]);
         site.on_unwatch("HOU", "purge");
@@ -180,13 +189,15 @@ async fn a_broken_file_changes_nothing_and_is_reported() {
 async fn a_spoke_can_be_paused_resumed_restarted_and_resynced() {
     let mut site = Site::shared(TRIANGLE).await;
     site.start().await;
+    // Requests for unknown spokes and actions, or in the wrong state, are refused.
     let post = |site: &Site, path: &str| site.program.as_ref().unwrap().post(path).unwrap();
     assert_eq!(post(&site, "/api/v1/spokes/NYC/pause").0, 404);
     assert_eq!(post(&site, "/api/v1/spokes/DFW/explode").0, 404);
     assert_eq!(post(&site, "/api/v1/spokes/DFW/resume").0, 409);
 
+    // A paused spoke carries nothing, and the others go on.
     assert_eq!(post(&site, "/api/v1/spokes/DFW/pause").0, 202);
-    eventually("it is paused", async || site.spoke_status("DFW")["state"] == "paused").await;
+    eventually("DFW is paused", async || site.spoke_status("DFW")["state"] == "paused").await;
     assert_eq!(site.program.as_ref().unwrap().get("/readyz").unwrap().0, 200);
     let (code, body) = post(&site, "/api/v1/spokes/DFW/restart");
     assert_eq!(code, 409);
@@ -203,7 +214,7 @@ async fn a_spoke_can_be_paused_resumed_restarted_and_resynced() {
     assert_eq!(post(&site, "/api/v1/spokes/DFW/restart").0, 202);
     site.assert_converged().await;
 
-    // What nobody can see in the streams: a difference that was made behind their back.
+    // HOU deletes a document of another zone. No link carries the delete.
     let mut session = site.client("HOU").start_session().await.unwrap();
     session.start_transaction().await.unwrap();
     site.at("HOU").delete_one(doc! { "_id": "DFW 1" }).session(&mut session).await.unwrap();
@@ -211,8 +222,8 @@ async fn a_spoke_can_be_paused_resumed_restarted_and_resynced() {
     site.settle().await;
     assert_eq!(count(&site, "HOU", "DFW").await, 0);
     assert_eq!(post(&site, "/api/v1/spokes/HOU/resync").0, 202);
-    eventually("it is mended", async || count(&site, "HOU", "DFW").await == 1).await;
+    eventually("the copy is restored", async || count(&site, "HOU", "DFW").await == 1).await;
     site.ready().await;
     site.assert_converged().await;
-    assert!(!site.log().contains("link failed"), "a restart by an operator is no failure");
+    assert!(!site.log().contains("link failed"), "a restart by an operator is not a failure");
 }

@@ -1,5 +1,5 @@
-//! The program is killed again and again while applications write: nothing is lost, nothing comes twice, nothing goes
-//! back.
+//! The program is killed repeatedly while applications write: nothing is lost, nothing arrives twice, nothing goes back
+//! in time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,17 +15,18 @@ use super::support::Site;
 use super::support::events::Events;
 use super::support::site::{HUB, TRIANGLE};
 
-/// An application at a spoke. It keeps a counter, and makes and changes other documents, each change by itself.
+/// An application at a spoke, which increments a counter, and inserts and updates other documents, without
+/// transactions.
 struct Application {
     collection: Collection<Document>,
     zone: &'static str,
-    /// How a document is changed.
+    /// Makes an update from the number of changes so far.
     update: fn(i32) -> Document,
     rng: StdRng,
 }
 
 impl Application {
-    /// Works until it is told to stop, and says how many changes it made.
+    /// Works until `stop` is set, and returns the number of changes.
     async fn run(mut self, stop: Arc<AtomicBool>) -> usize {
         let counter = format!("{} counter", self.zone);
         self.collection.insert_one(doc! { "_id": &counter, "_pk": self.zone, "n": 0_i64 }).await.unwrap();
@@ -38,8 +39,8 @@ impl Application {
                 let some = self.rng.random_range(1..20);
                 let new = |id| doc! { "_id": format!("{} {id}", self.zone), "v": { "a": 0 }, "n": 0, "_pk": self.zone };
                 let mut new: Vec<Document> = (documents..documents + some).map(new).collect();
-                // A document without partition key comes whole after it was stamped, with all that was done to it until
-                // then; so that every change can be counted, nothing is done to it.
+                // A document without partition key is read whole after its stamping, including all changes up to then.
+                // So that every change can be counted, no change is made to such a document.
                 new.push(doc! { "_id": format!("{} unstamped {documents}", self.zone), "n": 0 });
                 changes += self.collection.insert_many(new).await.unwrap().inserted_ids.len();
                 documents += some;
@@ -54,7 +55,8 @@ impl Application {
     }
 }
 
-/// Runs an application at DFW and one at HOU, while the program is killed and started again.
+/// Runs an application at DFW and another at HOU while the program is killed and started again. Returns the number of
+/// changes of each.
 async fn kill_under_load(site: &mut Site, kills: u32, update: fn(i32) -> Document) -> (usize, usize) {
     let stop = Arc::new(AtomicBool::new(false));
     let start = |zone: &'static str, site: &Site| {
@@ -77,7 +79,7 @@ fn id_of(event: &ChangeStreamEvent<Document>) -> &str {
     event.document_key.as_ref().unwrap().get_str("_id").unwrap()
 }
 
-/// The values that a counter took, one after the other.
+/// The values of a counter in the order of events.
 fn counter(events: &[ChangeStreamEvent<Document>], id: &str) -> Vec<i64> {
     let of_counter = events.iter().filter(|event| id_of(event) == id);
     let value = |event: &ChangeStreamEvent<Document>| match (&event.full_document, &event.update_description) {
@@ -115,11 +117,11 @@ async fn killed_under_load_every_change_arrives_once_and_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_under_load_whole_documents_never_go_back_either() {
+async fn killed_under_load_documents_that_are_read_whole_never_go_back_in_time() {
     let mut site = Site::shared(TRIANGLE).await;
     site.start().await;
     let mut hub = Events::watch(site.at(HUB)).await;
-    // A path with a dot brings the document whole, in a version newer than the event.
+    // After an update of a path with a dot the document is read whole, in a version newer than the event.
     kill_under_load(&mut site, 8, |n| doc! { "$set": { "v.a": n, "n": n } }).await;
     site.assert_converged().await;
     let hub = hub.so_far().await;

@@ -13,6 +13,7 @@ async fn hub_and_spokes_are_shown_and_a_spoke_is_paused_and_resumed_by_keyboard(
     let mut site = Site::shared(TRIANGLE).await;
     site.start().await;
     site.at("HOU").insert_one(doc! { "_id": 1, "_pk": "DFW" }).await.unwrap();
+    // The page shows the hub and every spoke.
     let browser = Browser::start(1_280, 900).await;
     browser.page.goto(&format!("http://{}/", site.address())).await.unwrap();
     browser.shows("#ready", "all 3 spokes stream both ways").await;
@@ -20,7 +21,7 @@ async fn hub_and_spokes_are_shown_and_a_spoke_is_paused_and_resumed_by_keyboard(
         browser.shows(&format!("#spokes [data-zone='{zone}']"), "streaming").await;
         browser.shows(&format!("#wheel [data-zone='{zone}']"), zone).await;
     }
-    // By the keyboard alone: to the spoke, its pause, and yes.
+    // The keyboard alone selects the spoke, presses the pause button, and confirms.
     let focus = "document.querySelector(arguments[0]).focus()";
     browser.run(focus, vec!["#spokes [data-zone='HOU'] a, #spokes [data-zone='HOU'] button".into()]).await;
     browser.press(&Key::Enter.to_string()).await;
@@ -28,10 +29,10 @@ async fn hub_and_spokes_are_shown_and_a_spoke_is_paused_and_resumed_by_keyboard(
     browser.run(focus, vec!["#details [data-action='pause']".into()]).await;
     browser.press(&Key::Enter.to_string()).await;
     browser.shows("#confirm[open]", "HOU").await;
-    assert_eq!(site.spoke_status("HOU")["state"], "streaming", "it asks first");
+    assert_eq!(site.spoke_status("HOU")["state"], "streaming", "the dashboard asks for confirmation first");
     browser.run(focus, vec!["#confirm [data-answer='yes']".into()]).await;
     browser.press(&Key::Enter.to_string()).await;
-    eventually("it is paused", async || site.spoke_status("HOU")["state"] == "paused").await;
+    eventually("HOU is paused", async || site.spoke_status("HOU")["state"] == "paused").await;
     browser.shows("#spokes [data-zone='HOU']", "paused").await;
     browser.click("#details [data-action='resume']").await;
     browser.click("#confirm [data-answer='yes']").await;
@@ -40,14 +41,14 @@ async fn hub_and_spokes_are_shown_and_a_spoke_is_paused_and_resumed_by_keyboard(
     browser.shows("#ready", "all 3 spokes stream both ways").await;
     assert_eq!(browser.run("return document.querySelector('#details').open", vec![]).await, false);
 
-    // A link leads to an actor's log, which goes on by itself.
+    // A link opens an actor's log, which follows new lines.
     browser.page.goto(&format!("http://{}/#log=HOU/spoke", site.address())).await.unwrap();
     browser.shows("#log", "told by an operator").await;
     assert!(!browser.text("#log").await.contains("DFW"), "{}", browser.text("#log").await);
     site.program.as_ref().unwrap().post("/api/v1/spokes/HOU/resync").unwrap();
     browser.shows("#log", "Resync").await;
 
-    // Nothing comes from elsewhere, and nothing is wider than a phone.
+    // All resources come from the program itself, and the page is no wider than a phone.
     let from_here = "return performance.getEntriesByType('resource').every(e => e.name.startsWith(location.origin))";
     assert_eq!(browser.run(from_here, vec![]).await, true);
     browser.page.set_window_size(390, 844).await.unwrap();
@@ -56,10 +57,11 @@ async fn hub_and_spokes_are_shown_and_a_spoke_is_paused_and_resumed_by_keyboard(
     let fits = "return document.documentElement.scrollWidth <= document.documentElement.clientWidth";
     assert_eq!(browser.run(fits, vec![]).await, true);
 
+    // Without an answer the page says that its figures are stale.
     site.kill();
     browser.shows("#stale", "no answer").await;
     site.start().await;
-    eventually("it answers again", async || {
+    eventually("the dashboard is no longer stale", async || {
         browser.run("return document.querySelector('#stale').hidden", vec![]).await == true
     })
     .await;
@@ -67,9 +69,9 @@ async fn hub_and_spokes_are_shown_and_a_spoke_is_paused_and_resumed_by_keyboard(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_halted_spoke_a_paused_one_and_a_dead_hub_look_so_everywhere() {
+async fn status_metrics_and_dashboard_agree_on_paused_and_failing_spokes_and_a_frozen_hub() {
     let mut site = Site::own(TRIANGLE, testbed::node::Options::default()).await;
-    // A mongod whose name is not that of the configured replica set can never be used.
+    // A replica set whose name differs from the configured name can never be used.
     let wrong = site.uri("BOS").replace("replicaSet=rs", "replicaSet=other&serverSelectionTimeoutMS=300");
     site.reach("BOS", &wrong);
     site.reach("HOU", "mongodb://user:hunter2@127.0.0.1:1/?authMechanism=SCRAM-SHA-256&serverSelectionTimeoutMS=300");
@@ -87,6 +89,7 @@ async fn a_halted_spoke_a_paused_one_and_a_dead_hub_look_so_everywhere() {
         site.status()["hub"]["lag_seconds"].as_f64().is_some_and(|lag| lag > 4.0)
     })
     .await;
+    // Readiness names the failing spoke, not the paused one. Metrics and the page show the same states.
     let (code, missing) = program.get("/readyz").unwrap();
     assert_eq!(code, 503);
     let missing = missing["missing"].to_string();
@@ -101,7 +104,7 @@ async fn a_halted_spoke_a_paused_one_and_a_dead_hub_look_so_everywhere() {
     browser.shows("#spokes [data-zone='DFW']", "paused").await;
     browser.shows("#ready", "not streaming").await;
     browser.shows("#hub", "lag").await;
-    // What needs a person first.
+    // A spoke that needs a person comes first.
     let first = browser.run("return document.querySelector('#spokes tbody [data-zone]').dataset.zone", vec![]).await;
     assert_ne!(first, json!("DFW"));
     let shown = metrics() + &site.status().to_string() + &browser.text("body").await + &site.log();

@@ -1,4 +1,4 @@
-//! Servers that fail: whatever happens to one, every change arrives once, and the others do not notice.
+//! Servers and wires that fail: after any failure every change arrives once, and the other spokes do not notice.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -17,8 +17,7 @@ use super::support::events::Events;
 use super::support::site::{HUB, TRIANGLE};
 use super::support::{Site, eventually};
 
-/// An application that inserts documents one by one, and counts them on, until it is told to end. What is not
-/// acknowledged it does again.
+/// An application that writes numbered documents one by one, and repeats unacknowledged writes.
 struct Application {
     done: Arc<AtomicBool>,
     changes: Arc<AtomicI32>,
@@ -49,7 +48,7 @@ impl Application {
         self.changes.load(Ordering::Relaxed)
     }
 
-    /// Waits until it has made so many more changes.
+    /// Waits for this number of further changes.
     async fn go_on(&self, more: i32) {
         let until = self.changes() + more;
         eventually("the application goes on", async || self.changes() >= until).await;
@@ -62,7 +61,7 @@ impl Application {
     }
 }
 
-/// Every document is there, and the hub saw each change once: an insert, never anything else.
+/// Checks that all sides are equal, and that the hub saw each change once: an insert, and never another event.
 async fn assert_exactly_once(site: &Site, events: Option<&mut Events>, zone: &str, changes: i32) {
     site.assert_converged().await;
     assert_eq!(site.zone(HUB, 0, zone).await.len(), usize::try_from(changes).unwrap());
@@ -118,6 +117,7 @@ async fn commands_fail_in_every_way_and_every_change_arrives_once() {
         let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": 2 }, "data": data };
         site.nodes[name].admin(fail).await.unwrap();
     };
+    // Every command fails twice with a closed connection, and then several commands with every error code.
     for command in COMMANDS {
         for name in [HUB, "DFW", "HOU"] {
             fail(name, doc! { "failCommands": [command], "closeConnection": true }).await;
@@ -130,7 +130,7 @@ async fn commands_fail_in_every_way_and_every_change_arrives_once() {
         }
         application.go_on(15).await;
     }
-    // The server commits and says that it does not know, or that it is not safe yet.
+    // The commit is answered with a write concern error, or with an unknown outcome.
     const UNKNOWN: [&str; 1] = ["commitTransaction"];
     for name in [HUB, "HOU"] {
         let concern = doc! { "code": 64, "errmsg": "waiting for replication timed out" };
@@ -153,12 +153,13 @@ async fn a_frozen_spoke_holds_up_nobody_and_catches_up_on_a_stream_of_its_own() 
     let mut site = Site::own(&[("DFW", &[]), ("HOU", &["DFW"]), ("BOS", &["DFW"])], Options::default()).await;
     site.start().await;
     site.nodes["BOS"].freeze().unwrap();
-    // More than its queue and the batch that it has in hand take.
+    // More documents than BOS's queue and the batch in work hold.
     for start in (0..90_000).step_by(5_000) {
         let documents = (start..start + 5_000).map(|id| doc! { "_id": id, "_pk": "DFW" });
         site.at("DFW").insert_many(documents).await.unwrap();
     }
-    eventually("all is at HOU", async || site.at("HOU").estimated_document_count().await.unwrap() == 90_000).await;
+    eventually("HOU has all documents", async || site.at("HOU").estimated_document_count().await.unwrap() == 90_000)
+        .await;
     eventually("BOS is detached", async || site.log().contains("does not keep up")).await;
     let begun = Instant::now();
     site.at("DFW").insert_one(doc! { "_id": "late", "_pk": "DFW" }).await.unwrap();
@@ -181,7 +182,7 @@ async fn a_spoke_that_loses_its_majority_holds_up_nobody_and_goes_on_when_it_has
     application.go_on(100).await;
     set.lose_majority().await.unwrap();
     eventually("the primary has stepped down", async || !set.has_primary().await).await;
-    // Both ways of it wait: what HOU and the hub write for it, and what it has written itself.
+    // Both links of DFW wait: the downlink with changes by HOU and the hub, the uplink with changes by DFW.
     site.at("HOU").insert_one(doc! { "_id": "HOU", "_pk": "HOU" }).await.unwrap();
     site.at(HUB).insert_one(doc! { "_id": "DFW hub", "_pk": "DFW" }).await.unwrap();
     eventually("the others go on", async || {
@@ -220,7 +221,7 @@ async fn a_wire_that_is_cut_slow_or_swallows_everything_loses_nothing() {
     assert_exactly_once(&site, Some(&mut events), "DFW", changes).await;
 }
 
-/// How many events the change streams at this server may have in a reply, at most.
+/// The largest number of events that a change stream at this server requests for a reply.
 async fn most_events_of_a_reply(client: &Client) -> i64 {
     let pipeline = [
         doc! { "$currentOp": { "allUsers": true, "idleCursors": true } },
@@ -261,14 +262,14 @@ async fn replies_grow_where_the_wire_becomes_long_while_the_program_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_and_narrow_wire_is_given_no_more_than_it_carries_in_time() {
+async fn commands_and_replies_over_a_long_and_narrow_wire_stay_within_their_time_limits() {
     let mut site = Site::own(&[("DFW", &["HOU"]), ("HOU", &[])], Options::default()).await;
     let proxy = Proxy::to(site.nodes["DFW"].port()).await.unwrap();
     site.reach("DFW", &proxy.uri());
     site.start().await;
     site.settle().await;
     site.stop().await;
-    // As much as would take a command, or a reply, of the largest size longer than any may take.
+    // Enough documents that a command or a reply of the largest size would exceed its time limit.
     for (name, zone) in [("DFW", "DFW"), ("HOU", "HOU")] {
         let text = "x".repeat(900);
         let documents = (0..16_000).map(|id| doc! { "_id": format!("{zone} {id}"), "_pk": zone, "text": &text });
@@ -289,7 +290,7 @@ async fn two_processes_with_one_configuration_apply_nothing_twice_and_the_loser_
     let application = Application::start(site.at("DFW"), "DFW");
     let second = site.second_program();
     application.go_on(300).await;
-    eventually("somebody lost", async || {
+    eventually("one process has lost a link", async || {
         let logs = site.log() + &second.log();
         logs.contains("another process has taken this link over")
     })
@@ -325,6 +326,7 @@ async fn wrong_credentials_halt_one_spoke_until_they_are_right_and_no_password_i
         let uri = site.nodes[name].uri_of("sync:hunter2@");
         site.reach(name, &format!("{uri}&authSource=admin"));
     }
+    // BOS has no such user yet.
     site.launch();
     let halted = async || {
         let Ok(status) = site.program.as_ref().unwrap().status() else { return false };
@@ -338,7 +340,7 @@ async fn wrong_credentials_halt_one_spoke_until_they_are_right_and_no_password_i
     assert!(status.to_lowercase().contains("auth"), "{status}");
     let user = doc! { "createUser": "sync", "pwd": "hunter2", "roles": ["root"] };
     site.client("BOS").database("admin").run_command(user).await.unwrap();
-    // Reading the configuration again is enough, though nothing in it has changed.
+    // A reload of the unchanged configuration is enough to try again.
     site.program.as_ref().unwrap().process().signal(Signal::SIGHUP).unwrap();
     site.ready().await;
     site.assert_converged().await;
@@ -347,7 +349,7 @@ async fn wrong_credentials_halt_one_spoke_until_they_are_right_and_no_password_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_comes_in_time_with_a_frozen_server_and_names_who_was_not_done() {
+async fn a_stop_with_a_frozen_server_ends_in_time_and_names_the_unfinished_spoke() {
     let mut site = Site::own(TRIANGLE, Options::default()).await;
     site.start().await;
     let application = Application::start(site.at("DFW"), "DFW");
@@ -369,13 +371,13 @@ async fn the_end_comes_in_time_with_a_frozen_server_and_names_who_was_not_done()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_spokes_with_old_checkpoints_open_few_streams_at_the_hub() {
-    // One server plays all of them, each with a zone of its own.
+    // One server plays all spokes, each with a separate zone.
     let zones: Vec<String> = (0..100).map(|number| format!("Z{number:02}")).collect();
     let topology: Vec<(&str, &[&str])> = zones.iter().map(|zone| (zone.as_str(), [].as_slice())).collect();
     let mut site = Site::crowd(&topology).await;
     site.start().await;
     site.stop().await;
-    // They stand minutes apart.
+    // The checkpoints are two minutes apart.
     let checkpoints = site.own_collection(&zones[0], "checkpoints");
     for (number, zone) in (0_u32..).zip(&zones) {
         let id = format!("downlink:{zone}");

@@ -1,4 +1,4 @@
-//! Every document passes unchanged: all BSON types, names, orders and sizes.
+//! Every document arrives unchanged: all BSON types, names, orders and sizes.
 
 use bson::oid::ObjectId;
 use bson::spec::BinarySubtype;
@@ -8,7 +8,7 @@ use mongodb::Collection;
 use super::support::Site;
 use super::support::site::{HUB, TRIANGLE};
 
-/// One value of every BSON type, and of those with corners the corners.
+/// Values of every BSON type, including edge cases.
 fn every_type() -> Vec<Bson> {
     let binary = |subtype, bytes: &[u8]| Bson::Binary(Binary { subtype, bytes: bytes.to_vec() });
     let scope = doc! { "x": 1, "$y": { "z.z": [] } };
@@ -70,7 +70,8 @@ async fn site() -> Site {
     site
 }
 
-/// Stores a document unless its `_id` cannot be one, or is equal to one that is there; tells how many it stored.
+/// Stores a document. Returns the number of stored documents: 0 if the server refuses the `_id` (error 52) or has a
+/// document with an equal `_id` (error 11000).
 async fn store(collection: &Collection<Document>, document: Document) -> usize {
     use mongodb::error::{ErrorKind, WriteFailure};
     let Err(error) = collection.insert_one(document).await else { return 1 };
@@ -79,7 +80,7 @@ async fn store(collection: &Collection<Document>, document: Document) -> usize {
     0
 }
 
-/// The number of documents of DFW that all sides agree on.
+/// Waits until all sides are equal, and returns the number of documents of DFW.
 async fn agreed(site: &Site) -> usize {
     site.assert_converged().await;
     site.zone("HOU", 0, "DFW").await.len()
@@ -111,7 +112,7 @@ async fn every_bson_type_passes_as_a_value_and_as_an_id() {
     }
     assert_eq!(agreed(&site).await, stored);
     assert!(stored > 3 * every_type().len() - 8, "{stored}");
-    // And as the new value of a field, by deltas, at a document that was there.
+    // Every value is also the new value of a field of an existing document, and travels as a delta.
     for (place, id) in [("DFW", "deltas"), (HUB, "hub deltas")] {
         let collection = site.at(place);
         collection.insert_one(doc! { "_id": id, "_pk": "DFW", "value": "old" }).await.unwrap();
@@ -134,7 +135,7 @@ async fn an_empty_timestamp_at_the_top_stays_empty() {
         collection.insert_one(doc! { "_id": id, "_pk": "DFW" }).await.unwrap();
         pipeline(&collection, id, vec![doc! { "$set": { "at": { "$literal": empty.clone() } } }]).await;
         agreed(&site).await;
-        // A large document, so that the change is sent as a delta.
+        // The document is large, so that the change is sent as a delta.
         let large = "x".repeat(1_000);
         collection.replace_one(doc! { "_id": id }, doc! { "_pk": "DFW", "large": large }).await.unwrap();
         pipeline(&collection, id, vec![doc! { "$set": { "at": { "$literal": empty.clone() } } }]).await;
@@ -142,7 +143,7 @@ async fn an_empty_timestamp_at_the_top_stays_empty() {
         let found = site.at("HOU").find_one(doc! { "_id": id }).await.unwrap().unwrap();
         assert_eq!(found.get("at"), Some(&empty));
     }
-    // Documents that were there before the program came.
+    // Documents from before the program's start.
     let mut site = site;
     site.stop().await;
     site.at("DFW").insert_one(doc! { "_id": 3, "_pk": "DFW" }).await.unwrap();
@@ -152,7 +153,7 @@ async fn an_empty_timestamp_at_the_top_stays_empty() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_with_dots_dollars_and_nothing_pass() {
+async fn field_names_with_dots_or_dollars_and_empty_field_names_pass() {
     let site = site().await;
     for (place, id) in [("DFW", "spoke"), (HUB, "hub")] {
         let collection = site.at(place);

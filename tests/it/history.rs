@@ -1,5 +1,5 @@
-//! A link whose place in the change stream has left the oplog reconciles: it brings what it missed, deletes included,
-//! and invents none.
+//! A link whose resume token has left the oplog reconciles: the missed changes arrive, deletes included, and none is
+//! invented.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,10 +13,10 @@ use rand::{Rng, SeedableRng};
 use super::support::site::{HUB, TRIANGLE};
 use super::support::{Site, eventually};
 
-/// A place in a change stream of long ago, in the form of the server's own tokens.
+/// A resume token of long ago, in the form of the server's own tokens.
 const LONG_AGO: &str = "8200000001000000012B0229296E04";
 
-/// Makes the link's place one that no oplog holds.
+/// Sets a link's checkpoint to a resume token that no oplog holds.
 async fn lose(site: &Site, link: &str) {
     let (direction, zone) = link.split_once(':').unwrap();
     let name = if direction == "uplink" { HUB } else { zone };
@@ -36,7 +36,7 @@ fn expected(values: &[(&str, i32)]) -> Vec<(String, i32)> {
     values.iter().map(|(id, n)| ((*id).to_owned(), *n)).collect()
 }
 
-/// A running site with these documents in DFW's and HOU's zone, then stopped.
+/// A site with these documents in DFW's and HOU's zone everywhere, and a stopped program.
 async fn stopped_with(ids: &[&str]) -> Site {
     let mut site = Site::with_short_history(TRIANGLE).await;
     site.start().await;
@@ -69,7 +69,7 @@ async fn what_the_owner_did_goes_up_when_the_uplink_has_lost_its_place() {
     delete(&site, "DFW", "DFW b").await;
     insert(&site, "DFW", "DFW new", "DFW").await;
     site.at("DFW").insert_one(doc! { "_id": "DFW unstamped", "n": 2 }).await.unwrap();
-    // What hub applications did meanwhile comes down as ever.
+    // Changes by hub applications during the stop come down as usual.
     set(&site, HUB, "DFW c", 8).await;
     delete(&site, HUB, "DFW d").await;
     insert(&site, HUB, "DFW hub", "DFW").await;
@@ -86,7 +86,7 @@ async fn what_the_owner_did_goes_up_when_the_uplink_has_lost_its_place() {
 async fn what_the_hub_did_comes_down_when_the_downlink_has_lost_its_place() {
     let mut site = stopped_with(&["a", "b", "c", "d"]).await;
     lose(&site, "downlink:DFW").await;
-    // In DFW's own zone, by hub applications and by the owner; in HOU's, which DFW watches, by both as well.
+    // Hub applications and the owner change documents in DFW's own zone, and in HOU's zone, which DFW watches.
     set(&site, HUB, "DFW a", 7).await;
     delete(&site, HUB, "DFW b").await;
     insert(&site, HUB, "DFW hub", "DFW").await;
@@ -125,7 +125,7 @@ async fn where_both_links_have_lost_their_place_data_wins_over_deletion() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_document_that_an_application_wrote_in_another_zone_is_not_taken_for_a_deleted_one() {
     let mut site = Site::with_short_history(TRIANGLE).await;
-    // From before the first start, and from later.
+    // Foreign documents from before the first start, and from later.
     insert(&site, "DFW", "HOU foreign before", "HOU").await;
     insert(&site, HUB, "HOU a", "HOU").await;
     insert(&site, HUB, "HOU b", "HOU").await;
@@ -146,11 +146,11 @@ async fn a_document_that_an_application_wrote_in_another_zone_is_not_taken_for_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_reconcile_takes_for_deleted_is_set_aside() {
+async fn documents_that_a_reconcile_deletes_are_set_aside() {
     let mut site = stopped_with(&["a", "b"]).await;
     lose(&site, "uplink:DFW").await;
     lose(&site, "downlink:DFW").await;
-    // An application wrote one while nobody watched, and the hub deleted another. Nothing tells which was which.
+    // An application wrote one document during the stop, and the hub deleted another. Nothing distinguishes the two.
     insert(&site, "DFW", "HOU foreign", "HOU").await;
     delete(&site, HUB, "HOU a").await;
     site.start().await;
@@ -163,11 +163,11 @@ async fn what_a_reconcile_takes_for_deleted_is_set_aside() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_document_that_the_hub_has_got_meanwhile_is_no_longer_foreign() {
+async fn a_foreign_document_that_reaches_the_hub_from_its_owner_is_no_longer_foreign() {
     let mut site = Site::with_short_history(TRIANGLE).await;
     site.start().await;
     insert(&site, "DFW", "HOU both", "HOU").await;
-    eventually("it is registered", async || {
+    eventually("the foreign document is registered", async || {
         site.own_collection("DFW", "foreign").count_documents(doc! {}).await.unwrap() == 1
     })
     .await;
@@ -206,7 +206,7 @@ async fn a_collection_that_was_dropped_and_made_again_deletes_nothing_elsewhere(
     site.assert_converged().await;
     assert_eq!(values(&site, HUB, "DFW").await, expected(&[("DFW a", 0), ("DFW b", 0), ("DFW new", 1)]));
     assert!(site.log().contains("the collection is another one than before"), "{}", site.log());
-    // From now on it is the one that the link knows, and what is deleted in it is deleted.
+    // The link knows the new collection now, so a document deleted in it is deleted everywhere.
     site.stop().await;
     lose(&site, "uplink:DFW").await;
     delete(&site, "DFW", "DFW a").await;
@@ -248,6 +248,7 @@ async fn a_reconcile_that_is_interrupted_again_and_again_under_load_ends_equal()
         site.at(zone).insert_many(documents).await.unwrap();
     }
     site.settle().await;
+    // Both owners and a hub application write all the time.
     let done = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = [("DFW", "DFW", 1), ("HOU", "HOU", 2), (HUB, "DFW", 3)]
         .into_iter()
@@ -276,6 +277,7 @@ async fn a_reconcile_that_is_interrupted_again_and_again_under_load_ends_equal()
             })
         })
         .collect();
+    // Two links at a time lose their place, and kills interrupt the reconciles.
     let mut random = StdRng::seed_from_u64(7);
     for links in [["uplink:DFW", "downlink:HOU"], ["downlink:DFW", "uplink:HOU"], ["uplink:DFW", "downlink:DFW"]] {
         site.kill();

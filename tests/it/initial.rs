@@ -1,5 +1,5 @@
-//! The initial sync: what was there before the program, while both sides go on writing, and however often it is
-//! interrupted.
+//! The initial sync: documents from before the first start arrive while both sides go on writing, after any number of
+//! interruptions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,13 +25,14 @@ async fn count(site: &Site, name: &str, filter: Document) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn documents_from_before_the_first_start_come_to_their_places() {
+async fn documents_from_before_the_first_start_reach_every_side_that_holds_their_zone() {
     let mut site = Site::shared(TRIANGLE).await;
-    // Some of DFW's zone is at both, and some of that differs: the owner's wins. Some is at the hub alone.
+    // Some documents of DFW's zone are at both sides, and some of these differ: the owner's version wins. Others are at
+    // the hub only.
     fill(&site.at("DFW"), "DFW", 0..300, "owner").await;
     fill(&site.at(HUB), "DFW", 100..200, "owner").await;
     fill(&site.at(HUB), "DFW", 200..400, "hub").await;
-    // HOU's zone is at the hub and in part at DFW, where some of it is of old.
+    // HOU's zone is at the hub and in part at DFW, where some documents are outdated.
     fill(&site.at("HOU"), "HOU", 0..300, "owner").await;
     fill(&site.at(HUB), "HOU", 0..300, "owner").await;
     fill(&site.at("DFW"), "HOU", 0..50, "owner").await;
@@ -64,7 +65,7 @@ async fn what_is_equal_already_is_not_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_document_of_a_zone_that_the_hub_does_not_have_is_taken_away() {
+async fn a_spoke_keeps_documents_of_a_watched_zone_that_the_hub_does_not_have() {
     let mut site = Site::shared(TRIANGLE).await;
     fill(&site.at("DFW"), "HOU", 0..10, "somebody").await;
     site.start().await;
@@ -76,7 +77,7 @@ async fn no_document_of_a_zone_that_the_hub_does_not_have_is_taken_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ids_of_all_types_are_copied_in_order() {
     let mut site = Site::shared(TRIANGLE).await;
-    // More than one page of each.
+    // More than one page, with `_id`s of five types.
     for (number, kind) in (0..12_000).zip([0, 1, 2, 3, 4].into_iter().cycle()) {
         let id: bson::Bson = match kind {
             0 => number.into(),
@@ -102,7 +103,7 @@ async fn ids_of_all_types_are_copied_in_order() {
     assert_eq!(site.zone("HOU", 0, "DFW").await.len(), 12_000);
 }
 
-/// An application that inserts, changes and deletes documents of a zone, until it is told to stop.
+/// An application that inserts, changes and deletes documents of a zone until `stop` is set.
 async fn write(
     collection: Collection<Document>,
     zone: &'static str,
@@ -132,7 +133,7 @@ async fn write(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn interrupted_again_and_again_while_both_sides_write() {
+async fn an_initial_sync_that_is_interrupted_repeatedly_while_both_sides_write_ends_with_equal_sides() {
     let mut site = Site::shared(TRIANGLE).await;
     for zone in ["DFW", "HOU"] {
         fill(&site.at(zone), zone, 0..30_000, "owner").await;
@@ -146,6 +147,7 @@ async fn interrupted_again_and_again_while_both_sides_write() {
     {
         writers.push(tokio::spawn(write(site.at(place), zone, from, stop.clone(), seed)));
     }
+    // Kill the program shortly after each begin of a copy.
     let mut rng = StdRng::seed_from_u64(5);
     let copies = |site: &Site| site.log().matches(": copying").count();
     for _ in 0..12 {

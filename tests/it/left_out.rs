@@ -1,5 +1,5 @@
-//! Where nobody at the hub edits a zone, its owner's own changes are left out of the hub's change stream. From a hub
-//! edit on they come along.
+//! As long as no hub application edits a zone, the owner's changes are left out of the hub's change stream. From a hub
+//! edit on, the stream includes them.
 
 use bson::doc;
 
@@ -7,12 +7,12 @@ use super::concurrent::edit_at_both;
 use super::support::site::HUB;
 use super::support::{Site, eventually};
 
-/// How many events the hub's stream has brought.
+/// Number of events that the hub's stream has delivered so far.
 fn brought(site: &Site) -> u64 {
     site.status()["hub"]["events_total"].as_u64().unwrap()
 }
 
-/// How many events the hub's stream brings for a document that is inserted at DFW, and then changed there.
+/// Number of events that the hub's stream delivers for an insert and an update of a document at DFW.
 async fn brings(site: &Site) -> u64 {
     let before = brought(site);
     let own = site.at("DFW");
@@ -28,11 +28,11 @@ async fn left_out(site: &Site) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn own_changes_that_can_meet_nothing_are_left_out_until_a_hub_edit() {
+async fn the_owners_changes_are_left_out_of_the_hubs_stream_until_a_hub_edit() {
     let mut site = Site::shared(&[("DFW", &[]), ("HOU", &["BOS"]), ("BOS", &[])]).await;
     site.start().await;
     left_out(&site).await;
-    // What concerns other zones changes nothing.
+    // Edits of other zones change nothing.
     site.at("BOS").insert_one(doc! { "_id": "other", "_pk": "BOS" }).await.unwrap();
     site.at(HUB).update_one(doc! { "_id": "other" }, doc! { "$set": { "a": 1 } }).await.unwrap();
     site.settle().await;
@@ -72,10 +72,13 @@ async fn a_document_that_leaves_a_zone_that_is_left_out_reaches_its_new_zone() {
     for id in 2..4 {
         own.replace_one(doc! { "_id": id }, doc! { "_pk": "HOU", "a": id }).await.unwrap();
     }
-    // Others of the same batch stay.
+    // Another document of the same batch stays in the zone.
     own.insert_one(doc! { "_id": 4, "_pk": "DFW" }).await.unwrap();
     let there = site.at("HOU");
-    eventually("all have come", async || there.count_documents(doc! { "_pk": "HOU" }).await.unwrap() == 4).await;
+    eventually("all four documents have arrived", async || {
+        there.count_documents(doc! { "_pk": "HOU" }).await.unwrap() == 4
+    })
+    .await;
     site.assert_converged().await;
     left_out(&site).await;
 }

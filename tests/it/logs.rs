@@ -40,13 +40,13 @@ async fn an_actors_lines_are_its_own_over_http_and_in_its_file() {
     assert_eq!(program.get("/api/v1/logs?actor=NYC/reader").unwrap().0, 404);
     assert_eq!(program.get("/api/v1/logs?level=loud").unwrap().0, 400);
 
-    // After a restart it is still the same stream, and the same file.
+    // After a restart the actor keeps its stream and its file.
     assert_eq!(program.post("/api/v1/spokes/DFW/resync").unwrap().0, 202);
     let of_second = || {
         let said = lines(&program.get("/api/v1/logs?actor=DFW/reader").unwrap().1);
         said.iter().any(|line| line["generation"] == 2)
     };
-    eventually("the next generation speaks", async || of_second()).await;
+    eventually("the next generation logs", async || of_second()).await;
     let file = std::fs::read_to_string(site.folder().join("logs/DFW/reader.log")).unwrap();
     assert!(file.contains("DFW/reader#1: copying") && file.contains("DFW/reader#2: "), "{file}");
     assert!(!file.contains("HOU/"), "{file}");
@@ -66,7 +66,7 @@ async fn a_follower_gets_lines_as_they_come_and_one_that_never_reads_holds_up_no
         stream.write_all(request.as_bytes()).unwrap();
         stream
     };
-    // These never read.
+    // Twenty followers never read.
     let deaf: Vec<TcpStream> = (0..20).map(|_| follow()).collect();
     let mut lines = BufReader::new(follow()).lines();
     let level = json!({ "actor": "DFW/reader", "level": "debug" });

@@ -1,4 +1,4 @@
-//! The program against real replica sets. One file a behaviour; `support` starts what they need.
+//! The program against real replica sets. Each file tests one behaviour; `support` starts the servers and the program.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! The program as a process: the reference container's environment, the HTTP interface, and its end.
+//! The program as a process: the reference container's environment, the HTTP interface, and the stop.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use super::support::{Site, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_reference_containers_environment_runs_one_spoke() {
-    // The reference container's names are fixed, and so is the port: no other test uses them.
+    // The reference container fixes the names and the port. No other test may use them.
     let site = Site::own(&[("DFW", &[])], testbed::node::Options::default()).await;
     let folder = tempfile::TempDir::new().unwrap();
     let output = folder.path().join("output");
@@ -25,8 +25,10 @@ async fn the_reference_containers_environment_runs_one_spoke() {
         .env("CONSTREDGE", site.uri("DFW"))
         .env("CONSTRFAR", site.uri(HUB));
     let program = Process::start(&command, &output).unwrap();
-    eventually("it says that it is ready", async || std::fs::read_to_string(&output).unwrap().contains("Ready..."))
-        .await;
+    eventually("the program prints that it is ready", async || {
+        std::fs::read_to_string(&output).unwrap().contains("Ready...")
+    })
+    .await;
     let lines = std::fs::read_to_string(&output).unwrap();
     let ready: Vec<&str> = lines.lines().filter(|line| line.starts_with("Ready")).collect();
     assert_eq!(ready, ["Ready Far", "Ready Edge", "Ready..."]);
@@ -63,6 +65,7 @@ async fn health_readiness_and_status_have_the_agreed_form() {
     assert_eq!((hub["state"].as_str().unwrap(), hub["open_streams"].as_u64().unwrap()), ("streaming", 1));
     assert!(hub["events_total"].as_u64().unwrap() >= 1);
     assert!(hub["lag_seconds"].is_number() && hub["restarts"] == 0 && hub["last_error"].is_null());
+    // Spokes in the order of their names, with both links and the queue.
     let zones: Vec<&str> =
         status["spokes"].as_array().unwrap().iter().map(|spoke| spoke["zone"].as_str().unwrap()).collect();
     assert_eq!(zones, ["BOS", "DFW", "HOU"]);
@@ -84,9 +87,10 @@ async fn health_readiness_and_status_have_the_agreed_form() {
     assert!(queue["events"].is_u64() && queue["events_capacity"].as_u64().unwrap() > 0, "{queue}");
     assert!(queue["bytes"].is_u64() && queue["bytes_capacity"].as_u64().unwrap() > 0, "{queue}");
     assert!(status["verification"].is_null() && status["configuration_error"].is_null());
+    // History and metrics.
     let history = program.get("/api/v1/history").unwrap().1;
     assert_eq!(history["interval_seconds"], 5);
-    eventually("it is noted how it was", async || {
+    eventually("the history has two entries", async || {
         let history = program.get("/api/v1/history").unwrap().1;
         let rates = history["spokes"]["DFW"]["uplink"]["rate"].as_array().unwrap();
         rates.len() >= 2 && rates.len() == history["hub"]["lag"].as_array().unwrap().len()
@@ -113,7 +117,7 @@ async fn a_token_is_asked_for_on_all_but_health_and_readiness() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_ends_it_cleanly_under_load_and_nothing_is_repeated() {
+async fn a_signal_ends_the_program_cleanly_under_load_and_no_change_is_lost() {
     let mut site = Site::shared(TRIANGLE).await;
     site.start().await;
     let collection = site.at("DFW");

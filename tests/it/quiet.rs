@@ -1,4 +1,4 @@
-//! When applications stop, nothing happens any more anywhere, although the streams stay open.
+//! When applications stop writing, no change happens anywhere, although the streams stay open.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ async fn quiet_applications_mean_quiet_streams() {
             .collect()
     };
     let before = applied(&site);
-    // Nothing can be waited for where nothing is to happen; three answers of every quiet stream come in this time.
+    // The absence of events cannot be awaited. Every quiet stream answers three times in three seconds.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(applied(&site), before);
     for (name, mut stream) in streams {
@@ -78,7 +78,7 @@ async fn documents_that_go_to_no_other_spoke_do_not_come_back_from_the_hub() {
         site.at(zone).replace_one(doc! { "_id": id }, document).upsert(true).await.unwrap();
         site.settle().await;
     };
-    // The first ones may come back: they tell the stream whose they are.
+    // The first documents may come back: from them the hub's stream learns the session of each uplink.
     for zone in ["DFW", "HOU"] {
         write(zone, 0, "x").await;
         write(zone, 1, "x").await;

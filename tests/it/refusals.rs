@@ -1,4 +1,5 @@
-//! What a destination refuses: the batch climbs the ladder, and only what is refused for good becomes a dead letter.
+//! Changes that a destination refuses: the batch climbs the ladder, and only a change that is refused for good becomes
+//! a dead letter.
 
 use bson::{Document, doc};
 use mongodb::IndexModel;
@@ -31,7 +32,8 @@ async fn values_of_a_unique_index_can_be_swapped_under_live_indexes() {
     site.start().await;
     site.assert_converged().await;
     site.stop().await;
-    // All in one batch: 1 gives its value to 2 and takes that of 3, and a new document takes what an old one leaves.
+    // All changes are in one batch: documents 1, 2 and 3 exchange their values, and new documents take the values of
+    // old ones.
     let set = async |id: i32, key: Option<i32>| {
         let update = key.map_or(doc! { "$unset": { "key": 1 } }, |key| doc! { "$set": { "key": key } });
         site.at("DFW").update_one(doc! { "_id": id }, update).await.unwrap();
@@ -92,7 +94,7 @@ async fn what_a_spokes_validator_refuses_is_parked_there() {
     assert_eq!(parked.len(), 6, "{parked:?}");
     assert!(parked.iter().all(|letter| letter.get_document("reason").unwrap().get_i32("code").unwrap() == 121));
     assert_eq!(site.spoke_status("HOU")["dead_letters"], 6);
-    // They are known after a restart, and their documents still wait.
+    // After a restart the dead letters are still known, and their documents still wait.
     site.stop().await;
     site.start().await;
     site.at("DFW").update_one(doc! { "_id": 7 }, doc! { "$set": { "speed": 1 } }).await.unwrap();
@@ -117,20 +119,22 @@ async fn a_document_that_cannot_have_a_partition_key_is_parked_and_the_rest_flow
     site.settle().await;
     let at = async |name: &str| site.at(name).count_documents(doc! { "_pk": "DFW" }).await.unwrap();
     assert_eq!((at(HUB).await, at("HOU").await), (200, 200));
+    // The same while the program runs, with further reasons.
     let mut documents: Vec<Document> = (200..1_000).map(|id| doc! { "_id": id }).collect();
     documents.insert(50, sealed("sealed"));
     documents.insert(51, sealed("sealed, too"));
     collection.insert_many(documents).await.unwrap();
-    // There is no room for the key in it.
+    // The largest possible document has no room for the key.
     let mut large = doc! { "_id": "large", "fill": "" };
     large.insert("fill", "x".repeat(LARGEST - bson::serialize_to_vec(&large).unwrap().len()));
     collection.insert_one(large).await.unwrap();
-    // One that had its key loses it.
+    // A document that had the key loses it.
     let lose = doc! { "$set": { "sealed": true }, "$unset": { "_pk": 1 } };
     collection.update_one(doc! { "_id": 7 }, lose).await.unwrap();
     collection.insert_one(doc! { "_id": "last" }).await.unwrap();
     site.settle().await;
     assert_eq!((at(HUB).await, at("HOU").await), (1_001, 1_001));
+    // Every such document is a dead letter, and repair leaves the dead letters alone.
     let parked = letters(&site, HUB).await;
     let code = |letter: &Document| letter.get_document("reason").unwrap().get_i32("code").unwrap();
     let mut refused: Vec<_> = parked
@@ -147,23 +151,23 @@ async fn a_document_that_cannot_have_a_partition_key_is_parked_and_the_rest_flow
     assert!(list.contains("partition key"), "{list}");
     let (code, report) = site.command_code(&["verify", "--repair"]);
     assert!(code == 3 && report.contains("parked"), "{code}: {report}");
-    // Without its dead letter it is tried to be mended, and told why it cannot be.
+    // Without the dead letter, the repair tries the document and reports the refusal.
     assert!(site.command(&["dead-letters", "drop", "DFW", "--id", "sealed"]).0);
-    eventually("one is dropped", async || site.spoke_status("DFW")["dead_letters"] == 4).await;
+    eventually("one dead letter is dropped", async || site.spoke_status("DFW")["dead_letters"] == 4).await;
     let (code, report) = site.command_code(&["verify", "--repair"]);
     assert!(code == 3 && report.contains("unstamped") && report.contains("refused: spoke DFW"), "{code}: {report}");
-    // Where the reason is gone it is as any other.
+    // Once the reason is gone, the documents sync like any others.
     database.run_command(doc! { "collMod": collection.name(), "validator": {} }).await.unwrap();
     collection.delete_one(doc! { "_id": "large" }).await.unwrap();
     assert!(site.command(&["dead-letters", "retry", "DFW"]).0);
-    eventually("all can be healed", async || site.spoke_status("DFW")["dead_letters"] == 0).await;
+    eventually("every retry has succeeded", async || site.spoke_status("DFW")["dead_letters"] == 0).await;
     site.command_code(&["verify", "--repair"]);
     site.assert_converged().await;
     assert_eq!((at(HUB).await, at("HOU").await), (1_004, 1_004));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_retried_brings_what_is_true_now_and_what_is_dropped_lets_later_changes_flow() {
+async fn a_retried_dead_letter_brings_the_present_document_and_a_dropped_one_lets_later_changes_flow() {
     let mut site = Site::shared(TRIANGLE).await;
     unique_index(&site, HUB).await;
     site.start().await;
@@ -175,7 +179,7 @@ async fn what_is_retried_brings_what_is_true_now_and_what_is_dropped_lets_later_
     site.settle().await;
     let (done, list) = site.command(&["dead-letters", "list"]);
     assert!(done && ["uplink:DFW", "healed", "stubborn"].iter().all(|word| list.contains(word)), "{list}");
-    // The reason goes away for some of them.
+    // For two of the documents the reason disappears.
     site.at("DFW").update_one(doc! { "_id": "healed" }, doc! { "$set": { "key": 2, "now": true } }).await.unwrap();
     site.at("DFW").delete_one(doc! { "_id": "gone" }).await.unwrap();
     site.settle().await;
@@ -183,15 +187,16 @@ async fn what_is_retried_brings_what_is_true_now_and_what_is_dropped_lets_later_
     let (done, text) = site.command(&["dead-letters", "retry", "NYC"]);
     assert!(!done && text.contains("there is no spoke NYC"), "{text}");
     assert!(site.command(&["dead-letters", "retry", "DFW"]).0);
-    eventually("what can be healed is", async || site.spoke_status("DFW")["dead_letters"] == 2).await;
+    eventually("two retries have succeeded", async || site.spoke_status("DFW")["dead_letters"] == 2).await;
     let healed = site.at(HUB).find_one(doc! { "_id": "healed" }).await.unwrap().unwrap();
     assert_eq!(healed, doc! { "_id": "healed", "_pk": "DFW", "key": 2, "now": true });
     assert_eq!(letters(&site, HUB).await.len(), 2);
+    // A dropped dead letter no longer holds back later changes of its document.
     let typo = serde_json::json!({ "id": ["dropped"] });
     let path = "/api/v1/spokes/DFW/dead-letters/drop";
     assert_eq!(site.program.as_ref().unwrap().post_json(path, &typo).unwrap().0, 400);
     assert!(site.command(&["dead-letters", "drop", "DFW", "--id", "dropped"]).0);
-    eventually("one is dropped", async || site.spoke_status("DFW")["dead_letters"] == 1).await;
+    eventually("one dead letter is dropped", async || site.spoke_status("DFW")["dead_letters"] == 1).await;
     site.at("DFW").update_one(doc! { "_id": "dropped" }, doc! { "$set": { "key": 3 } }).await.unwrap();
     site.settle().await;
     assert_eq!(site.at(HUB).count_documents(doc! { "_id": "dropped", "key": 3 }).await.unwrap(), 1);
@@ -208,7 +213,7 @@ async fn a_delta_that_does_not_fit_the_destinations_document_brings_it_whole() {
     site.start().await;
     site.at("DFW").insert_one(doc! { "_id": 1, "_pk": "DFW", "list": [1, 2, 3], "n": 1 }).await.unwrap();
     site.settle().await;
-    // Somebody tampers with HOU's copy, so that the array that is to be cut is none.
+    // An application at HOU replaces the array of HOU's copy, so that the delta has no array to truncate.
     site.at("HOU").update_one(doc! { "_id": 1 }, doc! { "$set": { "list": "tampered" } }).await.unwrap();
     site.settle().await;
     site.at("DFW")
@@ -220,30 +225,30 @@ async fn a_delta_that_does_not_fit_the_destinations_document_brings_it_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_brought_whole_is_not_followed_by_older_changes_of_it() {
+async fn no_older_change_is_applied_to_a_document_that_was_read_whole() {
     let mut site = Site::shared(TRIANGLE).await;
     unique_index(&site, HUB).await;
     site.start().await;
     site.at("HOU").insert_one(doc! { "_id": "taken", "_pk": "HOU", "key": 1 }).await.unwrap();
     site.settle().await;
-    // The hub lacks a document: its dead letter was dropped.
+    // The hub lacks a document, because its dead letter was dropped.
     let own = site.at("DFW");
     own.insert_one(doc! { "_id": "lacking", "_pk": "DFW", "key": 1 }).await.unwrap();
     own.update_one(doc! { "_id": "lacking" }, doc! { "$unset": { "key": 1 } }).await.unwrap();
     site.settle().await;
     assert!(site.command(&["dead-letters", "drop", "DFW", "--id", "lacking"]).0);
-    eventually("it is dropped", async || site.spoke_status("DFW")["dead_letters"] == 0).await;
+    eventually("the dead letter is dropped", async || site.spoke_status("DFW")["dead_letters"] == 0).await;
     site.stop().await;
     let set = async |n: i32| {
         own.update_one(doc! { "_id": "lacking" }, doc! { "$set": { "n": n } }).await.unwrap();
     };
-    // What is refused in between splits the batch; the last change is in a later one.
+    // A refused insert between the updates splits the batch; the last update is in a later batch.
     set(1).await;
     own.insert_one(doc! { "_id": "refused", "_pk": "DFW", "key": 1 }).await.unwrap();
     set(2).await;
     own.insert_many((0..12_000).map(|id| doc! { "_id": id, "_pk": "DFW" })).await.unwrap();
     set(3).await;
-    // The spoke no longer knows what was there at the batch's time, so the document is read as it is now.
+    // The read at the batch's time fails with 239 (SnapshotTooOld), and the program reads the present document instead.
     let fail = doc! {
         "configureFailPoint": "failCommand", "mode": { "times": 1 },
         "data": { "failCommands": ["find"], "errorCode": 239, "namespace": own.namespace().to_string() },
@@ -262,7 +267,7 @@ async fn a_spokes_own_document_is_not_overwritten_by_another_zones_of_the_same_i
     site.start().await;
     site.at("HOU").insert_one(doc! { "_id": 1, "_pk": "HOU" }).await.unwrap();
     site.settle().await;
-    // DFW's document of the same _id cannot go up, and must not be lost under HOU's either.
+    // DFW's document with the same `_id` cannot go up, and HOU's document must not overwrite it.
     site.at("DFW").delete_one(doc! { "_id": 1 }).await.unwrap();
     site.at("DFW").insert_one(doc! { "_id": 1, "_pk": "DFW", "precious": true }).await.unwrap();
     eventually("the collision is found", async || !letters(&site, HUB).await.is_empty()).await;

@@ -1,4 +1,4 @@
-//! Every row of the two tables: what each kind of change does at the hub and at the other spokes.
+//! The effect of every kind of change, on uplinks and in the fan-out, at the hub and at the other spokes.
 
 use bson::{Document, doc};
 
@@ -26,7 +26,7 @@ async fn triangle_with_pre_images() -> Site {
     site
 }
 
-/// The documents with this `_id` at the hub, DFW, HOU and BOS, once everything has arrived.
+/// The documents with this `_id` at the hub, DFW, HOU and BOS, after all changes have arrived.
 async fn everywhere(site: &Site, id: i32) -> [Option<Document>; 4] {
     site.settle().await;
     present(site, id).await
@@ -40,7 +40,7 @@ async fn present(site: &Site, id: i32) -> [Option<Document>; 4] {
     found
 }
 
-/// What [`everywhere`] gives when the hub, DFW and HOU hold this, and BOS does not.
+/// The result of [`everywhere`] if the hub, DFW and HOU hold the document, and BOS does not.
 fn not_in_boston(document: Document) -> [Option<Document>; 4] {
     [Some(document.clone()), Some(document.clone()), Some(document), None]
 }
@@ -61,7 +61,7 @@ mod uplink {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_document_without_partition_key_gets_its_spokes() {
+    async fn a_document_without_partition_key_gets_the_key_of_its_spoke() {
         let site = triangle().await;
         site.at("DFW").insert_one(doc! { "_id": 1, "speed": 70 }).await.unwrap();
         assert_eq!(everywhere(&site, 1).await, not_in_boston(doc! { "_id": 1, "speed": 70, "_pk": "DFW" }));
@@ -87,7 +87,7 @@ mod uplink {
             .unwrap();
         let document = doc! { "_id": 1, "_pk": "DFW", "list": [1, 2, 3, 4], "a": { "b": 2 }, "z": 1 };
         assert_eq!(everywhere(&site, 1).await, not_in_boston(document));
-        // A path with a dot, an element of an array, and a cut array: whole documents, or a pipeline.
+        // A path with a dot, an array element and a truncated array travel as whole documents or as a pipeline.
         spoke.update_one(doc! { "_id": 1 }, doc! { "$set": { "a.c": 3, "list.0": 9 } }).await.unwrap();
         spoke.update_one(doc! { "_id": 1 }, doc! { "$push": { "list": { "$each": [], "$slice": 2 } } }).await.unwrap();
         let document = doc! { "_id": 1, "_pk": "DFW", "list": [9, 2], "a": { "b": 2, "c": 3 }, "z": 1 };
@@ -110,7 +110,8 @@ mod uplink {
         let document = doc! { "_id": 1, "_pk": "HOU", "speed": 70, "at": { "mile": 1 } };
         site.at("HOU").insert_one(&document).await.unwrap();
         assert_eq!(everywhere(&site, 1).await, not_in_boston(document.clone()));
-        // An application at DFW changes its copy, also so that it must be read whole; replaces it, and deletes it.
+        // An application at DFW updates its copy, also in a way that requires the whole document, then replaces and
+        // deletes the copy.
         for change in [doc! { "speed": 99 }, doc! { "at.mile": 99 }] {
             site.at("DFW").update_one(doc! { "_id": 1 }, doc! { "$set": change }).await.unwrap();
             site.settle().await;
@@ -128,7 +129,8 @@ mod uplink {
         let site = triangle().await;
         site.at("DFW").insert_one(doc! { "_id": 1, "_pk": "DFW", "speed": 70 }).await.unwrap();
         site.settle().await;
-        // The program is away while the two sides change the document, so that neither has seen the other's change.
+        // The program is stopped while both sides change the document, so that neither side has seen the other's
+        // change.
         let mut site = site;
         site.stop().await;
         site.at(HUB).delete_one(doc! { "_id": 1 }).await.unwrap();
@@ -145,7 +147,7 @@ mod uplink {
         site.at("DFW").insert_one(doc! { "_id": 1, "_pk": "DFW", "speed": 70 }).await.unwrap();
         site.at("DFW").update_one(doc! { "_id": 1 }, doc! { "$set": { "_pk": "HOU" } }).await.unwrap();
         assert_eq!(everywhere(&site, 1).await, not_in_boston(doc! { "_id": 1, "_pk": "HOU", "speed": 70 }));
-        // From now on it is HOU's: what DFW does to it stays there.
+        // The document belongs to HOU now, and HOU's changes reach every side that holds the zone.
         site.at("HOU").update_one(doc! { "_id": 1 }, doc! { "$set": { "speed": 71 } }).await.unwrap();
         assert_eq!(everywhere(&site, 1).await, not_in_boston(doc! { "_id": 1, "_pk": "HOU", "speed": 71 }));
     }
@@ -157,14 +159,14 @@ mod uplink {
             site.at("DFW").insert_one(doc! { "_id": id, "_pk": "DFW", "at": { "mile": 1 } }).await.unwrap();
         }
         site.settle().await;
-        // All of it is one batch.
+        // All changes are in one batch.
         site.stop().await;
         let own = site.at("DFW");
         own.update_many(doc! { "_id": { "$ne": 1 } }, doc! { "$set": { "_pk": "HOU" } }).await.unwrap();
         own.replace_one(doc! { "_id": 1 }, doc! { "_pk": "HOU", "at": { "mile": 1 } }).await.unwrap();
         own.update_one(doc! { "_id": 2 }, doc! { "$set": { "at.mile": 2 } }).await.unwrap();
         own.delete_many(doc! {}).await.unwrap();
-        // One comes back.
+        // Document 3 returns to DFW's zone.
         own.insert_one(doc! { "_id": 3, "_pk": "HOU" }).await.unwrap();
         own.update_one(doc! { "_id": 3 }, doc! { "$set": { "_pk": "DFW", "back": true } }).await.unwrap();
         site.start().await;
@@ -178,7 +180,7 @@ mod uplink {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_document_that_a_spoke_moves_out_of_its_sight_leaves_it() {
+    async fn a_document_that_a_spoke_moves_to_a_zone_that_it_does_not_hold_leaves_the_spoke() {
         let site = triangle().await;
         let moved = |id: i32| Some(doc! { "_id": id, "_pk": "BOS" });
         site.at("DFW").insert_many([doc! { "_id": 1, "_pk": "DFW" }, doc! { "_id": 2, "_pk": "DFW" }]).await.unwrap();
@@ -191,7 +193,7 @@ mod uplink {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn two_zones_with_one_id_become_a_dead_letter_and_the_rest_flows() {
+    async fn an_id_in_two_zones_becomes_a_dead_letter_and_the_rest_flows() {
         let site = triangle().await;
         site.at("BOS").insert_one(doc! { "_id": 1, "_pk": "BOS", "first": true }).await.unwrap();
         site.settle().await;
@@ -207,7 +209,7 @@ mod uplink {
         assert_eq!(letter.get_document("reason").unwrap().get_i32("code").unwrap(), 11000);
         assert_eq!(letter.get_document("event").unwrap().get_str("operationType").unwrap(), "insert");
         assert!(letter.get_datetime("parked_at").is_ok());
-        // Later changes of that document wait with it, and are counted.
+        // Later changes of the document wait with the dead letter, and are counted.
         site.at("DFW").update_one(doc! { "_id": 1 }, doc! { "$set": { "a": 1 } }).await.unwrap();
         site.at("DFW").update_one(doc! { "_id": 2 }, doc! { "$set": { "a": 1 } }).await.unwrap();
         assert_eq!(everywhere(&site, 2).await, not_in_boston(doc! { "_id": 2, "_pk": "DFW", "a": 1 }));
@@ -254,7 +256,7 @@ mod fan_out {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_delete_without_pre_image_touches_only_documents_of_zones_that_a_spoke_holds() {
         let site = triangle().await;
-        // BOS has a document of its own making with the same _id, in a zone that it does not hold.
+        // An application at BOS has written a document with the same `_id`, in a zone that BOS does not hold.
         site.at("BOS").insert_one(doc! { "_id": 1, "_pk": "HOU", "mine": true }).await.unwrap();
         site.at(HUB).insert_one(doc! { "_id": 1, "_pk": "DFW" }).await.unwrap();
         site.settle().await;
@@ -281,7 +283,7 @@ mod fan_out {
         for id in [1, 2] {
             assert_eq!(everywhere(&site, id).await, not_in_boston(doc! { "_id": id, "_pk": "HOU", "a": 1 }));
         }
-        // Both hold both zones: the document changes place without going away. Then it leaves all zones.
+        // DFW and HOU hold both zones, so the document stays at both. Then both documents leave all zones.
         hub.update_one(doc! { "_id": 1 }, doc! { "$set": { "_pk": "DFW" } }).await.unwrap();
         assert_eq!(everywhere(&site, 1).await, not_in_boston(doc! { "_id": 1, "_pk": "DFW", "a": 1 }));
         hub.update_one(doc! { "_id": 1 }, doc! { "$unset": { "_pk": 1 } }).await.unwrap();
@@ -292,12 +294,12 @@ mod fan_out {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_document_that_changes_zone_changes_place() {
+    async fn a_document_that_changes_zone_moves_to_the_spokes_of_its_new_zone() {
         zone_moves(triangle().await).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_document_that_changes_zone_changes_place_with_pre_images() {
+    async fn a_document_that_changes_zone_moves_to_the_spokes_of_its_new_zone_with_pre_images() {
         zone_moves(triangle_with_pre_images().await).await;
     }
 
@@ -359,8 +361,8 @@ mod fan_out {
         site.at("DFW").drop().await.unwrap();
         site.at("DFW").insert_one(doc! { "_id": 3, "_pk": "DFW" }).await.unwrap();
         eventually("the spoke's stream goes on", async || present(&site, 3).await[2].is_some()).await;
-        assert!(present(&site, 2).await[0].is_some(), "the hub keeps what the spoke dropped");
-        eventually("what was dropped at one side is brought back from the other", async || {
+        assert!(present(&site, 2).await[0].is_some(), "the hub keeps the documents that the spoke dropped");
+        eventually("each side gets back the documents that it dropped", async || {
             futures_util::future::join_all([1, 2, 3].map(|id| present(&site, id)))
                 .await
                 .iter()

@@ -1,7 +1,7 @@
-//! A seeded random programme of writes, faults, reloads and kills, which ends by proving what was promised.
+//! A seeded random sequence of writes, faults, reloads and kills. At the end, the test proves all promises.
 //!
-//! It runs for a few seconds with the other tests, and for as long as asked by `make soak MINUTES=…`. It prints its
-//! seed, and `SOAK_SEED` sets it; the order of faults is then the same, though not their moments.
+//! The sequence runs for 40 seconds with the other tests, and for as long as requested by `make soak MINUTES=…`. The
+//! test prints its seed, and `SOAK_SEED` sets the seed: the order of faults is then the same, though not their moments.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,13 +24,13 @@ use super::support::{LIMIT, Site, eventually};
 const SPOKES: Topology<'static> =
     &[("DFW", &["HOU", "yard"]), ("HOU", &["DFW"]), ("BOS", &["DFW", "HOU"]), ("NYC", &[])];
 
-/// How many documents each application changes again and again.
+/// Documents that each application changes repeatedly.
 const DOCUMENTS: i32 = 300;
 
-/// How long the programme lasts with the other tests.
+/// Duration with the other tests.
 const BRIEF: Duration = Duration::from_secs(40);
 
-/// One application: what it has written, and knows to be written.
+/// A running application, which returns its acknowledged writes.
 struct Application {
     done: Arc<AtomicBool>,
     task: JoinHandle<Written>,
@@ -38,13 +38,14 @@ struct Application {
 
 #[derive(Default)]
 struct Written {
-    /// Documents that nobody else writes: what each must be at the end, `None` if it must be gone.
+    /// Documents that no other application writes, with the value that each must have at the end, or `None` for a
+    /// deleted document.
     own: BTreeMap<String, Option<i32>>,
     changes: u64,
 }
 
 impl Application {
-    /// Writes documents of its own in this zone, and edits those that others edit as well.
+    /// Writes its own documents in this zone, and edits documents that other applications edit, too.
     fn start(collection: Collection<Document>, name: &'static str, zone: &'static str, seed: u64) -> Self {
         let done = Arc::new(AtomicBool::new(false));
         let ended = done.clone();
@@ -54,7 +55,7 @@ impl Application {
                 let number = random.random_range(0..DOCUMENTS);
                 let value: i32 = random.random();
                 if random.random_bool(0.2) {
-                    // Its outcome may stay unknown: another application may do the same.
+                    // The outcome may stay unknown, because another application may make the same edit.
                     let update = doc! { "$set": { format!("by {name}"): value, "shared": value } };
                     let filter = doc! { "_id": format!("{zone} shared {}", number % 20), "_pk": zone };
                     drop(collection.update_one(filter, update).upsert(name == HUB).await);
@@ -76,7 +77,8 @@ impl Application {
     }
 }
 
-/// Writes a value, such that it can be done again if the answer was lost. `false`: it may not be done.
+/// Writes a value. The write can be repeated if the answer was lost. Returns `false` if the write may not have
+/// happened.
 async fn put(collection: &Collection<Document>, id: &str, zone: &str, value: Option<i32>, style: i32) -> bool {
     let filter = doc! { "_id": id };
     let Some(value) = value else { return collection.delete_one(filter).await.is_ok() };
@@ -130,7 +132,7 @@ async fn make(fault: Fault, site: &mut Site, random: &mut StdRng) {
     let name = *names.choose(random).unwrap();
     let zone = *names[1..].choose(random).unwrap();
     let moment = Duration::from_millis(random.random_range(50..3_000));
-    // What is answered while something else is broken does not matter here.
+    // The answer does not matter, because other parts may be broken at the moment.
     let post = |site: &Site, action: &str| {
         drop(site.program.as_ref().unwrap().post(&format!("/api/v1/spokes/{zone}/{action}")))
     };
@@ -215,7 +217,7 @@ async fn whatever_happens_all_promises_hold() {
         for zone in ["DFW", "HOU", "yard"] {
             applications.push((zone, Application::start(site.at(HUB), HUB, zone, random.random())));
         }
-        // In long programmes it is looked now and then whether all is well.
+        // Long runs prove the promises every three minutes.
         let until = (Instant::now() + Duration::from_secs(180)).min(end);
         while Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(random.random_range(0..3_000))).await;
@@ -223,35 +225,36 @@ async fn whatever_happens_all_promises_hold() {
             println!("{:>6} s {fault:?}", end.saturating_duration_since(Instant::now()).as_secs());
             make(fault, &mut site, &mut random).await;
         }
+        // Faults and applications end before the proof.
         for node in site.nodes.values() {
             node.admin(doc! { "configureFailPoint": "failCommand", "mode": "off" }).await.unwrap();
         }
         let mut changes = 0;
         for (zone, application) in applications {
             application.done.store(true, Ordering::Relaxed);
-            let written = tokio::time::timeout(LIMIT, application.task).await.expect("it ends").unwrap();
+            let written = tokio::time::timeout(LIMIT, application.task).await.expect("the application ends").unwrap();
             changes += written.changes;
             all.extend(written.own.into_iter().map(|(id, value)| (id, (zone, value))));
         }
         prove(&mut site, &all).await;
-        println!("round {rounds}: {changes} changes, all is well");
+        println!("round {rounds}: {changes} changes, all promises hold");
     }
-    println!("SOAK_SEED={seed}: well after {rounds} rounds");
+    println!("SOAK_SEED={seed}: all promises hold after {rounds} rounds");
 }
 
-/// Proves the promises, once nobody writes.
+/// Proves the promises while no application writes.
 async fn prove(site: &mut Site, all: &BTreeMap<String, (&'static str, Option<i32>)>) {
-    // Halted links are tried again on a restart.
+    // A restart makes halted links try again.
     for zone in ["DFW", "HOU", "BOS", "NYC"] {
         site.program.as_ref().unwrap().post(&format!("/api/v1/spokes/{zone}/restart")).unwrap();
     }
     site.ready().await;
     // Convergence, byte for byte.
     site.assert_converged().await;
-    // Nothing lost, nothing invented, and no zone's documents changed by another's.
+    // Nothing is lost, nothing is invented, and no zone's document is changed by another zone.
     for (id, (zone, value)) in all {
         let found = site.at(HUB).find_one(doc! { "_id": id }).await.unwrap();
-        // Where both links of a spoke have lost their place at once, data wins over deletion.
+        // If both links of a spoke have lost their place, data wins over deletion.
         if value.is_none() && site.log().contains("data wins over deletion") {
             continue;
         }
@@ -265,13 +268,13 @@ async fn prove(site: &mut Site, all: &BTreeMap<String, (&'static str, Option<i32
         let letters = site.own_collection(name, "dead_letters").count_documents(doc! {}).await.unwrap();
         assert_eq!(letters, 0, "dead letters at {name}");
     }
-    // Quiet applications mean quiet streams.
+    // Without writes, the streams are quiet.
     for name in [HUB, "DFW", "HOU", "BOS", "NYC"] {
         let mut events = Events::watch(site.at(name)).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(events.so_far().await.len(), 0, "{name} is not quiet");
     }
-    // Bounded.
+    // Streams and memory are bounded.
     eventually("one change stream is left at the hub", async || site.status()["hub"]["open_streams"] == 1).await;
     let process = site.program.as_ref().unwrap().process().id();
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();

@@ -1,5 +1,5 @@
-//! What is assumed of resume tokens, against a running server: they compare as their `_data` does, and begin with the
-//! cluster time.
+//! Assumptions about resume tokens, checked against a running server: tokens compare like their `_data`, and begin with
+//! the cluster time.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ async fn tokens_compare_in_the_order_of_events_and_hold_their_time() {
     let collection = site.at(HUB);
     let client = site.client(HUB);
     let mut stream = collection.watch().batch_size(2).await.unwrap();
-    // Ordinary writes, several with one cluster time, of every kind, and replies that hold no event.
+    // Ordinary writes, transactions of several writes with one cluster time, and replies without events.
     for round in 0..20 {
         collection.insert_one(doc! { "_id": round, "a": 1 }).await.unwrap();
         collection.update_one(doc! { "_id": round }, doc! { "$set": { "a": 2 } }).await.unwrap();
@@ -38,9 +38,9 @@ async fn tokens_compare_in_the_order_of_events_and_hold_their_time() {
     let mut events = 0;
     while events < 20 * 12 {
         let event = stream.next_if_any().await.unwrap();
-        let token = stream.resume_token().expect("a token after every reply");
+        let token = stream.resume_token().expect("every reply has a token");
         let token = RawDocumentBuf::try_from(&bson::serialize_to_document(&token).unwrap()).unwrap();
-        let position = Position::from_token(&token).expect("a token");
+        let position = Position::from_token(&token).expect("the token has a position");
         if let Some(event) = event {
             events += 1;
             assert_eq!(Some(position.cluster_time()), event.cluster_time, "{token:?}");

@@ -1,5 +1,5 @@
-//! Whether hub and spokes are equal is told exactly: every kind of difference is found, named and mended, and none is
-//! invented, while applications go on writing.
+//! Verification: every kind of difference is found, named and repaired, and none is invented, while applications go on
+//! writing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ async fn fill(site: &Site, zone: &str, number: usize) {
     site.at(zone).insert_many(documents).await.unwrap();
 }
 
-/// A session whose changes the program takes for its own: so a document can be changed behind its back.
+/// A session registered as the program's own, so the program ignores the session's changes.
 struct Hidden {
     session: ClientSession,
     collection: Collection<Document>,
@@ -42,7 +42,7 @@ impl Hidden {
         let session = site.client(name).start_session().await.unwrap();
         let id = session.id().get("id").unwrap().clone();
         let known = doc! { "_id": id, "link": "repair:test", "zone": "test" };
-        // A pooled session may have been another's that is known as well.
+        // The driver may reuse a session that is registered already.
         drop(site.own_collection(name, "sessions").insert_one(known).await);
         Self { session, collection: site.at(name) }
     }
@@ -69,7 +69,7 @@ impl Hidden {
         self.commit().await;
     }
 
-    /// Does ten kinds of harm to documents of a zone. Tells what each is to be called.
+    /// Corrupts documents of a zone in ten ways. Returns the expected finding for each.
     async fn corrupt(&mut self, zone: &str) -> BTreeMap<String, (&'static str, Vec<&'static str>)> {
         let id = |number: usize| format!("{zone} {number:06}");
         let mut expected = BTreeMap::new();
@@ -81,6 +81,7 @@ impl Hidden {
         twin.insert("_id", format!("{} twin", id(20)));
         self.put(twin).await;
         expected.insert(format!("{} twin", id(20)), ("extra", vec![]));
+        // One field each: a flipped bit, another type, another value, a shorter array.
         let changes: [(usize, &str, Bson, &str); 4] = [
             (
                 30,
@@ -141,7 +142,7 @@ async fn ten_kinds_of_corruption_are_found_named_and_repaired() {
     let (code, report) = verify(&site, &[]);
     assert_eq!((code, report["documents"].as_u64()), (EQUAL, Some(2_000)), "{report:#}");
 
-    // At a spoke that watches the zone, and at the one that owns it.
+    // Corrupts documents at a spoke that watches the zone, and at the owner.
     let mut expected = BTreeMap::new();
     for (name, zone) in [("HOU", "DFW"), ("DFW", "DFW"), ("DFW", "HOU")] {
         let harm = Hidden::at(&site, name).await.corrupt(zone).await;
@@ -160,7 +161,7 @@ async fn ten_kinds_of_corruption_are_found_named_and_repaired() {
     assert_eq!((code, report["repaired"].as_u64()), (EQUAL, Some(expected.len() as u64)), "{report:#}");
     site.assert_converged().await;
     assert_eq!(verify(&site, &[]).0, EQUAL);
-    // The hub's are as they were, and what only the owner had went up.
+    // The hub's documents are unchanged, and the document that only the owner had went up.
     for id in [10, 30, 40, 50, 60, 70, 80, 90] {
         let id = format!("DFW {id:06}");
         assert_eq!(site.at(HUB).find_one(doc! { "_id": &id }).await.unwrap(), Some(whole(&id, "DFW")));
@@ -171,12 +172,12 @@ async fn ten_kinds_of_corruption_are_found_named_and_repaired() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_applications_wrote_in_other_zones_and_what_is_refused_are_told_apart() {
+async fn foreign_and_parked_documents_are_reported_as_such_and_purged_only_on_request() {
     let mut site = Site::shared(TRIANGLE).await;
     site.at(HUB).insert_one(doc! { "_id": "same", "_pk": "BOS" }).await.unwrap();
     site.start().await;
     fill(&site, "DFW", 100).await;
-    // In a zone that it watches, and in one that it does not hold.
+    // HOU writes in a watched zone, and in a zone that HOU does not hold.
     site.at("HOU").insert_one(doc! { "_id": "watched", "_pk": "DFW" }).await.unwrap();
     site.at("HOU").insert_one(doc! { "_id": "strange", "_pk": "NOWHERE" }).await.unwrap();
     site.at("DFW").insert_one(doc! { "_id": "same", "_pk": "DFW" }).await.unwrap();
@@ -190,7 +191,11 @@ async fn what_applications_wrote_in_other_zones_and_what_is_refused_are_told_apa
     let (code, report) = verify(&site, &[]);
     assert_eq!((code, found(&report)), (DIFFERENT, expected.clone()), "{report:#}");
     let (code, report) = verify(&site, &["--repair"]);
-    assert_eq!((code, found(&report)), (DIFFERENT, expected), "nothing of that is mended unasked: {report:#}");
+    assert_eq!(
+        (code, found(&report)),
+        (DIFFERENT, expected),
+        "repair leaves foreign and parked documents alone: {report:#}"
+    );
     let (_, report) = verify(&site, &["--repair", "--purge-foreign", "--spoke", "HOU"]);
     assert_eq!(report["repaired"], 2, "{report:#}");
     assert_eq!(site.at("HOU").count_documents(doc! {}).await.unwrap(), 100);
@@ -200,7 +205,7 @@ async fn what_applications_wrote_in_other_zones_and_what_is_refused_are_told_apa
     assert_eq!(code, 2);
 }
 
-/// Writes all the time: new documents, and edits and deletes of the old ones.
+/// Inserts, edits and deletes documents until `done` is set. Returns the number of changes.
 fn traffic(
     collection: Collection<Document>,
     zone: &'static str,
@@ -210,7 +215,7 @@ fn traffic(
     tokio::spawn(async move {
         let (mut random, mut changes) = (StdRng::seed_from_u64(seed), 0);
         while !done.load(Ordering::Relaxed) {
-            // A few of them change all the time.
+            // A few documents change all the time.
             let number =
                 if random.random_bool(0.3) { random.random_range(100..105) } else { random.random_range(100..200_000) };
             let id = format!("{zone} {number:06}");
@@ -248,11 +253,11 @@ async fn a_minute_of_steady_writes_raises_no_false_alarm_and_hides_nothing() {
         let quick = if rounds % 3 == 2 { ["--quick"].as_slice() } else { &[] };
         let (code, report) = verify(&site, quick);
         assert_eq!(report["findings"], json!([]), "{report:#}");
-        // Documents that hub and owner change in the same moment, again and again, may not be told; nothing else.
+        // Only documents that hub and owner repeatedly change at the same moment may stay undecided.
         assert!(code == EQUAL || report["untold"].to_string().contains("change all the time"), "{report:#}");
         rounds += 1;
     }
-    // Harm that is done meanwhile is found, and mending it undoes nothing.
+    // Corruption during the writes is found, and the repair undoes no write.
     let mut hidden = Hidden::at(&site, "HOU").await;
     hidden.delete("DFW 000010").await;
     let mut changed = whole("DFW 000020", "DFW");
@@ -273,7 +278,7 @@ async fn a_minute_of_steady_writes_raises_no_false_alarm_and_hides_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupted_verification_goes_on_where_it_was_also_past_a_server_that_restarts() {
+async fn an_interrupted_verification_resumes_its_progress_and_survives_a_server_restart() {
     let mut site = Site::own(&[("DFW", &[])], Options::default()).await;
     site.start().await;
     for start in (0..120_000).step_by(10_000) {
@@ -288,23 +293,23 @@ async fn an_interrupted_verification_goes_on_where_it_was_also_past_a_server_tha
     let noted = async |documents: i32| {
         site.own_collection(HUB, "verifications").find_one(doc! { "documents": { "$gt": documents } }).await.unwrap()
     };
-    // Each time it has come further, or it may be too early for it to listen to signals.
+    // Further progress shows that the process is past the start and listens to signals.
     for (signal, documents) in [(Signal::SIGKILL, 30_000), (Signal::SIGINT, 60_000)] {
         let process = site.begin(&["verify", "--rate", "15000"], &format!("{signal}"));
-        eventually("it is noted how far it is", async || noted(documents).await.is_some()).await;
+        eventually("the progress is saved", async || noted(documents).await.is_some()).await;
         process.signal(signal).unwrap();
         let mut process = process;
-        eventually("it has ended", async || process.exit().unwrap().is_some()).await;
-        assert!(noted(documents).await.is_some(), "it is forgotten by {signal}");
+        eventually("the verification has ended", async || process.exit().unwrap().is_some()).await;
+        assert!(noted(documents).await.is_some(), "{signal} has deleted the progress");
     }
-    // What was found before is not looked for again, and is told all the same; and a server may restart meanwhile.
+    // The resumed verification reports earlier findings without a second comparison, and survives a server's restart.
     site.nodes.get_mut("DFW").unwrap().kill().unwrap();
     let process = site.begin(&["verify", "--json", "--rate", "60000"], "resumed");
     tokio::time::sleep(Duration::from_secs(1)).await;
     site.nodes.get_mut("DFW").unwrap().restart().await.unwrap();
     let mut process = process;
     let mut code = None;
-    eventually("it has ended", async || {
+    eventually("the verification has ended", async || {
         code = process.exit().unwrap();
         code.is_some()
     })
@@ -316,7 +321,7 @@ async fn an_interrupted_verification_goes_on_where_it_was_also_past_a_server_tha
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_running_process_what_is_on_its_way_is_not_taken_for_a_difference() {
+async fn without_a_running_process_changes_in_transit_are_not_reported_as_differences() {
     let mut site = Site::shared(TRIANGLE).await;
     assert_eq!(verify(&site, &[]).0, CANNOT_TELL, "nothing was ever synced");
     site.start().await;
@@ -340,7 +345,7 @@ async fn without_a_running_process_what_is_on_its_way_is_not_taken_for_a_differe
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn digests_find_what_is_missing_and_cannot_see_what_they_say_they_cannot() {
+async fn quick_verification_finds_missing_documents_and_may_miss_changed_values() {
     let mut site = Site::shared(TRIANGLE).await;
     site.start().await;
     fill(&site, "DFW", 2_000).await;
@@ -351,7 +356,7 @@ async fn digests_find_what_is_missing_and_cannot_see_what_they_say_they_cannot()
     let mut changed = whole("DFW 000050", "DFW");
     changed.insert("x", 1.7);
     hidden.put(changed).await;
-    // The hash of this server is blind for it.
+    // The server's hash does not distinguish these two values of `x`.
     assert_eq!(verify(&site, &["--quick"]).0, EQUAL);
     assert_eq!(verify(&site, &[]).0, DIFFERENT);
     hidden.delete("DFW 000010").await;
@@ -362,7 +367,7 @@ async fn digests_find_what_is_missing_and_cannot_see_what_they_say_they_cannot()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_running_process_verifies_when_it_is_asked_and_shows_what_came_of_it() {
+async fn a_running_process_verifies_on_request_and_shows_the_result() {
     let mut site = Site::shared(TRIANGLE).await;
     site.start().await;
     fill(&site, "DFW", 300).await;
@@ -373,18 +378,18 @@ async fn a_running_process_verifies_when_it_is_asked_and_shows_what_came_of_it()
     assert_eq!(program.post_json("/api/v1/verify", &json!({ "zoen": "DFW" })).unwrap().0, 400);
     assert_eq!(program.post_json("/api/v1/verify", &json!({ "zone": "NYC" })).unwrap().0, 409);
     assert_eq!(program.post("/api/v1/verify").unwrap().0, 202);
-    eventually("it is done", async || site.status()["verification"]["state"] == "done").await;
+    eventually("the verification is done", async || site.status()["verification"]["state"] == "done").await;
     let shown = site.status()["verification"].clone();
     assert_eq!((shown["documents"].as_u64(), shown["differences"].as_u64()), (Some(600), Some(0)), "{shown}");
     Hidden::at(&site, "HOU").await.delete("DFW 000010").await;
     assert_eq!(program.post_json("/api/v1/verify", &json!({ "spoke": "HOU" })).unwrap().0, 202);
-    assert_eq!(program.post("/api/v1/verify").unwrap().0, 409, "one at a time");
-    eventually("it is found", async || site.status()["verification"]["differences"] == 1).await;
+    assert_eq!(program.post("/api/v1/verify").unwrap().0, 409, "only one verification runs at a time");
+    eventually("the difference is found", async || site.status()["verification"]["differences"] == 1).await;
     assert_eq!(program.get("/api/v1/verify").unwrap().1["findings"][0]["kind"], "missing");
     let metrics = program.get("/metrics").unwrap().1;
     assert!(metrics.as_str().unwrap().contains("spokesync_verification_differences 1.0"), "{metrics}");
     assert_eq!(program.post_json("/api/v1/verify", &json!({ "spoke": "HOU", "repair": true })).unwrap().0, 202);
-    eventually("it is mended", async || {
+    eventually("the difference is repaired", async || {
         site.status()["verification"]["state"] == "done" && site.zone("HOU", 0, "DFW").await.len() == 300
     })
     .await;

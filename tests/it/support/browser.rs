@@ -20,10 +20,10 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts one, with a page of this width and height in pixels.
+    /// Starts a browser with a page of this width and height in pixels.
     pub async fn start(width: u32, height: u32) -> Self {
         let driver = std::env::var("CHROMEDRIVER")
-            .expect("run this by make, which finds a chromedriver, or name one in $CHROMEDRIVER");
+            .expect("use make, which finds a chromedriver, or set $CHROMEDRIVER to its path");
         let (port, folder) = (free_port().unwrap(), TempDir::new().unwrap());
         let mut command = Command::new(driver);
         command.arg(format!("--port={port}"));
@@ -54,12 +54,12 @@ impl Browser {
         Self { page: page.unwrap(), _driver: driver, _folder: folder }
     }
 
-    /// Ends it. Its windows would outlive chromedriver.
+    /// Ends the browser, because its windows would outlive chromedriver.
     pub async fn end(self) {
         self.page.close().await.unwrap();
     }
 
-    /// Waits until an element that this CSS selector names shows this text.
+    /// Waits until an element that matches the CSS selector shows the text.
     pub async fn shows(&self, selector: &str, text: &str) {
         let mut last = String::new();
         let shown = tokio::time::timeout(LIMIT, async {
@@ -74,24 +74,24 @@ impl Browser {
         assert!(shown.await.is_ok(), "{selector} does not show {text:?}, but {last:?}");
     }
 
-    /// The text of all elements that this CSS selector names.
+    /// The text of all elements that match the CSS selector.
     pub async fn text(&self, selector: &str) -> String {
         let script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent).join(' ')";
         self.run(script, vec![selector.into()]).await.as_str().unwrap_or_default().to_owned()
     }
 
-    /// Clicks on the first element that this CSS selector names.
+    /// Clicks on the first element that matches the CSS selector.
     pub async fn click(&self, selector: &str) {
         let element = self.page.wait().at_most(LIMIT).for_element(Locator::Css(selector)).await.unwrap();
         element.click().await.unwrap();
     }
 
-    /// Sends keys to whatever has the focus.
+    /// Sends keys to the focused element.
     pub async fn press(&self, keys: &str) {
         self.page.active_element().await.unwrap().send_keys(keys).await.unwrap();
     }
 
-    /// What a script returns.
+    /// Runs a script in the page, and returns its result.
     pub async fn run(&self, script: &str, arguments: Vec<Value>) -> Value {
         self.page.execute(script, arguments).await.unwrap()
     }

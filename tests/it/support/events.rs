@@ -1,4 +1,4 @@
-//! What a change stream of a collection shows, for tests of what must and must not be seen.
+//! The events of a collection's change stream, for tests of changes that must or must not be visible.
 
 use bson::{Document, doc};
 use futures_util::StreamExt;
@@ -6,20 +6,20 @@ use mongodb::Collection;
 use mongodb::change_stream::ChangeStream;
 use mongodb::change_stream::event::ChangeStreamEvent;
 
-/// A change stream that was opened before what a test does.
+/// A change stream that was opened before the changes of a test.
 pub struct Events {
     stream: ChangeStream<ChangeStreamEvent<Document>>,
     collection: Collection<Document>,
 }
 
 impl Events {
-    /// Starts to watch.
+    /// Opens the change stream.
     pub async fn watch(collection: Collection<Document>) -> Self {
         let stream = collection.watch().await.unwrap();
         Self { stream, collection }
     }
 
-    /// Everything that happened up to now. Writes one document of no zone as a mark, and takes it away.
+    /// All events up to now. Inserts and deletes one document of no zone as a mark.
     pub async fn so_far(&mut self) -> Vec<ChangeStreamEvent<Document>> {
         let mark = bson::oid::ObjectId::new();
         self.collection.insert_one(doc! { "_id": mark, "_pk": 0 }).await.unwrap();

@@ -1,4 +1,4 @@
-//! What the tests stand on: replica sets, the program between them, and ways to wait and to compare.
+//! Support for the tests: replica sets, the program between them, waits and comparisons.
 
 pub mod browser;
 pub mod events;
@@ -8,15 +8,14 @@ use std::time::{Duration, Instant};
 
 pub use site::Site;
 
-/// How long anything may take before a test gives up. Nothing takes so long but on a machine that is busy with other
-/// things.
+/// Time limit for every wait of a test. Only a machine that is busy with other work comes close to the limit.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
-/// Waits until something is so, and panics with `what` if it does not become so.
+/// Waits until the condition is true, and panics with `what` after [`LIMIT`].
 pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !is_so().await {
-        assert!(Instant::now() < deadline, "it did not become so that {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

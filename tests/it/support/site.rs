@@ -1,4 +1,4 @@
-//! A hub and its spokes, with a spokesync between them.
+//! A hub and its spokes, with spokesync between them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,16 +21,16 @@ use super::{LIMIT, eventually};
 /// The name of the hub among the servers.
 pub const HUB: &str = "hub";
 
-/// Which zones a spoke watches, by the zone that it owns.
+/// The watched zones of each spoke, by the spoke's own zone.
 pub type Topology<'a> = &'a [(&'a str, &'a [&'a str])];
 
-/// The seed scenario: two spokes that watch each other, and one that watches nothing.
+/// Two spokes that watch each other, and one that watches nothing.
 pub const TRIANGLE: Topology<'static> = &[("DFW", &["HOU"]), ("HOU", &["DFW"]), ("BOS", &[])];
 
-/// A hub and its spokes. Each site has a database of its own, so that sites can share servers.
+/// A hub and its spokes. Each site has a separate database, so that sites can share servers.
 pub struct Site {
     pub program: Option<Program>,
-    /// The servers, if they are this site's alone.
+    /// The servers, if the site does not share them.
     pub nodes: BTreeMap<String, Node>,
     clients: BTreeMap<String, Client>,
     uris: BTreeMap<String, String>,
@@ -44,7 +44,7 @@ pub struct Site {
     pub first_config: String,
     /// More lines for `spokes.toml`.
     pub more_config: String,
-    /// More lines for its `[http]`.
+    /// More lines for the `[http]` table.
     pub http_config: String,
     database: String,
     folder: TempDir,
@@ -60,7 +60,7 @@ impl Drop for Site {
 }
 
 impl Site {
-    /// A site on servers that other tests use as well.
+    /// A site on servers that other tests use, too.
     pub async fn shared(topology: Topology<'_>) -> Self {
         static SERVERS: OnceCell<Vec<Node>> = OnceCell::const_new();
         const SHARED: usize = 5;
@@ -73,7 +73,7 @@ impl Site {
         site
     }
 
-    /// A site in which one server plays every spoke, by addresses of its own.
+    /// A site in which one server plays every spoke, with a separate address for each.
     pub async fn crowd(topology: Topology<'_>) -> Self {
         let options = Options { bind: Some("0.0.0.0".to_owned()), ..Options::default() };
         let mut servers = start_all(2, &options).await;
@@ -87,12 +87,12 @@ impl Site {
         Self::new(topology, uris, nodes).await
     }
 
-    /// From its next start on the program reaches a server like this.
+    /// Sets the connection string by which the program reaches a server, from the next start on.
     pub fn reach(&mut self, name: &str, uri: &str) {
         self.uris.insert(name.to_owned(), uri.to_owned());
     }
 
-    /// Starts the program once more beside the one that runs, with the same configuration but for its port.
+    /// Starts a second program with the same configuration except for the port.
     pub fn second_program(&self) -> Program {
         let port = free_port().unwrap();
         let text = std::fs::read_to_string(self.write_config()).unwrap();
@@ -103,7 +103,7 @@ impl Site {
         Program::start(&command, &format!("127.0.0.1:{port}"), &self.folder.path().join("second.log")).unwrap()
     }
 
-    /// Runs another command of the program, and tells whether it was done, and what it wrote.
+    /// Runs a command of the program. Returns true if the command succeeded, and the output with the errors.
     pub fn command(&self, arguments: &[&str]) -> (bool, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_spokesync"));
         let output = command.args(arguments).arg("--config").arg(self.write_config()).output().unwrap();
@@ -111,54 +111,54 @@ impl Site {
         (output.status.success(), String::from_utf8(text).unwrap())
     }
 
-    /// Runs a command of the program that may be interrupted, and gives the process.
+    /// Starts a command of the program that may be interrupted, with its output in a file of the site's folder.
     pub fn begin(&self, arguments: &[&str], output: &str) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_spokesync"));
         command.args(arguments).arg("--config").arg(self.write_config());
         Process::start(&command, &self.folder.path().join(output)).unwrap()
     }
 
-    /// Runs another command of the program, and tells its exit code and what it wrote to standard output.
+    /// Runs a command of the program. Returns the exit code, and the standard output.
     pub fn command_code(&self, arguments: &[&str]) -> (i32, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_spokesync"));
         let output = command.args(arguments).arg("--config").arg(self.write_config()).output().unwrap();
         (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
     }
 
-    /// Finds a server for a spoke that will be added later.
+    /// Reserves a shared server for a spoke that will be added later.
     pub async fn reserve(&mut self, zone: &str) {
-        let uri = self.spare.pop().expect("a server to spare");
+        let uri = self.spare.pop().expect("a spare server exists");
         self.adopt(zone, &uri).await;
     }
 
-    /// This is the server of a spoke that will be added later.
+    /// Sets the server of a spoke that will be added later.
     pub async fn adopt(&mut self, zone: &str, uri: &str) {
         self.clients.insert(zone.to_owned(), Client::with_uri_str(uri).await.unwrap());
         self.uris.insert(zone.to_owned(), uri.to_owned());
     }
 
-    /// Adds a spoke, which a server was reserved for.
+    /// Adds a spoke that has a reserved server.
     pub fn add(&mut self, zone: &str, watch: &[&str]) {
         let watch = watch.iter().map(|zone| (*zone).to_owned()).collect();
         self.topology.push((zone.to_owned(), watch));
     }
 
-    /// Takes a spoke out of the configuration.
+    /// Removes a spoke from the configuration.
     pub fn remove(&mut self, zone: &str) {
         self.topology.retain(|(own, _)| own != zone);
     }
 
-    /// What becomes of zones that a spoke watches no longer.
+    /// Sets the policy for zones that a spoke no longer watches.
     pub fn on_unwatch(&mut self, zone: &str, policy: &str) {
         self.on_unwatch.insert(zone.to_owned(), policy.to_owned());
     }
 
-    /// A site on servers whose oplogs no longer hold their beginning; used by other tests as well.
+    /// A site on shared servers whose oplogs no longer hold their beginning.
     pub async fn with_short_history(topology: Topology<'_>) -> Self {
         static SERVERS: OnceCell<Vec<Node>> = OnceCell::const_new();
         const SHARED: usize = 4;
         let servers = SERVERS.get_or_init(async || {
-            // The server truncates only what its last checkpoint on disk no longer needs.
+            // The server keeps the part of the oplog that its last checkpoint on disk still needs.
             let arguments = vec!["--syncdelay".to_owned(), "1".to_owned()];
             let options = Options { oplog_megabytes: Some(16), arguments, ..Options::default() };
             let servers = start_all(SHARED, &options).await;
@@ -170,7 +170,7 @@ impl Site {
         Self::new(topology, uris, BTreeMap::new()).await
     }
 
-    /// A site on servers of its own, which may be broken.
+    /// A site on separate servers, which a test may break.
     pub async fn own(topology: Topology<'_>, options: Options) -> Self {
         let nodes = start_all(topology.len() + 1, &options).await;
         let names = std::iter::once(HUB).chain(topology.iter().map(|(zone, _)| *zone));
@@ -224,28 +224,28 @@ impl Site {
 
     /// Waits until every spoke streams both ways.
     pub async fn ready(&mut self) {
-        self.program.as_mut().expect("it runs").ready(LIMIT).await.unwrap();
+        self.program.as_mut().expect("the program runs").ready(LIMIT).await.unwrap();
     }
 
-    /// Ends the program as an operator does, and expects that all was finished.
+    /// Stops the program as an operator does, and expects exit code 0.
     pub async fn stop(&mut self) {
-        let mut program = self.program.take().expect("it runs");
+        let mut program = self.program.take().expect("the program runs");
         let exit = program.stop(Signal::SIGTERM, LIMIT).await.unwrap();
         assert_eq!(exit, Some(0), "{}", self.log());
     }
 
-    /// Ends the program as a power cut does.
+    /// Kills the program without warning, like a power cut.
     pub fn kill(&mut self) {
-        self.program.take().expect("it runs").kill().unwrap();
+        self.program.take().expect("the program runs").kill().unwrap();
     }
 
-    /// Changes what a spoke watches, from the next start on.
+    /// Changes the watched zones of a spoke, from the next start or reload on.
     pub fn watch(&mut self, zone: &str, watch: &[&str]) {
         let spoke = self.topology.iter_mut().find(|(own, _)| own == zone).unwrap();
         spoke.1 = watch.iter().map(|zone| (*zone).to_owned()).collect();
     }
 
-    /// Where the program's configuration is.
+    /// Writes the program's configuration, and returns its path.
     pub fn write_config(&self) -> PathBuf {
         let mut text = self.first_config.clone() + "\n";
         writeln!(text, "[hub]\nuri = {:?}", self.uris[HUB]).unwrap();
@@ -264,7 +264,7 @@ impl Site {
         path
     }
 
-    /// What the program wrote.
+    /// The program's output so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
@@ -274,7 +274,7 @@ impl Site {
         self.folder.path()
     }
 
-    /// Where the program listens.
+    /// The address of the program's HTTP interface.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
@@ -316,17 +316,17 @@ impl Site {
 
     /// The program's status.
     pub fn status(&self) -> serde_json::Value {
-        self.program.as_ref().expect("it runs").status().unwrap()
+        self.program.as_ref().expect("the program runs").status().unwrap()
     }
 
-    /// What the status says of one spoke.
+    /// The status of one spoke.
     pub fn spoke_status(&self, zone: &str) -> serde_json::Value {
         let status = self.status();
         let spokes = status["spokes"].as_array().unwrap();
         spokes.iter().find(|spoke| spoke["zone"] == zone).unwrap().clone()
     }
 
-    /// Waits until all that was written so far is where it belongs.
+    /// Waits until every write so far has arrived everywhere.
     pub async fn settle(&self) {
         for (zone, _) in &self.topology {
             self.wait_for(zone, "uplink", zone).await;
@@ -336,7 +336,7 @@ impl Site {
         }
     }
 
-    /// Waits until a link has applied what its source has now.
+    /// Waits until a link has applied every present change of its source.
     async fn wait_for(&self, zone: &str, link: &str, source: &str) {
         let now = self.clients[source].database("admin").run_command(doc! { "ping": 1 }).await.unwrap();
         let now = now.get_timestamp("operationTime").unwrap();
@@ -348,7 +348,7 @@ impl Site {
         .await;
     }
 
-    /// The documents of a zone at the hub or at a spoke, by their `_id`.
+    /// The documents of a zone at the hub or at a spoke, in the order of `_id`.
     pub async fn zone(&self, name: &str, number: usize, zone: &str) -> Vec<RawDocumentBuf> {
         let (database, collection) = self.namespaces[number].split_once('.').unwrap();
         let collection = self.clients[name].database(database).collection::<RawDocumentBuf>(collection);
@@ -356,8 +356,8 @@ impl Site {
         found.try_collect().await.unwrap()
     }
 
-    /// Waits until all is where it belongs, and compares every zone at the hub with the spokes that hold it, byte by
-    /// byte.
+    /// Waits until every write so far has arrived, and compares every zone at the hub with each spoke that holds the
+    /// zone, byte by byte.
     pub async fn assert_converged(&self) {
         self.settle().await;
         for number in 0..self.namespaces.len() {
@@ -371,7 +371,7 @@ impl Site {
     }
 }
 
-/// Writes until the server has truncated its oplog, and then lets it grow again.
+/// Writes until the server has truncated its oplog, and then enlarges the oplog again.
 async fn forget_the_beginning(node: &Node) {
     let client = node.client().await.unwrap();
     let (scratch, admin) = (client.database("scratch").collection::<Document>("scratch"), client.database("admin"));
