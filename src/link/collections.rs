@@ -16,9 +16,6 @@ use crate::rules::names::Namespace;
 impl<S: Source> Link<'_, S> {
     /// Looks whether the collections at both ends are still the ones that the link knows, and forgets what it copied of
     /// others.
-    ///
-    /// # Errors
-    /// If a server does not answer.
     pub(super) async fn look_at_collections(&mut self) -> Result<(), Error> {
         let pair = &self.spoke.pair;
         let (source, here, checkpoint) =
@@ -49,9 +46,6 @@ impl<S: Source> Link<'_, S> {
     }
 
     /// Saves the identities of collections that the link does not know yet.
-    ///
-    /// # Errors
-    /// If a server fails.
     pub(super) async fn learn_collections(&mut self) -> Result<(), Error> {
         let (source, here) = (self.source.server().clone(), self.destination_server());
         let checkpoint = self.checkpoint();
@@ -68,9 +62,6 @@ impl<S: Source> Link<'_, S> {
     }
 
     /// True if the source's collection is known, and still the same.
-    ///
-    /// # Errors
-    /// If the server does not answer.
     pub(super) async fn is_the_same_collection(&mut self, namespace: u16) -> Result<bool, Error> {
         let source = self.source.server().clone();
         let name = source.namespaces()[usize::from(namespace)].to_string();

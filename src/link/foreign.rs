@@ -29,9 +29,6 @@ struct Keys {
 
 impl Known {
     /// Reads the register.
-    ///
-    /// # Errors
-    /// If the spoke does not answer.
     pub(super) async fn load(&self, spoke: &Server) -> Result<(), Error> {
         self.add(foreign::registered(spoke).await?.into_keys());
         Ok(())
@@ -73,9 +70,6 @@ impl Known {
 }
 
 /// Registers those of these documents of a spoke that the hub does not have.
-///
-/// # Errors
-/// If a server does not answer.
 pub(super) async fn register(
     known: &Known,
     spoke: &Server,

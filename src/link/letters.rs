@@ -49,9 +49,6 @@ impl Requests {
 }
 
 /// Fulfils the wishes that wait for the link, and shows the dead letters that are left.
-///
-/// # Errors
-/// If a server fails.
 pub(super) async fn attend<S: Source>(link: &mut Link<'_, S>) -> Result<(), Error> {
     let (requests, within) = (link.spoke.pair.letters(S::DIRECTION), link.source.zones());
     if within.is_empty() {

@@ -57,10 +57,7 @@ pub(super) const QUIET_CHECKPOINT: Duration = Duration::from_secs(5);
 /// The expected bytes of a document before any was read: large, so that the first batch reads few.
 const UNKNOWN_READ_BYTES: usize = 100_000;
 
-/// Runs a link until it fails or is told to stop.
-///
-/// # Errors
-/// If a server fails, or another process takes the link over.
+/// Runs a link until it fails or is told to stop. Fails if a server fails, or another process takes the link over.
 pub(super) async fn run<S: Source>(spoke: &Shared, stop: &CancellationToken) -> Result<Stopped, Error> {
     let mut link = Link::<S>::claim(spoke).await?;
     link.anchor().await?;

@@ -38,9 +38,6 @@ pub(super) trait Source: Sized + Send + Sync {
     fn sessions(spoke: &Shared) -> (&Slot, Option<&Slot>);
 
     /// Begins. Returns the ledger of hub edits with the source, if the destination has one.
-    ///
-    /// # Errors
-    /// If a server does not answer.
     fn open(opening: Opening<'_>) -> impl Future<Output = Result<(Self, Option<Ledger>), Error>> + Send;
 
     fn server(&self) -> &Server;
@@ -52,10 +49,7 @@ pub(super) trait Source: Sized + Send + Sync {
     fn zones(&self) -> Vec<Zone>;
 
     /// Reads documents at the source as they were at this time, or later. The documents in `unstamped` get their
-    /// partition key first.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if a document cannot have a partition key; any other error if the server fails.
+    /// partition key first. Returns [`Error::Refused`] if a document cannot have a partition key.
     fn read(
         &mut self,
         wanted: &Wanted<'_>,
@@ -66,10 +60,8 @@ pub(super) trait Source: Sized + Send + Sync {
     /// A transaction is committed. Returns the number up to which notes of hub edits are outlived, if there are any.
     fn committed(&mut self, spoke: &Shared, commit: &Commit) -> Option<i64>;
 
-    /// Copies whatever the link has not copied, or has lost. With `only_new`, parts copied before wait.
-    ///
-    /// # Errors
-    /// If a server fails; the next attempt continues from the checkpoint.
+    /// Copies whatever the link has not copied, or has lost. With `only_new`, parts copied before wait. Fails if a
+    /// server fails; the next attempt continues from the checkpoint.
     fn copy(
         link: &mut Link<'_, Self>,
         only_new: bool,
@@ -77,9 +69,6 @@ pub(super) trait Source: Sized + Send + Sync {
     ) -> impl Future<Output = Result<Ended, Error>> + Send;
 
     /// Follows the change stream, until the link has another task.
-    ///
-    /// # Errors
-    /// If a server fails.
     fn stream(link: &mut Link<'_, Self>, stop: &CancellationToken) -> impl Future<Output = Result<Turn, Error>> + Send;
 
     /// The link has lost its place.

@@ -59,9 +59,6 @@ impl Sessions {
 
 impl Destination {
     /// Takes the link over at this server, with a session of its tag, and one for moves if there is a slot for that.
-    ///
-    /// # Errors
-    /// If the server does not answer.
     pub(crate) async fn claim(
         server: &Server,
         link: &LinkName,
@@ -116,9 +113,6 @@ impl Destination {
     }
 
     /// Begins a transaction, which `moves` documents to other zones or does not.
-    ///
-    /// # Errors
-    /// If the driver does not.
     pub(crate) async fn begin(&mut self, moves: bool) -> Result<Open<'_>, Error> {
         self.sessions.is_moving = moves;
         let transaction = Transaction::start(&self.server, self.sessions.present()).await?;
@@ -164,9 +158,7 @@ impl Open<'_> {
     }
 
     /// Sends a command made of some of these steps. Returns the number of its statements that found no document.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if the server refuses a step; any other error if the server fails.
+    /// Returns [`Error::Refused`] if the server refuses a step.
     pub(crate) async fn send(&mut self, ready: Ready, steps: &[Step<'_>]) -> Result<usize, Error> {
         let whose = |statement: usize| {
             let step = &steps[*ready.steps.get(statement)?];
@@ -182,9 +174,6 @@ impl Open<'_> {
     }
 
     /// The partition keys that these documents have now, within the transaction; those that are not there are left out.
-    ///
-    /// # Errors
-    /// If the server fails.
     pub(crate) async fn zones(&mut self, wanted: &Wanted<'_>) -> Result<Vec<(Key, Option<String>)>, Error> {
         let mut found = Vec::new();
         for (number, namespace) in (0u16..).zip(self.server.namespaces()) {
@@ -197,17 +186,12 @@ impl Open<'_> {
     }
 
     /// These documents as they are now, within the transaction; those that are not there are left out.
-    ///
-    /// # Errors
-    /// If the server fails.
     pub(crate) async fn documents(&mut self, wanted: &Wanted<'_>) -> Result<HashMap<Key, RawDocumentBuf>, Error> {
         self.transaction.documents(wanted).await
     }
 
-    /// Sends commands on our own collections, saves the checkpoint, and commits. Tells the server's time of that.
-    ///
-    /// # Errors
-    /// If the server fails, or the link was taken over by another process.
+    /// Sends commands on our own collections, saves the checkpoint, and commits. Tells the server's time of that. Fails
+    /// if the server fails, or the link was taken over by another process.
     pub(crate) async fn commit(mut self, ours: &[RawDocumentBuf], checkpoint: &Checkpoint) -> Result<Timestamp, Error> {
         let metadata = self.server.metadata().name().to_owned();
         let save = checkpoints::save(self.link, self.sequence, checkpoint);

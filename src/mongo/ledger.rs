@@ -31,9 +31,6 @@ pub(crate) struct Entered {
 
 impl Ledger {
     /// Reads the ledger of a downlink. Returns all notes with it, in the order of their numbers.
-    ///
-    /// # Errors
-    /// If the server does not answer.
     pub(crate) async fn load(
         server: &Server,
         link: &LinkName,

@@ -29,18 +29,13 @@ pub(crate) struct Repairer {
 
 impl Repairer {
     /// Registers itself at this server.
-    ///
-    /// # Errors
-    /// If the server does not answer.
     pub(crate) async fn new(server: &Server, zone: &Zone) -> Result<Self, Error> {
         let session = sessions::repair_session(server, zone).await?;
         Ok(Self { server: server.clone(), zone: zone.clone(), session })
     }
 
-    /// Begins a transaction in which the link stands still.
-    ///
-    /// # Errors
-    /// If the server does not answer, or the link has never begun.
+    /// Begins a transaction in which the link stands still. Fails if the server does not answer, or the link has never
+    /// begun.
     pub(crate) async fn hold(&mut self, link: &LinkName) -> Result<Held<'_>, Error> {
         let metadata = self.server.metadata().name().to_owned();
         let mut transaction = Transaction::start(&self.server, &mut self.session).await?;
@@ -58,9 +53,6 @@ impl Repairer {
     }
 
     /// Is not needed any more.
-    ///
-    /// # Errors
-    /// If the server does not answer.
     pub(crate) async fn end(self) -> Result<(), Error> {
         sessions::end_repair(&self.server, &self.session, &self.zone).await
     }
@@ -80,17 +72,11 @@ impl Held<'_> {
     }
 
     /// These documents as they are now; those that are not there are left out.
-    ///
-    /// # Errors
-    /// If the server fails.
     pub(crate) async fn documents(&mut self, wanted: &Wanted<'_>) -> Result<HashMap<Key, RawDocumentBuf>, Error> {
         self.transaction.documents(wanted).await
     }
 
     /// Sends a command. Tells why it is refused, which voids the transaction.
-    ///
-    /// # Errors
-    /// If the server fails.
     pub(crate) async fn send(&mut self, ready: &Ready) -> Result<Option<String>, Error> {
         let sent = self.transaction.write("mending documents", &ready.database, ready.command.clone(), |_| None).await;
         match sent {
@@ -101,9 +87,6 @@ impl Held<'_> {
     }
 
     /// Takes these documents, given with their namespace, out of the register of foreign ones.
-    ///
-    /// # Errors
-    /// If the server fails.
     pub(crate) async fn run_own(&mut self, statement: &RawDocumentBuf) -> Result<(), Error> {
         let metadata = self.server.metadata().name().to_owned();
         let reply: Document = self.transaction.send("mending documents", &metadata, statement.clone()).await?;
@@ -114,9 +97,6 @@ impl Held<'_> {
     }
 
     /// Commits it.
-    ///
-    /// # Errors
-    /// If the server fails.
     pub(crate) async fn commit(self) -> Result<Timestamp, Error> {
         self.transaction.commit().await
     }

@@ -54,10 +54,8 @@ impl<'s> Transaction<'s> {
     }
 
     /// Runs a write command on documents in the transaction. `whose` names the step of a statement, given by its number
-    /// in the command; the command as a whole has no number.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if the server refuses a document permanently; any other error if the server fails.
+    /// in the command; the command as a whole has no number. Returns [`Error::Refused`] if the server refuses a
+    /// document permanently.
     pub(super) async fn write(
         &mut self,
         doing: &'static str,
@@ -179,10 +177,8 @@ pub(crate) fn delays() -> impl Iterator<Item = Duration> {
 }
 
 /// Runs these write commands, each for the database before it, in one transaction. Returns the server's time of the
-/// commit. `whose` names the step of a statement, given by the numbers of its command and of the statement.
-///
-/// # Errors
-/// [`Error::Refused`] if the server refuses a statement; any other error if the server fails.
+/// commit. `whose` names the step of a statement, given by the numbers of its command and of the statement. Returns
+/// [`Error::Refused`] if the server refuses a statement.
 pub(crate) async fn run(
     server: &Server,
     session: &mut ClientSession,

@@ -42,10 +42,7 @@ pub(crate) struct Facts {
 
 impl HubEvents<'_> {
     /// The facts that the event itself states. `origin`: the zone of the uplink (or repair) that made the change.
-    /// `None` if the event changes no document.
-    ///
-    /// # Errors
-    /// If the event lacks a part that events of its type have.
+    /// `None` if the event changes no document. Fails if the event lacks a part that events of its type have.
     pub(crate) fn facts(&self, event: EventRef<'_>, origin: Option<&Zone>) -> Result<Option<Facts>, Malformed> {
         if matches!(event.kind(), Kind::Other | Kind::CollectionLost) {
             return Ok(None);

@@ -118,10 +118,7 @@ impl fmt::Debug for Reply {
 
 impl Reply {
     /// Decodes a server's reply to `aggregate` or `getMore`, which it keeps. Events of other namespaces become
-    /// [`Kind::Other`].
-    ///
-    /// # Errors
-    /// If the reply is not that of a change stream.
+    /// [`Kind::Other`]. Fails if the reply is not that of a change stream.
     pub(crate) fn decode(reply: impl Bytes + 'static, namespaces: &[Namespace]) -> Result<Self, Malformed> {
         let bytes: &[u8] = reply.as_ref();
         let whole = RawDocument::from_bytes(bytes)?;
@@ -268,9 +265,6 @@ impl<'a> EventRef<'a> {
     }
 
     /// Which document changed.
-    ///
-    /// # Errors
-    /// As [`Self::id`].
     pub(crate) fn key(&self) -> Result<Key, Malformed> {
         Ok(Key::new(self.event.namespace, self.id()?))
     }

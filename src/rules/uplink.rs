@@ -69,10 +69,8 @@ impl Departures {
 }
 
 impl Uplink {
-    /// Decides about one event. `standing` says how the hub's document stands to the event.
-    ///
-    /// # Errors
-    /// If the event lacks a part that events of its type have.
+    /// Decides about one event. `standing` says how the hub's document stands to the event. Fails if the event lacks a
+    /// part that events of its type have.
     pub(crate) fn decide<'a>(&self, event: EventRef<'a>, standing: Standing) -> Result<Decision<'a>, Malformed> {
         let write = match event.kind() {
             Kind::Insert | Kind::Replace => match self.put(event) {

@@ -29,18 +29,13 @@ use crate::rules::size;
 
 impl<S: Source> Link<'_, S> {
     /// Saves the link's mark, without any change. `None`: saves the checkpoint as it is now.
-    ///
-    /// # Errors
-    /// As [`Self::apply`].
     pub(super) async fn save(&mut self, end: Option<Mark>) -> Result<(), Error> {
         self.apply(Work { end, ..Work::empty(&Nowhere) }).await.map(drop)
     }
 
     /// Applies all of a work, or fails; after a failure the saved checkpoint says how much is applied. Returns the
-    /// documents that the destination did not have as expected, and whose steps were left out.
-    ///
-    /// # Errors
-    /// If a server fails, or another process has taken the link over.
+    /// documents that the destination did not have as expected, and whose steps were left out. Fails if a server fails,
+    /// or another process has taken the link over.
     pub(super) async fn apply(&mut self, mut work: Work<'_>) -> Result<Vec<Key>, Error> {
         let mut attempt = Attempt::new(std::mem::take(&mut work.read_at));
         let mut held_back = HeldBack::default();
@@ -181,9 +176,6 @@ impl<S: Source> Link<'_, S> {
     }
 
     /// Takes the dead letter of a document away.
-    ///
-    /// # Errors
-    /// As [`Self::apply`].
     pub(super) async fn remove_letter(&mut self, letter: &Kept) -> Result<(), Error> {
         let namespace = &self.destination.server().namespaces()[usize::from(letter.namespace)];
         let ours = vec![dead_letters::remove(self.destination.link(), namespace, letter.id.as_raw_bson_ref())];

@@ -60,9 +60,7 @@ pub(super) struct Written {
 }
 
 impl<S: Source> Link<'_, S> {
-    /// Runs one transaction. After an error, the session's transaction is still open for the caller to abort.
-    ///
-    /// # Errors
+    /// Runs one transaction. After an error, the session's transaction is still open for the caller to abort. Returns
     /// [`Error::Refused`] if the destination refuses a change, or the source refuses a document its partition key; any
     /// other error if a server fails, or another process has taken the link over.
     pub(super) async fn transact(&mut self, batch: &Batch<'_, '_>, attempt: &mut Attempt) -> Result<Committed, Error> {

@@ -56,10 +56,8 @@ pub(super) enum Ended {
 }
 
 impl<S: Source> Link<'_, S> {
-    /// Brings one part, from the place that the checkpoint says.
-    ///
-    /// # Errors
-    /// If a server fails; the next attempt continues from the checkpoint.
+    /// Brings one part, from the place that the checkpoint says. Fails if a server fails; the next attempt continues
+    /// from the checkpoint.
     pub(super) async fn copy_part(&mut self, job: &Job, stop: &CancellationToken) -> Result<Ended, Error> {
         let part = Part::new(&job.source.namespaces()[usize::from(job.namespace)], &job.zone);
         let resumed = self.checkpoint().copying.clone().filter(|up_to| up_to.part == part);

@@ -18,10 +18,8 @@ use crate::rules::key::Key;
 use crate::rules::step::{Step, Write, Zones};
 
 impl<S: Source> Link<'_, S> {
-    /// Deletes the destination's documents of this part, except for documents registered as foreign.
-    ///
-    /// # Errors
-    /// If a server fails; the next attempt continues with what is left.
+    /// Deletes the destination's documents of this part, except for documents registered as foreign. Fails if a server
+    /// fails; the next attempt continues with what is left.
     pub(in crate::link) async fn purge(
         &mut self,
         part: &Part,

@@ -78,10 +78,8 @@ impl Unsettled {
         self.ids.len() >= DOCUMENTS || self.bytes >= BYTES || self.saved.elapsed() >= UNSAVED
     }
 
-    /// Settles all of them, and saves the link's mark. Returns the reason if that was impossible.
-    ///
-    /// # Errors
-    /// If a server fails, or another process has taken the link over.
+    /// Settles all of them, and saves the link's mark. Returns the reason if that was impossible. Fails if a server
+    /// fails, or another process has taken the link over.
     pub(super) async fn settle<S: Source>(
         &mut self,
         link: &mut Link<'_, S>,

@@ -37,10 +37,8 @@ use crate::rules::position::Position;
 use crate::rules::route::Routes;
 use crate::rules::step::{Meaning, Rules};
 
-/// Runs a spoke's downlink until it fails or is told to stop.
-///
-/// # Errors
-/// If a server fails, or another process takes the link over.
+/// Runs a spoke's downlink until it fails or is told to stop. Fails if a server fails, or another process takes the
+/// link over.
 pub(crate) async fn run(spoke: &Shared, stop: &CancellationToken) -> Result<Stopped, Error> {
     lifecycle::run::<HubSource>(spoke, stop).await
 }

@@ -228,9 +228,6 @@ impl Fanout {
 }
 
 /// Runs the stream until it fails or is told to stop.
-///
-/// # Errors
-/// If the hub fails.
 pub(crate) async fn run(
     fanout: &Fanout,
     hub: &Endpoint,

@@ -32,10 +32,7 @@ pub(in crate::link) struct Feed {
 }
 
 impl Feed {
-    /// Opens the stream after this position.
-    ///
-    /// # Errors
-    /// If the hub does not open the stream.
+    /// Opens the stream after this position. Fails if the hub does not open the stream.
     pub(in crate::link) async fn open(hub: &Server, position: &Position, routes: Arc<Routes>) -> Result<Self, Error> {
         let tags = Tags::load(hub).await?;
         let without = BTreeSet::new();
@@ -44,9 +41,6 @@ impl Feed {
     }
 
     /// The hub's next reply.
-    ///
-    /// # Errors
-    /// If the hub fails.
     pub(in crate::link) async fn read(&mut self) -> Result<Reply, Error> {
         let reply = self.tail.next().await?;
         self.at = reply.end().clone();
@@ -55,9 +49,6 @@ impl Feed {
 
     /// The reply after this place, wherever the tail stands, without the changes that come up from the owners of the
     /// zones in `without`.
-    ///
-    /// # Errors
-    /// If the hub fails.
     pub(super) async fn read_after(
         &mut self,
         place: &Position,
@@ -76,9 +67,6 @@ impl Feed {
     }
 
     /// Routes a reply for all spokes, or for `only` one.
-    ///
-    /// # Errors
-    /// If the hub fails.
     pub(in crate::link) async fn route(
         &mut self,
         reply: Reply,

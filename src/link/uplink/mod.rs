@@ -43,10 +43,8 @@ use crate::rules::uplink::{Owner, Uplink};
 /// Attempts to stamp documents that lose their partition key again and again.
 const STAMPS: u32 = 5;
 
-/// Runs a spoke's uplink until it fails or is told to stop.
-///
-/// # Errors
-/// If a server fails, or another process takes the link over.
+/// Runs a spoke's uplink until it fails or is told to stop. Fails if a server fails, or another process takes the link
+/// over.
 pub(crate) async fn run(spoke: &Shared, stop: &CancellationToken) -> Result<Stopped, Error> {
     lifecycle::run::<SpokeSource>(spoke, stop).await
 }

@@ -23,20 +23,14 @@ pub(super) struct Stamper {
 
 impl Stamper {
     /// A stamper for the spoke of this uplink.
-    ///
-    /// # Errors
-    /// If the spoke does not answer.
     pub(super) async fn new(server: &Server, link: &LinkName, slot: &Slot) -> Result<Self, Error> {
         let session = sessions::tagged_session(server, &link.to_string(), &link.zone, slot).await?;
         Ok(Self { server: server.clone(), link: link.clone(), session })
     }
 
     /// Gives these documents the zone's partition key where they still have none. Returns the spoke's time of the
-    /// commit.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if the spoke refuses a document its key, because of a validator or of its size; any other
-    /// error if the spoke does not answer.
+    /// commit. Returns [`Error::Refused`] if the spoke refuses a document its key, because of a validator or of its
+    /// size.
     pub(super) async fn stamp(&mut self, wanted: &Wanted<'_>, unstamped: &HashSet<Key>) -> Result<Timestamp, Error> {
         let (mut commands, mut keys) = (Vec::new(), Vec::new());
         for (number, namespace) in (0u16..).zip(self.server.namespaces()) {
