@@ -1,4 +1,4 @@
-//! The end of a zone that a spoke no longer watches: its documents are deleted at the spoke.
+//! The end of a zone no longer watched: the zone's documents are deleted at the spoke.
 
 use bson::Timestamp;
 use bson::raw::RawBson;
@@ -18,8 +18,8 @@ use crate::rules::key::Key;
 use crate::rules::step::{Step, Write, Zones};
 
 impl<S: Source> Link<'_, S> {
-    /// Deletes the destination's documents of this part, except for documents registered as foreign. Fails if a server
-    /// fails; the next attempt continues with what is left.
+    /// Deletes the destination's documents of a part, except for documents registered as foreign. After a failure, the
+    /// next attempt continues with the remaining documents.
     pub(in crate::link) async fn purge(
         &mut self,
         part: &Part,
