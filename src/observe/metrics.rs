@@ -54,7 +54,7 @@ impl Timings {
     }
 }
 
-/// Renders all metrics of the board as text. Never: writing to a string does not fail.
+/// Renders all metrics of the board as text. Writing to a string never fails.
 pub(crate) fn render(board: &Arc<Board>) -> Result<String, Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Metrics(board.clone())));

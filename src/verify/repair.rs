@@ -270,6 +270,7 @@ impl<'p> Mender<'p> {
             steps.push(Step { event: steps.len(), key: key.clone(), id: *id, zones, write, hub_edit: None });
             done.insert(key.clone(), what.to_owned());
         }
+        // A refusal aborts the transaction, so no document counts as done.
         if let Some(reason) = send(server, &mut held, &steps).await? {
             return Ok(Outcome::Refused(reason));
         }

@@ -43,11 +43,13 @@ impl Mark {
         match self {
             Self::Streamed(position) => checkpoint.position = Some(position.clone()),
             Self::Copied(up_to) => checkpoint.copying = Some(up_to.clone()),
+            // Changes between the lost and the new position are unknown, so every part is due again.
             Self::Restarted(position) => {
                 checkpoint.position = Some(position.clone());
                 forget_copied(checkpoint);
                 checkpoint.reconciling = Reconciling::Lost;
             }
+            // A replaced collection counts as never copied, so that the copy deletes nothing.
             Self::Replaced(namespaces) => {
                 let is_replaced = |namespace: &String| namespaces.contains(namespace);
                 checkpoint.copied.retain(|part| !is_replaced(&part.namespace));
@@ -56,17 +58,20 @@ impl Mark {
                 checkpoint.destination_collections.retain(|known| !is_replaced(&known.namespace));
                 checkpoint.copying = None;
             }
+            // The stream's position stays valid, so the opposite link need not wait.
             Self::Compares => {
                 forget_copied(checkpoint);
                 checkpoint.reconciling = Reconciling::Asked;
             }
             Self::Reconciled => checkpoint.reconciling = Reconciling::No,
+            // Kept parts are remembered as left: a later copy may have to delete documents.
             Self::Left { kept, purged } => {
                 checkpoint.copied.retain(|part| !kept.contains(part) && !purged.contains(part));
                 checkpoint.left.retain(|part| !kept.contains(part) && !purged.contains(part));
                 checkpoint.left.extend(kept.iter().cloned());
                 checkpoint.copying = None;
             }
+            // The part is copied; documents read during the copy may be newer than the position.
             Self::Finished { part, until } => {
                 checkpoint.copying = None;
                 for parts in [&mut checkpoint.copied, &mut checkpoint.left] {

@@ -38,6 +38,7 @@ impl<S: Source> Link<'_, S> {
     pub(super) async fn apply(&mut self, mut work: Work<'_>) -> Result<Vec<Key>, Error> {
         let mut attempt = Attempt::new(std::mem::take(&mut work.read_at));
         let mut held_back = HeldBack::default();
+        // Changes of documents with a dead letter are held back from the first batch on.
         held_back.take(&mut work.steps, 0, |key| self.parked.contains_key(key));
         let mut skipped = Vec::new();
         loop {
@@ -58,6 +59,7 @@ impl<S: Source> Link<'_, S> {
             self.read_bytes = attempt.bytes_of_a_read().unwrap_or(self.read_bytes);
             match committed {
                 Ok(mut committed) => {
+                    // The committed batch is recorded immediately: the link's memory must match the saved checkpoint.
                     skipped.append(&mut committed.written.skipped);
                     attempt.has_brought(std::mem::take(&mut committed.brought));
                     let (changes, foreign) = if is_last { (work.changes, work.foreign) } else { (0, 0) };
@@ -68,6 +70,7 @@ impl<S: Source> Link<'_, S> {
                     attempt.continue_from(range.end);
                 }
                 Err(Error::Refused { refusal, .. }) => {
+                    // A refusal has aborted the batch: the ladder chooses the next attempt.
                     let next = attempt.rung.after(&refusal);
                     tracing::debug!(link = %self.destination.link(), ?refusal, ?next, "batch refused");
                     match next {

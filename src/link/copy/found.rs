@@ -53,7 +53,8 @@ impl Job {
 }
 
 impl<S: Source> Link<'_, S> {
-    /// Settles the differences by the policy. Returns the documents left alone because of a change at the destination.
+    /// Settles the differences by the policy. The policy leaves [protected](Job::protected) documents at the
+    /// destination. Returns the documents left alone because of a change at the destination.
     pub(super) async fn bring(
         &mut self,
         found: &Found,
@@ -66,6 +67,7 @@ impl<S: Source> Link<'_, S> {
             return Ok(Vec::new());
         }
         let namespace = &job.source.namespaces()[usize::from(job.namespace)];
+        // The policy decides on each difference; steps are written, other documents registered or set aside.
         let (mut steps, mut registered, mut aside) = (Vec::new(), Vec::new(), Vec::new());
         for (event, difference) in found.differences.iter().enumerate() {
             let (key, id) = (difference.key.clone(), difference.id.as_raw_bson_ref());
@@ -100,6 +102,7 @@ impl<S: Source> Link<'_, S> {
             Policy::HubReconciles => steps.iter().map(|step| (step.key.clone(), found.source_at)).collect(),
             _ => HashMap::new(),
         };
+        // Registrations and the mark are saved in the transaction of the last step.
         let there = found.differences.iter().map(|difference| (difference.key.clone(), difference.follow.clone()));
         self.apply(Work {
             steps,

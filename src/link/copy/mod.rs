@@ -58,6 +58,7 @@ impl<S: Source> Link<'_, S> {
     /// Copies a part, or the rest of a part by the checkpoint. After a failure, the next attempt continues from the
     /// checkpoint.
     pub(super) async fn copy_part(&mut self, job: &Job, stop: &CancellationToken) -> Result<Ended, Error> {
+        // An interrupted copy of the same part resumes.
         let part = Part::new(&job.source.namespaces()[usize::from(job.namespace)], &job.zone);
         let resumed = self.checkpoint().copying.clone().filter(|up_to| up_to.part == part);
         let start = self.position().seen_until();
@@ -104,12 +105,14 @@ impl<S: Source> Link<'_, S> {
                         Waited::Stopped => return Ok(Ended::Stopped),
                     }
                 }
+                // Under other policies, the chunk's differences are written immediately, together with the progress.
                 let found = Found { differences: chunk.differences, source_at };
                 let mode = Mode { may_delete, policy: job.policy, is_guarded: false };
                 let protected = if has_extras { job.protected(job.policy).await? } else { Default::default() };
                 self.bring(&found, job, mode, &protected, mark).await?;
             }
         }
+        // The rest of the collected differences must be settled before the part counts as copied.
         if let Some(ended) = unsettled.settle(self, job, stop).await? {
             return Ok(ended);
         }

@@ -27,6 +27,7 @@ impl<S: Source> Link<'_, S> {
     ) -> Result<Option<Stopped>, Error> {
         let spoke = self.destination_server();
         let number = spoke.namespaces().iter().position(|namespace| namespace.to_string() == part.namespace);
+        // Foreign documents belong to the spoke's applications and stay.
         let foreign = foreign::registered(&spoke).await?;
         let mut after = None;
         while let Some(namespace) = number.and_then(|number| u16::try_from(number).ok()) {
@@ -61,6 +62,7 @@ impl<S: Source> Link<'_, S> {
             self.apply(work).await?;
         }
         tracing::info!(ns = part.namespace, zone = %part.zone, "no longer watched, and purged");
+        // Only now the part is gone: an interrupted purge begins again.
         self.save(Some(Mark::Left { kept: Vec::new(), purged: vec![part.clone()] })).await?;
         Ok(None)
     }

@@ -91,6 +91,7 @@ impl Unsettled {
             // The destination first: the opposite link must bring the documents read here to the source.
             let (there, at) = walk::these(job.destination_end(), &self.ids, job.destination.now().await?).await?;
             let mut mode = Mode { may_delete: self.may_delete, policy: job.policy, is_guarded: round <= ROUNDS };
+            // The wait: afterwards, no difference can be an unseen change of the destination.
             match job.opposite_link_has_carried(link.spoke, at, stop).await? {
                 Waited::Done => {}
                 Waited::Incomplete if job.can_wait => return Ok(Some(Ended::Postponed)),
@@ -114,6 +115,7 @@ impl Unsettled {
             }
             self.ids.retain(|key, _| changed.contains(key));
         }
+        // The mark is saved only after all differences before the mark are settled.
         self.bytes = 0;
         if let Some(mark) = self.mark.take() {
             link.save(Some(mark)).await?;

@@ -103,6 +103,7 @@ impl Changes {
             if read_at.get(&key).is_some_and(|read| at <= *read) {
                 continue;
             }
+            // The rules decide with the recorded and the pending hub edits.
             let downlink = Downlink {
                 routes: &picked.routed.routes,
                 spoke: picked.spoke,
@@ -113,6 +114,7 @@ impl Changes {
             let incoming = Incoming { action: picked.action, event, documents: &picked.routed.documents };
             let decision = downlink.decide(incoming, &key, standing, conflicts, pending.get(&key));
             let Some(decision) = decision else { continue };
+            // A hub edit counts for later events of the same document, before the transaction records the edit.
             if let Some(fields) = &decision.hub_edit {
                 let earlier = pending.remove(&key);
                 let fields = earlier.map_or_else(|| fields.clone(), |earlier| earlier.union(fields.clone()));

@@ -31,9 +31,11 @@ impl Link<'_, HubSource> {
         if self.leave_zones(stop).await?.is_some() {
             return Ok(Ended::Stopped);
         }
+        // A registered document known to the hub is no longer foreign: a later delete at the hub must reach the spoke.
         if is_again {
             forget_foreign(&hub, &self.destination_server()).await?;
         }
+        // One part at a time, so that an interrupted copy resumes at the part.
         for zone in watched.chain([&spoke.zone]) {
             for (namespace_number, namespace) in (0u16..).zip(hub.namespaces()) {
                 let part = Part::new(namespace, zone);

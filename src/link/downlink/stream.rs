@@ -64,6 +64,7 @@ impl Link<'_, HubSource> {
         let mut feed = Feed::open(&self.source.server, &self.position(), fanout.routes()).await?;
         loop {
             let Some(reply) = stop.run_until_cancelled(feed.read()).await else { return Ok(None) };
+            // A change of the held zones ends the catch-up: a new loop copies new zones first.
             let routes = fanout.routes();
             let Some(number) = routes.owner(zone.as_str()).filter(|_| self.source.holds_the_same(&routes)) else {
                 return Ok(None);

@@ -235,9 +235,11 @@ pub(crate) async fn run(
     cell.set_state(State::Connecting);
     let server = hub.connect().await?;
     metadata::prepare(&server).await?;
+    // The start waits for spokes without a time limit, so the loop does not count as silent meanwhile.
     let start = cell.pulse().while_waiting(fanout.start(&server, stop));
     let Some(position) = start.await? else { return Ok(Stopped) };
     cell.resumes_at(Some(position.cluster_time()));
+    // If the hub no longer has the position, all spokes must start again.
     let mut feed = match Feed::open(&server, &position, fanout.routes()).await {
         Ok(feed) => feed,
         Err(error) => return Err(lost(fanout, error)),
@@ -246,6 +248,7 @@ pub(crate) async fn run(
     let _watching = watch_oplog::watch(&server, fanout.board.hub_window());
     cell.set_state(State::Streaming);
     loop {
+        // Spokes and routes may change between two replies, so each read uses the present state.
         let (place, routes, left_out) = fanout.next_part().expect("it has started, and is not lost");
         let reading = feed.read_after(&place, &routes, &left_out);
         let Some(reply) = stop.run_until_cancelled(reading).await else { return Ok(Stopped) };
@@ -253,6 +256,7 @@ pub(crate) async fn run(
         if !reply.lost_collections().is_empty() {
             cell.set_error("a synced collection was dropped or renamed at the hub: the spokes keep its documents");
         }
+        // All spokes receive the reply before the next read: the position moves for all spokes together.
         let mut outgoing = Outgoing::route(fanout, &mut feed, reply, &place, left_out).await?;
         loop {
             let distributed = fanout.subscribers().distribute(&mut outgoing);
@@ -260,11 +264,13 @@ pub(crate) async fn run(
                 Distributed::Done => show(cell, &outgoing.routed.reply),
                 // The next round reads the reply again, with the missing changes.
                 Distributed::Lacking => {}
+                // Backpressure: a writer takes a delivery first.
                 Distributed::MustWait => {
                     let taken = cell.pulse().while_waiting(fanout.taken.notified());
                     let Some(()) = stop.run_until_cancelled(taken).await else { return Ok(Stopped) };
                     continue;
                 }
+                // The zones of the spokes have changed: the same reply is routed again.
                 Distributed::NoLongerRouted => {
                     let (reply, left_out) = (outgoing.routed.reply.clone(), outgoing.left_out);
                     outgoing = Outgoing::route(fanout, &mut feed, reply, &place, left_out).await?;

@@ -100,7 +100,7 @@ impl Routed {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::rules::reply::tests::batch as reply;
+    use crate::rules::reply::tests::reply;
     use crate::rules::route::{Place, Reach};
     use bson::{Document, doc, rawdoc};
 

@@ -88,7 +88,7 @@ impl Origin for Changes {
 mod tests {
     use super::*;
     use crate::rules::names::Zone;
-    use crate::rules::reply::tests::batch as reply;
+    use crate::rules::reply::tests::reply;
     use crate::rules::step::Write;
     use bson::{Document, doc};
 

@@ -46,12 +46,14 @@ impl Link<'_, SpokeSource> {
                 return Ok(turn);
             }
             let Some(first) = stop.run_until_cancelled(replies.recv()).await else { return Ok(Turn::Stopped) };
+            // Only the reader's end closes the channel: the reader's error is the loop's error.
             let Some(first) = first else {
                 return match reader.await {
                     Ok(error) => Err(error),
                     Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
                 };
             };
+            // Replies that wait already share the transaction, up to the size of a batch.
             let limit = self.destination.server().line().batch();
             let weigh = |reply: &Reply| Weight { events: reply.len(), bytes: reply.bytes() };
             let replies = gather(first, limit, weigh, || replies.try_recv().ok());
@@ -71,6 +73,7 @@ impl Link<'_, SpokeSource> {
             }
             cell.received();
             let changes = Changes(replies);
+            // Both links must check lost collections before a missing document may count as deleted.
             let lost: Vec<u16> = changes.0.iter().flat_map(Reply::lost_collections).collect();
             if !lost.is_empty() {
                 cell.set_error(COLLECTION_LOST);
