@@ -1,5 +1,5 @@
-//! Keeps one central MongoDB replica set, the hub, and many edge replica sets, the spokes, in step: each spoke with the
-//! zones it needs.
+//! Keeps a central MongoDB replica set, the hub, in step with many edge replica sets, the spokes. Each spoke holds a
+//! configured selection of zones.
 //!
 //! ```text
 //!   uplink    spoke's change stream → rules::uplink → one transaction at the hub, with its checkpoint
@@ -9,14 +9,14 @@
 //!
 //! - [`config`]: `spokes.toml` and the environment become a valid configuration
 //! - [`rules`]: the rules of the sync, as functions on values
-//! - [`mongo`]: everything that talks to a server
-//! - [`link`]: the loops that carry changes, from a change stream to a transaction
-//! - [`verify`]: proves that both sides hold the same documents, or names and repairs differences
-//! - [`actors`]: starts the loops, and restarts them when they end
-//! - [`observe`]: what the outside may see; [`http`] and [`cli`] show it
+//! - [`mongo`]: all communication with servers
+//! - [`link`]: the loops of the links, from a change stream to a transaction
+//! - [`verify`]: compares all documents of the hub and the spokes; names and repairs differences
+//! - [`actors`]: the supervisors: start and restart the loops
+//! - [`observe`]: status, metrics and logs, shown by [`http`] and [`cli`]
 //!
-//! Imports go one way: `rules` uses nothing of ours, `config` uses `rules`, `mongo` and `observe` use both, `link` uses
-//! these, `verify` uses them except `link`, `actors` use all of these, and `http` and `cli` come last.
+//! Imports go in a single direction: `rules` imports no other module, `config` imports `rules`, `mongo` and `observe`
+//! import both, `link` and `verify` import all four, `actors` imports all six, and `http` and `cli` come last.
 
 mod actors;
 pub mod cli;

@@ -23,7 +23,6 @@ use crate::rules::names::{Direction, Zone};
 /// Time for the spokes to finish their batches under way. Together with `CLOSE_LIMIT`, the process ends within 10 s.
 const STOP_LIMIT: Duration = Duration::from_secs(7);
 
-/// Time for connections to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The fan-out's actor name in log lines, and in the list of actors that did not stop in time.
@@ -41,7 +40,6 @@ pub(crate) struct FanoutExited {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Gone {
-    /// The spoke's zone.
     pub(crate) name: String,
 }
 
@@ -62,7 +60,6 @@ pub(crate) struct Reload(pub(crate) Box<Config>);
 #[derive(Message)]
 #[rtype(result = "Result<(), Refused>")]
 pub(crate) struct ActOn {
-    /// The spoke's zone.
     pub(crate) zone: String,
     pub(crate) action: Action,
 }
@@ -71,7 +68,6 @@ pub(crate) struct ActOn {
 #[derive(Message)]
 #[rtype(result = "Result<(), Refused>")]
 pub(crate) struct Letters {
-    /// The spoke's zone.
     pub(crate) zone: String,
     pub(crate) request: Request,
 }

@@ -36,14 +36,11 @@ use crate::observe::pulse::Pulse;
 /// A loop without a sign of life for 120 s is abandoned. No single call may take as long.
 const SILENCE: Duration = Duration::from_secs(120);
 
-/// The end of a child's loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Stopped on request.
     Stopped,
     /// Failed; the text describes the error.
     Failed(Failure, String),
-    /// Panicked, with the panic's message.
     Panicked(String),
     /// Gave no sign of life for the given time.
     NoProgress(Duration),

@@ -35,7 +35,6 @@ pub(super) enum Next {
     Halt(String, Duration),
 }
 
-/// The restart history of one child.
 #[derive(Debug)]
 pub(super) struct Restarts {
     delays: ExponentialBackoff,
@@ -50,7 +49,6 @@ impl Default for Restarts {
 }
 
 impl Restarts {
-    /// Records a start of the child.
     pub(super) fn start(&mut self, now: Instant) {
         self.started = now;
     }

@@ -43,7 +43,6 @@ pub(crate) struct Stop;
 #[rtype(result = "()")]
 pub(crate) struct Retry;
 
-/// An operator's command for one spoke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Finish the batches under way, and stop both links until a resume.
@@ -61,7 +60,6 @@ pub(crate) enum Action {
 #[rtype(result = "Result<(), String>")]
 pub(crate) struct Act(pub(crate) Action);
 
-/// The supervisor of one spoke.
 pub(crate) struct Spoke {
     spoke: Arc<link::Shared>,
     parent: Recipient<Gone>,

@@ -20,7 +20,6 @@ const RUN: &str = "process";
 #[rtype(result = "Result<(), Refused>")]
 pub(crate) struct Verify(pub(crate) ScopeRequest);
 
-/// Verifies everything at the configured interval, if any.
 pub(super) fn schedule(config: &Config, context: &mut Context<Coordinator>) {
     if let Some(interval) = scheduled(config) {
         context.run_interval(interval, |coordinator, context| {

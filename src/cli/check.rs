@@ -15,7 +15,6 @@ use crate::rules::names::Namespace;
 /// A shorter oplog window causes a warning: an outage of a few hours would exceed the window.
 const SHORT_WINDOW: Duration = Duration::from_secs(6 * 3_600);
 
-/// Connections to each server.
 const CONNECTIONS: u32 = 4;
 
 /// Weight of a finding; only `Wrong` makes the command fail.
@@ -26,7 +25,6 @@ enum Verdict {
     Wrong,
 }
 
-/// One line of the output.
 struct Finding {
     verdict: Verdict,
     text: String,

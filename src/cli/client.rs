@@ -29,28 +29,20 @@ impl Client {
         Self { agent: settings.build().new_agent(), address: listen.to_string(), token: config.http.token.clone() }
     }
 
-    /// Sends a GET request, and returns the answer's JSON.
-    ///
-    /// # Errors
-    /// If the process does not answer or refuses.
+    /// Sends a GET request, and returns the answer's JSON. Fails if the process does not answer or refuses.
     pub(super) fn get(&self, path: &str) -> Result<Value> {
         let request = self.agent.get(self.uri(path)).header("authorization", self.authorization());
         self.read(request.call())
     }
 
-    /// Sends a POST request, and returns the answer's JSON.
-    ///
-    /// # Errors
-    /// If the process does not answer or refuses.
+    /// Sends a POST request, and returns the answer's JSON. Fails if the process does not answer or refuses.
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value> {
         let request = self.agent.post(self.uri(path)).header("authorization", self.authorization());
         self.read(request.send_json(body))
     }
 
-    /// Sends a GET request, and returns the answer line by line; an endless answer has no time limit.
-    ///
-    /// # Errors
-    /// If the process does not answer or refuses.
+    /// Sends a GET request, and returns the answer line by line; an endless answer has no time limit. Fails if the
+    /// process does not answer or refuses.
     pub(super) fn lines(&self, path: &str, endless: bool) -> Result<impl BufRead + use<>> {
         let request = self.agent.get(self.uri(path)).header("authorization", self.authorization());
         let limit = (!endless).then_some(LIMIT);
@@ -88,7 +80,6 @@ impl Client {
     }
 }
 
-/// Percent-encodes one part of a path.
 pub(super) fn encode(part: &str) -> String {
     let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let one = |byte: u8| if keep(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };

@@ -36,7 +36,6 @@ impl Progress {
         }
     }
 
-    /// Removes the bar.
     pub(super) fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

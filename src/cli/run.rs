@@ -83,7 +83,6 @@ fn reload(config: &Config, handles: &Handles, coordinator: &Addr<Coordinator>) {
     }
 }
 
-/// The request behind a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {
     Stop,

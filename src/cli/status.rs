@@ -12,7 +12,6 @@ use super::act::copying as copying_of;
 use super::client::Client;
 use crate::config::Config;
 
-/// Interval of `--watch`.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Longest error text, in characters. Longer texts are cut.

@@ -14,7 +14,6 @@ use crate::rules::names::Zone;
 use crate::verify::report::{Finding, Report, Verdict};
 use crate::verify::scope::Scope;
 
-/// Interval of the progress display.
 const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Name of saved progress; a verification with the same name resumes an interrupted run.

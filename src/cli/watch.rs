@@ -18,10 +18,8 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// Watches a file by way of its folder, because many editors replace the file by a new one.
-    ///
-    /// # Errors
-    /// If the folder cannot be watched.
+    /// Watches a file by way of its folder, because many editors replace the file by a new one. Fails if the folder
+    /// cannot be watched.
     pub(super) fn new(file: &Path) -> Result<Self> {
         let (sender, changes) = channel(1);
         let name = file.file_name().context("the path of the configuration has no file name")?.to_owned();

@@ -13,10 +13,8 @@ use super::uri::Uri;
 use super::{Config, Http, Invalid, Log, LogFormat, OnUnwatch, Source, Spoke, Synced, Verify, zone};
 use crate::rules::names::{Namespace, Zone};
 
-/// Reads a file. Paths in the file are relative to the file's folder.
-///
-/// # Errors
-/// All problems of the file, with line numbers.
+/// Reads a file. Paths in the file are relative to the file's folder. An error lists all problems of the file, with
+/// line numbers.
 pub(crate) fn read(path: &Path, variables: &Variables) -> Result<Config, Invalid> {
     let shown = path.display().to_string();
     let bytes = std::fs::read(path).map_err(|error| Invalid::whole(&shown, format!("cannot be read: {error}")))?;

@@ -192,7 +192,6 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// One problem, with advice.
 #[derive(Debug)]
 struct Problem {
     line: Option<usize>,

@@ -49,7 +49,6 @@ impl<'t> Reader<'t> {
         (reader, root)
     }
 
-    /// Records a problem at a place in the file.
     pub(super) fn problem(&mut self, span: &Range<usize>, message: String) {
         let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
         let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
@@ -107,7 +106,6 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// Takes `true` or `false`.
     pub(super) fn boolean(&mut self, table: &mut Table<'t>, key: &'static str) -> Option<bool> {
         let (value, span) = table.take(key)?;
         let DeValue::Boolean(value) = value else {
@@ -137,7 +135,6 @@ impl<'t> Reader<'t> {
         Some(At { value: number?, span })
     }
 
-    /// Takes a list of texts.
     pub(super) fn texts(&mut self, table: &mut Table<'t>, key: &'static str) -> Option<At<Vec<At<String>>>> {
         let (value, span) = table.take(key)?;
         let DeValue::Array(array) = value else {

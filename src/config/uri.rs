@@ -84,7 +84,6 @@ fn advice(option: &str) -> Option<&'static str> {
     })
 }
 
-/// Returns a problem for each wrong option.
 fn option_problems(scheme: &str, has_user: bool, options: &str) -> Vec<String> {
     let name = |option: &str| option.split_once('=').map_or(option, |(name, _)| name).to_owned();
     let mut problems = Vec::new();

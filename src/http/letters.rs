@@ -8,7 +8,6 @@ use super::{Sources, answer, error};
 use crate::actors::coordinator::{Letters, Refused};
 use crate::link::letters::{LetterAction, Request};
 
-/// The request's body.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Chosen {

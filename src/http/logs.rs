@@ -10,7 +10,6 @@ use tracing::level_filters::LevelFilter;
 use super::{Sources, error};
 use crate::observe::logs::streams::News;
 
-/// The request's query.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Query {

@@ -28,7 +28,6 @@ use crate::observe::logs::Logs;
 use crate::observe::metrics;
 use crate::observe::status::Board;
 
-/// The sources of all answers.
 #[derive(Clone)]
 struct Sources {
     board: Arc<Board>,
@@ -36,10 +35,7 @@ struct Sources {
     logs: Logs,
 }
 
-/// Starts the HTTP server.
-///
-/// # Errors
-/// If the address is not available.
+/// Starts the HTTP server. Fails if the address is not available.
 pub(crate) fn start(
     http: &Http,
     board: Arc<Board>,

@@ -1,9 +1,9 @@
-//! The identity of the collections that a link stands between. A collection that was dropped and created again, or that
-//! another was renamed onto, is another collection: its change stream does not say what was lost or brought.
+//! The identity of a link's collections. A collection name can pass to another collection, by a drop and a new
+//! creation, or by a rename. No change event then describes the lost and the new documents.
 //!
-//! A drop or a rename is never carried over. The link copies such a collection again as at first, which deletes
-//! nothing: the owner's documents win, and what only the hub has comes down. So whatever was dropped at one side comes
-//! back from the other.
+//! A link never carries a drop or a rename over. The link copies the collection again like a first copy, without
+//! deletions: the owner's documents win, and documents of the hub alone come down. Documents dropped at one side
+//! therefore come back from the other side.
 
 use super::apply::mark::Mark;
 use super::lifecycle::Link;
@@ -14,11 +14,7 @@ use crate::mongo::server::Server;
 use crate::rules::names::Namespace;
 
 impl<S: Source> Link<'_, S> {
-    /// Looks whether the collections at both ends are still the ones that the link knows, and forgets what it copied of
-    /// others.
-    ///
-    /// # Errors
-    /// If a server does not answer.
+    /// Checks the identity of the collections at both ends, and forgets the copied parts of replaced collections.
     pub(super) async fn look_at_collections(&mut self) -> Result<(), Error> {
         let pair = &self.spoke.pair;
         let (source, here, checkpoint) =
@@ -41,17 +37,14 @@ impl<S: Source> Link<'_, S> {
             ns = replaced.join(", "),
             "the collection is another one than before: copying it again, deleting nothing"
         );
-        // The opposite link must not take missing documents for deleted before it knows.
+        // The opposite link must know first: otherwise missing documents would count as deleted.
         pair.must_look(S::DIRECTION.opposite());
         self.save(Some(Mark::Replaced(replaced))).await?;
         pair.has_looked(S::DIRECTION, &lost);
         Ok(())
     }
 
-    /// Saves the identities of collections that the link does not know yet.
-    ///
-    /// # Errors
-    /// If a server fails.
+    /// Saves the identities of collections new to the link.
     pub(super) async fn learn_collections(&mut self) -> Result<(), Error> {
         let (source, here) = (self.source.server().clone(), self.destination_server());
         let checkpoint = self.checkpoint();
@@ -68,9 +61,6 @@ impl<S: Source> Link<'_, S> {
     }
 
     /// True if the source's collection is known, and still the same.
-    ///
-    /// # Errors
-    /// If the server does not answer.
     pub(super) async fn is_the_same_collection(&mut self, namespace: u16) -> Result<bool, Error> {
         let source = self.source.server().clone();
         let name = source.namespaces()[usize::from(namespace)].to_string();
@@ -80,7 +70,7 @@ impl<S: Source> Link<'_, S> {
     }
 }
 
-/// The known namespaces whose collection is another one now.
+/// The known namespaces with a different collection now.
 async fn others(server: &Server, known: &[Identity]) -> Result<Vec<String>, Error> {
     let Some(present) = server.collections().await? else { return Ok(Vec::new()) };
     let is_other = |(namespace, uuid): (&Namespace, Option<[u8; 16]>)| {
@@ -91,7 +81,7 @@ async fn others(server: &Server, known: &[Identity]) -> Result<Vec<String>, Erro
     Ok(server.namespaces().iter().zip(present).filter_map(is_other).collect())
 }
 
-/// The identities known now, if there are more than before.
+/// The known and the new identities; `None` if no identity is new.
 async fn learnt(server: &Server, known: &[Identity]) -> Result<Option<Vec<Identity>>, Error> {
     let is_unknown = |name: &String| known.iter().all(|known| known.namespace != *name);
     if !server.namespaces().iter().any(|namespace| is_unknown(&namespace.to_string())) {

@@ -1,6 +1,7 @@
-//! Foreign documents: written by applications at a spoke, in zones that the spoke does not own. They stay there, and
-//! must not be taken for documents that the hub has deleted. So they are registered at the spoke before the uplink goes
-//! past them, and leave the register in the transaction that brings the hub's document of the same `_id`.
+//! Foreign documents: documents of other zones, written by applications at a spoke. Foreign documents stay at the
+//! spoke, and a reconcile must not mistake them for documents deleted at the hub. The uplink therefore registers a
+//! foreign document at the spoke before the checkpoint passes the insert. The registration ends in the transaction that
+//! brings the hub's document of the same `_id`.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,22 +17,18 @@ use crate::rules::key::Key;
 use crate::rules::names::Namespace;
 use crate::rules::step::Step;
 
-/// The documents that may be in a spoke's register, so that a link need not ask for each document.
+/// The documents of a spoke's register in memory, possibly with others: saves a query for each document.
 #[derive(Debug, Default)]
 pub(super) struct Known(Mutex<Keys>);
 
 #[derive(Debug, Default)]
 struct Keys {
     some: HashSet<Key>,
-    /// The register has more documents than are remembered.
+    /// The register has more than [`REMEMBERED_DOCUMENTS`] documents: any document may be registered.
     any: bool,
 }
 
 impl Known {
-    /// Reads the register.
-    ///
-    /// # Errors
-    /// If the spoke does not answer.
     pub(super) async fn load(&self, spoke: &Server) -> Result<(), Error> {
         self.add(foreign::registered(spoke).await?.into_keys());
         Ok(())
@@ -51,13 +48,12 @@ impl Known {
         keys.some.is_empty() && !keys.any
     }
 
-    /// True if this document may be in the register.
     pub(super) fn may_hold(&self, key: &Key) -> bool {
         let keys = self.keys();
         keys.any || keys.some.contains(key)
     }
 
-    /// The statement that takes the documents of these steps out of the register, if one of them may be in it.
+    /// The statement that removes the documents of `steps` from the register. `None` if no document can be registered.
     pub(super) fn forgets(&self, steps: &[Step<'_>], namespaces: &[Namespace]) -> Option<RawDocumentBuf> {
         if self.is_empty() {
             return None;
@@ -72,10 +68,7 @@ impl Known {
     }
 }
 
-/// Registers those of these documents of a spoke that the hub does not have.
-///
-/// # Errors
-/// If a server does not answer.
+/// Registers documents of a spoke, except for documents known to the hub.
 pub(super) async fn register(
     known: &Known,
     spoke: &Server,

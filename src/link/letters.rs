@@ -1,4 +1,4 @@
-//! An operator's wishes about dead letters. A link attends to them between its batches, so they need no locks.
+//! An operator's requests about dead letters. A link handles requests between two batches, so no locks are needed.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -17,16 +17,15 @@ use crate::rules::fields::Fields;
 use crate::rules::key::Key;
 use crate::rules::step::{Read, Step, Write, Zones};
 
-/// What to do with dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LetterAction {
-    /// Read the document again at the source, and apply it. If the destination accepts it now, the letter goes.
+    /// Read the document again at the source, and apply the document. If the destination accepts, the dead letter is
+    /// deleted.
     Retry,
-    /// Forget what was refused. Later changes of the document flow again.
+    /// Forget the refused change. Later changes of the document flow again.
     Drop,
 }
 
-/// One wish.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) action: LetterAction,
@@ -34,7 +33,7 @@ pub(crate) struct Request {
     pub(crate) ids: Option<Vec<Value>>,
 }
 
-/// Wishes that a link has not attended to yet.
+/// Requests not handled yet.
 #[derive(Debug, Default)]
 pub(crate) struct Requests(Mutex<Vec<Request>>);
 
@@ -48,10 +47,7 @@ impl Requests {
     }
 }
 
-/// Fulfils the wishes that wait for the link, and shows the dead letters that are left.
-///
-/// # Errors
-/// If a server fails.
+/// Handles the waiting requests, and shows the remaining dead letters.
 pub(super) async fn attend<S: Source>(link: &mut Link<'_, S>) -> Result<(), Error> {
     let (requests, within) = (link.spoke.pair.letters(S::DIRECTION), link.source.zones());
     if within.is_empty() {
@@ -92,7 +88,7 @@ impl Request {
     }
 }
 
-/// Shows the dead letters of a link in its status.
+/// Shows the link's dead letters in the status.
 pub(super) fn show<S: Source>(link: &Link<'_, S>) {
     let namespaces = link.source.server().namespaces();
     let letters = link.parked.values().map(|letter| Letter {
@@ -110,7 +106,7 @@ fn json(letter: &Kept) -> Value {
     bson::Bson::try_from(letter.id.clone()).map_or(Value::Null, Value::from)
 }
 
-/// A dead letter that is retried.
+/// The origin of a retry: a dead letter.
 struct Again<'l>(&'l Kept);
 
 impl Origin for Again<'_> {

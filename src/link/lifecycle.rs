@@ -1,7 +1,7 @@
-//! One link from its claim to its end, the same for both directions.
+//! The life of a link from claim to end, the same for both directions.
 //!
-//! Promise: the link's checkpoint never passes a change that is neither applied at the destination nor a dead letter
-//! there.
+//! Promise: the link's checkpoint passes a change only after the change is applied at the destination, or saved as a
+//! dead letter.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -28,46 +28,43 @@ use crate::rules::key::Key;
 use crate::rules::names::{Direction, LinkName};
 use crate::rules::position::Position;
 
-/// A loop ended because it was told to.
+/// The loop ended on request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stopped;
 
-/// A link that this process has claimed.
+/// A link claimed by the process.
 pub(super) struct Link<'s, S> {
     pub(super) spoke: &'s Shared,
     pub(super) source: S,
     pub(super) destination: Destination,
-    /// Documents that the destination has in a newer version than the link's position says.
+    /// Documents with a newer version at the destination than at the link's position.
     pub(super) ahead: Ahead,
-    /// The documents with a dead letter.
+    /// The dead letters, by document.
     pub(super) parked: HashMap<Key, Kept>,
-    /// The notes of hub edits at the destination; the hub has none.
+    /// The notes of hub edits at the destination; only a spoke has notes.
     pub(super) ledger: Option<Ledger>,
     /// Average bytes of the documents read at the source most recently.
     pub(super) read_bytes: usize,
-    /// The destination has everything that the source had before the link's position.
+    /// The destination has everything from the source before the link's position.
     is_complete: bool,
-    /// Time of the newest change of the batch under way, in milliseconds since 1970.
+    /// Time of the newest change in the present batch, in milliseconds since 1970.
     pub(super) wall_time: Option<i64>,
 }
 
-/// Interval at which a quiet link saves the stream's place, so that the place stays in the oplog window.
+/// Interval at which a quiet link saves the stream's position, to stay within the oplog window.
 pub(super) const QUIET_CHECKPOINT: Duration = Duration::from_secs(5);
 
-/// The expected bytes of a document before any was read: large, so that the first batch reads few.
+/// Expected bytes of a document before the first read: large, so that the first batch reads few documents.
 const UNKNOWN_READ_BYTES: usize = 100_000;
 
-/// Runs a link until it fails or is told to stop.
-///
-/// # Errors
-/// If a server fails, or another process takes the link over.
+/// Runs a link until a request to stop. Fails if a server fails, or if another process takes the link over.
 pub(super) async fn run<S: Source>(spoke: &Shared, stop: &CancellationToken) -> Result<Stopped, Error> {
     let mut link = Link::<S>::claim(spoke).await?;
     link.anchor().await?;
     loop {
         link.look_at_collections().await?;
-        // A comparison that an operator asked for can wait for the opposite link. A part that was never copied, or
-        // whose place was lost, cannot.
+        // A comparison requested by an operator can wait for the opposite link. A first copy, or a copy after a lost
+        // position, cannot wait.
         let asked = link.checkpoint().reconciling == Reconciling::Asked;
         let comparing = if asked { spoke.pair.compare(S::DIRECTION) } else { None };
         let only_new = asked && comparing.is_none();
@@ -94,7 +91,7 @@ pub(super) async fn run<S: Source>(spoke: &Shared, stop: &CancellationToken) -> 
 }
 
 impl<'s, S: Source> Link<'s, S> {
-    /// Connects both ends, and takes the link over at its destination.
+    /// Connects both ends, and takes the link over at the destination.
     async fn claim(spoke: &'s Shared) -> Result<Self, Error> {
         let cell = spoke.status.link(S::DIRECTION);
         cell.set_state(State::Connecting);
@@ -132,8 +129,8 @@ impl<'s, S: Source> Link<'s, S> {
         Ok(link)
     }
 
-    /// Saves the present end of the source's change stream as the link's place, if the link has none: whatever changes
-    /// from now on will be carried.
+    /// Saves the present end of the source's change stream as the first position of a new link: the link will carry all
+    /// later changes.
     async fn anchor(&mut self) -> Result<(), Error> {
         if self.checkpoint().position.is_none() {
             let start = tail::present_position(self.source.server()).await?;
@@ -142,7 +139,7 @@ impl<'s, S: Source> Link<'s, S> {
         Ok(())
     }
 
-    /// Begins at the present after the place was lost. Everything must be copied again.
+    /// Continues from the present after a lost position. Everything must be copied again.
     async fn restart(&mut self) -> Result<(), Error> {
         self.set_incomplete();
         self.source.lose_place(self.spoke);
@@ -150,17 +147,15 @@ impl<'s, S: Source> Link<'s, S> {
         self.save(Some(Mark::Restarted(start))).await
     }
 
-    /// The checkpoint as it is saved.
+    /// The saved checkpoint.
     pub(super) fn checkpoint(&self) -> &Checkpoint {
         self.destination.checkpoint()
     }
 
-    /// The link's place in the source's change stream.
     pub(super) fn position(&self) -> Position {
         self.checkpoint().position.clone().expect("a link is anchored before anything else")
     }
 
-    /// The server at the destination.
     pub(super) fn destination_server(&self) -> Server {
         self.destination.server().clone()
     }
@@ -169,13 +164,13 @@ impl<'s, S: Source> Link<'s, S> {
         self.spoke.status.link(S::DIRECTION)
     }
 
-    /// The destination lacks nothing up to the link's position.
+    /// Declares the destination complete up to the link's position.
     fn set_complete(&mut self) {
         self.is_complete = true;
         self.has_carried(&self.position());
     }
 
-    /// The destination lacks something: the opposite link must not rely on this link's position.
+    /// Declares the destination incomplete: the opposite link must not rely on the link's position.
     pub(super) fn set_incomplete(&mut self) {
         self.is_complete = false;
         self.spoke.pair.carried(S::DIRECTION).set(Reached::Incomplete);
@@ -185,7 +180,7 @@ impl<'s, S: Source> Link<'s, S> {
         self.is_complete
     }
 
-    /// Tells the opposite link that everything up to this place is at the destination.
+    /// Informs the opposite link: the destination has everything up to `position`.
     pub(super) fn has_carried(&self, position: &Position) {
         if self.is_complete {
             self.spoke.pair.has_carried(S::DIRECTION, position);

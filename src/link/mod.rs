@@ -1,5 +1,5 @@
-//! The links: each carries changes from a source's change stream, by the rules of [`crate::rules`], into transactions
-//! at its destination.
+//! The links. Each link carries changes from a source's change stream into transactions at a destination, by the rules
+//! of [`crate::rules`].
 //!
 //! ```text
 //!  uplink     a spoke's change stream ─► uplink::stream ─┐                       ┌─► transaction at the hub
@@ -9,20 +9,19 @@
 //!             lifecycle: claim ─► anchor ─► ( look ─► copy ─► stream ) until stopped
 //! ```
 //!
-//! - [`lifecycle`]: one link from its claim to its end, the same for both directions
-//! - [`source`]: the part that differs by direction; [`uplink`]: a spoke as the source; [`downlink`]: the hub as the
+//! - [`lifecycle`]: a link from claim to end, the same for both directions
+//! - [`source`]: the difference between the directions; [`uplink`]: a spoke as the source; [`downlink`]: the hub as the
 //!   source
-//! - [`hub`]: the hub's one change stream, for all spokes
+//! - [`hub`]: the hub's single change stream, for all spokes
 //! - [`apply`]: changes into transactions at the destination
 //! - [`copy`]: the first copy of a zone, and the reconcile
-//! - [`shared`], [`pair`]: what the two links of one spoke share, and what each must know of the other
-//! - [`reached`]: the place up to which a link has carried everything, for the opposite link to wait for
-//! - [`collections`]: noticing that a collection was dropped or renamed; [`foreign`]: documents of other zones at a
-//!   spoke
-//! - [`letters`]: an operator's wishes about dead letters; [`watch_oplog`]: the oplog window, for the status
+//! - [`shared`], [`pair`]: the resources and the state shared by both links of a spoke
+//! - [`reached`]: the progress of a link, for the opposite link to wait for
+//! - [`collections`]: detects dropped and renamed collections; [`foreign`]: documents of other zones at a spoke
+//! - [`letters`]: an operator's requests about dead letters; [`watch_oplog`]: the oplog window, for the status
 //!
-//! A loop ends by an error or because it is told to stop. It never retries by itself: the supervisor starts a new loop,
-//! which continues from the checkpoint.
+//! A loop ends with an error or on request, and never restarts itself: the supervisor starts a new loop, which
+//! continues from the checkpoint.
 
 mod apply;
 mod collections;

@@ -1,4 +1,4 @@
-//! What each of a spoke's two links must know of the other. The pair outlives the loops.
+//! The state shared by both links of a spoke. The pair outlives the loops.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,24 +15,24 @@ use crate::rules::conflicts::Conflicts;
 use crate::rules::names::Direction;
 use crate::rules::position::Position;
 
-/// Documents remembered one by one, in each map of each link. Beyond this number only their zones are remembered.
+/// Maximum number of documents remembered individually, in each map of each link. Beyond the maximum, only zones are
+/// remembered.
 pub(crate) const REMEMBERED_DOCUMENTS: usize = 50_000;
 
-/// The reason for a link to leave its change stream although nothing failed.
+/// The reason for a link to leave the change stream without a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
     Stopped,
-    /// Everything is to be compared.
+    /// Everything must be compared.
     Compare,
-    /// The collections may no longer be the same.
+    /// The collections may have been replaced.
     Look,
 }
 
-/// The state that both links of a spoke share.
 pub(crate) struct Pair {
     /// The uplink's session at the hub.
     pub(crate) uplink_session: Slot,
-    /// The uplink's session at the hub for transactions in which documents leave the zone.
+    /// The uplink's session at the hub for transactions that move documents out of the zone.
     pub(crate) moves_session: Slot,
     /// The uplink's session at the spoke, for stamps.
     pub(crate) stamp_session: Slot,
@@ -40,21 +40,20 @@ pub(crate) struct Pair {
     pub(crate) downlink_session: Slot,
     conflicts: Mutex<Conflicts>,
     carried: [Carried; 2],
-    /// Links that an operator asked to compare everything.
+    /// By link: an operator asked to compare everything.
     resync: [AtomicBool; 2],
     looking: [Mutex<Looking>; 2],
-    /// Documents of other zones at the spoke.
     pub(super) foreign: foreign::Known,
-    /// Held by the link that compares: the opposite link must carry changes meanwhile.
+    /// Held by the comparing link: the opposite link must carry changes meanwhile.
     comparing: Semaphore,
     letters: [Requests; 2],
 }
 
-/// What a link must look at before it relies on its collections.
+/// A pending check of a link's collections.
 #[derive(Debug, Default)]
 struct Looking {
     is_needed: bool,
-    /// The namespaces whose collections were dropped or renamed.
+    /// The namespaces of dropped or renamed collections.
     lost: BTreeSet<u16>,
 }
 
@@ -77,31 +76,31 @@ impl Default for Pair {
 }
 
 impl Pair {
-    /// The hub edits that the spoke's own changes may meet when they come back from the hub.
+    /// The hub edits that the spoke's own changes may meet on the way back from the hub.
     pub(super) fn conflicts(&self) -> MutexGuard<'_, Conflicts> {
         // Plain values: a half-made change is no worse than a restart.
         self.conflicts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks both links to compare everything, from their next turn on.
+    /// Asks both links to compare everything at the next turn.
     pub(super) fn ask_for_resync(&self) {
         for asked in &self.resync {
             asked.store(true, Ordering::Relaxed);
         }
     }
 
-    /// An operator's wishes about the dead letters of a link.
+    /// An operator's requests about the link's dead letters.
     pub(crate) fn letters(&self, direction: Direction) -> &Requests {
         &self.letters[direction as usize]
     }
 
-    /// The link must look whether its collections are still the same. Until then its place counts as incomplete.
+    /// Asks the link to check the collections. Until the check, the link counts as incomplete.
     pub(super) fn must_look(&self, direction: Direction) {
         self.looking(direction).is_needed = true;
         self.carried(direction).set(Reached::Incomplete);
     }
 
-    /// The collections of these namespaces were dropped or renamed at one of the ends.
+    /// Records the namespaces of collections dropped or renamed at either end.
     pub(super) fn have_lost_collections(&self, namespaces: &[u16]) {
         for direction in Direction::BOTH {
             self.looking(direction).lost.extend(namespaces);
@@ -109,12 +108,12 @@ impl Pair {
         }
     }
 
-    /// The namespaces whose collections were dropped or renamed, whatever exists now.
+    /// The namespaces of dropped or renamed collections, even if the collections exist again.
     pub(super) fn lost_collections(&self, direction: Direction) -> BTreeSet<u16> {
         self.looking(direction).lost.clone()
     }
 
-    /// The link has looked, and knows that the collections of these namespaces were lost.
+    /// Records a finished check. The link knows of the `lost` collections now.
     pub(super) fn has_looked(&self, direction: Direction, lost: &BTreeSet<u16>) {
         let mut looking = self.looking(direction);
         looking.lost.retain(|namespace| !lost.contains(namespace));
@@ -125,15 +124,15 @@ impl Pair {
         self.looking[direction as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The link, which lacks nothing, has come to this place.
+    /// Records the position of a link with a complete destination.
     pub(super) fn has_carried(&self, direction: Direction, position: &Position) {
         if !self.looking(direction).is_needed {
             self.carried(direction).set(Reached::Until(position.seen_until()));
         }
     }
 
-    /// The link's next task instead of following its change stream, if there is one: looking at the collections; or the
-    /// comparison that somebody asked for, once the opposite link can carry changes meanwhile.
+    /// The link's next task instead of the change stream, if any: a check of the collections, or a requested comparison
+    /// as soon as the opposite link can carry changes meanwhile.
     pub(super) fn turn(&self, direction: Direction, reconciling: Reconciling) -> Option<Turn> {
         if self.looking(direction).is_needed {
             return Some(Turn::Look);
@@ -144,14 +143,13 @@ impl Pair {
         can.then_some(Turn::Compare)
     }
 
-    /// Begins to compare, unless the opposite link compares.
+    /// Begins a comparison, unless the opposite link compares.
     pub(super) fn compare(&self, direction: Direction) -> Option<SemaphorePermit<'_>> {
         let permit = self.comparing.try_acquire().ok()?;
         self.resync[direction as usize].store(false, Ordering::Relaxed);
         Some(permit)
     }
 
-    /// The place up to which a link has carried everything.
     pub(super) fn carried(&self, direction: Direction) -> &Carried {
         &self.carried[direction as usize]
     }
@@ -167,7 +165,7 @@ mod tests {
         Position::from_token(&rawdoc! { "_data": "8200000001000000012B0229296E04" }).expect("a token")
     }
 
-    /// Links that both lack nothing.
+    /// A pair of two complete links.
     fn complete() -> Pair {
         let pair = Pair::default();
         for direction in Direction::BOTH {

@@ -1,28 +1,26 @@
-//! The place up to which a link has carried everything, for the opposite link of the same spoke to wait for.
+//! The progress of a link, for the opposite link of the same spoke to wait for.
 
 use bson::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// The progress of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reached {
     /// The link has not begun.
     Nothing,
-    /// The link has a place in its source's change stream, but its destination lacks something from before that place:
-    /// the link copies, or has lost its place.
+    /// The link has a position in the source's change stream, but the destination lacks earlier changes: the link
+    /// copies, or has lost the former position.
     Incomplete,
-    /// The destination has everything that the source had at this time.
+    /// The destination has everything from the source as of this cluster time.
     Until(Timestamp),
 }
 
-/// The result of waiting for a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waited {
     Done,
     /// The link must copy first; waiting longer may never end.
     Incomplete,
-    /// The waiting link was told to stop.
+    /// The waiting link must stop.
     Stopped,
 }
 
@@ -41,22 +39,22 @@ impl Carried {
         self.0.send_replace(reached);
     }
 
-    /// True if the destination has everything up to the link's place.
+    /// True if the destination has everything up to the link's position.
     pub(super) fn is_complete(&self) -> bool {
         matches!(*self.0.borrow(), Reached::Until(_))
     }
 
-    /// Waits until the link has a place in its source's change stream: whatever changes from then on will be carried.
+    /// Waits until the link has a position in the source's change stream: the link will carry all later changes.
     pub(super) async fn anchored(&self, stop: &CancellationToken) -> Waited {
         self.wait(stop, |reached| (reached != Reached::Nothing).then_some(Waited::Done)).await
     }
 
-    /// Waits until the destination has everything up to the link's place.
+    /// Waits until the destination has everything up to the link's position.
     pub(super) async fn complete(&self, stop: &CancellationToken) -> Waited {
         self.wait(stop, |reached| matches!(reached, Reached::Until(_)).then_some(Waited::Done)).await
     }
 
-    /// Waits until the link has carried everything that its source had at this time.
+    /// Waits until the link has carried everything from the source as of `time`.
     pub(super) async fn at_least(&self, time: Timestamp, stop: &CancellationToken) -> Waited {
         self.wait(stop, |reached| match reached {
             Reached::Nothing => None,

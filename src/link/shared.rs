@@ -1,4 +1,4 @@
-//! What the two links of one spoke share.
+//! The resources shared by both links of a spoke.
 
 use std::sync::Arc;
 
@@ -11,27 +11,25 @@ use crate::mongo::server::Endpoint;
 use crate::observe::status::SpokeCell;
 use crate::rules::names::{Direction, Zone};
 
-/// What the loops of one spoke need.
 pub(crate) struct Shared {
-    /// The zone that the spoke owns.
     pub(crate) zone: Zone,
     pub(crate) hub: Arc<Endpoint>,
-    /// The spoke's own servers.
+    /// The spoke's servers.
     pub(crate) endpoint: Arc<Endpoint>,
     /// The hub's change stream, for all spokes.
     pub(crate) fanout: Arc<Fanout>,
     pub(crate) pair: Pair,
     pub(crate) status: Arc<SpokeCell>,
-    /// The treatment of documents in a zone that the spoke no longer watches.
+    /// The treatment of documents in zones no longer watched.
     pub(crate) on_unwatch: OnUnwatch,
-    /// Permits for links that begin, so that not all of them read the hub's metadata at the same time.
+    /// Permits to begin: limit the number of links that read the hub's metadata at the same time.
     pub(crate) starting: Arc<Semaphore>,
-    /// The name of this process in checkpoints.
+    /// The name of the process in checkpoints.
     pub(crate) holder: String,
 }
 
 impl Shared {
-    /// Asks both links to compare everything as soon as they can.
+    /// Asks both links to compare everything as soon as possible.
     pub(crate) fn ask_for_resync(&self) {
         self.pair.ask_for_resync();
         for direction in Direction::BOTH {
@@ -39,12 +37,14 @@ impl Shared {
         }
     }
 
-    /// Awaits something without a time limit, such as the opposite link. Meanwhile this link does not count as silent.
+    /// Awaits `something` without a time limit, for example the opposite link. Meanwhile the link does not count as
+    /// silent.
     pub(super) async fn patiently<T>(&self, link: Direction, something: impl Future<Output = T>) -> T {
         self.status.link(link).pulse().while_waiting(something).await
     }
 
-    /// A permit to begin. Ask once the spoke itself has answered, so that an unreachable spoke holds none.
+    /// Waits for a permit to begin. Call only after the spoke has answered: an unreachable spoke must not hold a
+    /// permit.
     pub(super) async fn starting(&self, link: Direction) -> SemaphorePermit<'_> {
         self.patiently(link, self.starting.acquire()).await.expect("it is never closed")
     }

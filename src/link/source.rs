@@ -1,4 +1,4 @@
-//! The part of a link that differs by its direction: the source of the changes.
+//! The source of a link's changes: the part of a link that depends on the direction.
 //!
 //! The two implementations are [`uplink`](super::uplink) and [`downlink`](super::downlink), folders of the same shape.
 
@@ -22,7 +22,7 @@ use crate::rules::key::Key;
 use crate::rules::names::{Direction, LinkName, Zone};
 use crate::rules::step::Rules;
 
-/// The two ends of a link whose destination is claimed, for a source that begins.
+/// Both ends of a link, for [`Source::open`]. The destination is already claimed.
 pub(super) struct Opening<'o> {
     pub(super) spoke: &'o Shared,
     pub(super) link: &'o LinkName,
@@ -30,17 +30,14 @@ pub(super) struct Opening<'o> {
     pub(super) destination: &'o Destination,
 }
 
-/// The source of a link's changes.
 pub(super) trait Source: Sized + Send + Sync {
     const DIRECTION: Direction;
 
-    /// The sessions of the link's transactions: the usual one, and one for moves if they need their own.
+    /// The sessions of the link's transactions: the usual session, and a session for moves if moves need a separate
+    /// tag.
     fn sessions(spoke: &Shared) -> (&Slot, Option<&Slot>);
 
-    /// Begins. Returns the ledger of hub edits with the source, if the destination has one.
-    ///
-    /// # Errors
-    /// If a server does not answer.
+    /// Opens the source. Returns also the ledger of hub edits, if the destination has a ledger.
     fn open(opening: Opening<'_>) -> impl Future<Output = Result<(Self, Option<Ledger>), Error>> + Send;
 
     fn server(&self) -> &Server;
@@ -48,14 +45,11 @@ pub(super) trait Source: Sized + Send + Sync {
     /// The rules for documents read whole.
     fn rules(&self) -> &dyn Rules;
 
-    /// The zones in which the destination may have a document of the link.
+    /// The zones of the link's documents at the destination.
     fn zones(&self) -> Vec<Zone>;
 
-    /// Reads documents at the source as they were at this time, or later. The documents in `unstamped` get their
-    /// partition key first.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if a document cannot have a partition key; any other error if the server fails.
+    /// Reads documents at the source as of `time` or later. Documents in `unstamped` first receive a partition key.
+    /// Returns [`Error::Refused`] if the source refuses a partition key.
     fn read(
         &mut self,
         wanted: &Wanted<'_>,
@@ -63,13 +57,11 @@ pub(super) trait Source: Sized + Send + Sync {
         time: Timestamp,
     ) -> impl Future<Output = Result<Vec<Snapshot>, Error>> + Send;
 
-    /// A transaction is committed. Returns the number up to which notes of hub edits are outlived, if there are any.
+    /// Records a committed transaction. Returns the number up to which notes of hub edits are outlived, if any.
     fn committed(&mut self, spoke: &Shared, commit: &Commit) -> Option<i64>;
 
-    /// Copies whatever the link has not copied, or has lost. With `only_new`, parts copied before wait.
-    ///
-    /// # Errors
-    /// If a server fails; the next attempt continues from the checkpoint.
+    /// Copies every part not copied yet, or lost since. With `only_new`, parts copied before wait. After a failure, the
+    /// next attempt continues from the checkpoint.
     fn copy(
         link: &mut Link<'_, Self>,
         only_new: bool,
@@ -77,11 +69,8 @@ pub(super) trait Source: Sized + Send + Sync {
     ) -> impl Future<Output = Result<Ended, Error>> + Send;
 
     /// Follows the change stream, until the link has another task.
-    ///
-    /// # Errors
-    /// If a server fails.
     fn stream(link: &mut Link<'_, Self>, stop: &CancellationToken) -> impl Future<Output = Result<Turn, Error>> + Send;
 
-    /// The link has lost its place.
+    /// Reacts to the loss of the link's position.
     fn lose_place(&self, spoke: &Shared);
 }

@@ -9,10 +9,9 @@ use crate::mongo::oplog;
 use crate::mongo::server::Server;
 use crate::observe::status::Window;
 
-/// Interval between two questions.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Asks for the source's oplog window and shows it, until the handle is dropped.
+/// Shows the source's oplog window in the status, until the handle is dropped.
 pub(super) fn watch(server: &Server, shown: &Window) -> AbortOnDropHandle<()> {
     let (server, shown) = (server.clone(), shown.clone());
     let watching = async move {

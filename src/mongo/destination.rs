@@ -1,4 +1,4 @@
-//! The one transaction that everything rests on: a batch and the checkpoint that covers it, together or not at all.
+//! The central transaction of a link: a batch and the covering checkpoint commit together or not at all.
 //!
 //! ```text
 //! start transaction (the link's tagged session)
@@ -9,8 +9,8 @@
 //! commit, write concern majority
 //! ```
 //!
-//! Promise: once [`Destination::committed`] was told, the batch is majority-committed with its checkpoint; after any
-//! error, or a crash, the saved checkpoint tells whether it is. Whoever has lost the link can commit nothing any more.
+//! Promise: after [`Destination::committed`], the batch and the checkpoint are majority-committed. After an error or a
+//! crash, the saved checkpoint shows the outcome. A process that has lost the link can no longer commit.
 
 use std::collections::HashMap;
 
@@ -31,7 +31,7 @@ use crate::rules::names::LinkName;
 use crate::rules::plan::CommandKind;
 use crate::rules::step::{Step, Write};
 
-/// Where a link's changes are applied.
+/// The server at the end of a link, with the claimed checkpoint.
 pub(crate) struct Destination {
     server: Server,
     link: LinkName,
@@ -41,27 +41,24 @@ pub(crate) struct Destination {
     claimed_at: Timestamp,
 }
 
-/// The sessions of a link's transactions.
 struct Sessions {
     usual: TaggedSession,
-    /// Where those transactions that move documents to other zones have one of their own.
+    /// The session of transactions that move documents to other zones, if separate.
     moves: Option<TaggedSession>,
-    /// The transaction under way moves documents.
+    /// The present transaction moves documents.
     is_moving: bool,
 }
 
 impl Sessions {
-    /// The one of the transaction under way.
+    /// The session of the present transaction.
     fn present(&mut self) -> &mut ClientSession {
         self.moves.as_mut().filter(|_| self.is_moving).unwrap_or(&mut self.usual).get()
     }
 }
 
 impl Destination {
-    /// Takes the link over at this server, with a session of its tag, and one for moves if there is a slot for that.
-    ///
-    /// # Errors
-    /// If the server does not answer.
+    /// Takes the link over at the server, with a tagged session, and with a second session for moves if `moves` has a
+    /// slot.
     pub(crate) async fn claim(
         server: &Server,
         link: &LinkName,
@@ -70,7 +67,7 @@ impl Destination {
         holder: &str,
     ) -> Result<Self, Error> {
         metadata::prepare(server).await?;
-        // The sessions first: so whatever an earlier one wrote was written before this link's next claim.
+        // The sessions first: all writes of earlier sessions then precede the claim.
         let usual = sessions::tagged_session(server, &link.to_string(), &link.zone, slot).await?;
         let moves = match moves {
             Some(slot) => {
@@ -89,36 +86,31 @@ impl Destination {
         })
     }
 
-    /// The server.
     pub(crate) fn server(&self) -> &Server {
         &self.server
     }
 
-    /// The link.
     pub(crate) fn link(&self) -> &LinkName {
         &self.link
     }
 
-    /// The checkpoint as it is saved.
+    /// The saved checkpoint.
     pub(crate) fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
 
-    /// Which collections the source has, and which this server, as is to be saved with the next checkpoint.
+    /// Sets the identities of the collections at the source and at the destination, for the next saved checkpoint.
     pub(crate) fn set_collections(&mut self, source: Vec<Identity>, here: Vec<Identity>) {
         self.checkpoint.collections = source;
         self.checkpoint.destination_collections = here;
     }
 
-    /// The server's time when the link was taken over.
+    /// The server's cluster time of the claim.
     pub(crate) fn claimed_at(&self) -> Timestamp {
         self.claimed_at
     }
 
-    /// Begins a transaction, which `moves` documents to other zones or does not.
-    ///
-    /// # Errors
-    /// If the driver does not.
+    /// Begins a transaction. `moves`: the transaction moves documents to other zones.
     pub(crate) async fn begin(&mut self, moves: bool) -> Result<Open<'_>, Error> {
         self.sessions.is_moving = moves;
         let transaction = Transaction::start(&self.server, self.sessions.present()).await?;
@@ -131,19 +123,18 @@ impl Destination {
         })
     }
 
-    /// Gives the transaction up.
     pub(crate) async fn abort(&mut self) {
         transaction::abort(&self.server, self.sessions.present()).await;
     }
 
-    /// The transaction that saves this checkpoint is committed.
+    /// Records the commit of the transaction with this checkpoint.
     pub(crate) fn committed(&mut self, checkpoint: Checkpoint) {
         self.checkpoint = checkpoint;
         self.sequence += 1;
     }
 }
 
-/// A transaction of a link, under way.
+/// An open transaction of a link.
 pub(crate) struct Open<'d> {
     server: &'d Server,
     link: &'d LinkName,
@@ -153,20 +144,18 @@ pub(crate) struct Open<'d> {
 }
 
 impl Open<'_> {
-    /// The number of this transaction, which no other transaction of the link has.
+    /// The number of the transaction, unique within the link.
     pub(crate) fn next_number(&self) -> i64 {
         self.sequence + 1
     }
 
-    /// The checkpoint before this transaction.
+    /// The checkpoint before the transaction.
     pub(crate) fn checkpoint(&self) -> &Checkpoint {
         self.checkpoint
     }
 
-    /// Sends a command made of some of these steps. Returns the number of its statements that found no document.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if the server refuses a step; any other error if the server fails.
+    /// Sends a command made of some of `steps`. Returns the number of statements without a matching document, or
+    /// [`Error::Refused`] if the server refuses a step.
     pub(crate) async fn send(&mut self, ready: Ready, steps: &[Step<'_>]) -> Result<usize, Error> {
         let whose = |statement: usize| {
             let step = &steps[*ready.steps.get(statement)?];
@@ -174,17 +163,14 @@ impl Open<'_> {
             Some(RefusedStep { key: step.key.clone(), event: Some(step.event), is_delta })
         };
         let reply = self.transaction.write("applying a batch", &ready.database, ready.command, whose).await?;
-        // Every statement of an update matches one document, or inserts one.
+        // Every statement of an update should match or insert one document.
         Ok(match ready.kind {
             CommandKind::Update => ready.steps.len().saturating_sub(count(&reply)),
             CommandKind::Delete | CommandKind::Insert => 0,
         })
     }
 
-    /// The partition keys that these documents have now, within the transaction; those that are not there are left out.
-    ///
-    /// # Errors
-    /// If the server fails.
+    /// The present partition keys of the documents, read within the transaction. Missing documents are left out.
     pub(crate) async fn zones(&mut self, wanted: &Wanted<'_>) -> Result<Vec<(Key, Option<String>)>, Error> {
         let mut found = Vec::new();
         for (number, namespace) in (0u16..).zip(self.server.namespaces()) {
@@ -196,18 +182,13 @@ impl Open<'_> {
         Ok(found)
     }
 
-    /// These documents as they are now, within the transaction; those that are not there are left out.
-    ///
-    /// # Errors
-    /// If the server fails.
+    /// The present documents, read within the transaction. Missing documents are left out.
     pub(crate) async fn documents(&mut self, wanted: &Wanted<'_>) -> Result<HashMap<Key, RawDocumentBuf>, Error> {
         self.transaction.documents(wanted).await
     }
 
-    /// Sends commands on our own collections, saves the checkpoint, and commits. Tells the server's time of that.
-    ///
-    /// # Errors
-    /// If the server fails, or the link was taken over by another process.
+    /// Sends commands on our own collections, saves the checkpoint, and commits. Returns the server's cluster time of
+    /// the commit, or [`Error::Fenced`] if another process has taken the link over.
     pub(crate) async fn commit(mut self, ours: &[RawDocumentBuf], checkpoint: &Checkpoint) -> Result<Timestamp, Error> {
         let metadata = self.server.metadata().name().to_owned();
         let save = checkpoints::save(self.link, self.sequence, checkpoint);

@@ -36,9 +36,6 @@ impl Digest {
 }
 
 /// Computes the digests of the area's buckets, by bucket. Empty buckets have no digest.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn digests(server: &Server, area: Area<'_>) -> Result<BTreeMap<i32, Digest>, Error> {
     let namespace = server.namespace(area.namespace);
     let filter = area.which.filter(server.partition_field());

@@ -1,8 +1,9 @@
-//! The ledger of hub edits at a spoke: which notes of hub edits are saved there, where, and until when.
+//! The ledger of hub edits at a spoke: the saved notes of hub edits, their location and their end.
 //!
-//! A transaction that applies hub edits of the spoke's own documents saves a note of them (see
-//! [`crate::rules::conflicts`]). Small notes go into the checkpoint, at no extra round trip; others become documents of
-//! `hub_edits`. A note is outlived once no own change that comes back from the hub can meet its edits any more.
+//! A transaction that applies hub edits of the spoke's own documents saves a note of the edits (see
+//! [`crate::rules::conflicts`]). Small notes go into the checkpoint, without an extra round trip; larger notes become
+//! documents of `hub_edits`. A note is outlived as soon as no own change can meet the edits any more on the way back
+//! from the hub.
 
 use bson::RawDocumentBuf;
 
@@ -12,28 +13,25 @@ use super::metadata::hub_edits::{self, Edit, Note};
 use super::server::Server;
 use crate::rules::names::LinkName;
 
-/// The saved notes of one downlink.
+/// The saved notes of a downlink.
 pub(crate) struct Ledger {
     link: LinkName,
-    /// The number of the last note that is a document, if there are any.
+    /// The number of the last note saved as a document, if any.
     last_document: Option<i64>,
     /// Notes up to this number are outlived.
     outlived: Option<i64>,
 }
 
-/// The part of a transaction that concerns the ledger.
+/// The ledger's part of a transaction.
 pub(crate) struct Entered {
     /// Statements on `hub_edits`.
     pub(crate) statements: Vec<RawDocumentBuf>,
-    /// The transaction's own note is a document.
+    /// The transaction's note is a document.
     is_document: bool,
 }
 
 impl Ledger {
-    /// Reads the ledger of a downlink. Returns all notes with it, in the order of their numbers.
-    ///
-    /// # Errors
-    /// If the server does not answer.
+    /// Reads the ledger of a downlink. Returns also all notes, in the order of the numbers.
     pub(crate) async fn load(
         server: &Server,
         link: &LinkName,
@@ -46,8 +44,7 @@ impl Ledger {
         Ok((Self { link: link.clone(), last_document, outlived: None }, notes))
     }
 
-    /// Enters these hub edits under this number, which must be new, and strikes outlived notes, in the transaction that
-    /// saves this checkpoint.
+    /// Enters hub edits under a new number, and deletes outlived notes, in the transaction that saves the checkpoint.
     pub(crate) fn enter(&self, number: i64, edits: &[Edit], checkpoint: &mut Checkpoint) -> Entered {
         let mut entered = Entered { statements: Vec::new(), is_document: false };
         if let Some(up_to) = self.outlived {
@@ -68,7 +65,7 @@ impl Ledger {
         entered
     }
 
-    /// The transaction with this number is committed.
+    /// Records the commit of the transaction with this number.
     pub(crate) fn committed(&mut self, number: i64, entered: &Entered) {
         if self.outlived >= self.last_document {
             self.last_document = None;
@@ -78,7 +75,7 @@ impl Ledger {
         }
     }
 
-    /// Notes up to this number are outlived; the next transaction deletes them.
+    /// Marks notes up to this number as outlived; the next transaction deletes the notes.
     pub(crate) fn outlive(&mut self, up_to: Option<i64>) {
         self.outlived = up_to;
     }

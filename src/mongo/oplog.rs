@@ -8,16 +8,11 @@ use super::server::Server;
 /// The span of the operations in an oplog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Window {
-    /// The cluster time of the oldest operation.
     pub(crate) earliest: Timestamp,
-    /// The cluster time of the newest operation.
     pub(crate) latest: Timestamp,
 }
 
 /// Reads the oplog window. `None` if the user may not run `serverStatus`.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn window(server: &Server) -> Result<Option<Window>, Error> {
     let command = doc! { "serverStatus": 1, "oplog": 1, "metrics": 0, "wiredTiger": 0, "tcmalloc": 0, "locks": 0 };
     let reply = match server.run("reading the oplog window", &server.client().database("admin"), command).await {

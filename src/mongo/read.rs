@@ -29,9 +29,6 @@ pub(crate) type Wanted<'a> = HashMap<Key, RawBsonRef<'a>>;
 /// Reads documents as of `time`, or the present documents if the server has no snapshot of that time. A server keeps
 /// snapshots for five minutes (`minSnapshotHistoryWindowInSeconds`), and has none from before the collection was
 /// created.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn documents_at(server: &Server, wanted: &Wanted<'_>, time: Timestamp) -> Result<Snapshot, Error> {
     match documents(server, wanted, None, When::At(time)).await {
         Err(error) if matches!(error.code(), Some(codes::SNAPSHOT_TOO_OLD | codes::SNAPSHOT_UNAVAILABLE)) => {
@@ -41,19 +38,14 @@ pub(crate) async fn documents_at(server: &Server, wanted: &Wanted<'_>, time: Tim
     }
 }
 
-/// Cluster time of a read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum When {
-    /// Exactly at this time.
     At(Timestamp),
     /// At the present, or at any time not before this one.
     NotBefore(Timestamp),
 }
 
 /// Reads documents, all at the same cluster time. If `field` is given, reads only that field and `_id`.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn documents(
     server: &Server,
     wanted: &Wanted<'_>,

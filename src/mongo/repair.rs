@@ -1,8 +1,8 @@
-//! The transaction that mends documents which differ.
+//! The transaction that repairs differing documents.
 //!
-//! It writes to the link's saved checkpoint first, without moving it. So the link cannot commit before this transaction
-//! has ended, and what it reads and writes stands at exactly the link's place: nothing newer can be undone, and nothing
-//! can come between.
+//! The transaction first writes to the link's saved checkpoint, without moving the checkpoint. The link therefore
+//! cannot commit before the transaction ends. All reads and writes of the transaction happen exactly at the link's
+//! position: the repair undoes no newer change, and no change comes between.
 
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ use super::transaction::{self, Transaction, write_error};
 use crate::rules::key::Key;
 use crate::rules::names::{LinkName, Zone};
 
-/// Whoever mends documents of one zone at one server.
+/// Repairs documents of a zone at a server.
 pub(crate) struct Repairer {
     server: Server,
     zone: Zone,
@@ -28,19 +28,13 @@ pub(crate) struct Repairer {
 }
 
 impl Repairer {
-    /// Registers itself at this server.
-    ///
-    /// # Errors
-    /// If the server does not answer.
+    /// Registers a session for repairs at the server.
     pub(crate) async fn new(server: &Server, zone: &Zone) -> Result<Self, Error> {
         let session = sessions::repair_session(server, zone).await?;
         Ok(Self { server: server.clone(), zone: zone.clone(), session })
     }
 
-    /// Begins a transaction in which the link stands still.
-    ///
-    /// # Errors
-    /// If the server does not answer, or the link has never begun.
+    /// Begins a transaction that holds the link still. Fails if the link has never begun.
     pub(crate) async fn hold(&mut self, link: &LinkName) -> Result<Held<'_>, Error> {
         let metadata = self.server.metadata().name().to_owned();
         let mut transaction = Transaction::start(&self.server, &mut self.session).await?;
@@ -52,21 +46,17 @@ impl Repairer {
         Ok(Held { server: &self.server, transaction, checkpoint })
     }
 
-    /// Gives a transaction up.
     pub(crate) async fn give_up(&mut self) {
         transaction::abort(&self.server, &mut self.session).await;
     }
 
-    /// Is not needed any more.
-    ///
-    /// # Errors
-    /// If the server does not answer.
+    /// Ends the registration.
     pub(crate) async fn end(self) -> Result<(), Error> {
         sessions::end_repair(&self.server, &self.session, &self.zone).await
     }
 }
 
-/// A transaction in which a link stands still.
+/// A transaction that holds a link still.
 pub(crate) struct Held<'r> {
     server: &'r Server,
     transaction: Transaction<'r>,
@@ -74,23 +64,16 @@ pub(crate) struct Held<'r> {
 }
 
 impl Held<'_> {
-    /// Where the link stands.
     pub(crate) fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
 
-    /// These documents as they are now; those that are not there are left out.
-    ///
-    /// # Errors
-    /// If the server fails.
+    /// The present documents. Missing documents are left out.
     pub(crate) async fn documents(&mut self, wanted: &Wanted<'_>) -> Result<HashMap<Key, RawDocumentBuf>, Error> {
         self.transaction.documents(wanted).await
     }
 
-    /// Sends a command. Tells why it is refused, which voids the transaction.
-    ///
-    /// # Errors
-    /// If the server fails.
+    /// Sends a command. Returns the reason of a refusal, which aborts the transaction.
     pub(crate) async fn send(&mut self, ready: &Ready) -> Result<Option<String>, Error> {
         let sent = self.transaction.write("mending documents", &ready.database, ready.command.clone(), |_| None).await;
         match sent {
@@ -100,10 +83,7 @@ impl Held<'_> {
         }
     }
 
-    /// Takes these documents, given with their namespace, out of the register of foreign ones.
-    ///
-    /// # Errors
-    /// If the server fails.
+    /// Runs a statement on our own collections.
     pub(crate) async fn run_own(&mut self, statement: &RawDocumentBuf) -> Result<(), Error> {
         let metadata = self.server.metadata().name().to_owned();
         let reply: Document = self.transaction.send("mending documents", &metadata, statement.clone()).await?;
@@ -113,21 +93,17 @@ impl Held<'_> {
         }
     }
 
-    /// Commits it.
-    ///
-    /// # Errors
-    /// If the server fails.
     pub(crate) async fn commit(self) -> Result<Timestamp, Error> {
         self.transaction.commit().await
     }
 }
 
-/// The value of a document's partition key, as a condition matches it: nothing where there is none.
+/// The value of a document's partition key for a filter: null matches a missing key.
 pub(crate) fn zone_value<'d>(document: &'d RawDocumentBuf, partition_key: &str) -> RawBsonRef<'d> {
     document.get(partition_key).ok().flatten().unwrap_or(RawBsonRef::Null)
 }
 
-/// An `_id` as people read it.
+/// An `_id` as relaxed extended JSON.
 pub(crate) fn shown_id(id: RawBsonRef<'_>) -> serde_json::Value {
     Bson::try_from(bson::raw::RawBson::from(id)).map_or(serde_json::Value::Null, Bson::into_relaxed_extjson)
 }

@@ -15,19 +15,16 @@ use super::error::Error;
 use super::server::Server;
 use crate::rules::names::Zone;
 
-/// A part of a collection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Area<'a> {
     /// Number of the collection in the configuration.
     pub(crate) namespace: u16,
-    /// Selects documents by zone.
     pub(crate) which: Which<'a>,
     /// If given, selects only documents in these buckets.
     pub(crate) buckets: Option<&'a [i32]>,
 }
 
 impl<'a> Area<'a> {
-    /// The selected documents in all buckets.
     pub(crate) fn of(namespace: u16, which: Which<'a>) -> Self {
         Self { namespace, which, buckets: None }
     }
@@ -36,7 +33,6 @@ impl<'a> Area<'a> {
 /// Selects documents of a collection by zone.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Which<'a> {
-    /// Documents of this zone.
     Of(&'a Zone),
     /// Documents of this zone, and documents without a partition key.
     OfOrUnstamped(&'a Zone),
@@ -87,7 +83,6 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// The documents in order.
     pub(crate) fn documents(&self) -> impl DoubleEndedIterator<Item = &RawDocument> + ExactSizeIterator {
         (0..self.places.len()).map(|number| self.document(number))
     }
@@ -113,7 +108,6 @@ impl Page {
 /// Documents in the first page, before their size is known.
 const FIRST_PAGE_DOCUMENTS: usize = 500;
 
-/// Maximum number of documents in a page.
 const PAGE_DOCUMENTS: usize = 5_000;
 
 /// Intended size of a page in bytes, computed from the documents of the page before. The server ends a page at 16 MB.
@@ -146,10 +140,8 @@ pub(crate) struct Range<'a> {
     pub(crate) after: Option<RawBsonRef<'a>>,
     /// Selects only documents up to and including this `_id`.
     pub(crate) up_to: Option<RawBsonRef<'a>>,
-    /// Earliest cluster time of the read.
     pub(crate) not_before: Timestamp,
     pub(crate) size: PageSize,
-    /// True if a secondary may answer.
     pub(crate) secondary: bool,
 }
 
@@ -161,9 +153,6 @@ impl Range<'_> {
 }
 
 /// Reads the first documents of a range, all at the same cluster time. Only a page at the end of the range is empty.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn page(server: &Server, area: Area<'_>, range: Range<'_>) -> Result<Page, Error> {
     let bounds = Bounds::of(&range);
     let page = read(server, area, range, bounds).await?;
@@ -294,10 +283,7 @@ pub(crate) async fn estimate(server: &Server, area: Area<'_>) -> Option<u64> {
     reply.get_i32("n").ok().and_then(|count| u64::try_from(count).ok())
 }
 
-/// An owned copy of a document's `_id`.
-///
-/// # Errors
-/// If the document is malformed or has no `_id`.
+/// An owned copy of a document's `_id`. Fails if the document is malformed or has no `_id`.
 pub(crate) fn id_of(server: &Server, document: &RawDocument) -> Result<RawBson, Error> {
     let id = document.get("_id").map_err(|error| server.malformed(error))?;
     id.map(RawBson::from).ok_or_else(|| server.unsuitable("it returned a document without _id"))

@@ -48,7 +48,6 @@ impl Endpoint {
         self.uri.hosts()
     }
 
-    /// The synced collections and their settings.
     pub(crate) fn sync(&self) -> &Arc<Synced> {
         &self.sync
     }
@@ -129,7 +128,6 @@ impl Server {
         &self.sync.namespaces
     }
 
-    /// The synced collection with this number.
     pub(crate) fn namespace(&self, number: u16) -> &Namespace {
         &self.sync.namespaces[usize::from(number)]
     }
@@ -154,7 +152,6 @@ impl Server {
         self.version
     }
 
-    /// The line to the server at present.
     pub(crate) fn line(&self) -> Line {
         Line { round_trip: self.round_trip.get(), throughput: self.throughput.get() }
     }
@@ -174,11 +171,8 @@ impl Server {
         self.version >= (6, 0)
     }
 
-    /// Runs a command. `doing` says in error messages what the command is for.
-    ///
-    /// # Errors
-    /// If the command fails, takes longer than [`CALL_LIMIT`], or reports a write error or write concern error in its
-    /// reply.
+    /// Runs a command. `doing` says in error messages what the command is for. Fails if the command fails, takes longer
+    /// than [`CALL_LIMIT`], or reports a write error or write concern error in its reply.
     pub(crate) async fn run(
         &self,
         doing: &'static str,
@@ -192,10 +186,7 @@ impl Server {
         }
     }
 
-    /// Runs a command that reads many documents, for at most ten minutes.
-    ///
-    /// # Errors
-    /// If the command fails or takes longer.
+    /// Runs a command that reads many documents, for at most ten minutes. Fails if the command fails or takes longer.
     pub(crate) async fn run_long(
         &self,
         doing: &'static str,
@@ -206,10 +197,7 @@ impl Server {
         bounded(&self.name, doing, LIMIT, database.run_command(command).into_future()).await
     }
 
-    /// Awaits a call of the driver for at most [`CALL_LIMIT`].
-    ///
-    /// # Errors
-    /// If the call fails or takes longer.
+    /// Awaits a call of the driver for at most [`CALL_LIMIT`]. Fails if the call fails or takes longer.
     pub(crate) async fn bounded<T>(
         &self,
         doing: &'static str,
@@ -219,18 +207,12 @@ impl Server {
     }
 
     /// The server's present cluster time. No majority-committed write is later at this moment.
-    ///
-    /// # Errors
-    /// If the server does not answer.
     pub(crate) async fn now(&self) -> Result<Timestamp, Error> {
         let reply = self.run("asking for the cluster time", &self.client.database("admin"), doc! { "ping": 1 }).await?;
         self.operation_time(&reply)
     }
 
-    /// The cluster time of the reply's operation.
-    ///
-    /// # Errors
-    /// If the reply has no cluster time.
+    /// The cluster time of the reply's operation. Fails if the reply has no cluster time.
     pub(crate) fn operation_time(&self, reply: &Document) -> Result<Timestamp, Error> {
         reply.get_timestamp("operationTime").map_err(|_| self.unsuitable("its answers have no operationTime"))
     }
@@ -287,11 +269,9 @@ impl Server {
     }
 
     /// The UUID of every synced collection, in the order of [`Self::namespaces`]; `None` for a collection that does not
-    /// exist. `Ok(None)` if the user may not list collections.
-    ///
-    /// # Errors
-    /// If a collection cannot be synced: views and time series have no change streams, and a collection with a
-    /// collation may call two `_id`s or two zones equal that change streams distinguish.
+    /// exist. `Ok(None)` if the user may not list collections. Fails if a collection cannot be synced: views and time
+    /// series have no change streams, and a collection with a collation may call two `_id`s or two zones equal that
+    /// change streams distinguish.
     pub(crate) async fn collections(&self) -> Result<Option<Vec<Option<[u8; 16]>>>, Error> {
         let mut identities = Vec::new();
         for namespace in self.namespaces() {

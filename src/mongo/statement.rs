@@ -11,7 +11,6 @@ use crate::rules::step::{Step, Write, Zones};
 /// Maximum number of statements in one command, set by the server (`maxWriteBatchSize`).
 const COMMAND_STATEMENTS: usize = 100_000;
 
-/// A write command, ready to be sent.
 #[derive(Debug)]
 pub(crate) struct Ready {
     pub(crate) database: String,

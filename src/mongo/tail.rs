@@ -38,7 +38,6 @@ pub struct Tail {
     server: Server,
     selection: Selection,
     replies: Replies,
-    /// Maximum number of events in one reply.
     reply_events: u32,
     /// Position of the stream until its first event. Until then the server may still reject the resume token, because
     /// the stream leaves out the token's event.

@@ -1,4 +1,5 @@
-//! Transactions: majority-committed, each step within a time, tried again where the server says that this is safe.
+//! Transactions: committed with write concern majority, each command with a time limit, retried if the server declares
+//! a retry safe.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -17,10 +18,10 @@ use crate::rules::key::Key;
 use crate::rules::ladder::{Refusal, RefusedStep};
 use crate::rules::names::Namespace;
 
-/// How long a commit waits for the majority.
+/// Time limit for the majority's acknowledgement of a commit.
 const COMMIT_LIMIT: Duration = Duration::from_secs(20);
 
-/// A transaction under way. One that is dropped is aborted by the driver, or by the server's time limit.
+/// An open transaction. The driver, or the server's time limit, aborts a dropped transaction.
 pub(super) struct Transaction<'s> {
     server: &'s Server,
     session: &'s mut ClientSession,
@@ -36,7 +37,7 @@ impl<'s> Transaction<'s> {
         Ok(Self { server, session })
     }
 
-    /// Runs any command in it. A reply may hold a [`write_error`], which has ended the transaction.
+    /// Runs any command in the transaction. A reply may hold a [`write_error`], which has aborted the transaction.
     pub(super) async fn send(
         &mut self,
         doing: &'static str,
@@ -53,11 +54,9 @@ impl<'s> Transaction<'s> {
         sent
     }
 
-    /// Runs a write command on documents in the transaction. `whose` names the step of a statement, given by its number
-    /// in the command; the command as a whole has no number.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if the server refuses a document permanently; any other error if the server fails.
+    /// Runs a write command on documents in the transaction. `whose` returns the step of a statement, by the
+    /// statement's number in the command. Returns [`Error::Refused`] if the server refuses a document permanently; a
+    /// refusal of the whole command names no step.
     pub(super) async fn write(
         &mut self,
         doing: &'static str,
@@ -81,7 +80,7 @@ impl<'s> Transaction<'s> {
         }
     }
 
-    /// Of the documents with these `_id`s those that are there, and the zones that they are in.
+    /// The zones of the documents with these `_id`s. Missing documents are left out.
     pub(super) async fn zones(
         &mut self,
         number: u16,
@@ -99,7 +98,7 @@ impl<'s> Transaction<'s> {
         Ok(found)
     }
 
-    /// These documents as they are now; those that are not there are left out.
+    /// The present documents. Missing documents are left out.
     pub(super) async fn documents(&mut self, wanted: &Wanted<'_>) -> Result<HashMap<Key, RawDocumentBuf>, Error> {
         let mut found = HashMap::new();
         let server = self.server;
@@ -143,7 +142,8 @@ impl<'s> Transaction<'s> {
         }
     }
 
-    /// Commits it, and tells the server's time of the commit, which is that of its change events.
+    /// Commits the transaction. Returns the server's cluster time of the commit, which is the cluster time of the
+    /// change events.
     pub(super) async fn commit(self) -> Result<Timestamp, Error> {
         let mut delays = delays();
         loop {
@@ -152,7 +152,7 @@ impl<'s> Transaction<'s> {
                 Ok(()) => break,
                 Err(error) => error,
             };
-            // To commit it once more does no harm, and tells.
+            // A repeated commit does no harm, and returns the outcome.
             let Some(delay) = delays.next().filter(|_| error.is_unsure()) else { return Err(error) };
             tokio::time::sleep(delay).await;
         }
@@ -161,14 +161,14 @@ impl<'s> Transaction<'s> {
     }
 }
 
-/// Ends a session's transaction. Where that fails, the link's next session sees to it.
+/// Aborts a session's transaction. After a failure, the link's next session ends the transaction.
 pub(super) async fn abort(server: &Server, session: &mut ClientSession) {
     if let Err(error) = server.bounded("giving a transaction up", session.abort_transaction().into_future()).await {
         tracing::debug!(%error, "a transaction may still be open");
     }
 }
 
-/// How long to wait before a transaction is tried again, as long as that makes sense.
+/// The delays before the retries of a transaction: at most 20 retries.
 pub(crate) fn delays() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(2))
@@ -178,11 +178,9 @@ pub(crate) fn delays() -> impl Iterator<Item = Duration> {
         .build()
 }
 
-/// Runs these write commands, each for the database before it, in one transaction. Returns the server's time of the
-/// commit. `whose` names the step of a statement, given by the numbers of its command and of the statement.
-///
-/// # Errors
-/// [`Error::Refused`] if the server refuses a statement; any other error if the server fails.
+/// Runs write commands, each with the name of a database, in a single transaction with retries. Returns the server's
+/// cluster time of the commit, or [`Error::Refused`] if the server refuses a statement. `whose` returns the step of a
+/// statement, by the numbers of the command and of the statement.
 pub(crate) async fn run(
     server: &Server,
     session: &mut ClientSession,
@@ -220,7 +218,7 @@ async fn attempt(
     transaction.commit().await
 }
 
-/// The first write error of a reply that says `ok: 1` all the same: which statement, and why.
+/// The first write error of a reply with `ok: 1`: the statement's number, the error code and the message.
 pub(super) fn write_error(reply: &Document) -> Option<(usize, i32, String)> {
     let error = reply.get_array("writeErrors").ok()?.first().and_then(Bson::as_document)?;
     let index = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok()).unwrap_or(usize::MAX);
@@ -228,7 +226,7 @@ pub(super) fn write_error(reply: &Document) -> Option<(usize, i32, String)> {
     Some((index, error.get_i32("code").unwrap_or(0), shorten(message)))
 }
 
-/// How many documents a reply says it was about.
+/// The number of documents in a reply (`n`).
 pub(super) fn count(reply: &Document) -> usize {
     reply.get_i32("n").ok().and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
 }

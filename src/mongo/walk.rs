@@ -17,13 +17,10 @@ use crate::mongo::server::Server;
 use crate::rules::key::Key;
 use crate::rules::names::Zone;
 
-/// One side of a walk.
 #[derive(Clone, Copy)]
 pub(crate) struct End<'a> {
     pub(crate) server: &'a Server,
-    /// The compared part of the collection.
     pub(crate) area: Area<'a>,
-    /// True if a secondary may answer.
     pub(crate) secondary: bool,
 }
 
@@ -48,7 +45,6 @@ pub(crate) struct Chunk {
     pub(crate) done_up_to: Option<RawBson>,
 }
 
-/// A comparison in progress.
 pub(crate) struct Walk<'a> {
     lead: End<'a>,
     follow: End<'a>,
@@ -108,9 +104,6 @@ impl Ahead {
 }
 
 /// Reads the page of the lead side after an `_id`, at one cluster time, not before `not_before`.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn read_ahead(
     lead: End<'_>,
     size: PageSize,
@@ -125,9 +118,6 @@ pub(crate) async fn read_ahead(
 }
 
 /// Reads the page of the follow side after one `_id` and up to another, at one cluster time, not before `not_before`.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn read_followed(
     follow: End<'_>,
     size: PageSize,
@@ -157,9 +147,6 @@ impl<'a> Walk<'a> {
     }
 
     /// Reads the next page of the lead side, at one cluster time, not before `not_before`. Returns the cluster time.
-    ///
-    /// # Errors
-    /// If the server does not answer.
     pub(crate) async fn lead(&mut self, not_before: Timestamp) -> Result<Timestamp, Error> {
         let ahead = read_ahead(self.lead, self.sizes[0], self.after.as_ref(), not_before).await?;
         ahead.teach(&mut self.sizes[0]);
@@ -176,9 +163,6 @@ impl<'a> Walk<'a> {
 
     /// Reads and compares the next page of the follow side, at one cluster time, not before `not_before`. Returns the
     /// result with the cluster time, or `None` if the page of the lead side is done.
-    ///
-    /// # Errors
-    /// If the server does not answer.
     pub(crate) async fn follow(&mut self, not_before: Timestamp) -> Result<Option<(Chunk, Timestamp)>, Error> {
         let Some(leading) = &self.leading else { return Ok(None) };
         let (after, up_to) = (leading.follow_after.as_ref(), leading.last.as_ref());
@@ -272,9 +256,6 @@ pub(crate) type Documents = HashMap<Key, RawDocumentBuf>;
 
 /// Reads documents of one side by `_id`, at one cluster time, not before `not_before`. Returns the documents with the
 /// cluster time. Documents of other zones count as missing.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn these(
     end: End<'_>,
     ids: &HashMap<Key, RawBson>,
@@ -308,7 +289,6 @@ fn is_in(end: End<'_>, document: &RawDocument) -> bool {
     document.get(end.server.partition_key()).is_ok_and(|key| end.area.which.includes(key))
 }
 
-/// True if the document belongs to the zone.
 pub(crate) fn is_in_zone(document: &RawDocument, partition_key: &str, zone: &Zone) -> bool {
     document.get_str(partition_key).is_ok_and(|value| value == zone.as_str())
 }

@@ -18,7 +18,6 @@ use super::status::view::{LinkView, SpokeView, StatusView};
 use super::status::{Board, SpokeCell, State};
 use crate::rules::names::Direction;
 
-/// `Content-Type` of the answer.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Histograms of a link's batch sizes, apply times and delays.
@@ -55,10 +54,7 @@ impl Timings {
     }
 }
 
-/// Renders all metrics of the board as text.
-///
-/// # Errors
-/// Never: writing to a string does not fail.
+/// Renders all metrics of the board as text. Writing to a string never fails.
 pub(crate) fn render(board: &Arc<Board>) -> Result<String, Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Metrics(board.clone())));
@@ -208,7 +204,6 @@ fn verification(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
     Ok(())
 }
 
-/// A metric with one value per link.
 struct LinkMetric {
     name: &'static str,
     help: &'static str,
@@ -295,7 +290,6 @@ impl LinkMetric {
     }
 }
 
-/// A metric with one value per spoke.
 struct SpokeMetric {
     name: &'static str,
     help: &'static str,

@@ -18,7 +18,6 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// Records a sign of life.
     pub(crate) fn beat(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }

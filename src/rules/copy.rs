@@ -1,7 +1,7 @@
-//! Which documents of a copy may be written, deleted or overwritten.
+//! The treatment of each document of a copy: write, overwrite, delete or leave.
 //!
-//! A copy compares one zone of one collection at its source (the *lead*) and at its destination (the *follow* side).
-//! The policy follows from the direction, from the zone's owner, and from whether the link has copied the zone before.
+//! A copy compares a zone of a collection at the source (the *lead*) and at the destination (the *follow* side). The
+//! policy follows from the direction, from the zone's owner, and from an earlier copy of the zone.
 
 use super::names::Direction;
 
@@ -17,28 +17,28 @@ pub(crate) enum Policy {
     HubReconciles,
     /// A watched zone, down, for the first time: the hub's documents win, and documents of the spoke alone stay.
     Watch,
-    /// A watched zone, down, once more: documents that the hub lacks are deleted unless they are known to be local.
+    /// A watched zone, down, once more: documents missing at the hub are deleted, unless registered as foreign.
     WatchAgain,
 }
 
-/// The record of documents that the destination alone has and keeps.
+/// The record of documents to keep although only the destination has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protection {
-    /// The dead letters of the link in this direction, whose destination is the copy's source: the source refused them.
+    /// The dead letters of the link in this direction: the copy's source refused the changes.
     DeadLetters(Direction),
     /// The spoke's register of foreign documents.
     Foreign,
     None,
 }
 
-/// One document that differs between the two sides.
+/// A differing document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Differing {
     pub(crate) lead: Lead,
     pub(crate) is_at_destination: bool,
     /// [`Policy::protection`] names the document.
     pub(crate) is_protected: bool,
-    /// The source's collection is the one that the link knows, so a missing document may have been deleted.
+    /// The link knows the source's collection, so a missing document may have been deleted.
     pub(crate) may_delete: bool,
 }
 
@@ -50,33 +50,33 @@ pub(crate) enum Lead {
     Present,
 }
 
-/// The decision about one document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Treatment {
-    /// Both sides stay as they are.
+    /// Both sides stay unchanged.
     Leave,
-    /// The document stays, and is registered as foreign, so that no later reconcile deletes it.
+    /// The document stays, and is registered as foreign: no later reconcile deletes a foreign document.
     Register,
     Insert,
     Replace,
-    /// The document gets its partition key at the source and is written then. `fresh`: the destination has none.
+    /// The document first gets a partition key at the source, and is then written. `fresh`: the destination has no
+    /// document.
     Stamp {
         fresh: bool,
     },
-    /// The source lacks the document: read it once more, whatever its zone. A document found in another zone has moved;
-    /// a document not found was deleted, and the destination deletes it too. `set_aside`: keep a copy first.
+    /// The source lacks the document: read again, in any zone. A document found in another zone has moved. A document
+    /// not found was deleted, and is deleted at the destination as well. `set_aside`: keep a copy first.
     ReadAgain {
         set_aside: bool,
     },
 }
 
 impl Policy {
-    /// The policy for a spoke's own zone on its way up.
+    /// The policy for a spoke's own zone on the way up.
     pub(crate) fn up(was_copied: bool) -> Self {
         if was_copied { Self::OwnerReconciles } else { Self::OwnerPushes }
     }
 
-    /// The policy for a zone on its way down.
+    /// The policy for a zone on the way down.
     pub(crate) fn down(is_own: bool, was_copied: bool) -> Self {
         match (is_own, was_copied) {
             (true, _) => Self::HubReconciles,
@@ -92,12 +92,12 @@ impl Policy {
         }
     }
 
-    /// Both sides write during the copy, so every document is settled by itself.
+    /// True if both sides write during the copy: every document is settled individually.
     pub(crate) fn is_two_way(self) -> bool {
         matches!(self, Self::OwnerReconciles | Self::HubReconciles)
     }
 
-    /// The copy's writes count as hub edits of the spoke's own documents.
+    /// True if the copy's writes count as hub edits of the spoke's own documents.
     pub(crate) fn makes_hub_edits(self) -> bool {
         self == Self::HubReconciles
     }
@@ -111,10 +111,9 @@ impl Policy {
         }
     }
 
-    /// The decision about one document.
     pub(crate) fn decide(self, document: Differing) -> Treatment {
         let Differing { lead, is_at_destination, is_protected, may_delete } = document;
-        // The source is not as it should be: the opposite link could not bring the document's changes there.
+        // The source lacks refused changes of the document: the difference is no change of the source.
         if self.is_two_way() && is_protected {
             return Treatment::Leave;
         }
@@ -136,12 +135,12 @@ impl Policy {
     }
 }
 
-/// What a link remembers of one part (a zone of a collection).
+/// The memory of a link about a part (a zone of a collection).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Remembered {
     /// The part is copied.
     pub(crate) copied: bool,
-    /// The part was copied before, so documents missing at the source may have been deleted there.
+    /// The part was copied before, so documents missing at the source may have been deleted.
     pub(crate) left: bool,
 }
 

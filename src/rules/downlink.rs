@@ -168,7 +168,7 @@ mod tests {
     use super::*;
     use crate::rules::names::Zone;
     use crate::rules::reply::Reply;
-    use crate::rules::reply::tests::batch;
+    use crate::rules::reply::tests::reply;
     use bson::{Timestamp, doc, rawdoc};
 
     fn routes() -> Routes {
@@ -192,7 +192,7 @@ mod tests {
     }
 
     fn update(set: bson::Document) -> Reply {
-        batch(&[doc! {
+        reply(&[doc! {
             "operationType": "update", "documentKey": { "_id": 1 },
             "updateDescription": { "updatedFields": set, "removedFields": [] },
         }])

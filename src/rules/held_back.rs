@@ -1,8 +1,7 @@
-//! Changes held back by a dead letter: once a change of a document is refused, the document's later changes wait with
-//! it.
+//! Changes held back by a dead letter: after a refused change, the document's later changes wait as well.
 //!
-//! A later change applied alone would build on a state that the destination never had. So later changes are counted at
-//! the dead letter and not applied, until the letter is retried or dropped. Changes of other documents flow.
+//! A later change applied alone would build on a state that the destination never had. The dead letter therefore only
+//! counts later changes, until the letter is retried or dropped. Changes of other documents flow.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +10,13 @@ use bson::raw::RawBsonRef;
 use super::key::Key;
 use super::step::Step;
 
-/// The steps of a batch that wait with a dead letter.
+/// The steps of a batch waiting with a dead letter.
 #[derive(Debug, Default)]
 pub(crate) struct HeldBack<'a> {
     steps: Vec<Step<'a>>,
 }
 
-/// A document with the number of its changes that were held back.
+/// A document with the number of changes held back.
 pub(crate) type Count<'c, 'a> = (&'c Key, RawBsonRef<'a>, i64);
 
 impl<'a> HeldBack<'a> {

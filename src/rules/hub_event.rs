@@ -1,7 +1,7 @@
-//! The meaning of a hub event for routing: where the document was, where the document is now, and how it travels.
+//! The facts of a hub event for routing: the document's place before and after, and the form of the content.
 //!
-//! The event alone does not always say: an update without pre-image names no zone, and an update that moves a document
-//! does not bring the whole document. Then the facts say what must be read at the hub, and take the answer.
+//! Some events lack facts: an update without pre-image names no zone, and an update that moves a document does not
+//! bring the whole document. The facts then name the reads needed at the hub, and take the results.
 
 use bson::raw::{RawBsonRef, RawDocument};
 
@@ -13,7 +13,6 @@ use super::route::{Action, Before, Change, Content, Place, Routes, SpokeId};
 /// The rules for the events of the hub's change stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HubEvents<'r> {
-    /// The zones that each spoke holds.
     pub(crate) routes: &'r Routes,
     /// The field that names a document's zone.
     pub(crate) partition_key: &'r str,
@@ -28,7 +27,6 @@ enum After {
     AsBefore,
 }
 
-/// The facts about one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Facts {
     before: Before,
@@ -36,16 +34,13 @@ pub(crate) struct Facts {
     deleted: bool,
     origin: Option<SpokeId>,
     content: Content,
-    /// The holders of the document's zone need the document whole, and the event does not bring it.
+    /// The holders of the document's zone need the whole document, but the event lacks the document.
     pub(crate) must_read: bool,
 }
 
 impl HubEvents<'_> {
     /// The facts that the event itself states. `origin`: the zone of the uplink (or repair) that made the change.
-    /// `None` if the event changes no document.
-    ///
-    /// # Errors
-    /// If the event lacks a part that events of its type have.
+    /// `None` if the event changes no document. Fails if the event lacks a mandatory part.
     pub(crate) fn facts(&self, event: EventRef<'_>, origin: Option<&Zone>) -> Result<Option<Facts>, Malformed> {
         if matches!(event.kind(), Kind::Other | Kind::CollectionLost) {
             return Ok(None);
@@ -66,11 +61,12 @@ impl HubEvents<'_> {
             content: Content::Updated,
             must_read: false,
         };
+        // The kind of the event gives the document's place after the change, and the form of the content.
         match event.kind() {
             Kind::Delete => facts.after = After::At(Place::Elsewhere),
             Kind::Insert | Kind::Replace => {
                 facts.after = After::At(event.zoned().map_or(Place::Elsewhere, |document| self.place_of(document)));
-                // A bare event lacks the document; somebody has come to hold the zone since the stream was opened.
+                // A bare event lacks the document: the zone has a new holder since the stream was opened.
                 facts.must_read = event.is_bare();
                 facts.content = if event.kind() == Kind::Insert { Content::Inserted } else { Content::Replaced };
             }
@@ -82,6 +78,7 @@ impl HubEvents<'_> {
                     FieldChange::Set(value) => After::At(self.place_by(Some(value))),
                     FieldChange::Unset => After::At(Place::Elsewhere),
                 };
+                // New holders lack the document, so a move needs the whole document.
                 let moves = matches!(facts.after, After::At(after) if facts.before != Before::At(after));
                 let update = Update::read(description, self.precise);
                 facts.must_read = moves || matches!(update, Update::Whole);
@@ -90,8 +87,8 @@ impl HubEvents<'_> {
         Ok(Some(facts))
     }
 
-    /// The facts after looking up the document of an event whose zone was [unknown](Facts::needs_zone). `None` if the
-    /// document is gone: it was deleted since, and the delete event reaches every holder.
+    /// The facts of an event with an [unknown](Facts::needs_zone) zone, after a look-up of the document. `None` if the
+    /// document was deleted meanwhile: the delete event reaches every holder.
     pub(crate) fn with_zone(&self, facts: Facts, document: Option<&RawDocument>) -> Option<Facts> {
         Some(Facts { before: Before::At(self.place_of(document?)), ..facts })
     }
@@ -109,12 +106,12 @@ impl HubEvents<'_> {
 }
 
 impl Facts {
-    /// True if nothing says in which zone the document is: it must be looked up at the hub.
+    /// True if the document's zone is unknown, and must be looked up at the hub.
     pub(crate) fn needs_zone(&self) -> bool {
         self.before == Before::Unknown && self.after == After::AsBefore
     }
 
-    /// The document was read whole, and has this number among those read with the reply.
+    /// Records the read of the whole document, under `number` among the documents read with the reply.
     pub(crate) fn was_read(&mut self, number: u32) {
         self.content = Content::Read(number);
     }
@@ -143,7 +140,7 @@ impl Facts {
 mod tests {
     use super::*;
     use crate::rules::reply::BARE;
-    use crate::rules::reply::tests::batch as reply;
+    use crate::rules::reply::tests::reply;
     use bson::{Document, doc, rawdoc};
 
     const DFW: SpokeId = 0;

@@ -1,15 +1,15 @@
-//! The ladder after a refusal: the next attempt once a destination has refused a batch.
+//! The ladder after a refusal: the next attempt at a refused batch.
 //!
-//! A refusal aborts the whole transaction, so the batch climbs a ladder, and each rung gives up speed for certainty.
+//! A refusal aborts the whole transaction. The batch then climbs a ladder, and each rung gives up speed for certainty.
 //! First, inserts become upserts, because the document may exist already. Then the statements follow exactly the
-//! source's order, which a source with the same unique index has proved possible. A change refused even there stays
-//! refused: it becomes a dead letter.
+//! source's order: a source with the same unique index has proved the order possible. A change refused on the last rung
+//! becomes a dead letter.
 
 use super::key::Key;
 use super::plan::Inserts;
 use super::step::Step;
 
-/// How a batch is sent.
+/// The form of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rung {
     /// Folded into few commands.
@@ -18,7 +18,7 @@ pub(crate) enum Rung {
     InSequence,
 }
 
-/// A change that a server refuses permanently. The transaction is void.
+/// The permanent refusal of a change by a server. The transaction is aborted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The server's error code, as in `error_codes.yml`.
@@ -29,11 +29,10 @@ pub struct Refusal {
     pub(crate) step: Option<RefusedStep>,
 }
 
-/// The step whose statement was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RefusedStep {
     pub(crate) key: Key,
-    /// The number of the step's event; `None` where the source refuses the document itself, whatever the event.
+    /// The number of the step's event; `None` if the source refuses the document itself.
     pub(crate) event: Option<usize>,
     /// The statement changes single fields, so the whole document may be accepted instead.
     pub(crate) is_delta: bool,
@@ -46,18 +45,18 @@ pub(crate) enum Next {
     Try(Rung),
     /// Read this document whole at the source, and send the batch again.
     ReadWhole(Key),
-    /// Apply the steps before the refused one, park the refused one as a dead letter, and continue after it.
+    /// Apply the steps before the refused step, park the refused step as a dead letter, and continue with the next
+    /// step.
     Park,
 }
 
 impl Rung {
-    /// The fastest way.
     pub(crate) const FIRST: Self = Self::Folded(Inserts::Plain);
 
-    /// The next rung after this refusal.
     pub(crate) fn after(self, refusal: &Refusal) -> Next {
         let is_duplicate = refusal.code == DUPLICATE_KEY;
-        // The delta's shape may be at fault, such as a path into a field that is no document, rather than its values.
+        // The shape of the delta may be at fault, rather than the values: for example a path into a field without
+        // subdocument.
         if !is_duplicate
             && refusal.code != VALIDATION_FAILURE
             && let Some(step) = refusal.step.as_ref().filter(|step| step.is_delta)
@@ -73,8 +72,8 @@ impl Rung {
 }
 
 impl Refusal {
-    /// The index of the refused step among those that were sent. Where the server names no step, the middle: after
-    /// enough halvings the refused step stands alone.
+    /// The index of the refused step among the sent steps. If the server names no step, the middle: repeated halving
+    /// isolates the refused step.
     pub(crate) fn place_among(&self, steps: &[Step<'_>]) -> usize {
         let is_before = |step: &&Step<'_>| match &self.step {
             Some(RefusedStep { event: Some(event), .. }) => step.event < *event,

@@ -38,10 +38,7 @@ impl<T> Queue<T> {
         Self { items: VecDeque::new(), weight: Weight::default(), capacity }
     }
 
-    /// Adds an item at the end.
-    ///
-    /// # Errors
-    /// Returns the item if the queue has no room.
+    /// Adds an item at the end. Returns the item if the queue has no room.
     pub(crate) fn push(&mut self, item: T, weight: Weight) -> Result<(), Full<T>> {
         if !self.has_room_for(weight) {
             return Err(Full(item));

@@ -1,7 +1,8 @@
-//! One server reply of a change stream: its events, decoded no further than the rules need, and its end.
+//! A server's reply of a change stream: the events, decoded no further than the rules need, and the position after the
+//! events.
 //!
-//! A batch owns the reply's bytes; events are offsets into them, so that one batch can be shared by every spoke that
-//! wants part of it and no document is copied on its way.
+//! A [`Reply`] owns the bytes, and events are offsets into the bytes. All spokes can share a reply, and no document is
+//! copied.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,13 +14,12 @@ use super::key::Key;
 use super::names::Namespace;
 use super::position::Position;
 
-/// The reply is not what a change stream answers. The text says what was wrong with it.
+/// A malformed reply of a change stream, with the reason as text.
 #[derive(Debug, thiserror::Error)]
 #[error("malformed change stream reply: {0}")]
 pub struct Malformed(String);
 
 impl Malformed {
-    /// Something else that is wrong with it.
     pub(crate) fn new(reason: String) -> Self {
         Self(reason)
     }
@@ -31,30 +31,26 @@ impl From<bson::error::Error> for Malformed {
     }
 }
 
-/// The `lsid.id` of the transaction that a change was part of.
+/// The `lsid.id` of a change's transaction.
 pub type SessionId = [u8; 16];
 
-/// The field of an event that has the partition key of a document that it does not bring.
+/// The field of a bare event: holds only the partition key, in place of the document.
 pub(crate) const BARE: &str = "bare";
 
-/// What happened, as far as the sync is concerned.
+/// The kind of an event, as far as the sync distinguishes kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A document was inserted.
     Insert,
-    /// Fields of a document were changed.
     Update,
-    /// A document was replaced.
     Replace,
-    /// A document was deleted.
     Delete,
     /// A synced collection was dropped, renamed, or covered by a rename. Never applied anywhere.
     CollectionLost,
-    /// Anything else, such as event types of newer servers. Only its place in the stream matters.
+    /// Any other event, for example a type of newer servers. Only the position in the stream matters.
     Other,
 }
 
-/// One change event. Its parts are read through [`EventRef`].
+/// A change event, read through [`EventRef`].
 #[derive(Clone, Debug)]
 struct Event {
     kind: Kind,
@@ -71,7 +67,7 @@ struct Event {
     before: Option<Span>,
 }
 
-/// A part of the batch's bytes that is a document.
+/// The range of a document in the reply's bytes.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     start: u32,
@@ -80,7 +76,7 @@ struct Span {
 
 impl Span {
     fn of(part: &[u8], whole: &[u8]) -> Self {
-        // Both come from one reply of at most 48 MB, so the offsets fit.
+        // Both slices come from a reply of at most 48 MB, so the offsets fit.
         let start = part.as_ptr().addr() - whole.as_ptr().addr();
         let offset = |at: usize| u32::try_from(at).expect("a reply is smaller than 4 GB");
         Self { start: offset(start), end: offset(start + part.len()) }
@@ -95,12 +91,12 @@ impl Span {
     }
 }
 
-/// The bytes of a reply, wherever they are.
+/// The bytes of a reply, in any kind of memory.
 pub(crate) trait Bytes: AsRef<[u8]> + Send + Sync {}
 
 impl<T: AsRef<[u8]> + Send + Sync> Bytes for T {}
 
-/// One reply of a change stream.
+/// A server's reply of a change stream.
 #[derive(Clone)]
 pub struct Reply {
     bytes: Arc<dyn Bytes>,
@@ -117,11 +113,8 @@ impl fmt::Debug for Reply {
 }
 
 impl Reply {
-    /// Decodes a server's reply to `aggregate` or `getMore`, which it keeps. Events of other namespaces become
-    /// [`Kind::Other`].
-    ///
-    /// # Errors
-    /// If the reply is not that of a change stream.
+    /// Decodes and keeps a server's reply to `aggregate` or `getMore`. Events of other namespaces become
+    /// [`Kind::Other`]. Fails if the reply does not come from a change stream.
     pub(crate) fn decode(reply: impl Bytes + 'static, namespaces: &[Namespace]) -> Result<Self, Malformed> {
         let bytes: &[u8] = reply.as_ref();
         let whole = RawDocument::from_bytes(bytes)?;
@@ -156,21 +149,21 @@ impl Reply {
         self.events.iter().map(|event| EventRef { bytes: (*self.bytes).as_ref(), event })
     }
 
-    /// The event with this number.
+    /// The event with the number `index`.
     ///
     /// # Panics
-    /// If there is no such event.
+    /// If the reply has fewer events.
     pub fn event(&self, index: usize) -> EventRef<'_> {
         EventRef { bytes: (*self.bytes).as_ref(), event: &self.events[index] }
     }
 
-    /// The numbers of the namespaces whose collection was dropped or renamed.
+    /// The numbers of the namespaces with a dropped or renamed collection.
     pub(crate) fn lost_collections(&self) -> Vec<u16> {
         let lost = self.events().filter(|event| event.kind() == Kind::CollectionLost);
         lost.map(|event| event.namespace()).collect()
     }
 
-    /// How many events there are.
+    /// Number of events.
     pub fn len(&self) -> usize {
         self.events.len()
     }
@@ -180,27 +173,28 @@ impl Reply {
         self.events.is_empty()
     }
 
-    /// The reply's size in bytes, which is what the batch keeps in memory.
+    /// Size of the reply in memory, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         (*self.bytes).as_ref().len()
     }
 
-    /// The place after everything in this reply.
+    /// The position after the reply.
     pub fn end(&self) -> &Position {
         &self.end
     }
 
-    /// The place just before the event with this number: that of the event before it. `None` for the first one.
+    /// The position just before the event with the number `index`: the position of the event before. `None` for the
+    /// first event.
     pub(crate) fn before(&self, index: usize) -> Option<Position> {
         index.checked_sub(1).and_then(|previous| self.event(previous).position())
     }
 
-    /// True if the server closed the stream after this reply, as it does when the collection is dropped.
+    /// True if the server closed the stream after the reply, for example after a drop of the collection.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// A batch of only these events, with memory of its own, that ends at `end`.
+    /// A reply with only these events, in separate memory, with the position `end`.
     pub(crate) fn excerpt(&self, indices: impl Iterator<Item = usize>, end: Position) -> Self {
         let whole = (*self.bytes).as_ref();
         let mut bytes = Vec::new();
@@ -208,7 +202,7 @@ impl Reply {
         for index in indices {
             let mut event = self.events[index].clone();
             let from = event.whole;
-            let to = u32::try_from(bytes.len()).expect("an excerpt is smaller than its batch");
+            let to = u32::try_from(bytes.len()).expect("an excerpt is smaller than its reply");
             bytes.extend_from_slice(&whole[from.start as usize..from.end as usize]);
             let shift = |span: Span| span.moved(from.start, to);
             event.whole = shift(event.whole);
@@ -224,7 +218,7 @@ impl Reply {
     }
 }
 
-/// One event of a [`Reply`].
+/// An event of a [`Reply`].
 #[derive(Clone, Copy)]
 pub struct EventRef<'a> {
     bytes: &'a [u8],
@@ -232,7 +226,6 @@ pub struct EventRef<'a> {
 }
 
 impl<'a> EventRef<'a> {
-    /// What happened.
     pub(crate) fn kind(&self) -> Kind {
         self.event.kind
     }
@@ -242,17 +235,17 @@ impl<'a> EventRef<'a> {
         self.event.namespace
     }
 
-    /// The server's time of the change.
+    /// The cluster time of the change.
     pub fn cluster_time(&self) -> Timestamp {
         self.event.cluster_time
     }
 
-    /// When the change was made, in milliseconds since 1970, by the clock of the server (6.0 and later).
+    /// Wall-clock time of the change at the server, in milliseconds since 1970 (MongoDB 6.0 and later).
     pub(crate) fn wall_time(&self) -> Option<i64> {
         self.event.wall_time
     }
 
-    /// The session of the transaction that made the change.
+    /// The session of the change's transaction.
     pub fn session(&self) -> Option<SessionId> {
         self.event.session
     }
@@ -260,42 +253,37 @@ impl<'a> EventRef<'a> {
     /// The document's `_id`.
     ///
     /// # Errors
-    /// If the event has none, which a document's event always has.
+    /// If the event has no `_id`. Every event of a document has an `_id`.
     pub fn id(&self) -> Result<RawBsonRef<'a>, Malformed> {
         let key = self.event.document_key.ok_or_else(|| Malformed("an event has no documentKey".to_owned()))?;
         let id = self.document(key).get("_id")?;
         id.ok_or_else(|| Malformed("a documentKey has no _id".to_owned()))
     }
 
-    /// Which document changed.
-    ///
-    /// # Errors
-    /// As [`Self::id`].
     pub(crate) fn key(&self) -> Result<Key, Malformed> {
         Ok(Key::new(self.event.namespace, self.id()?))
     }
 
-    /// The whole document, of an insert or a replace that is not bare.
+    /// The whole document of an insert or a replace, unless the event is bare.
     pub(crate) fn full_document(&self) -> Option<&'a RawDocument> {
         self.event.full_document.map(|span| self.document(span))
     }
 
-    /// True for an insert or a replace whose document was not asked for.
+    /// True for an insert or a replace if the stream did not ask for the document.
     pub(crate) fn is_bare(&self) -> bool {
         self.event.bare.is_some()
     }
 
-    /// What tells the zone of an insert or a replace: the whole document, or of a bare one its partition key alone.
+    /// The part of an insert or a replace with the zone: the whole document, or only the partition key of a bare event.
     pub(crate) fn zoned(&self) -> Option<&'a RawDocument> {
         self.event.full_document.or(self.event.bare).map(|span| self.document(span))
     }
 
-    /// The `updateDescription` of an update.
     pub(crate) fn update_description(&self) -> Option<&'a RawDocument> {
         self.event.update_description.map(|span| self.document(span))
     }
 
-    /// The document before the change, or the part of it that was asked for, where the collection keeps pre-images.
+    /// The document before the change, or the selected part of the document, if the collection keeps pre-images.
     pub(crate) fn before(&self) -> Option<&'a RawDocument> {
         self.event.before.map(|span| self.document(span))
     }
@@ -305,12 +293,12 @@ impl<'a> EventRef<'a> {
         self.document(self.event.token)
     }
 
-    /// The place after this event.
+    /// The position after the event.
     pub fn position(&self) -> Option<Position> {
         Position::from_token(self.token())
     }
 
-    /// The event as the server sent it.
+    /// The unchanged event of the server.
     pub(crate) fn raw(&self) -> RawDocumentBuf {
         self.document(self.event.whole).to_owned()
     }
@@ -326,8 +314,8 @@ impl<'a> EventRef<'a> {
     }
 }
 
-fn decode_event<'b>(event: &'b RawDocument, batch: &[u8], namespaces: &mut Numbers<'b>) -> Result<Event, Malformed> {
-    let span = |document: &RawDocument| Span::of(document.as_bytes(), batch);
+fn decode_event<'b>(event: &'b RawDocument, reply: &[u8], namespaces: &mut Numbers<'b>) -> Result<Event, Malformed> {
+    let span = |document: &RawDocument| Span::of(document.as_bytes(), reply);
     let mut operation = "";
     let mut token = None;
     let mut time = None;
@@ -347,6 +335,7 @@ fn decode_event<'b>(event: &'b RawDocument, batch: &[u8], namespaces: &mut Numbe
         update_description: None,
         before: None,
     };
+    // A single pass over the fields: look-ups by name would scan large events repeatedly.
     for element in event {
         let (name, value) = element?;
         match (name.as_str(), value) {
@@ -367,8 +356,10 @@ fn decode_event<'b>(event: &'b RawDocument, batch: &[u8], namespaces: &mut Numbe
             _ => {}
         }
     }
+    // Every event needs a position and a time.
     decoded.token = token.ok_or_else(|| Malformed("an event has no _id".to_owned()))?;
     decoded.cluster_time = time.ok_or_else(|| Malformed("an event has no clusterTime".to_owned()))?;
+    // Events of other namespaces and unknown types count only as positions.
     decoded.kind = match (operation, from, to) {
         ("insert", Some(_), _) => Kind::Insert,
         ("update", Some(_), _) => Kind::Update,
@@ -378,6 +369,7 @@ fn decode_event<'b>(event: &'b RawDocument, batch: &[u8], namespaces: &mut Numbe
         _ => Kind::Other,
     };
     decoded.namespace = from.or(to).unwrap_or(u16::MAX);
+    // The rules rely on the content of each kind.
     let has_document = match decoded.kind {
         Kind::Insert | Kind::Replace => decoded.full_document.is_some() || decoded.bare.is_some(),
         Kind::Update => decoded.update_description.is_some(),
@@ -389,7 +381,7 @@ fn decode_event<'b>(event: &'b RawDocument, batch: &[u8], namespaces: &mut Numbe
     Ok(decoded)
 }
 
-/// The numbers of namespaces. Events in a row are mostly of the same one.
+/// The numbers of namespaces, with the last look-up: successive events mostly share a namespace.
 struct Numbers<'b> {
     namespaces: &'b [Namespace],
     last: Option<(&'b RawDocument, Option<u16>)>,
@@ -430,8 +422,8 @@ pub(crate) mod tests {
         "8200000004000000012B022C0100296E04",
     ];
 
-    /// A reply with these events; each gets the next token and, in `a.b`, whatever it does not say itself.
-    pub(crate) fn batch(events: &[Document]) -> Reply {
+    /// A reply with these events. Each event gets the next token, and default fields in `a.b`.
+    pub(crate) fn reply(events: &[Document]) -> Reply {
         let events: Vec<Document> = events
             .iter()
             .zip(TOKENS)
@@ -452,19 +444,19 @@ pub(crate) mod tests {
 
     #[test]
     fn events_of_other_namespaces_keep_only_their_place() {
-        let batch = batch(&[
+        let reply = reply(&[
             doc! { "operationType": "insert", "documentKey": { "_id": 1 }, "fullDocument": { "_id": 1 } },
             doc! { "operationType": "insert", "ns": { "db": "a", "coll": "x" }, "fullDocument": { "_id": 1 } },
             doc! { "operationType": "rename", "ns": { "db": "a", "coll": "x" }, "to": { "db": "a", "coll": "b" } },
             doc! { "operationType": "reshardCollection" },
         ]);
-        let kinds: Vec<Kind> = batch.events().map(|event| event.kind()).collect();
+        let kinds: Vec<Kind> = reply.events().map(|event| event.kind()).collect();
         assert_eq!(kinds, [Kind::Insert, Kind::Other, Kind::CollectionLost, Kind::Other]);
     }
 
     #[test]
     fn an_excerpt_says_the_same_of_its_events() {
-        let batch = batch(&[
+        let reply = reply(&[
             doc! { "operationType": "delete", "documentKey": { "_id": 1 } },
             doc! {
                 "operationType": "update", "documentKey": { "_id": "two" }, "updateDescription": { "x": 1 },
@@ -472,10 +464,10 @@ pub(crate) mod tests {
                 "fullDocumentBeforeChange": { "_pk": "DFW" },
             },
         ]);
-        let excerpt = batch.excerpt([1].into_iter(), batch.end().clone());
+        let excerpt = reply.excerpt([1].into_iter(), reply.end().clone());
         assert_eq!(excerpt.len(), 1);
-        assert!(excerpt.bytes() < batch.bytes());
-        let (one, other) = (batch.event(1), excerpt.event(0));
+        assert!(excerpt.bytes() < reply.bytes());
+        let (one, other) = (reply.event(1), excerpt.event(0));
         assert_eq!(one.raw(), other.raw());
         assert_eq!(one.key().expect("valid"), other.key().expect("valid"));
         assert_eq!(other.session(), Some([7; 16]));
@@ -489,8 +481,8 @@ pub(crate) mod tests {
         let reply = rawdoc! {
             "cursor": { "nextBatch": [], "id": 0_i64, "postBatchResumeToken": { "_data": TOKENS[0] } },
         };
-        let batch = Reply::decode(reply.as_bytes().to_vec(), &[]).expect("valid");
-        assert!(batch.is_closed() && batch.is_empty());
+        let reply = Reply::decode(reply.as_bytes().to_vec(), &[]).expect("valid");
+        assert!(reply.is_closed() && reply.is_empty());
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! Sizes: the amount of changes that one reply, one batch and one command may hold.
+//! The size of replies, batches and commands.
 //!
-//! More where a round trip to the server takes long, so that more changes share it. Never more than the line carries in
-//! time: a command that takes too long is given up, and sent again forever. Everything sent together is in memory.
+//! A longer round trip to the server allows larger sizes, so that more changes share a round trip. The line limits the
+//! sizes: a command beyond the time limit is given up, and would be sent again forever. Memory limits the sizes as
+//! well, because everything sent together is in memory.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -9,26 +10,26 @@ use std::time::Duration;
 use super::queue::Weight;
 use super::step::Step;
 
-/// Time limit of one command. A command of 16 MB over a line of 10 Mbit/s takes half of it.
+/// Time limit of a command. A command of 16 MB over a line of 10 Mbit/s takes half of the limit.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(30);
 
-/// Bytes of one command at most. The server takes 16,793,600; one statement with the largest document fits.
+/// Maximum bytes of a command. A server accepts 16,793,600 bytes; a single statement with the largest document fits.
 pub(crate) const MOST_COMMAND_BYTES: usize = 15_000_000;
 
-/// A batch for a near destination. One reply of a server may come on top.
+/// Maximum of a batch for a near destination. A batch may exceed the maximum by up to a reply.
 const NEAR: Weight = Weight { events: 10_000, bytes: 5_000_000 };
 
-/// Bytes of one command to a near destination: the driver copies a command about five times on its way.
+/// Maximum bytes of a command to a near destination: the driver copies a command about five times.
 const NEAR_COMMAND: usize = 1_000_000;
 
-/// Bytes sent together over any line, however narrow: enough to measure the line's throughput.
+/// Minimum bytes sent together, over any line: enough to measure the line's throughput.
 const LEAST: usize = 200_000;
 
-/// A command should arrive within this part of its time limit.
+/// Intended time for the transfer of a command.
 const COMMAND_TIME: Duration = CALL_LIMIT.checked_div(10).expect("10 is not 0");
 
-/// The commands of a batch should arrive within this time. Batches may hold up to twice as many bytes, and a server
-/// gives a transaction a minute by default (`transactionLifetimeLimitSeconds`).
+/// Intended time for the transfer of a batch. A batch may hold up to twice as many bytes, and a server gives a
+/// transaction 60 s by default (`transactionLifetimeLimitSeconds`).
 const BATCH_TIME: Duration = Duration::from_secs(12);
 
 /// Maximum number of events in the first reply, before their size is known. Every server also ends a reply at 16 MB.
@@ -68,7 +69,7 @@ pub(crate) struct Came {
     pub(crate) took: Duration,
 }
 
-/// The line to a server at present.
+/// The present state of the line to a server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Line {
     pub(crate) round_trip: Duration,
@@ -77,13 +78,13 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// The largest batch.
+    /// Maximum of a batch.
     pub(crate) fn batch(self) -> Weight {
         let times = times(self.round_trip);
         Weight { events: NEAR.events * times, bytes: self.carried_in(BATCH_TIME).min(NEAR.bytes * times) }
     }
 
-    /// Bytes of the largest command of a batch. To a near destination, one more round trip costs less than the memory.
+    /// Maximum bytes of a command. To a near destination, another round trip costs less than the memory.
     pub(crate) fn command_bytes(self) -> usize {
         let most = if times(self.round_trip) == 1 { NEAR_COMMAND } else { MOST_COMMAND_BYTES };
         self.carried_in(COMMAND_TIME).min(most)
@@ -116,7 +117,7 @@ impl Line {
     }
 }
 
-/// The first item, and the items waiting after it, up to the limit. The last item may exceed the limit.
+/// The first item, and further waiting items up to the limit. The last item may exceed the limit.
 pub(crate) fn gather<T>(
     first: T,
     limit: Weight,
@@ -134,9 +135,9 @@ pub(crate) fn gather<T>(
     gathered
 }
 
-/// The steps of this range that go into one transaction: all of them, or the first ones if together they have more than
-/// twice the bytes of a batch. One reply can hold too much, and so can the documents read for the reply. `read_bytes`
-/// is the expected size of a document that is still to be read.
+/// The steps of `range` for the next transaction: all steps, or only the first steps if all steps exceed twice the
+/// bytes of a batch. A reply, or the documents read for a reply, can exceed a batch. `read_bytes` is the expected size
+/// of a document still to be read.
 pub(crate) fn one_batch(steps: &[Step<'_>], range: Range<usize>, bytes: usize, read_bytes: usize) -> Range<usize> {
     let sizes = || steps[range.clone()].iter().map(|step| step.write.bytes(read_bytes));
     if sizes().sum::<usize>() <= 2 * bytes {

@@ -1,6 +1,6 @@
-//! A step: one change to one document of the destination.
+//! A step: a change to a single document of the destination.
 //!
-//! A link turns each change event into at most one step. Some steps first need the document as it is now at the source:
+//! A link converts each change event into at most one step. Some steps first need the present document of the source:
 //! [`fill_in`] puts the document into the step after the read.
 
 use std::borrow::Cow;
@@ -13,23 +13,21 @@ use super::fields::Fields;
 use super::key::Key;
 use super::names::Zone;
 
-/// One change to one document of the destination.
 #[derive(Clone, Debug)]
 pub(crate) struct Step<'a> {
-    /// The number of the step's event among those applied together. Steps come in ascending order.
+    /// The number of the step's event among the events applied together. Steps come in ascending order.
     pub(crate) event: usize,
     pub(crate) key: Key,
-    /// The document's `_id`.
     pub(crate) id: RawBsonRef<'a>,
-    /// The zones in which the destination's document may be for the step to touch it.
+    /// The step applies only to a document in these zones of the destination.
     pub(crate) zones: Zones<'a>,
     pub(crate) write: Write<'a>,
-    /// At a spoke: the fields that a hub edit of the spoke's own document touches.
+    /// At a spoke: the fields touched by a hub edit of the spoke's own document.
     pub(crate) hub_edit: Option<Fields>,
 }
 
 impl Step<'_> {
-    /// True if the document read for the step is the document of its event, with nothing but the partition key added.
+    /// True if the document read for the step equals the event's document plus the partition key.
     pub(crate) fn expects(&self, read: Option<&RawDocument>, partition_key: &CStr) -> bool {
         let (Write::Read(Read::Stamp { document: Some(expected), .. }), Some(read)) = (&self.write, read) else {
             return false;
@@ -41,18 +39,15 @@ impl Step<'_> {
     }
 }
 
-/// The effect of a step.
 #[derive(Clone, Debug)]
 pub(crate) enum Write<'a> {
     /// Inserts a document that the destination should not have.
     Insert(&'a RawDocument),
-    /// Replaces the document.
     Replace {
         document: &'a RawDocument,
-        /// Inserts the document where the destination has none.
+        /// Inserts the document if the destination has no document.
         upsert: bool,
     },
-    /// Changes fields of the document.
     Update(Delta<'a>),
     Delete,
     /// Brings the document's fields into the order of this document's fields.
@@ -89,7 +84,7 @@ impl Write<'_> {
 pub(crate) enum Read<'a> {
     /// The destination needs the whole document.
     Whole,
-    /// As `Whole`; and the document needs its partition key first.
+    /// As `Whole`, and the document first needs a partition key.
     Stamp {
         /// The event was an insert, so the destination should not have the document yet.
         fresh: bool,
@@ -100,12 +95,12 @@ pub(crate) enum Read<'a> {
     Order,
 }
 
-/// Zones in which a document may be for a step to touch it.
+/// The zones of the documents that a step may touch.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Zones<'a> {
     One(&'a str),
     Any(Vec<&'a str>),
-    /// The zone named by this value of the partition key, of whatever BSON type.
+    /// The zone named by this value of the partition key, of any BSON type.
     Value(RawBsonRef<'a>),
 }
 
@@ -145,7 +140,7 @@ impl<'a> Zones<'a> {
 /// Documents read at the source, all at one cluster time.
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
-    /// The documents; `None` for a document that the source does not have.
+    /// `None` for a document missing at the source.
     pub(crate) documents: HashMap<Key, Option<RawDocumentBuf>>,
     /// Documents that the destination needs whole. Of the others, only the order of the fields is needed.
     pub(crate) whole: HashSet<Key>,
@@ -159,16 +154,17 @@ pub(crate) enum Meaning<'a> {
     Foreign,
 }
 
-/// The rules of one link for documents read whole at its source.
+/// A link's rules for documents read whole at the source.
 pub(crate) trait Rules: Sync {
-    /// The meaning of a document (`None`: the source has none). `absent`: the destination is known to have none of the
-    /// link's zones.
+    /// The meaning of a document (`None`: missing at the source). `absent`: the document is missing in the link's zones
+    /// of the destination.
     fn meaning<'a>(&self, document: Option<&'a RawDocument>, absent: bool) -> Meaning<'a>;
 }
 
-/// Puts the documents that were read into the steps. Returns the steps, and the number of foreign documents left out.
+/// Puts the documents read into the steps. Returns the steps, and the number of foreign documents left out.
 ///
-/// A document needed whole contains all its events: its content replaces its last step, and its other steps go.
+/// A document needed whole contains all events of the document: the content replaces the last step, and the earlier
+/// steps are dropped.
 pub(crate) fn fill_in<'a, 's: 'a>(
     steps: &'s [Step<'a>],
     reads: &'a Reads,
@@ -180,6 +176,7 @@ pub(crate) fn fill_in<'a, 's: 'a>(
     }
     let mut filled = Vec::with_capacity(steps.len());
     let mut foreign = 0;
+    // The last step of a document stands for the earlier steps.
     let mut last: HashMap<&Key, usize> = HashMap::new();
     for (index, step) in steps.iter().enumerate() {
         last.insert(&step.key, index);
@@ -188,7 +185,7 @@ pub(crate) fn fill_in<'a, 's: 'a>(
     for (index, step) in steps.iter().enumerate() {
         let read = reads.documents.get(&step.key);
         match (read, &step.write) {
-            // Needed whole: the chain of the document's steps ends as one step, in the place of the last one.
+            // Needed whole: the chain of the document's steps ends as a single step, in place of the last step.
             (Some(document), _) if reads.whole.contains(&step.key) => {
                 let chain = chains.entry(&step.key).or_insert_with(|| Chain::starting_with(step));
                 chain.zones.union(step.zones.names());
@@ -203,14 +200,14 @@ pub(crate) fn fill_in<'a, 's: 'a>(
                         continue;
                     }
                 };
-                // A document that leaves the link's zones may be replaced only inside them: beyond, the document of the
-                // same `_id` belongs to another zone.
+                // A document that leaves the link's zones is replaced only within the zones: elsewhere, a document with
+                // the same `_id` belongs to another zone.
                 if !matches!(write, Write::Replace { upsert: false, .. }) {
                     chain.zones.union(document.and_then(|document| document.get_str(partition_key).ok()).into_iter());
                 }
                 filled.push(chain.end(step, write));
             }
-            // Only the order of the fields is needed; a document that is gone has none.
+            // Only the order of the fields is needed; a deleted document has no order.
             (Some(Some(document)), Write::Read(_)) => {
                 filled.push(Step { write: Write::Reorder(document), ..step.clone() });
             }
@@ -221,7 +218,7 @@ pub(crate) fn fill_in<'a, 's: 'a>(
     (Cow::Owned(filled), foreign)
 }
 
-/// The steps of one document, on their way to become one step.
+/// The steps of a document, to be combined into a single step.
 struct Chain<'a> {
     zones: Zones<'a>,
     /// The first step inserts, so the destination should not have the document yet.

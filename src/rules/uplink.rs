@@ -14,10 +14,9 @@ use super::names::Zone;
 use super::reply::{EventRef, Kind, Malformed};
 use super::step::{Meaning, Read, Rules, Write};
 
-/// The rules of one uplink.
 #[derive(Clone, Debug)]
 pub(crate) struct Uplink {
-    /// The zone that the spoke owns.
+    /// The spoke's own zone.
     pub(crate) zone: Zone,
     /// The field that names a document's zone.
     pub(crate) partition_key: String,
@@ -25,24 +24,21 @@ pub(crate) struct Uplink {
     pub(crate) precise: bool,
 }
 
-/// The owner of a document, as its partition key says.
+/// The owner of a document, by the partition key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// The spoke's zone.
     Own,
-    /// Another zone.
     Other,
     /// No partition key yet: the document will become the spoke's.
     Unstamped,
 }
 
-/// The decision about one event.
 #[derive(Clone, Debug)]
 pub(crate) enum Decision<'a> {
     Write(Write<'a>),
     /// The event changes no document, or the hub has the change already.
     Nothing,
-    /// Another zone's document was written at this spoke. The document stays local.
+    /// Another zone's document was written at the spoke. The document stays local.
     Foreign,
 }
 
@@ -52,7 +48,7 @@ pub(crate) enum Decision<'a> {
 pub(crate) struct Departures(HashSet<Key>);
 
 impl Departures {
-    /// True if the event's document has left the zone, so the event stays at the spoke. Call it for every event, in the
+    /// True if the event's document has left the zone, so the event stays at the spoke. Call for every event, in the
     /// stream's order.
     pub(crate) fn hold_back(&mut self, rules: &Uplink, event: EventRef<'_>, key: &Key) -> bool {
         if self.0.contains(key) {
@@ -69,10 +65,8 @@ impl Departures {
 }
 
 impl Uplink {
-    /// Decides about one event. `standing` says how the hub's document stands to the event.
-    ///
-    /// # Errors
-    /// If the event lacks a part that events of its type have.
+    /// Decides about an event. `standing` compares the hub's document with the event. Fails if the event lacks a
+    /// mandatory part.
     pub(crate) fn decide<'a>(&self, event: EventRef<'a>, standing: Standing) -> Result<Decision<'a>, Malformed> {
         let write = match event.kind() {
             Kind::Insert | Kind::Replace => match self.put(event) {
@@ -98,7 +92,7 @@ impl Uplink {
         event.kind() != Kind::Insert && self.owner_after(event) == Some(Owner::Other)
     }
 
-    /// True if the event makes the document the spoke's own, whatever its zone was before.
+    /// True if the event makes the document the spoke's own, from any zone before.
     fn claims(&self, event: EventRef<'_>) -> bool {
         matches!(self.owner_after(event), Some(Owner::Own | Owner::Unstamped))
     }
@@ -172,7 +166,7 @@ impl Rules for Uplink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::reply::tests::batch as reply;
+    use crate::rules::reply::tests::reply;
     use bson::{Document, doc, rawdoc};
 
     fn uplink() -> Uplink {

@@ -55,7 +55,6 @@ impl Moment {
     }
 }
 
-/// Result of a look.
 pub(super) struct Look {
     pub(super) differing: HashMap<Key, Seen>,
     /// Positions of the downlink and the uplink.
@@ -63,10 +62,8 @@ pub(super) struct Look {
     pub(super) up: Position,
 }
 
-/// Examines documents that seemed to differ at some moment before `since`.
-///
-/// # Errors
-/// If a server does not answer, or the spoke was never synced.
+/// Examines documents that seemed to differ at some moment before `since`. Fails if a server does not answer, or the
+/// spoke was never synced.
 pub(super) async fn look(part: &Part<'_>, ids: &Ids, since: Moment) -> Result<Look, Error> {
     let wanted: Wanted<'_> = ids.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
     // From the spoke's side: the spoke now, and the hub at the position of the downlink's checkpoint.

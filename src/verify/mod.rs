@@ -52,7 +52,6 @@ const WALKING: usize = 2;
 /// Parts verified concurrently. Most only wait for the links.
 const PARALLEL: usize = 32;
 
-/// Concurrent commands per server.
 const CONNECTIONS: u32 = 8;
 
 struct ConnectedSpoke {
@@ -64,10 +63,7 @@ struct ConnectedSpoke {
 /// Verifies everything selected by `scope`, and shows the progress in `progress`.
 ///
 /// Progress is also saved at the hub under `name` and the scope. After an interruption, a verification with the same
-/// name and scope resumes.
-///
-/// # Errors
-/// If the hub is unusable. Failures of a spoke are in the report.
+/// name and scope resumes. Fails if the hub is unusable. Failures of a spoke are in the report.
 pub(crate) async fn run(
     config: &Config,
     scope: &Scope,
@@ -187,7 +183,6 @@ async fn estimate(parts: &[Part<'_>]) -> Option<u64> {
     Some(sum)
 }
 
-/// State shared by all parts.
 struct Run<'r> {
     scope: &'r Scope,
     counted: Counted<'r>,
@@ -197,7 +192,6 @@ struct Run<'r> {
     stop: &'r CancellationToken,
 }
 
-/// Progress of all parts together.
 struct Counted<'p> {
     progress: &'p VerificationCell,
     estimated: Option<u64>,
@@ -205,7 +199,6 @@ struct Counted<'p> {
 }
 
 impl Counted<'_> {
-    /// Sets the number of documents compared by a part.
     fn set(&self, part: &Part<'_>, documents: u64) {
         let more = documents.wrapping_sub(part.counted.swap(documents, Ordering::Relaxed));
         let all = self.documents.fetch_add(more, Ordering::Relaxed).wrapping_add(more);

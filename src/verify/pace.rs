@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-/// A read rate shared by all parts.
 pub(super) struct Pace {
     /// Time per document.
     each: Duration,

@@ -18,11 +18,8 @@ use crate::rules::names::{LinkName, Zone};
 pub(super) struct Part<'a> {
     pub(super) hub: &'a Server,
     pub(super) spoke: &'a Server,
-    /// Zone owned by the spoke.
     pub(super) own: &'a Zone,
-    /// All zones held by the spoke.
     pub(super) held: &'a [Zone],
-    /// Number of the collection.
     pub(super) namespace: u16,
     /// `None`: documents in zones not held by the spoke.
     pub(super) zone: Option<&'a Zone>,

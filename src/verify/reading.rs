@@ -14,9 +14,6 @@ pub(super) struct Pages {
 }
 
 /// Reads everything after the `_id` `after`, or until the receiver is dropped.
-///
-/// # Errors
-/// If a server does not answer.
 pub(super) async fn read(
     lead: End<'_>,
     follow: End<'_>,

@@ -39,7 +39,6 @@ const ATTEMPTS: u32 = 8;
 /// A differing document: key, finding, and the versions seen.
 pub(super) type Found = (Key, Finding, Seen);
 
-/// Method of repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// The spoke receives the hub's version, or loses the document.
@@ -142,7 +141,6 @@ struct Mender<'p> {
     repairer: Repairer,
 }
 
-/// Outcome of a transaction.
 enum Outcome {
     /// Documents done, with a description. The others have changed since they were read.
     Done(HashMap<Key, String>),
@@ -272,6 +270,7 @@ impl<'p> Mender<'p> {
             steps.push(Step { event: steps.len(), key: key.clone(), id: *id, zones, write, hub_edit: None });
             done.insert(key.clone(), what.to_owned());
         }
+        // A refusal aborts the transaction, so no document counts as done.
         if let Some(reason) = send(server, &mut held, &steps).await? {
             return Ok(Outcome::Refused(reason));
         }

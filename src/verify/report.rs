@@ -6,7 +6,6 @@ use serde_json::Value;
 /// Maximum number of findings listed. Further findings are only counted.
 pub(crate) const TOLD: usize = 10_000;
 
-/// Kind of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
@@ -39,12 +38,9 @@ impl Kind {
     }
 }
 
-/// A differing document.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Finding {
-    /// Spoke of the comparison.
     pub(crate) spoke: String,
-    /// Namespace of the document.
     pub(crate) ns: String,
     /// Zone of the part. `null` for documents in zones not held by the spoke.
     pub(crate) zone: Option<String>,
@@ -68,7 +64,6 @@ pub(crate) struct Untold {
     pub(crate) reason: String,
 }
 
-/// Result of a part.
 #[derive(Debug, Default)]
 pub(super) struct PartReport {
     pub(super) documents: u64,
@@ -84,14 +79,11 @@ impl PartReport {
     }
 }
 
-/// Result of all parts.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Report {
-    /// Number of documents compared.
     pub(crate) documents: u64,
     /// Number of differing documents, except repaired documents.
     pub(crate) differences: u64,
-    /// Number of repaired documents.
     pub(crate) repaired: u64,
     /// Differing documents, including repaired documents.
     pub(crate) findings: Vec<Finding>,
@@ -104,9 +96,7 @@ pub(crate) struct Report {
 /// Conclusion from a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Every document is equal.
     Equal,
-    /// At least one document differs.
     Different,
     /// No difference was found, but the comparison is incomplete.
     Untold,

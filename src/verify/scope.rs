@@ -12,7 +12,6 @@ pub(crate) struct Scope {
     pub(crate) zone: Option<Zone>,
     /// Only the zones held by the spoke that owns this zone.
     pub(crate) spoke: Option<Zone>,
-    /// Repair differences.
     pub(crate) repair: bool,
     /// Remove documents written by applications at spokes that do not own the zone. Requires `repair`.
     pub(crate) purge_foreign: bool,
@@ -22,7 +21,6 @@ pub(crate) struct Scope {
     pub(crate) afresh: bool,
     /// Maximum read rate from each side, in documents per second. 0 means unlimited.
     pub(crate) documents_per_second: u32,
-    /// True if secondaries may be read.
     pub(crate) secondary: bool,
 }
 

@@ -55,7 +55,6 @@ impl Part<'_> {
         futures_util::future::try_join(reading, comparing).await.map(drop)
     }
 
-    /// Compares pages as they arrive.
     async fn compare(
         &self,
         mut walk: Walk<'_>,

@@ -25,21 +25,16 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// every 5 seconds.
 const STANDS_STILL: Duration = Duration::from_secs(12);
 
-/// Result of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waited {
     /// Both links have passed the moment.
     Passed,
     /// At least one link is carried by no process.
     StandsStill,
-    /// The verification was stopped.
     Stopped,
 }
 
 /// Waits until both links have passed a moment of their sources.
-///
-/// # Errors
-/// If a server does not answer.
 pub(super) async fn pass(part: &Part<'_>, moment: Moment, stop: &CancellationToken) -> Result<Waited, Error> {
     // A stream reports a position past a moment only after a later operation, so each server gets a write.
     part.hub.tick().await?;
@@ -76,10 +71,8 @@ async fn wait(
     }
 }
 
-/// Finds the documents with changes not carried by a link yet.
-///
-/// # Errors
-/// If a server does not answer, or the changes are no longer in its oplog.
+/// Finds the documents with changes not carried by a link yet. Fails if a server does not answer, or the changes are no
+/// longer in its oplog.
 pub(super) async fn under_way(part: &Part<'_>, ids: &Ids, look: &Look) -> Result<HashSet<Key>, Error> {
     let mut found = changed(part.hub, &look.down, Selection::default(), ids).await?;
     let ours = Tags::load(part.spoke).await?.ours();

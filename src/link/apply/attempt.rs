@@ -1,4 +1,4 @@
-//! The state of one work on its way into the destination: which steps are being tried, how, and what was read for them.
+//! The progress of a work: the steps in the present attempt, the rung of the ladder, and the documents read.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -11,7 +11,7 @@ use crate::rules::key::Key;
 use crate::rules::ladder::Rung;
 use crate::rules::step::{Read, Reads, Step, Write};
 
-/// Documents that the destination lacked, and that were read at the source to be brought whole.
+/// Documents missing at the destination, and read whole at the source.
 #[derive(Default)]
 pub(super) struct Brought {
     pub(super) reads: Reads,
@@ -38,7 +38,7 @@ pub(super) struct Attempt {
     /// Documents read at the source for this work.
     pub(super) reads: Reads,
     read_at: HashMap<Key, Timestamp>,
-    /// Documents to read whole although their steps do not say so.
+    /// Documents to read whole because the destination refused their deltas.
     refused: HashSet<Key>,
 }
 
@@ -47,7 +47,7 @@ impl Attempt {
         Self { rung: Rung::FIRST, from: 0, to: None, reads: Reads::default(), read_at, refused: HashSet::new() }
     }
 
-    /// The indices of the steps being tried, of this many steps.
+    /// The indices of the steps in the attempt, for a work of `steps` steps.
     pub(super) fn range(&self, steps: usize) -> Range<usize> {
         self.from..self.to.unwrap_or(steps)
     }
@@ -57,19 +57,18 @@ impl Attempt {
         self.to = Some(step);
     }
 
-    /// The steps before this index are done; tries all others.
+    /// Marks the steps before the index as done, and tries all others.
     pub(super) fn continue_from(&mut self, step: usize) {
         self.from = step;
         self.to = None;
     }
 
-    /// The destination refuses the shape of this document's change: the next attempt brings the document whole.
+    /// Makes the next attempt bring the document whole, because the destination refused the shape of the change.
     pub(super) fn read_whole(&mut self, key: Key) {
         self.refused.insert(key);
     }
 
-    /// The documents that these steps need and that were not read yet; and the documents that need their partition key
-    /// first.
+    /// The documents still to be read for the steps, and the documents that first need a partition key.
     pub(super) fn wanted<'a>(&mut self, steps: &[Step<'a>]) -> (Wanted<'a>, HashSet<Key>) {
         let mut wanted = Wanted::new();
         let mut unstamped = HashSet::new();
@@ -92,20 +91,20 @@ impl Attempt {
         (wanted, unstamped)
     }
 
-    /// Keeps documents that were brought whole beyond what the steps say, so that later steps of the work do not bring
-    /// back an older version.
+    /// Keeps documents brought whole beyond the needs of the steps, so that later steps of the work do not bring back
+    /// an older version.
     pub(super) fn has_brought(&mut self, brought: Brought) {
         self.reads.whole.extend(brought.reads.whole);
         self.reads.documents.extend(brought.reads.documents);
         self.read_at.extend(brought.read_at);
     }
 
-    /// Keeps the documents that were read for these steps.
+    /// Keeps the documents read for the steps.
     pub(super) fn has_read(&mut self, snapshot: Snapshot, steps: &[Step<'_>], partition_key: &CStr) {
         for (key, document) in &snapshot.documents {
             let last = steps.iter().rev().find(|step| step.key == *key);
             let as_expected = last.is_some_and(|last| last.expects(document.as_deref(), partition_key));
-            // A document exactly as in its last event is no newer than the event.
+            // A document equal to the document of the last event is no newer than the event.
             if self.reads.whole.contains(key) && !as_expected {
                 self.read_at.insert(key.clone(), snapshot.at);
             }
@@ -113,13 +112,14 @@ impl Attempt {
         self.reads.documents.extend(snapshot.documents);
     }
 
-    /// Average bytes of the documents read, if any was.
+    /// Average bytes of the documents read; `None` without documents.
     pub(super) fn bytes_of_a_read(&self) -> Option<usize> {
         let bytes: usize = self.reads.documents.values().flatten().map(|document| document.as_bytes().len()).sum();
         bytes.checked_div(self.reads.documents.values().flatten().count())
     }
 
-    /// The source's cluster time of the document's read, if the document may be newer than its last change in the work.
+    /// The source's cluster time of the document's read, if the document may be newer than the document's last change
+    /// in the work.
     pub(super) fn read_at(&self, key: &Key) -> Option<Timestamp> {
         self.read_at.get(key).copied()
     }

@@ -1,4 +1,4 @@
-//! A link's mark: its place after a batch, and the effect of the mark on the saved checkpoint.
+//! A link's mark: the progress after a batch, and the effect on the saved checkpoint.
 
 use bson::Timestamp;
 
@@ -6,26 +6,27 @@ use crate::mongo::metadata::checkpoints::{Checkpoint, CopiedUpTo, Part, Reconcil
 use crate::rules::ahead::Ahead;
 use crate::rules::position::Position;
 
-/// The place of a link after a batch, or after a part of its work.
+/// The progress of a link after a batch, or after a part of a work.
 #[derive(Clone, Debug)]
 pub(in crate::link) enum Mark {
-    /// After this place in the change stream.
+    /// After this position in the change stream.
     Streamed(Position),
     /// After this document of a copy.
     Copied(CopiedUpTo),
     /// This part is copied.
     Finished {
         part: Part,
-        /// Until this cluster time any document of the part's zone may be newer than the link's position says.
+        /// Cluster time up to which any document of the part's zone may be newer than the link's position.
         until: Option<Timestamp>,
     },
-    /// The place in the change stream was lost: the link begins here, and everything must be copied again.
+    /// The position in the change stream was lost: the link continues at the new position, and everything must be
+    /// copied again.
     Restarted(Position),
-    /// The collections of these namespaces are not the ones that were copied: they must be copied again, as at first.
+    /// The collections of these namespaces were replaced, and must be copied again like a first copy.
     Replaced(Vec<String>),
-    /// An operator wants everything to be compared. The place in the change stream stays.
+    /// An operator asked to compare everything. The position in the change stream stays.
     Compares,
-    /// The comparison, or the copying after a lost place, is done.
+    /// The comparison, or the copy after a lost position, is done.
     Reconciled,
     /// The link no longer holds these parts.
     Left {
@@ -42,11 +43,13 @@ impl Mark {
         match self {
             Self::Streamed(position) => checkpoint.position = Some(position.clone()),
             Self::Copied(up_to) => checkpoint.copying = Some(up_to.clone()),
+            // Changes between the lost and the new position are unknown, so every part is due again.
             Self::Restarted(position) => {
                 checkpoint.position = Some(position.clone());
                 forget_copied(checkpoint);
                 checkpoint.reconciling = Reconciling::Lost;
             }
+            // A replaced collection counts as never copied, so that the copy deletes nothing.
             Self::Replaced(namespaces) => {
                 let is_replaced = |namespace: &String| namespaces.contains(namespace);
                 checkpoint.copied.retain(|part| !is_replaced(&part.namespace));
@@ -55,17 +58,20 @@ impl Mark {
                 checkpoint.destination_collections.retain(|known| !is_replaced(&known.namespace));
                 checkpoint.copying = None;
             }
+            // The stream's position stays valid, so the opposite link need not wait.
             Self::Compares => {
                 forget_copied(checkpoint);
                 checkpoint.reconciling = Reconciling::Asked;
             }
             Self::Reconciled => checkpoint.reconciling = Reconciling::No,
+            // Kept parts are remembered as left: a later copy may have to delete documents.
             Self::Left { kept, purged } => {
                 checkpoint.copied.retain(|part| !kept.contains(part) && !purged.contains(part));
                 checkpoint.left.retain(|part| !kept.contains(part) && !purged.contains(part));
                 checkpoint.left.extend(kept.iter().cloned());
                 checkpoint.copying = None;
             }
+            // The part is copied; documents read during the copy may be newer than the position.
             Self::Finished { part, until } => {
                 checkpoint.copying = None;
                 for parts in [&mut checkpoint.copied, &mut checkpoint.left] {
@@ -80,7 +86,7 @@ impl Mark {
         }
     }
 
-    /// Tells `ahead` of the mark. Returns the place in the change stream if the link has moved there.
+    /// Advances `ahead` to the mark. Returns the new position if the link moved in the change stream.
     pub(super) fn advance(self, ahead: &mut Ahead) -> Option<Position> {
         match self {
             Self::Streamed(position) => {
@@ -100,8 +106,8 @@ impl Mark {
     }
 }
 
-/// Everything must be copied again. Until then every copied part counts as left: this link brought its documents. A
-/// first copy that was not done begins again.
+/// Everything must be copied again. Until then every copied part counts as left, because the link brought the
+/// documents. An unfinished first copy begins again.
 fn forget_copied(checkpoint: &mut Checkpoint) {
     checkpoint.copying = None;
     for part in checkpoint.copied.drain(..) {

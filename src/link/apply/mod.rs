@@ -1,7 +1,7 @@
-//! Work into the destination. A refused batch climbs the [ladder](crate::rules::ladder) until it is applied, or its
-//! refused change is parked as a dead letter.
+//! Applies work at the destination. A refused batch climbs the [ladder](crate::rules::ladder), until the batch is
+//! applied or the refused change is parked as a dead letter.
 //!
-//! Promise: the link's mark never passes a change that is neither applied nor parked.
+//! Promise: the link's mark passes a change only after the change is applied or parked.
 
 mod attempt;
 pub(super) mod mark;
@@ -28,27 +28,22 @@ use crate::rules::ladder::{Next, Refusal};
 use crate::rules::size;
 
 impl<S: Source> Link<'_, S> {
-    /// Saves the link's mark, without any change. `None`: saves the checkpoint as it is now.
-    ///
-    /// # Errors
-    /// As [`Self::apply`].
+    /// Saves the link's mark, without any change. `None`: saves the present checkpoint.
     pub(super) async fn save(&mut self, end: Option<Mark>) -> Result<(), Error> {
         self.apply(Work { end, ..Work::empty(&Nowhere) }).await.map(drop)
     }
 
-    /// Applies all of a work, or fails; after a failure the saved checkpoint says how much is applied. Returns the
-    /// documents that the destination did not have as expected, and whose steps were left out.
-    ///
-    /// # Errors
-    /// If a server fails, or another process has taken the link over.
+    /// Applies a work. Returns the documents left out because the destination did not have the expected version. Fails
+    /// if a server fails, or if another process has taken the link over; the saved checkpoint then shows the progress.
     pub(super) async fn apply(&mut self, mut work: Work<'_>) -> Result<Vec<Key>, Error> {
         let mut attempt = Attempt::new(std::mem::take(&mut work.read_at));
         let mut held_back = HeldBack::default();
+        // Changes of documents with a dead letter are held back from the first batch on.
         held_back.take(&mut work.steps, 0, |key| self.parked.contains_key(key));
         let mut skipped = Vec::new();
         loop {
-            // The next batch: the steps being tried, as far as one transaction should hold them. The last batch carries
-            // the work's end; one before ends just before the event of the first step left.
+            // The next batch: as many of the present steps as a transaction should hold. The last batch carries the
+            // work's end. An earlier batch ends just before the event of the next step.
             let bytes = self.destination.server().line().batch().bytes;
             let range = size::one_batch(&work.steps, attempt.range(work.steps.len()), bytes, self.read_bytes);
             let is_last = range.end == work.steps.len();
@@ -64,6 +59,7 @@ impl<S: Source> Link<'_, S> {
             self.read_bytes = attempt.bytes_of_a_read().unwrap_or(self.read_bytes);
             match committed {
                 Ok(mut committed) => {
+                    // The committed batch is recorded immediately: the link's memory must match the saved checkpoint.
                     skipped.append(&mut committed.written.skipped);
                     attempt.has_brought(std::mem::take(&mut committed.brought));
                     let (changes, foreign) = if is_last { (work.changes, work.foreign) } else { (0, 0) };
@@ -74,6 +70,7 @@ impl<S: Source> Link<'_, S> {
                     attempt.continue_from(range.end);
                 }
                 Err(Error::Refused { refusal, .. }) => {
+                    // A refusal has aborted the batch: the ladder chooses the next attempt.
                     let next = attempt.rung.after(&refusal);
                     tracing::debug!(link = %self.destination.link(), ?refusal, ?next, "batch refused");
                     match next {
@@ -81,7 +78,8 @@ impl<S: Source> Link<'_, S> {
                         Next::ReadWhole(key) => attempt.read_whole(key),
                         Next::Park => {
                             let index = range.start + refusal.place_among(batch.steps);
-                            // The steps before the refused one are applied first; then the refused one stands first.
+                            // Steps before the refused step are applied first; then the refused step stands first, and
+                            // is parked.
                             if index > range.start {
                                 attempt.stop_before(index);
                                 continue;
@@ -98,7 +96,7 @@ impl<S: Source> Link<'_, S> {
         }
     }
 
-    /// The statement that counts the changes held back by dead letters, if there are any.
+    /// The statement that counts the changes held back by dead letters, if any.
     fn count_later(&self, held_back: &HeldBack<'_>) -> Option<RawDocumentBuf> {
         let counts = held_back.counts();
         let namespaces = self.destination.server().namespaces();
@@ -107,7 +105,7 @@ impl<S: Source> Link<'_, S> {
         (!later.is_empty()).then(|| dead_letters::count_later(self.destination.link(), &later))
     }
 
-    /// One batch, tried again as long as the server says that the transaction left nothing behind.
+    /// Commits a batch. Retries after errors that left nothing behind, as declared by the server.
     async fn commit(&mut self, batch: &Batch<'_, '_>, attempt: &mut Attempt) -> Result<Committed, Error> {
         let mut delays = delays();
         loop {
@@ -123,7 +121,7 @@ impl<S: Source> Link<'_, S> {
         }
     }
 
-    /// Remembers what a committed transaction leaves behind, and tells the source, the opposite link and the status.
+    /// Records the results of a committed transaction, and informs the source, the opposite link and the status.
     fn has_committed(&mut self, committed: Committed, mark: Option<Mark>, changes: usize, foreign: usize) {
         let Committed { at, number, written, .. } = committed;
         for (key, zones, at) in written.read_at {
@@ -144,8 +142,7 @@ impl<S: Source> Link<'_, S> {
         self.cell().applied(commit.changes, commit.foreign, cluster_time, self.wall_time);
     }
 
-    /// Makes the step a dead letter. The link's mark stays before the step; the rest of the work moves the mark past
-    /// it.
+    /// Saves the step as a dead letter. The link's mark stays before the step; the rest of the work moves the mark on.
     async fn park(&mut self, work: &Work<'_>, index: usize, refusal: &Refusal) -> Result<(), Error> {
         let step = &work.steps[index];
         let (event, cluster_time) = work.origin.event(step.event);
@@ -180,10 +177,6 @@ impl<S: Source> Link<'_, S> {
         Ok(())
     }
 
-    /// Takes the dead letter of a document away.
-    ///
-    /// # Errors
-    /// As [`Self::apply`].
     pub(super) async fn remove_letter(&mut self, letter: &Kept) -> Result<(), Error> {
         let namespace = &self.destination.server().namespaces()[usize::from(letter.namespace)];
         let ours = vec![dead_letters::remove(self.destination.link(), namespace, letter.id.as_raw_bson_ref())];

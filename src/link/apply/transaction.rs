@@ -1,6 +1,6 @@
-//! One batch: one transaction of a link, with whatever must be read for it.
+//! A batch: a transaction of a link, with all necessary reads.
 //!
-//! The order of the stages is what correctness rests on; each stage says why it stands where it does.
+//! Correctness depends on the order of the stages. The comment of each stage gives the reason for the order.
 
 use std::collections::{HashMap, HashSet};
 
@@ -23,7 +23,7 @@ use crate::rules::ladder::{RefusedStep, Rung};
 use crate::rules::plan::{self, Command};
 use crate::rules::step::{Step, fill_in};
 
-/// A part of a work, for one transaction.
+/// A part of a work, for a single transaction.
 pub(super) struct Batch<'p, 'a> {
     pub(super) steps: &'p [Step<'a>],
     /// The source's cluster time of the work's last change.
@@ -32,13 +32,13 @@ pub(super) struct Batch<'p, 'a> {
     pub(super) mark: Option<Mark>,
     /// Statements on our own collections.
     pub(super) ours: Vec<RawDocumentBuf>,
-    /// A guard: a step runs only if the destination has its document as expected.
+    /// A guard: a step runs only if the destination has the expected document.
     pub(super) expected: Option<&'p Expected>,
 }
 
-/// What a committed transaction leaves to be remembered.
+/// The results of a committed transaction.
 pub(super) struct Committed {
-    /// The destination's time of the commit.
+    /// The destination's cluster time of the commit.
     pub(super) at: Timestamp,
     /// The number under which the transaction's hub edits are saved.
     pub(super) number: i64,
@@ -46,33 +46,31 @@ pub(super) struct Committed {
     pub(super) brought: Brought,
 }
 
-/// What was written, beyond the documents themselves.
+/// Facts to remember about the written documents.
 #[derive(Default)]
 pub(super) struct Written {
-    /// Documents written as they were at a known cluster time of the source, with the zones they may be in.
+    /// Documents written as of a known cluster time of the source, with their possible zones.
     pub(super) read_at: Vec<(Key, Vec<String>, Timestamp)>,
     /// Hub edits of the spoke's own documents.
     pub(super) edits: Vec<Edit>,
-    /// The number of another zone's documents, which were left out.
+    /// The number of other zones' documents, left out.
     pub(super) foreign: usize,
-    /// Documents that the destination does not have as expected: their steps were left out.
+    /// Documents that differ from the expected documents: their steps were left out.
     pub(super) skipped: Vec<Key>,
 }
 
 impl<S: Source> Link<'_, S> {
-    /// Runs one transaction. After an error, the session's transaction is still open for the caller to abort.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if the destination refuses a change, or the source refuses a document its partition key; any
-    /// other error if a server fails, or another process has taken the link over.
+    /// Runs a transaction. After an error, the session's transaction is still open for the caller to abort. Returns
+    /// [`Error::Refused`] if the destination refuses a change or the source refuses a partition key, and another error
+    /// if a server fails or another process has taken the link over.
     pub(super) async fn transact(&mut self, batch: &Batch<'_, '_>, attempt: &mut Attempt) -> Result<Committed, Error> {
         let Self { source, destination, ahead, ledger, spoke, .. } = self;
         let server = destination.server().clone();
         let field = server.partition_field();
         let read_from = ahead.read_from(batch.last);
 
-        // Read: documents that the steps need from the source, all at one cluster time. Before the transaction begins,
-        // because a read may take long and a transaction locks what it has written.
+        // Read: the documents that the steps need from the source, as of a single cluster time. Before the transaction
+        // begins, because a read may take long, and a transaction locks the written documents.
         let (wanted, unstamped) = attempt.wanted(batch.steps);
         if !wanted.is_empty() {
             let read = source.read(&wanted, &unstamped, read_from).await;
@@ -81,14 +79,14 @@ impl<S: Source> Link<'_, S> {
             }
         }
 
-        // Settle: the documents take the place of the steps that asked for them.
+        // Settle: each document read replaces the steps that asked for the read.
         let rules = source.rules();
         let (mut steps, mut foreign) =
             fill_in(batch.steps, &attempt.reads, field.as_str(), |document| rules.meaning(document, false));
 
-        // Guard: inside the transaction, so that no other write comes between the look and the write. First the zones
-        // of documents about to move, because after the move nothing shows where a document came from. A document
-        // already in another zone belongs to somebody else.
+        // Guard: inside the transaction, so that no other write comes between the check and the write. First the zones
+        // of documents about to move, because a moved document no longer shows the former zone. A document already in
+        // another zone belongs to another owner.
         let movers: Vec<&Step<'_>> = steps.iter().filter(|step| step.write.is_move(field.as_str())).collect();
         let mut open = destination.begin(!movers.is_empty()).await?;
         let moved = moved(&mut open, &movers).await?;
@@ -96,7 +94,7 @@ impl<S: Source> Link<'_, S> {
             steps.to_mut().retain(|step| !moved.strangers.contains(&step.key));
             foreign += moved.strangers.len();
         }
-        // Then documents that a comparison saw: a step made for what is no longer there is left out.
+        // Then the documents of a comparison: a step for a document changed meanwhile is left out.
         let skipped = match batch.expected {
             Some(expected) => unexpected(&mut open, &steps, expected, field.as_str()).await?,
             None => Vec::new(),
@@ -105,7 +103,7 @@ impl<S: Source> Link<'_, S> {
             steps.to_mut().retain(|step| !skipped.contains(&step.key));
         }
 
-        // Write: the steps, in the way of the present rung.
+        // Write: the steps, in the form of the present rung.
         let commands = match attempt.rung {
             Rung::Folded(inserts) => plan::fold(&steps, inserts, statement::insert_would_change),
             Rung::InSequence => plan::sequence(&steps),
@@ -113,8 +111,8 @@ impl<S: Source> Link<'_, S> {
         let missed = send(&mut open, &server, &commands, &steps).await?;
         let mut written = Written { foreign, skipped, ..Written::of(&steps, |key| attempt.read_at(key)) };
 
-        // Fill: documents that a step did not find are brought whole from the source, before the commit, so that no
-        // reader of the destination sees the batch without them.
+        // Fill: documents missing at the destination are brought whole from the source. Before the commit, so that no
+        // reader of the destination sees the batch without the documents.
         let mut brought = Brought::default();
         if missed > 0 {
             let missing = missing(&mut open, &steps, &moved.movers).await?;
@@ -123,8 +121,8 @@ impl<S: Source> Link<'_, S> {
             brought = filled.1;
         }
 
-        // Record: what must be known later goes with the data. Hub edits enter the ledger; documents that the hub has
-        // are no longer foreign at the spoke.
+        // Record: facts needed later are saved together with the data. Hub edits enter the ledger; documents brought
+        // from the hub are no longer foreign at the spoke.
         let (number, former) = (open.next_number(), open.checkpoint().clone());
         let mut checkpoint = former;
         let reads = written.read_at.iter().flat_map(|(_, zones, at)| zones.iter().map(|zone| (zone.as_str(), *at)));
@@ -140,7 +138,7 @@ impl<S: Source> Link<'_, S> {
         }
         ours.extend(batch.ours.iter().cloned());
 
-        // Commit: the checkpoint is the last statement. Its compare-and-swap fails if another process has the link.
+        // Commit: the checkpoint is the last statement. The compare-and-swap fails if another process has the link.
         let at = open.commit(&ours, &checkpoint).await?;
         destination.committed(checkpoint);
         if let (Some(ledger), Some(entered)) = (ledger.as_mut(), &entered) {
@@ -150,7 +148,7 @@ impl<S: Source> Link<'_, S> {
     }
 }
 
-/// Names the event of a refusal that names only a document: the document's first step.
+/// Adds the missing event to a refusal that names only a document: the event of the document's first step.
 fn at_step(mut error: Error, steps: &[Step<'_>]) -> Error {
     if let Error::Refused { refusal, .. } = &mut error
         && let Some(RefusedStep { key, event: event @ None, .. }) = &mut refusal.step
@@ -160,7 +158,7 @@ fn at_step(mut error: Error, steps: &[Step<'_>]) -> Error {
     error
 }
 
-/// Sends commands made of these steps. Returns the number of statements that found no document.
+/// Sends commands made of these steps. Returns the number of statements without a matching document.
 async fn send(open: &mut Open<'_>, server: &Server, commands: &[Command], steps: &[Step<'_>]) -> Result<usize, Error> {
     let mut missed = 0;
     let (namespaces, field) = (server.namespaces(), server.partition_field());
@@ -170,7 +168,8 @@ async fn send(open: &mut Open<'_>, server: &Server, commands: &[Command], steps:
     Ok(missed)
 }
 
-/// The documents that are not as expected. A read within the transaction: no document can change before it is written.
+/// The documents that differ from the expected documents. The read is in the transaction: no document can change before
+/// the write.
 async fn unexpected(
     open: &mut Open<'_>,
     steps: &[Step<'_>],
@@ -188,16 +187,15 @@ async fn unexpected(
     Ok(wanted.into_keys().filter(|key| !is_so(key)).collect())
 }
 
-/// Documents that steps move out of the zones that the steps name.
+/// Documents that steps move out of the named zones.
 #[derive(Default)]
 struct Moved {
-    /// Documents in one of those zones, so the move is the link's.
+    /// Documents still in a named zone: the move is the link's.
     movers: HashSet<Key>,
     /// Documents already in another zone.
     strangers: HashSet<Key>,
 }
 
-/// Sorts the documents that steps move.
 async fn moved(open: &mut Open<'_>, movers: &[&Step<'_>]) -> Result<Moved, Error> {
     let mut moved = Moved::default();
     if movers.is_empty() {
@@ -221,8 +219,7 @@ fn is_in_reach(step: &Step<'_>, zone: Option<&str>) -> bool {
     zone.is_some_and(|zone| step.zones.names().any(|name| name == zone))
 }
 
-/// The steps whose document is missing in the zones that they name. A read within the transaction, so no other write
-/// can come between.
+/// The steps without a document in the named zones. The read is in the transaction: no other write can come between.
 async fn missing<'a>(open: &mut Open<'_>, steps: &[Step<'a>], movers: &HashSet<Key>) -> Result<Vec<Step<'a>>, Error> {
     let needy: Vec<&Step<'a>> = steps.iter().filter(|step| statement::must_match(step)).collect();
     let zones = zones(open, &needy).await?;
@@ -232,7 +229,7 @@ async fn missing<'a>(open: &mut Open<'_>, steps: &[Step<'a>], movers: &HashSet<K
     Ok(needy.into_iter().filter(|step| !is_there(step)).cloned().collect())
 }
 
-/// Brings missing documents whole, which makes up for every statement that did not find them.
+/// Brings missing documents whole, in place of every statement without a matching document.
 async fn fill<S: Source>(
     open: &mut Open<'_>,
     server: &Server,
@@ -255,7 +252,7 @@ async fn fill<S: Source>(
 }
 
 impl Written {
-    /// What to remember of these steps. `read_at` gives the cluster time of a document's read.
+    /// The facts about these steps. `read_at` returns the cluster time of a document's read.
     fn of(steps: &[Step<'_>], read_at: impl Fn(&Key) -> Option<Timestamp>) -> Self {
         let mut written = Self::default();
         for step in steps {

@@ -1,4 +1,4 @@
-//! The contract between a link's source and its destination: work to apply, and the commits it becomes.
+//! The contract between a link's source and destination: work to apply, and the resulting commits.
 
 use std::collections::HashMap;
 
@@ -25,9 +25,9 @@ pub(in crate::link) struct Work<'a> {
     pub(in crate::link) read_at: HashMap<Key, Timestamp>,
     /// The number of changes, with or without a step.
     pub(in crate::link) changes: usize,
-    /// The number of changes of another zone's documents, which have no step.
+    /// The number of changes of other zones' documents, all without a step.
     pub(in crate::link) foreign: usize,
-    /// A guard: a step runs only if the destination has its document as expected.
+    /// A guard: a step runs only if the destination has the expected document.
     pub(in crate::link) expected: Option<Expected>,
     /// Statements on our own collections, for the transaction of the last step.
     pub(in crate::link) ours: Vec<RawDocumentBuf>,
@@ -49,7 +49,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// The documents that the destination must have in one zone; `None`: no document of that `_id` in the zone.
+/// The documents expected in a zone of the destination; `None`: no document with the `_id` in the zone.
 #[derive(Debug)]
 pub(in crate::link) struct Expected {
     pub(in crate::link) zone: Zone,
@@ -61,7 +61,7 @@ pub(in crate::link) trait Origin {
     /// The link's mark just before the event. `None`: the mark before the work.
     fn before(&self, event: usize) -> Option<Mark>;
 
-    /// The event itself, for a dead letter, and its cluster time at the source if it has one.
+    /// The event itself, for a dead letter, and the event's cluster time at the source, if any.
     fn event(&self, event: usize) -> (RawDocumentBuf, Option<Timestamp>);
 }
 
@@ -78,12 +78,12 @@ impl Origin for Nowhere {
     }
 }
 
-/// What became durable in one transaction.
+/// The durable results of a transaction.
 #[derive(Debug)]
 pub(in crate::link) struct Commit {
-    /// The destination's time of the commit.
+    /// The destination's cluster time of the commit.
     pub(in crate::link) at: Timestamp,
-    /// The link's new place in the change stream, if the transaction moved the place.
+    /// The link's new position, if the transaction moved the position.
     pub(in crate::link) position: Option<Position>,
     /// The hub edits of the spoke's own documents in the transaction.
     pub(in crate::link) hub_edits: Vec<(Key, Fields)>,
@@ -91,6 +91,6 @@ pub(in crate::link) struct Commit {
     pub(in crate::link) number: i64,
     /// The number of changes, with or without a step.
     pub(in crate::link) changes: usize,
-    /// The number of changes of another zone's documents, which were left out.
+    /// The number of changes of other zones' documents, left out.
     pub(in crate::link) foreign: usize,
 }

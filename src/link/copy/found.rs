@@ -1,4 +1,4 @@
-//! Differences between the two sides of a copy as the work that they mean.
+//! Converts differences between the two sides of a copy into work.
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,23 +20,23 @@ use crate::rules::key::Key;
 use crate::rules::names::{Direction, LinkName};
 use crate::rules::step::{Read, Step, Write};
 
-/// How differences are written.
+/// The settings for writing differences.
 #[derive(Clone, Copy)]
 pub(super) struct Mode {
     pub(super) policy: Policy,
     pub(super) may_delete: bool,
-    /// A document is written only if the destination still has it as it was read.
+    /// A document is written only if the destination still has the version read.
     pub(super) is_guarded: bool,
 }
 
-/// Differences, with the source as the lead side as it was at one time.
+/// Differences. The lead side is the source as of `source_at`.
 pub(super) struct Found {
     pub(super) differences: Vec<Difference>,
     pub(super) source_at: Timestamp,
 }
 
 impl Job {
-    /// Documents that the destination alone has, and that must stay there all the same.
+    /// The documents to keep at the destination although the source lacks them.
     pub(super) async fn protected(&self, policy: Policy) -> Result<HashSet<Key>, Error> {
         match policy.protection() {
             Protection::DeadLetters(direction) => {
@@ -53,8 +53,8 @@ impl Job {
 }
 
 impl<S: Source> Link<'_, S> {
-    /// Writes what the differences mean, except for [protected](Job::protected) documents. Returns the documents that
-    /// have changed at the destination and were left alone.
+    /// Settles the differences by the policy. The policy leaves [protected](Job::protected) documents at the
+    /// destination. Returns the documents left alone because of a change at the destination.
     pub(super) async fn bring(
         &mut self,
         found: &Found,
@@ -67,6 +67,7 @@ impl<S: Source> Link<'_, S> {
             return Ok(Vec::new());
         }
         let namespace = &job.source.namespaces()[usize::from(job.namespace)];
+        // The policy decides on each difference; steps are written, other documents registered or set aside.
         let (mut steps, mut registered, mut aside) = (Vec::new(), Vec::new(), Vec::new());
         for (event, difference) in found.differences.iter().enumerate() {
             let (key, id) = (difference.key.clone(), difference.id.as_raw_bson_ref());
@@ -94,13 +95,14 @@ impl<S: Source> Link<'_, S> {
             let hub_edit = mode.policy.makes_hub_edits().then_some(Fields::All);
             steps.push(Step { event, key, id, zones: job.zones(), write, hub_edit });
         }
-        // A copy is kept before the delete: the document may be one that an application wrote while nobody watched.
+        // A copy is kept before the delete: an application may have written the document while no link was watching.
         set_aside::keep(&job.destination, namespace, &aside).await?;
-        // Documents that come down to the spoke's own zone are newer there than the uplink's place says.
+        // Documents that come down to the spoke's own zone are newer at the spoke than the link's position.
         let read_at = match mode.policy {
             Policy::HubReconciles => steps.iter().map(|step| (step.key.clone(), found.source_at)).collect(),
             _ => HashMap::new(),
         };
+        // Registrations and the mark are saved in the transaction of the last step.
         let there = found.differences.iter().map(|difference| (difference.key.clone(), difference.follow.clone()));
         self.apply(Work {
             steps,

@@ -1,13 +1,13 @@
-//! Brings one zone of one collection from a source to a destination: the first copy, and the reconcile after a link has
-//! lost its place in the change stream. Only differences are written.
+//! Copies a part, a zone of a collection, from a source to a destination: the first copy, and the reconcile after a
+//! lost position in the change stream. Only differences are written.
 //!
-//! The stream's new start was saved before anything is read, and the source is read causally after that start. So a
-//! change made before a document is read is in the document, and a later change is in the stream. The checkpoint holds
-//! the last `_id` that is done: an interrupted copy continues there.
+//! The stream's new start is saved before the first read, and the source is read causally after the start. A change
+//! before the read of a document is therefore in the document, and a later change is in the stream. The checkpoint
+//! holds the last finished `_id`: an interrupted copy continues after the `_id`.
 //!
-//! - [`rules::copy`](crate::rules::copy): which documents may be written, deleted or overwritten
-//! - [`found`]: differences as the work that they mean; [`two_way`]: differences of a zone in which both sides write
-//! - [`purge`]: the end of a zone that a spoke no longer watches
+//! - [`rules::copy`](crate::rules::copy): the decision to write, overwrite, delete or leave a document
+//! - [`found`]: converts differences into work; [`two_way`]: differences in a zone with writes at both sides
+//! - [`purge`]: the end of a zone no longer watched
 
 mod found;
 mod purge;
@@ -32,40 +32,38 @@ use crate::rules::copy::Policy;
 use crate::rules::names::{Direction, Zone};
 use crate::rules::step::Zones;
 
-/// One zone of one collection to bring, and from where to where.
+/// A part to copy, with both ends.
 pub(super) struct Job {
     pub(super) source: Server,
     pub(super) destination: Server,
     /// The collection's number.
     pub(super) namespace: u16,
     pub(super) zone: Zone,
-    /// The zones in which the destination may have a document that the source has in this zone.
+    /// The possible zones of the part's documents at the destination.
     pub(super) within: Vec<Zone>,
     pub(super) policy: Policy,
-    /// An operator asked for the copy, so it can wait until the opposite link works.
+    /// An operator asked for the copy, so the copy can wait for the opposite link.
     pub(super) can_wait: bool,
 }
 
-/// The end of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
     Done,
     Stopped,
-    /// The copy must wait for the opposite link; what is done is saved.
+    /// The copy must wait for the opposite link; the progress is saved.
     Postponed,
 }
 
 impl<S: Source> Link<'_, S> {
-    /// Brings one part, from the place that the checkpoint says.
-    ///
-    /// # Errors
-    /// If a server fails; the next attempt continues from the checkpoint.
+    /// Copies a part, or the rest of a part by the checkpoint. After a failure, the next attempt continues from the
+    /// checkpoint.
     pub(super) async fn copy_part(&mut self, job: &Job, stop: &CancellationToken) -> Result<Ended, Error> {
+        // An interrupted copy of the same part resumes.
         let part = Part::new(&job.source.namespaces()[usize::from(job.namespace)], &job.zone);
         let resumed = self.checkpoint().copying.clone().filter(|up_to| up_to.part == part);
         let start = self.position().seen_until();
         tracing::info!(ns = part.namespace, zone = %job.zone, policy = ?job.policy, resumed = resumed.is_some(), "copying");
-        // In a collection that the link does not know, a missing document was never deleted: the stream brings deletes.
+        // In a collection new to the link, a missing document does not count as deleted: the stream brings the deletes.
         let may_delete = self.is_the_same_collection(job.namespace).await?;
         let cell = self.cell();
         cell.begin_copying(&part.namespace, &job.zone, scan::estimate(&job.source, job.source_end().area).await);
@@ -85,7 +83,7 @@ impl<S: Source> Link<'_, S> {
                 cell.copied(chunk.documents);
                 written += chunk.differences.len();
                 let mark = chunk.done_up_to.map(|after| Mark::Copied(CopiedUpTo { part: part.clone(), after }));
-                // Where both sides write, differences wait until it is worthwhile to settle them together.
+                // With writes at both sides, differences are collected and settled together.
                 if job.policy.is_two_way() {
                     unsettled.add(chunk.differences, mark);
                     if unsettled.is_due()
@@ -98,8 +96,8 @@ impl<S: Source> Link<'_, S> {
                 let (mut may_delete, mut source_at) = (may_delete, source_at);
                 let has_extras = chunk.differences.iter().any(|difference| difference.lead.is_none());
                 if job.policy == Policy::WatchAgain && has_extras {
-                    // A document that an application wrote at the spoke in another zone, or moved there, must be
-                    // registered first: nothing else distinguishes it from a deleted one.
+                    // The uplink must first register the foreign documents of the spoke: only the register
+                    // distinguishes a foreign document from a document deleted at the hub.
                     match job.uplink_has_carried(self.spoke, followed_at, stop).await? {
                         Waited::Done => source_at = job.source.now().await?,
                         Waited::Incomplete if job.can_wait => return Ok(Ended::Postponed),
@@ -107,17 +105,19 @@ impl<S: Source> Link<'_, S> {
                         Waited::Stopped => return Ok(Ended::Stopped),
                     }
                 }
+                // Under other policies, the chunk's differences are written immediately, together with the progress.
                 let found = Found { differences: chunk.differences, source_at };
                 let mode = Mode { may_delete, policy: job.policy, is_guarded: false };
                 let protected = if has_extras { job.protected(job.policy).await? } else { Default::default() };
                 self.bring(&found, job, mode, &protected, mark).await?;
             }
         }
+        // The rest of the collected differences must be settled before the part counts as copied.
         if let Some(ended) = unsettled.settle(self, job, stop).await? {
             return Ok(ended);
         }
-        // In the spoke's own zone, only documents that came down are newer at the spoke, and those are known one by
-        // one.
+        // In the spoke's own zone, only documents that came down are newer at the spoke, and each document is
+        // remembered individually.
         let until = (job.policy != Policy::HubReconciles).then_some(latest.max(unsettled.latest()));
         tracing::info!(ns = part.namespace, zone = %job.zone, documents, differed = written, "copied");
         self.save(Some(Mark::Finished { part, until })).await?;
@@ -143,7 +143,7 @@ impl Job {
         Zones::of(&self.within)
     }
 
-    /// Waits until the uplink has carried what the spoke had at this time.
+    /// Waits until the uplink has carried everything from the spoke as of `at`.
     async fn uplink_has_carried(
         &self,
         spoke: &Shared,
@@ -155,7 +155,8 @@ impl Job {
         loop {
             let carried = pair.carried(Direction::Uplink).at_least(at, stop);
             let waited = spoke.patiently(Direction::Downlink, carried).await;
-            // An uplink that has lost its place may wait for this link, unless this link has lost its place as well.
+            // An uplink with a lost position may wait for the downlink, unless the downlink has lost its position as
+            // well.
             if waited != Waited::Incomplete || pair.carried(Direction::Downlink).is_complete() {
                 return Ok(waited);
             }
@@ -166,7 +167,7 @@ impl Job {
         }
     }
 
-    /// Waits until the opposite link has brought to the source what the destination had at this time.
+    /// Waits until the opposite link has carried everything from the destination as of `at` to the source.
     async fn opposite_link_has_carried(
         &self,
         spoke: &Shared,

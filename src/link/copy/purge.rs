@@ -1,4 +1,4 @@
-//! The end of a zone that a spoke no longer watches: its documents are deleted at the spoke.
+//! The end of a zone no longer watched: the zone's documents are deleted at the spoke.
 
 use bson::Timestamp;
 use bson::raw::RawBson;
@@ -18,10 +18,8 @@ use crate::rules::key::Key;
 use crate::rules::step::{Step, Write, Zones};
 
 impl<S: Source> Link<'_, S> {
-    /// Deletes the destination's documents of this part, except for documents registered as foreign.
-    ///
-    /// # Errors
-    /// If a server fails; the next attempt continues with what is left.
+    /// Deletes the destination's documents of a part, except for documents registered as foreign. After a failure, the
+    /// next attempt continues with the remaining documents.
     pub(in crate::link) async fn purge(
         &mut self,
         part: &Part,
@@ -29,6 +27,7 @@ impl<S: Source> Link<'_, S> {
     ) -> Result<Option<Stopped>, Error> {
         let spoke = self.destination_server();
         let number = spoke.namespaces().iter().position(|namespace| namespace.to_string() == part.namespace);
+        // Foreign documents belong to the spoke's applications and stay.
         let foreign = foreign::registered(&spoke).await?;
         let mut after = None;
         while let Some(namespace) = number.and_then(|number| u16::try_from(number).ok()) {
@@ -63,6 +62,7 @@ impl<S: Source> Link<'_, S> {
             self.apply(work).await?;
         }
         tracing::info!(ns = part.namespace, zone = %part.zone, "no longer watched, and purged");
+        // Only now the part is gone: an interrupted purge begins again.
         self.save(Some(Mark::Left { kept: Vec::new(), purged: vec![part.clone()] })).await?;
         Ok(None)
     }

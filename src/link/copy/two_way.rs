@@ -1,11 +1,11 @@
-//! Settles differences in a zone in which both sides may write during the copy.
+//! Settles differences in a zone with possible writes at both sides during the copy.
 //!
-//! First the destination's document is read. Then the opposite link must carry everything up to that moment. Then the
-//! source's document is read. A difference that remains is a change of the source, and is written only if the
-//! transaction still finds the destination's document as it was read.
+//! First the destination's document is read. Then the opposite link must carry everything up to the time of the read.
+//! Then the source's document is read. A remaining difference is a change of the source, and is written only if the
+//! transaction still finds the same document at the destination.
 //!
-//! On a quiet server the opposite link reaches that moment only with its stream's next reply, after a second. So
-//! differences are collected until it is worthwhile to settle them together.
+//! On a quiet server, the opposite link reaches the time of the read only with the stream's next reply, after a second.
+//! Differences are therefore collected and settled together.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -25,13 +25,14 @@ use crate::mongo::walk::{self, Difference};
 use crate::rules::copy::Policy;
 use crate::rules::key::Key;
 
-/// Rounds for a document that changes all the time at the destination, before it is written all the same.
+/// Maximum number of guarded rounds. A document that changes in every round at the destination is then written without
+/// a guard.
 const ROUNDS: u32 = 10;
 
-/// Documents settled together, approximately at most.
+/// Approximate maximum of documents settled together.
 const DOCUMENTS: usize = 5_000;
 
-/// Bytes of both sides held for that, approximately at most.
+/// Approximate maximum of bytes of both sides held for unsettled differences.
 const BYTES: usize = 4_000_000;
 
 /// Documents per guarded transaction. A concurrent write to any of them aborts it, so larger transactions abort more
@@ -41,11 +42,10 @@ const DOCUMENTS_PER_TRANSACTION: usize = 100;
 /// Time for which finished work may stay unsaved.
 const UNSAVED: Duration = Duration::from_secs(5);
 
-/// Differences that are not settled yet.
 pub(super) struct Unsettled {
     ids: HashMap<Key, RawBson>,
     bytes: usize,
-    /// The link's mark once they are settled.
+    /// The link's mark after the differences are settled.
     mark: Option<Mark>,
     may_delete: bool,
     saved: Instant,
@@ -58,12 +58,12 @@ impl Unsettled {
         Self { ids: HashMap::new(), bytes: 0, mark: None, may_delete, saved: Instant::now(), latest }
     }
 
-    /// The newest cluster time of the source at which a settled document was read.
+    /// The newest cluster time of the source in the reads of settled documents.
     pub(super) fn latest(&self) -> Timestamp {
         self.latest
     }
 
-    /// Adds differences found on the way to this mark.
+    /// Adds differences found before the mark.
     pub(super) fn add(&mut self, differences: Vec<Difference>, mark: Option<Mark>) {
         for difference in differences {
             let sides = [difference.lead, difference.follow];
@@ -73,15 +73,11 @@ impl Unsettled {
         self.mark = mark.or(self.mark.take());
     }
 
-    /// True if it is time to settle them.
     pub(super) fn is_due(&self) -> bool {
         self.ids.len() >= DOCUMENTS || self.bytes >= BYTES || self.saved.elapsed() >= UNSAVED
     }
 
-    /// Settles all of them, and saves the link's mark. Returns the reason if that was impossible.
-    ///
-    /// # Errors
-    /// If a server fails, or another process has taken the link over.
+    /// Settles all differences, and saves the link's mark. Returns the reason if the copy must end instead.
     pub(super) async fn settle<S: Source>(
         &mut self,
         link: &mut Link<'_, S>,
@@ -92,9 +88,10 @@ impl Unsettled {
             if self.ids.is_empty() {
                 break;
             }
-            // The destination first: the opposite link must bring to the source what is read here.
+            // The destination first: the opposite link must bring the documents read here to the source.
             let (there, at) = walk::these(job.destination_end(), &self.ids, job.destination.now().await?).await?;
             let mut mode = Mode { may_delete: self.may_delete, policy: job.policy, is_guarded: round <= ROUNDS };
+            // The wait: afterwards, no difference can be an unseen change of the destination.
             match job.opposite_link_has_carried(link.spoke, at, stop).await? {
                 Waited::Done => {}
                 Waited::Incomplete if job.can_wait => return Ok(Some(Ended::Postponed)),
@@ -104,12 +101,12 @@ impl Unsettled {
                 }
                 Waited::Stopped => return Ok(Some(Ended::Stopped)),
             }
-            // Then the source: what still differs is the source's change.
+            // Then the source: a remaining difference is the source's change.
             let (here, source_at) = walk::these(job.source_end(), &self.ids, job.source.now().await?).await?;
             self.latest = self.latest.max(source_at);
             let mut differences = walk::compare(self.ids.clone(), here, there);
             let protected = job.protected(mode.policy).await?;
-            // In small transactions; a document that has changed at the destination goes into the next round.
+            // In small transactions. A document changed at the destination goes into the next round.
             let mut changed = HashSet::new();
             while !differences.is_empty() {
                 let rest = differences.split_off(differences.len().min(DOCUMENTS_PER_TRANSACTION));
@@ -118,6 +115,7 @@ impl Unsettled {
             }
             self.ids.retain(|key, _| changed.contains(key));
         }
+        // The mark is saved only after all differences before the mark are settled.
         self.bytes = 0;
         if let Some(mark) = self.mark.take() {
             link.save(Some(mark)).await?;

@@ -1,4 +1,4 @@
-//! Deliveries of the fan-out to one spoke as the work that they mean at the spoke.
+//! Converts deliveries of the fan-out into work for a spoke.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::rules::reply::{EventRef, Malformed};
 use crate::rules::route::{Action, Content, SpokeId};
 use crate::rules::step::{Step, Zones};
 
-/// A delivery's own events, and the bytes of the reply that holds them.
+/// The weight of a delivery: the events for the spoke, and the bytes of the whole reply.
 pub(super) fn weigh(delivery: &Delivery) -> Weight {
     let weight = delivery
         .routed
@@ -30,7 +30,7 @@ pub(super) fn weigh(delivery: &Delivery) -> Weight {
     weight.unwrap_or_default()
 }
 
-/// How the hub's events are read.
+/// The settings for reading the hub's events.
 #[derive(Clone, Copy)]
 pub(super) struct Reading<'r> {
     pub(super) partition_key: &'r str,
@@ -38,14 +38,14 @@ pub(super) struct Reading<'r> {
     pub(super) precise: bool,
 }
 
-/// Deliveries that are applied together. Their events for this spoke are numbered through.
+/// Deliveries applied together. Event numbers continue from delivery to delivery.
 pub(super) struct Changes {
     pub(super) events: Vec<Picked>,
     start: Position,
     end: Position,
 }
 
-/// An event that concerns this spoke, with the spoke's action.
+/// An event for the spoke, with the spoke's action.
 pub(super) struct Picked {
     routed: Arc<Routed>,
     spoke: SpokeId,
@@ -80,7 +80,7 @@ impl Changes {
         Self { events, start: start.clone(), end }
     }
 
-    /// The meaning of the events at the spoke.
+    /// The work for the spoke.
     pub(super) fn work<'a>(
         &'a self,
         reading: Reading<'a>,
@@ -89,20 +89,21 @@ impl Changes {
     ) -> Result<Work<'a>, Malformed> {
         let mut steps = Vec::new();
         let mut read_at: HashMap<Key, Timestamp> = HashMap::new();
-        // Hub edits earlier in these deliveries, which are not recorded yet.
+        // Hub edits by earlier events of the deliveries, not recorded yet.
         let mut pending: HashMap<Key, Fields> = HashMap::new();
         for (number, picked) in self.events.iter().enumerate() {
-            // Most own changes that come back meet nothing.
+            // Most own changes meet no hub edit on the way back, and need no step.
             if matches!(picked.action, Action::Own) && conflicts.is_empty() && pending.is_empty() {
                 continue;
             }
-            // A document read whole with its reply has the later events of the reply already.
+            // A document read whole with the reply already contains the later events of the reply.
             let event = picked.event();
             let key = event.key()?;
             let at = event.cluster_time();
             if read_at.get(&key).is_some_and(|read| at <= *read) {
                 continue;
             }
+            // The rules decide with the recorded and the pending hub edits.
             let downlink = Downlink {
                 routes: &picked.routed.routes,
                 spoke: picked.spoke,
@@ -113,6 +114,7 @@ impl Changes {
             let incoming = Incoming { action: picked.action, event, documents: &picked.routed.documents };
             let decision = downlink.decide(incoming, &key, standing, conflicts, pending.get(&key));
             let Some(decision) = decision else { continue };
+            // A hub edit counts for later events of the same document, before the transaction records the edit.
             if let Some(fields) = &decision.hub_edit {
                 let earlier = pending.remove(&key);
                 let fields = earlier.map_or_else(|| fields.clone(), |earlier| earlier.union(fields.clone()));

@@ -1,5 +1,4 @@
-//! The first copy of the zones that a spoke holds, the comparison after the link has lost its place, and the end of
-//! zones that the spoke no longer watches.
+//! The first copy of the held zones, the comparison after a lost position, and the end of zones no longer watched.
 
 use tokio_util::sync::CancellationToken;
 
@@ -19,8 +18,8 @@ use crate::rules::copy::{Policy, Remembered};
 use crate::rules::names::{Direction, Zone};
 
 impl Link<'_, HubSource> {
-    /// Copies every zone that the spoke holds and that is not copied yet: watched zones first, then what the hub alone
-    /// has of the spoke's own zone. With `only_new`, parts copied before wait for their comparison.
+    /// Copies every held zone not copied yet: first the watched zones, then the own zone's documents that only the hub
+    /// has. With `only_new`, parts copied before wait for a comparison.
     pub(super) async fn copy_held_zones(&mut self, only_new: bool, stop: &CancellationToken) -> Result<Ended, Error> {
         let (hub, routes, spoke) = (self.source.server.clone(), self.source.rules.routes.clone(), self.spoke);
         let Some(number) = routes.owner(spoke.zone.as_str()) else { return Ok(Ended::Done) };
@@ -32,9 +31,11 @@ impl Link<'_, HubSource> {
         if self.leave_zones(stop).await?.is_some() {
             return Ok(Ended::Stopped);
         }
+        // A registered document known to the hub is no longer foreign: a later delete at the hub must reach the spoke.
         if is_again {
             forget_foreign(&hub, &self.destination_server()).await?;
         }
+        // One part at a time, so that an interrupted copy resumes at the part.
         for zone in watched.chain([&spoke.zone]) {
             for (namespace_number, namespace) in (0u16..).zip(hub.namespaces()) {
                 let part = Part::new(namespace, zone);
@@ -44,7 +45,7 @@ impl Link<'_, HubSource> {
                 if !remembered.is_due(only_new) {
                     continue;
                 }
-                // A zone that is new to the spoke takes nothing from the spoke's own zone: the link stays complete.
+                // A new watched zone takes nothing from the spoke's own zone: the link stays complete.
                 let own = Part::new(namespace, &spoke.zone);
                 let has_own = checkpoint.copied.contains(&own);
                 if reconciling == Reconciling::Lost || (reconciling == Reconciling::No && !has_own) {
@@ -52,7 +53,8 @@ impl Link<'_, HubSource> {
                 }
                 self.cell().set_state(if is_again { State::Reconciling } else { State::InitialSync });
                 let policy = Policy::down(*zone == spoke.zone, remembered.left);
-                // The owner's documents go up before the hub's come down, or the hub's older ones would replace them.
+                // The owner's documents go up first: otherwise the hub's older versions would replace the owner's
+                // documents.
                 if policy == Policy::HubReconciles && reconciling != Reconciling::Asked {
                     let complete = spoke.pair.carried(Direction::Uplink).complete(stop);
                     if spoke.patiently(Direction::Downlink, complete).await == Waited::Stopped {
@@ -81,7 +83,7 @@ impl Link<'_, HubSource> {
         Ok(Ended::Done)
     }
 
-    /// Zones that the spoke no longer watches: their documents stay or go, as the configuration says.
+    /// Leaves the zones no longer watched. Their documents stay or go, by configuration.
     async fn leave_zones(&mut self, stop: &CancellationToken) -> Result<Option<Stopped>, Error> {
         let routes = self.source.rules.routes.clone();
         let Some(number) = routes.owner(self.spoke.zone.as_str()) else { return Ok(None) };
@@ -94,7 +96,7 @@ impl Link<'_, HubSource> {
                 self.save(Some(Mark::Left { kept: parts, purged: Vec::new() })).await?;
             }
             OnUnwatch::Purge => {
-                // Left first: if the purge is interrupted, the spoke is known to no longer have all of the zone.
+                // Left first: after an interrupted purge, the checkpoint must not count the zone as complete.
                 if !parts.is_empty() {
                     self.save(Some(Mark::Left { kept: parts.clone(), purged: Vec::new() })).await?;
                 }
@@ -112,7 +114,7 @@ impl Link<'_, HubSource> {
     }
 }
 
-/// Takes documents out of the register of foreign ones that the hub has by now.
+/// Removes documents known to the hub by now from the register of foreign documents.
 async fn forget_foreign(hub: &Server, spoke: &Server) -> Result<(), Error> {
     let registered = foreign::registered(spoke).await?;
     if registered.is_empty() {

@@ -1,11 +1,11 @@
 //! The downlink: the hub as the source, a spoke as the destination.
 //!
-//! Promise: every change of a zone that the spoke holds reaches the spoke once, in the hub's order, or is a dead letter
-//! there.
+//! Promise: every change of a held zone reaches the spoke once, in the hub's order, or becomes a dead letter at the
+//! spoke.
 //!
 //! - [`stream`]: follows the hub's change stream, through the fan-out where possible
-//! - [`changes`]: deliveries as the work that they mean at the spoke
-//! - [`copy`]: the zones that the spoke holds, to the spoke
+//! - [`changes`]: converts deliveries into work for the spoke
+//! - [`copy`]: the held zones, to the spoke
 
 mod changes;
 mod copy;
@@ -37,19 +37,15 @@ use crate::rules::position::Position;
 use crate::rules::route::Routes;
 use crate::rules::step::{Meaning, Rules};
 
-/// Runs a spoke's downlink until it fails or is told to stop.
-///
-/// # Errors
-/// If a server fails, or another process takes the link over.
+/// Runs a spoke's downlink until a request to stop. Fails if a server fails, or if another process takes the link over.
 pub(crate) async fn run(spoke: &Shared, stop: &CancellationToken) -> Result<Stopped, Error> {
     lifecycle::run::<HubSource>(spoke, stop).await
 }
 
-/// The hub, as the source of a spoke's downlink.
 struct HubSource {
     server: Server,
     rules: HubRules,
-    /// The zones that the spoke held when the link began.
+    /// The zones held at the start of the link.
     held: Vec<Zone>,
 }
 
@@ -57,7 +53,7 @@ struct HubSource {
 struct HubRules {
     /// The routes of the newest delivery.
     routes: Arc<Routes>,
-    /// The spoke.
+    /// The spoke's own zone.
     zone: Zone,
     partition_key: String,
 }
@@ -71,13 +67,13 @@ impl Rules for HubRules {
 }
 
 impl HubSource {
-    /// True if the spoke holds the same zones by these routes as when the link began.
+    /// True if the spoke holds the same zones by these routes as at the start of the link.
     fn holds_the_same(&self, routes: &Arc<Routes>) -> bool {
         Arc::ptr_eq(routes, &self.rules.routes) || held(routes, &self.rules.zone) == self.held
     }
 }
 
-/// The zones that a spoke holds by these routes: its own zone, then the zones it watches.
+/// The zones held by a spoke: first the own zone, then the watched zones.
 fn held(routes: &Routes, spoke: &Zone) -> Vec<Zone> {
     routes.owner(spoke.as_str()).map(|number| routes.held(number).cloned().collect()).unwrap_or_default()
 }
@@ -93,8 +89,8 @@ impl Source for HubSource {
         let Opening { spoke, link, source: server, destination } = opening;
         let (ledger, notes) = Ledger::load(destination.server(), link, destination.checkpoint()).await?;
         {
-            // Saved hub edits that own changes may still meet. Their times are not known any more; that of the claim
-            // serves.
+            // Own changes may still meet the saved hub edits. The time of the claim replaces the unknown times of the
+            // edits.
             let now = destination.claimed_at();
             let mut conflicts = spoke.pair.conflicts();
             conflicts.restart();

@@ -1,5 +1,5 @@
-//! Follows the hub's change stream for one spoke: deliveries → work → the spoke. Through the fan-out where possible,
-//! and on a stream of the link's own until the link has caught up with the fan-out.
+//! Follows the hub's change stream for a spoke: deliveries → work → the spoke. Changes come through the fan-out. A link
+//! behind the fan-out first catches up on a separate stream.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,8 +19,8 @@ use crate::rules::names::Direction;
 use crate::rules::position::Position;
 use crate::rules::size::gather;
 
-/// A link at most this many seconds behind the fan-out attaches to the fan-out, and reads only the rest on a stream of
-/// its own.
+/// Maximum distance behind the fan-out, in seconds, at which a link attaches to the fan-out. Only the rest then comes
+/// on a separate stream.
 const CLOSE_SECONDS: u32 = 2;
 
 impl Link<'_, HubSource> {
@@ -30,23 +30,23 @@ impl Link<'_, HubSource> {
             let Some(inbox) = self.reach_fanout(stop).await? else { return Ok(Turn::Stopped) };
             self.cell().set_state(State::Streaming);
             if let Some(turn) = self.empty(&inbox, stop).await? {
-                // The fan-out must not wait for an inbox that nobody empties.
+                // The fan-out must not wait for an abandoned inbox.
                 self.spoke.fanout.detach(&self.spoke.zone);
                 return Ok(turn);
             }
         }
     }
 
-    /// Attaches to the fan-out, after catching up on a stream of the link's own if the link is far behind. `None` if
-    /// the link is told to stop.
+    /// Attaches to the fan-out, after catching up on a separate stream if necessary. `None` after a request to stop, or
+    /// after a change of the held zones.
     async fn reach_fanout(&mut self, stop: &CancellationToken) -> Result<Option<Arc<Inbox>>, Error> {
         let (fanout, zone, cell) = (self.spoke.fanout.clone(), self.spoke.zone.clone(), self.cell());
         let is_close = |position: &Position| {
             let ahead = fanout.position().map_or(0, |fanout| fanout.cluster_time().time);
             ahead.saturating_sub(position.cluster_time().time) <= CLOSE_SECONDS
         };
-        // A close link attaches immediately. The inbox may begin behind the link's place; then the rest is still to be
-        // read.
+        // A close link attaches immediately. If the inbox begins after the link's position, the changes between are
+        // still to be read.
         let mut attachment = None;
         if is_close(&self.position()) {
             let position = self.position();
@@ -57,13 +57,14 @@ impl Link<'_, HubSource> {
             }
             attachment = Some(attached);
         }
-        // The rest comes on a stream of the link's own, of which the hub serves only a few at a time.
+        // The rest comes on a separate stream; the hub serves only a few separate streams at the same time.
         cell.set_state(State::CatchingUp);
         let lane = cell.pulse().while_waiting(fanout.lane());
         let Some(_lane) = stop.run_until_cancelled(lane).await else { return Ok(None) };
         let mut feed = Feed::open(&self.source.server, &self.position(), fanout.routes()).await?;
         loop {
             let Some(reply) = stop.run_until_cancelled(feed.read()).await else { return Ok(None) };
+            // A change of the held zones ends the catch-up: a new loop copies new zones first.
             let routes = fanout.routes();
             let Some(number) = routes.owner(zone.as_str()).filter(|_| self.source.holds_the_same(&routes)) else {
                 return Ok(None);
@@ -72,12 +73,12 @@ impl Link<'_, HubSource> {
             let lost_collections = routed.reply.lost_collections();
             let end = routed.reply.end().clone();
             let mut delivery = Delivery { end, routed: Some((routed.clone(), number)), routes, lost_collections };
-            // Changes after the attachment's place come through the inbox.
+            // Changes after the attachment's position come through the inbox.
             if let Some(attachment) = attachment.as_ref().filter(|attachment| attachment.from < delivery.end) {
                 delivery.end = attachment.from.clone();
             }
             self.deliver(vec![delivery]).await?;
-            // Once close, the link attaches; once at the attachment's place, the inbox has everything else.
+            // A close link attaches. At the attachment's position, the inbox has everything else.
             let position = self.position();
             if attachment.is_none() && (routed.reply.is_empty() || is_close(&position)) {
                 let attach = cell.pulse().while_waiting(fanout.attach(&zone, &position));
@@ -90,7 +91,7 @@ impl Link<'_, HubSource> {
         }
     }
 
-    /// Applies what comes through the inbox. `None`: the spoke was detached, and nothing more will come.
+    /// Applies the deliveries of the inbox. `None`: the spoke was detached, and all deliveries are applied.
     async fn empty(&mut self, inbox: &Inbox, stop: &CancellationToken) -> Result<Option<Turn>, Error> {
         let cell = self.cell();
         let mut saved = Instant::now();
@@ -104,14 +105,14 @@ impl Link<'_, HubSource> {
             let Some(first) = first else { return Ok(None) };
             let limit = self.destination.server().line().batch();
             let deliveries = gather(first, limit, weigh, || inbox.try_next());
-            // A delivery routed for other zones than this loop began with lacks some changes, or brings changes of
-            // zones that were never copied. Whoever changed the routes starts another loop.
+            // A delivery routed for other zones lacks changes, or brings changes of zones never copied. The change of
+            // the routes also starts a new loop.
             if !deliveries.iter().all(|delivery| self.source.holds_the_same(&delivery.routes)) {
                 return Ok(Some(Turn::Stopped));
             }
             letters::attend(self).await?;
-            // A quiet stream moves only the place, and saves the place now and then, so that it stays in the oplog
-            // window.
+            // A quiet stream moves only the position, and saves the position every few seconds, to stay within the
+            // oplog window.
             let says_nothing = |delivery: &Delivery| delivery.routed.is_none() && delivery.lost_collections.is_empty();
             if deliveries.iter().all(says_nothing) {
                 let end = &deliveries.last().expect("there is a first").end;
@@ -150,8 +151,8 @@ impl Link<'_, HubSource> {
         Ok(())
     }
 
-    /// True if no own change that comes back from the hub can meet anything: no hub edit is remembered, and no dead
-    /// letter waits that may become a hub edit when it is retried.
+    /// True if no own change can meet a hub edit on the way back from the hub: no hub edit is remembered, and no dead
+    /// letter can become a hub edit by a retry.
     fn is_forgetful(&self) -> bool {
         self.is_complete() && self.parked.is_empty() && self.spoke.pair.conflicts().is_empty()
     }

@@ -1,11 +1,10 @@
-//! One change stream of the hub for all spokes.
+//! The hub's single change stream for all spokes.
 //!
-//! A spoke attaches with the position of its checkpoint, and learns from which place on its inbox is filled. The
-//! changes between the two places come on a stream of the spoke's own; where the checkpoint is the newer place, the
-//! spoke leaves out what it has. A spoke that does not keep up is detached, and attaches again when it has caught up.
+//! A spoke attaches with the position of the checkpoint, and learns the position from which the inbox is filled. The
+//! changes between the two positions come on a separate stream of the spoke. If the checkpoint is newer, the spoke
+//! skips the changes before the checkpoint. A slow spoke is detached, and attaches again after catching up.
 //!
-//! Where an inbox is full, the fan-out waits only as long as every spoke has something to do: no spoke holds up
-//! another.
+//! If an inbox is full, the fan-out waits only while every spoke's writer is busy: no spoke delays another spoke.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,36 +29,37 @@ use crate::rules::position::Position;
 use crate::rules::reply::Reply;
 use crate::rules::route::{Routes, SpokeId};
 
-/// Time that the stream waits for other spokes after the first has come, so that it starts where most of them stand.
+/// Time to wait for further spokes after the first spoke, so that the stream starts at a position common to most
+/// spokes.
 const GATHERING: Duration = Duration::from_secs(1);
 
-/// The one stream, as the spokes see it. It outlives the loop that fills the inboxes.
+/// The stream from the view of the spokes. The fan-out outlives the loop that fills the inboxes.
 pub(crate) struct Fanout {
     subscribers: Mutex<Subscribers>,
-    /// Counts how often the stream got a place to start at.
+    /// Counts the starts of the stream.
     starts: watch::Sender<u64>,
-    /// Counts the spokes that came to wait for a start.
+    /// Counts the arrivals of spokes that wait for a start.
     arrivals: watch::Sender<u64>,
     lanes: Semaphore,
-    /// Signals that an inbox has become emptier, that its writer is idle, or that a spoke was attached or detached.
+    /// Signals a delivery taken from an inbox, an idle writer, or a spoke attached or detached.
     taken: Arc<Notify>,
     board: Arc<Board>,
 }
 
-/// A reply on its way to the spokes.
+/// A reply in distribution.
 pub(super) struct Outgoing {
     pub(super) routed: Arc<Routed>,
-    /// The zones whose owners' own changes the reply lacks.
+    /// The zones without the owners' own changes in the reply.
     pub(super) left_out: BTreeSet<Zone>,
-    /// Those of them in which a hub edit follows the reply.
+    /// The left-out zones with a hub edit after the end of the reply.
     pub(super) edited: Vec<Zone>,
-    /// The part of each spoke, once it was made.
+    /// The parts made so far, by spoke.
     parts: HashMap<SpokeId, Arc<Routed>>,
 }
 
 impl Outgoing {
-    /// Routes a reply that began at `start`. Where the reply lacks own changes of a zone, it ends before the zone's
-    /// first hub edit.
+    /// Routes a reply that began at `start`. A reply without the own changes of a zone is cut before the zone's first
+    /// hub edit.
     async fn route(
         fanout: &Fanout,
         feed: &mut Feed,
@@ -76,12 +76,12 @@ impl Outgoing {
         Ok(Self { left_out, edited, ..Self::of(routed) })
     }
 
-    /// A reply that lacks nothing.
+    /// A complete reply.
     pub(super) fn of(routed: Routed) -> Self {
         Self { routed: Arc::new(routed), left_out: BTreeSet::new(), edited: Vec::new(), parts: HashMap::new() }
     }
 
-    /// The spoke's part: an excerpt if the part is small, else the whole reply, which all spokes share.
+    /// The spoke's part: an excerpt if the part is small, else the whole reply, shared by all spokes.
     pub(super) fn part(&mut self, spoke: SpokeId) -> Arc<Routed> {
         let whole = &self.routed;
         let part = || whole.excerpt(spoke).map_or_else(|| whole.clone(), Arc::new);
@@ -89,22 +89,22 @@ impl Outgoing {
     }
 }
 
-/// A permit for a stream of a spoke's own.
+/// A permit for a spoke's separate stream.
 pub(in crate::link) struct Lane<'f> {
     _permit: SemaphorePermit<'f>,
     _stream: Counted,
 }
 
-/// A spoke's place at the fan-out.
+/// A spoke's subscription to the fan-out.
 pub(in crate::link) struct Attachment {
     pub(in crate::link) inbox: Arc<Inbox>,
-    /// Everything after this place comes through the inbox.
+    /// All changes after this position come through the inbox.
     pub(in crate::link) from: Position,
 }
 
 impl Fanout {
-    /// A stream for these routes. At most `catching_up` spokes catch up at the same time, each on a stream of its own.
-    /// Streams open at the hub are counted on the board.
+    /// A fan-out for these routes. At most `catching_up` spokes catch up at the same time, each on a separate stream.
+    /// The board counts the streams open at the hub.
     pub(crate) fn new(routes: Routes, catching_up: usize, board: Arc<Board>) -> Self {
         Self {
             subscribers: Mutex::new(Subscribers::new(routes)),
@@ -116,30 +116,28 @@ impl Fanout {
         }
     }
 
-    /// The zones that each spoke holds.
     pub(in crate::link) fn routes(&self) -> Arc<Routes> {
         self.subscribers().routes.clone()
     }
 
-    /// Changes the zones that each spoke holds, from now on.
     pub(crate) fn set_routes(&self, routes: Routes) {
         self.subscribers().set_routes(routes);
         // The number of spokes to wait for has changed.
         self.arrivals.send_modify(|number| *number += 1);
     }
 
-    /// The stream's place, if the stream has started.
+    /// The stream's position; `None` before the start.
     pub(in crate::link) fn position(&self) -> Option<Position> {
         self.subscribers().position.clone()
     }
 
-    /// Waits for a permit for a stream of the spoke's own.
+    /// Waits for a permit for a separate stream.
     pub(in crate::link) async fn lane(&self) -> Lane<'_> {
         let permit = self.lanes.acquire().await.expect("it is never closed");
         Lane { _permit: permit, _stream: self.board.hub_streams().counted() }
     }
 
-    /// Attaches a spoke that stands at `position`. Waits until the stream has started.
+    /// Attaches a spoke with a checkpoint at `position`. Waits for the start of the stream.
     pub(in crate::link) async fn attach(&self, zone: &Zone, position: &Position) -> Attachment {
         let mut starts = self.starts.subscribe();
         loop {
@@ -164,20 +162,20 @@ impl Fanout {
         Some(Attachment { inbox, from })
     }
 
-    /// Ends the spoke's attachment: nothing more comes through its inbox.
+    /// Detaches a spoke: no further delivery enters the inbox.
     pub(crate) fn detach(&self, zone: &Zone) {
         if self.subscribers().detach(zone) {
             self.taken.notify_one();
         }
     }
 
-    /// The place where the stream continues, and the zones whose owners' own changes it leaves out from there on.
+    /// The position at which the stream continues, with the routes, and the zones to leave out.
     fn next_part(&self) -> Option<(Position, Arc<Routes>, BTreeSet<Zone>)> {
         let subscribers = self.subscribers();
         Some((subscribers.position.clone()?, subscribers.routes.clone(), subscribers.left_out()))
     }
 
-    /// The place where the stream continues, or starts. `None` if it is told to stop.
+    /// The position at which the stream continues or starts. `None` after a request to stop.
     async fn start(&self, hub: &Server, stop: &CancellationToken) -> Result<Option<Position>, Error> {
         let (known, lost) = {
             let subscribers = self.subscribers();
@@ -200,7 +198,7 @@ impl Fanout {
         Ok(Some(start))
     }
 
-    /// Waits for the spokes. Returns the place where most of them stand.
+    /// Waits for the spokes. Returns a start common to most spokes.
     async fn gather(&self) -> Position {
         let mut arrivals = self.arrivals.subscribe();
         let mut deadline = None;
@@ -227,10 +225,7 @@ impl Fanout {
     }
 }
 
-/// Runs the stream until it fails or is told to stop.
-///
-/// # Errors
-/// If the hub fails.
+/// Runs the stream until a failure or a request to stop.
 pub(crate) async fn run(
     fanout: &Fanout,
     hub: &Endpoint,
@@ -240,9 +235,11 @@ pub(crate) async fn run(
     cell.set_state(State::Connecting);
     let server = hub.connect().await?;
     metadata::prepare(&server).await?;
+    // The start waits for spokes without a time limit, so the loop does not count as silent meanwhile.
     let start = cell.pulse().while_waiting(fanout.start(&server, stop));
     let Some(position) = start.await? else { return Ok(Stopped) };
     cell.resumes_at(Some(position.cluster_time()));
+    // If the hub no longer has the position, all spokes must start again.
     let mut feed = match Feed::open(&server, &position, fanout.routes()).await {
         Ok(feed) => feed,
         Err(error) => return Err(lost(fanout, error)),
@@ -251,6 +248,7 @@ pub(crate) async fn run(
     let _watching = watch_oplog::watch(&server, fanout.board.hub_window());
     cell.set_state(State::Streaming);
     loop {
+        // Spokes and routes may change between two replies, so each read uses the present state.
         let (place, routes, left_out) = fanout.next_part().expect("it has started, and is not lost");
         let reading = feed.read_after(&place, &routes, &left_out);
         let Some(reply) = stop.run_until_cancelled(reading).await else { return Ok(Stopped) };
@@ -258,18 +256,21 @@ pub(crate) async fn run(
         if !reply.lost_collections().is_empty() {
             cell.set_error("a synced collection was dropped or renamed at the hub: the spokes keep its documents");
         }
+        // All spokes receive the reply before the next read: the position moves for all spokes together.
         let mut outgoing = Outgoing::route(fanout, &mut feed, reply, &place, left_out).await?;
         loop {
             let distributed = fanout.subscribers().distribute(&mut outgoing);
             match distributed {
                 Distributed::Done => show(cell, &outgoing.routed.reply),
-                // The reply is read again, with what it lacks.
+                // The next round reads the reply again, with the missing changes.
                 Distributed::Lacking => {}
+                // Backpressure: a writer takes a delivery first.
                 Distributed::MustWait => {
                     let taken = cell.pulse().while_waiting(fanout.taken.notified());
                     let Some(()) = stop.run_until_cancelled(taken).await else { return Ok(Stopped) };
                     continue;
                 }
+                // The zones of the spokes have changed: the same reply is routed again.
                 Distributed::NoLongerRouted => {
                     let (reply, left_out) = (outgoing.routed.reply.clone(), outgoing.left_out);
                     outgoing = Outgoing::route(fanout, &mut feed, reply, &place, left_out).await?;
@@ -281,7 +282,6 @@ pub(crate) async fn run(
     }
 }
 
-/// Shows the stream's progress.
 fn show(cell: &Cell, reply: &Reply) {
     let end = reply.end().cluster_time();
     match reply.events().last() {
@@ -293,7 +293,7 @@ fn show(cell: &Cell, reply: &Reply) {
     }
 }
 
-/// After a lost place all spokes start again from their own places.
+/// After a lost position, all spokes start again from their own checkpoints.
 fn lost(fanout: &Fanout, error: Error) -> Error {
     if error.failure() == Failure::HistoryLost {
         fanout.subscribers().lose();

@@ -1,5 +1,5 @@
-//! The hub's change stream, with everything that routing needs: the origin of each change, and the document's zone
-//! before and after.
+//! The hub's change stream with the facts for routing: the origin of each change, and the document's zone before and
+//! after.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,22 +20,18 @@ use crate::rules::position::Position;
 use crate::rules::reply::{Kind, Reply};
 use crate::rules::route::{Routes, SpokeId};
 
-/// The stream, read and routed.
 pub(in crate::link) struct Feed {
     hub: Server,
     tail: Tail,
     tags: Tags,
-    /// The place of the tail.
+    /// The tail's position.
     at: Position,
-    /// The routes and left-out zones of the tail's selection; `None` if there are new tags.
+    /// The routes and left-out zones of the tail's selection; `None` after new tags.
     selected_by: Option<(Arc<Routes>, BTreeSet<Zone>)>,
 }
 
 impl Feed {
-    /// Opens the stream after this position.
-    ///
-    /// # Errors
-    /// If the hub does not open the stream.
+    /// Opens the stream after `position`.
     pub(in crate::link) async fn open(hub: &Server, position: &Position, routes: Arc<Routes>) -> Result<Self, Error> {
         let tags = Tags::load(hub).await?;
         let without = BTreeSet::new();
@@ -43,21 +39,14 @@ impl Feed {
         Ok(Self { hub: hub.clone(), tail, tags, at: position.clone(), selected_by: Some((routes, without)) })
     }
 
-    /// The hub's next reply.
-    ///
-    /// # Errors
-    /// If the hub fails.
     pub(in crate::link) async fn read(&mut self) -> Result<Reply, Error> {
         let reply = self.tail.next().await?;
         self.at = reply.end().clone();
         Ok(reply)
     }
 
-    /// The reply after this place, wherever the tail stands, without the changes that come up from the owners of the
-    /// zones in `without`.
-    ///
-    /// # Errors
-    /// If the hub fails.
+    /// The reply after `place`, without the own changes of the owners of the zones in `without`. Opens a new cursor if
+    /// the tail has another position or selection.
     pub(super) async fn read_after(
         &mut self,
         place: &Position,
@@ -75,17 +64,14 @@ impl Feed {
         self.read().await
     }
 
-    /// Routes a reply for all spokes, or for `only` one.
-    ///
-    /// # Errors
-    /// If the hub fails.
+    /// Routes a reply for all spokes, or for the spoke `only`.
     pub(in crate::link) async fn route(
         &mut self,
         reply: Reply,
         routes: &Arc<Routes>,
         only: Option<SpokeId>,
     ) -> Result<Routed, Error> {
-        // Every session of the reply is looked up first, so that no change of ours passes for an application's.
+        // All sessions are looked up first: otherwise a link's change could pass for an application's change.
         if self.tags.look_up(reply.events().filter_map(|event| event.session())).await? {
             self.selected_by = None;
         }
@@ -102,7 +88,7 @@ impl Feed {
         }
         let Some(last) = reply.len().checked_sub(1) else { return Ok(Routed::position_only(reply, routes)) };
         let last = reply.event(last).cluster_time();
-        // Zones first: they say which documents somebody takes, and only those are read whole.
+        // Zones first: only documents with a receiving spoke are read whole.
         find_zones(&self.hub, &reply, &mut facts, rules, last).await?;
         let (documents, read_at) = read_documents(&self.hub, &reply, &mut facts, routes, only, last).await?;
         let mut picks = vec![Vec::new(); routes.len()];
@@ -123,21 +109,21 @@ fn comes_up(tag: &Tag) -> bool {
     is_usual(tag) || tag.link == moves_of(&tag.zone) || tag.link == repair_of(&tag.zone)
 }
 
-/// True for sessions that carry a spoke's changes to the hub and take no document out of its zone.
+/// True for the usual session of an uplink, which takes no document out of the zone.
 fn is_usual(tag: &Tag) -> bool {
     tag.link == LinkName::uplink(&tag.zone).to_string()
 }
 
-/// The selection of a stream for these routes. Changes of a spoke whose zone only its owner holds come back bare: only
-/// the rule for concurrent edits needs them, and the rule needs no content. Changes of a zone in `without` do not come
-/// back.
+/// The selection of a stream for these routes. A spoke's own changes come back bare if no other spoke holds the zone:
+/// only the rule for concurrent edits needs the events, without content. Own changes of the zones in `without` do not
+/// come back.
 fn selection(tags: &Tags, routes: &Routes, without: &BTreeSet<Zone>) -> Selection {
     let is_left_out = |tag: &Tag| is_usual(tag) && without.contains(&tag.zone);
     let is_bare = |tag: &Tag| comes_up(tag) && !is_left_out(tag) && routes.is_only_its_owners(tag.zone.as_str());
     Selection { without: tags.present(is_left_out), bare: tags.present(is_bare), zone_before: true }
 }
 
-/// Looks up the zones of documents that hub applications updated in collections without pre-images.
+/// Looks up the zones of documents updated by hub applications in collections without pre-images.
 async fn find_zones(
     hub: &Server,
     reply: &Reply,
@@ -159,7 +145,7 @@ async fn find_zones(
     Ok(())
 }
 
-/// Reads the documents that some spoke needs whole.
+/// Reads the documents needed whole by any spoke.
 async fn read_documents(
     hub: &Server,
     reply: &Reply,
@@ -193,7 +179,7 @@ async fn read_documents(
     Ok((documents, at))
 }
 
-/// The documents of the events whose facts are so.
+/// The documents of the events with wanted facts.
 fn wanted<'a>(
     hub: &Server,
     reply: &'a Reply,

@@ -1,4 +1,4 @@
-//! The bounded queue of one spoke: deliveries of the fan-out that the spoke's writer has not taken yet.
+//! The bounded queue of a spoke: deliveries of the fan-out, not yet taken by the spoke's writer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,39 +11,38 @@ use crate::rules::position::Position;
 use crate::rules::queue::{Full, Queue, Weight};
 use crate::rules::route::{Routes, SpokeId};
 
-/// The most that waits for one spoke. Replies that wait for several spokes are in memory once.
+/// Capacity of an inbox. A reply that waits for several spokes is in memory once.
 const CAPACITY: Weight = Weight { events: 50_000, bytes: 24_000_000 };
 
-/// One reply of the hub's change stream, as far as it concerns one spoke.
+/// A reply of the hub's change stream for a single spoke.
 #[derive(Clone, Debug)]
 pub(in crate::link) struct Delivery {
-    /// The reply, if any of its events concerns the spoke.
+    /// The reply; `None` if no event concerns the spoke.
     pub(in crate::link) routed: Option<(Arc<Routed>, SpokeId)>,
-    /// The routes by which that was decided.
+    /// The routes used for the reply.
     pub(in crate::link) routes: Arc<Routes>,
-    /// The namespaces whose collection was dropped or renamed at the hub meanwhile.
+    /// The namespaces of collections dropped or renamed at the hub meanwhile.
     pub(in crate::link) lost_collections: Vec<u16>,
-    /// The place of the hub's stream after the reply.
+    /// The stream's position after the reply.
     pub(in crate::link) end: Position,
 }
 
-/// A spoke's queue at the fan-out.
 pub(in crate::link) struct Inbox {
     queue: Mutex<Queue<Delivery>>,
     changed: Notify,
-    /// Signals the fan-out that a delivery was taken, or that the writer is idle.
+    /// Signals a taken delivery or an idle writer to the fan-out.
     taken: Arc<Notify>,
     /// The writer is idle.
     waiting: AtomicBool,
-    /// The writer remembered no hub edit when it became idle.
+    /// The idle writer remembers no hub edit.
     forgetful: AtomicBool,
     detached: AtomicBool,
     shown: Depth,
 }
 
 impl Inbox {
-    /// An empty inbox, whose fill is shown in `shown`, and which signals `taken` when a delivery is taken or the writer
-    /// is idle.
+    /// An empty inbox. `shown` shows the fill level. The inbox signals `taken` for each taken delivery and for an idle
+    /// writer.
     pub(super) fn new(shown: Depth, taken: Arc<Notify>) -> Self {
         shown.set(Weight::default(), CAPACITY);
         Self {
@@ -62,10 +61,11 @@ impl Inbox {
         self.waiting.load(Ordering::Acquire)
     }
 
-    /// True if the writer has applied every delivery and remembers no hub edit: then the writer would skip the spoke's
-    /// own changes that come back, as long as no hub edit precedes them. For the fan-out alone, which fills the inbox.
+    /// True if the writer has applied every delivery and remembers no hub edit: the writer would skip all own changes
+    /// of the spoke before the next hub edit. Only for the fan-out, because only the fan-out fills the inbox.
     pub(super) fn needs_no_own_changes(&self) -> bool {
-        // In this order: a delivery no longer in the queue was taken by a writer that was not idle.
+        // In this order: a writer leaves the idle state before taking a delivery. An idle writer after an empty queue
+        // has therefore applied everything.
         self.queue().is_empty() && self.is_awaited() && self.forgetful.load(Ordering::Acquire)
     }
 
@@ -73,7 +73,7 @@ impl Inbox {
         self.queue().has_room_for(delivery.weight())
     }
 
-    /// Adds a delivery. `false` if the spoke is too far behind: then the inbox is detached.
+    /// Adds a delivery. Returns false, and detaches the inbox, if the queue is full.
     pub(super) fn push(&self, delivery: Delivery) -> bool {
         let accepted = {
             let mut queue = self.queue();
@@ -97,7 +97,7 @@ impl Inbox {
         accepted
     }
 
-    /// Ends the inbox: the writer gets what is in it, and nothing more will come.
+    /// Ends the inbox: the writer receives the waiting deliveries and no others.
     pub(super) fn detach(&self) {
         self.detached.store(true, Ordering::Release);
         self.changed.notify_one();
@@ -108,8 +108,8 @@ impl Inbox {
         self.detached.load(Ordering::Acquire)
     }
 
-    /// The next delivery; `None` after the last one of a detached inbox. The writer says whether it is `forgetful`: it
-    /// has applied every delivery that it took, and no hub edit among them can meet an own change any more.
+    /// The next delivery; `None` after the last delivery of a detached inbox. `forgetful`: the writer has applied every
+    /// taken delivery, and no hub edit can meet one of the spoke's own changes any more.
     pub(in crate::link) async fn next(&self, forgetful: bool) -> Option<Delivery> {
         loop {
             if let Some(delivery) = self.try_next() {
@@ -126,7 +126,7 @@ impl Inbox {
         }
     }
 
-    /// The next delivery, if one waits.
+    /// The next delivery, without waiting.
     pub(in crate::link) fn try_next(&self) -> Option<Delivery> {
         let next = self.queue().pop();
         self.show();
@@ -145,8 +145,8 @@ impl Inbox {
 }
 
 impl Delivery {
-    /// Of places without events only the last one matters, unless the routes differ: then a later place covers changes
-    /// that were routed otherwise.
+    /// A delivery without events is replaced by the next delivery without events, unless the routes differ: the later
+    /// position would cover changes with another routing.
     fn is_covered_by(&self, later: &Self) -> bool {
         let says_nothing = |delivery: &Self| delivery.routed.is_none() && delivery.lost_collections.is_empty();
         says_nothing(self) && says_nothing(later) && Arc::ptr_eq(&self.routes, &later.routes)

@@ -1,23 +1,23 @@
-//! Own changes that need not come back from the hub.
+//! A spoke's own changes, left out of the hub's stream.
 //!
-//! An own change that comes back is only needed to find a hub edit that it met, or by other holders of the zone. Where
-//! neither can be, the hub's stream leaves the transactions of the zone's uplink out. The first hub edit in the zone
-//! ends that: the stream is opened again at the edit.
+//! A spoke's own change comes back from the hub for two purposes: to detect a concurrent hub edit, and to reach other
+//! holders of the zone. If neither applies, the stream leaves out the transactions of the zone's uplink. The first hub
+//! edit in the zone ends the omission: the stream is opened again at the edit.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::rules::names::Zone;
 
-/// Time after a hub edit in a zone during which the zone's own changes come along: the hub opens a new stream whenever
-/// they are left out or brought back.
+/// Time after a hub edit during which the zone's own changes stay in the stream: each switch opens a new stream at the
+/// hub.
 const AFTER_HUB_EDIT: Duration = Duration::from_secs(60);
 
-/// Whether a spoke's own changes are left out of the stream.
+/// The decision about a spoke's own changes: in the stream, or left out.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct LeftOut {
     is_left_out: bool,
-    /// The time of the last hub edit that came while own changes were left out.
+    /// The time of the last hub edit during an omission of own changes.
     edited: Option<Instant>,
 }
 
@@ -39,8 +39,7 @@ impl LeftOut {
         self.is_left_out
     }
 
-    /// Decides whether the spoke's own changes are left out of the stream after this reply. Call it before the reply is
-    /// distributed.
+    /// Decides about the spoke's own changes after the reply. Call before the reply is distributed.
     pub(super) fn decide(&mut self, standing: Standing, now: Instant) {
         if standing.ended_by_hub_edit {
             *self = Self { is_left_out: false, edited: Some(now) };
@@ -51,15 +50,14 @@ impl LeftOut {
         }
     }
 
-    /// The routes have changed: the zone may have got another holder, who needs the owner's changes.
+    /// Reacts to new routes: another holder of the zone needs the owner's changes.
     pub(super) fn rerouted(&mut self, is_only_holder: bool) {
         self.is_left_out &= is_only_holder;
     }
 }
 
-/// The first event of a reply that is a hub edit in a zone left out, given each such zone's first hub edit; and the
-/// zones with one. The reply counts only up to that event: own changes after a hub edit may meet the edit, and are
-/// missing.
+/// The first hub edit in a left-out zone, by event number, and all left-out zones with a hub edit. The reply must end
+/// before the hub edit: later own changes may meet the edit, but are missing.
 pub(super) fn cut(
     left_out: &BTreeSet<Zone>,
     first_hub_edit: impl Fn(&Zone) -> Option<u32>,

@@ -1,9 +1,8 @@
-//! The hub's one change stream, for all spokes.
+//! The hub's single change stream, for all spokes.
 //!
-//! - [`feed`]: the stream, with what routing needs; [`routed`]: one reply of it, and what each spoke does about the
-//!   reply
-//! - [`fanout`]: the loop that gives every spoke its part; [`subscribers`]: the spokes as the fan-out sees them
-//! - [`inbox`]: the bounded queue of one spoke; [`left_out`]: own changes that need not come back from the hub
+//! - [`feed`]: the stream with the facts for routing; [`routed`]: a reply with the actions of each spoke
+//! - [`fanout`]: the loop that distributes replies to the spokes; [`subscribers`]: the attached and the waiting spokes
+//! - [`inbox`]: the bounded queue of a spoke; [`left_out`]: a spoke's own changes, left out of the stream if not needed
 
 pub(crate) mod fanout;
 pub(super) mod feed;

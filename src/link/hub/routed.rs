@@ -1,4 +1,4 @@
-//! One reply of the hub's change stream, and what each spoke does about its events.
+//! A reply of the hub's change stream with the actions of each spoke.
 
 use std::sync::Arc;
 
@@ -11,18 +11,16 @@ use crate::rules::queue::Weight;
 use crate::rules::reply::Reply;
 use crate::rules::route::{Action, Content, Routes, SpokeId};
 
-/// By spoke: the numbers of the events that concern the spoke, with the spoke's action.
+/// By spoke: event numbers, each with the spoke's action.
 pub(super) type Picks = Vec<Vec<(u32, Action)>>;
 
-/// A reply with its routing.
 #[derive(Debug)]
 pub(in crate::link) struct Routed {
     pub(in crate::link) reply: Reply,
     /// Documents read whole for the events.
     pub(in crate::link) documents: Vec<Option<RawDocumentBuf>>,
-    /// The hub's cluster time of that read.
+    /// The hub's cluster time of the read of `documents`.
     pub(in crate::link) read_at: Timestamp,
-    /// The routes that the reply was routed by.
     pub(in crate::link) routes: Arc<Routes>,
     picks: Picks,
 }
@@ -44,25 +42,25 @@ impl Routed {
         Self::new(reply, Vec::new(), read_at, routes, vec![Vec::new(); routes.len()])
     }
 
-    /// The events that concern a spoke, by number, with the spoke's action.
     pub(in crate::link) fn picks(&self, spoke: SpokeId) -> &[(u32, Action)] {
         &self.picks[spoke]
     }
 
-    /// The weight in a spoke's queue: the spoke's own events, and the memory of the whole reply, which they keep.
+    /// The weight in a spoke's queue: the events for the spoke, and the memory of the whole reply, kept alive by the
+    /// events.
     pub(super) fn weight(&self, spoke: SpokeId) -> Weight {
         let documents: usize = self.documents.iter().flatten().map(|document| document.as_bytes().len()).sum();
         Weight { events: self.picks[spoke].len(), bytes: self.reply.bytes() + documents }
     }
 
-    /// The first event that is a hub edit in this zone, if a spoke owns the zone.
+    /// The number of the first hub edit in the zone, if a spoke owns the zone.
     pub(super) fn first_hub_edit(&self, zone: &Zone) -> Option<u32> {
         let spoke = self.routes.owner(zone.as_str())?;
         let mut picks = self.picks[spoke].iter();
         picks.find(|(_, action)| self.routes.is_hub_edit(spoke, *action)).map(|(event, _)| *event)
     }
 
-    /// The part before this event of a reply that began at `start`.
+    /// Cuts the reply before `event`. The reply began at `start`.
     pub(super) fn before(mut self, event: u32, start: &Position) -> Self {
         let end = self.reply.before(event as usize).unwrap_or_else(|| start.clone());
         self.reply = self.reply.excerpt(0..event as usize, end);
@@ -72,7 +70,7 @@ impl Routed {
         self
     }
 
-    /// The part that concerns one spoke, with memory of its own, if the part is less than a quarter of the reply.
+    /// The events for `spoke` in separate memory, if the events take less than a quarter of the reply.
     pub(super) fn excerpt(&self, spoke: SpokeId) -> Option<Self> {
         let picks = &self.picks[spoke];
         let bytes: usize = picks.iter().map(|(event, _)| self.reply.event(*event as usize).bytes()).sum();
@@ -102,7 +100,7 @@ impl Routed {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::rules::reply::tests::batch as reply;
+    use crate::rules::reply::tests::reply;
     use crate::rules::route::{Place, Reach};
     use bson::{Document, doc, rawdoc};
 

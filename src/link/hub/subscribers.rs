@@ -1,5 +1,4 @@
-//! The spokes as the fan-out sees them: who is attached, who waits for the stream to start, and where the stream
-//! stands.
+//! The spokes from the view of the fan-out: attached spokes, spokes waiting for the start, and the stream's position.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -12,35 +11,34 @@ use crate::rules::names::Zone;
 use crate::rules::position::Position;
 use crate::rules::route::Routes;
 
-/// Checkpoints this many seconds behind the newest one are not worth making every spoke read the changes between.
+/// Maximum age in seconds of a checkpoint for a common start, compared with the newest checkpoint. An older start would
+/// make every spoke read the changes between.
 const WORTH_READING_SECONDS: u32 = 60;
 
-/// The state of the fan-out, behind its lock.
+/// The state of the fan-out, behind a lock.
 pub(super) struct Subscribers {
     pub(super) routes: Arc<Routes>,
-    /// The stream's place. `None` before the stream has started.
+    /// The stream's position. `None` before the start.
     pub(super) position: Option<Position>,
-    /// Spokes that wait for the stream to start, with the places of their checkpoints.
+    /// Spokes waiting for the start, with the positions of their checkpoints.
     pub(super) waiting: HashMap<Zone, Position>,
     pub(super) attached: HashMap<Zone, Attached>,
-    /// The stream's place was lost: the stream can only start at the present.
+    /// The stream's position was lost: the stream can only start at the present.
     pub(super) lost: bool,
 }
 
-/// An attached spoke.
 pub(super) struct Attached {
     pub(super) inbox: Arc<Inbox>,
     left_out: LeftOut,
 }
 
-/// The result of distributing a reply.
 pub(super) enum Distributed {
     Done,
     /// An inbox is full, and no writer is idle.
     MustWait,
-    /// The reply was routed by routes that are no longer configured.
+    /// The routes have changed since the routing of the reply.
     NoLongerRouted,
-    /// The reply lacks changes that a spoke needs which has attached meanwhile.
+    /// The reply lacks own changes needed by now, for example because the spoke has attached again.
     Lacking,
 }
 
@@ -81,7 +79,7 @@ impl Subscribers {
         former.is_some()
     }
 
-    /// Detaches every spoke: the stream's place is gone.
+    /// Detaches every spoke: the stream's position is lost.
     pub(super) fn lose(&mut self) {
         self.position = None;
         self.lost = true;
@@ -90,21 +88,21 @@ impl Subscribers {
         }
     }
 
-    /// The zones whose owners' own changes the stream leaves out.
+    /// The zones without the owners' own changes in the stream.
     pub(super) fn left_out(&self) -> BTreeSet<Zone> {
         let left_out = self.attached.iter().filter(|(_, attached)| attached.left_out.is_left_out());
         left_out.map(|(zone, _)| zone.clone()).collect()
     }
 
-    /// The place to start at, once enough spokes wait: see [`common_start`].
+    /// A start common to most waiting spokes. `None` if no spoke waits.
     pub(super) fn common_start(&self) -> Option<Position> {
         common_start(self.waiting.values())
     }
 
-    /// Gives every attached spoke its part of a reply.
+    /// Gives every attached spoke a part of the reply.
     pub(super) fn distribute(&mut self, outgoing: &mut Outgoing) -> Distributed {
         let routed = outgoing.routed.clone();
-        // A spoke that has attached meanwhile relies on the present routes.
+        // A newly attached spoke relies on the present routes.
         if !Arc::ptr_eq(&self.routes, &routed.routes) {
             return Distributed::NoLongerRouted;
         }
@@ -123,7 +121,7 @@ impl Subscribers {
         };
         let deliveries: HashMap<Zone, Delivery> =
             self.attached.keys().map(|zone| (zone.clone(), delivery(zone))).collect();
-        // Waiting holds up nobody as long as every writer has something to do.
+        // Waiting delays no spoke while every writer is busy.
         let is_full = self.attached.iter().any(|(zone, attached)| !attached.inbox.has_room_for(&deliveries[zone]));
         if is_full && !self.attached.values().any(|attached| attached.inbox.is_awaited()) {
             return Distributed::MustWait;
@@ -140,14 +138,14 @@ impl Subscribers {
         Distributed::Done
     }
 
-    /// Decides for each subscriber whether its own changes are left out of the stream after this reply. Call it before
-    /// the reply is distributed: afterwards no inbox is empty.
+    /// Decides about the own changes of each spoke after the reply. Call before the reply is distributed: afterwards no
+    /// inbox is empty.
     fn decide_what_to_leave_out(&mut self, outgoing: &Outgoing) {
         let now = Instant::now();
         for (zone, attached) in &mut self.attached {
             let is_only_holder = self.routes.is_only_its_owners(zone.as_str());
             let needs_no_own_changes = attached.inbox.needs_no_own_changes();
-            // The reply is searched only where the answer matters.
+            // The search runs only if the result matters.
             let has_hub_edit = is_only_holder && needs_no_own_changes && outgoing.routed.first_hub_edit(zone).is_some();
             let ended_by_hub_edit = outgoing.edited.contains(zone);
             let standing = Standing { ended_by_hub_edit, has_hub_edit, is_only_holder, needs_no_own_changes };
@@ -156,7 +154,7 @@ impl Subscribers {
     }
 }
 
-/// The earliest of the positions that are close to the latest one.
+/// The earliest position within [`WORTH_READING_SECONDS`] of the latest position.
 fn common_start<'p>(positions: impl Iterator<Item = &'p Position> + Clone) -> Option<Position> {
     let latest = positions.clone().max()?;
     let behind = |position: &Position| latest.cluster_time().time.saturating_sub(position.cluster_time().time);

@@ -1,4 +1,4 @@
-//! Replies of a spoke's change stream as the work that they mean at the hub.
+//! Converts replies of a spoke's change stream into work for the hub.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use crate::rules::reply::{EventRef, Kind, Malformed, Reply};
 use crate::rules::step::{Step, Zones};
 use crate::rules::uplink::{Decision, Departures, Uplink};
 
-/// Replies that are applied together; there is at least one. Their events are numbered through.
+/// One or more replies, applied together. Event numbers continue from reply to reply.
 pub(super) struct Changes(pub(super) Vec<Reply>);
 
 impl Changes {
@@ -20,7 +20,7 @@ impl Changes {
         self.0.iter().flat_map(Reply::events)
     }
 
-    /// The meaning of the events at the hub.
+    /// The work for the hub.
     pub(super) fn work<'a>(&'a self, rules: &'a Uplink, ahead: &Ahead) -> Result<Work<'a>, Malformed> {
         let zone = rules.zone.as_str();
         let mut steps = Vec::new();
@@ -56,7 +56,7 @@ impl Changes {
         Ok(Work { steps, origin: self, end, last, read_at, changes, foreign, expected: None, ours: Vec::new() })
     }
 
-    /// The reply that holds the event with this number, and the event's number there.
+    /// The number of the event's reply, and the event's number within the reply.
     fn find(&self, event: usize) -> (usize, usize) {
         let mut index = event;
         for (number, reply) in self.0.iter().enumerate() {
@@ -88,7 +88,7 @@ impl Origin for Changes {
 mod tests {
     use super::*;
     use crate::rules::names::Zone;
-    use crate::rules::reply::tests::batch as reply;
+    use crate::rules::reply::tests::reply;
     use crate::rules::step::Write;
     use bson::{Document, doc};
 

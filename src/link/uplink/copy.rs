@@ -1,4 +1,4 @@
-//! The first copy of a spoke's own zone to the hub, and the comparison after the link has lost its place.
+//! The first copy of a spoke's own zone to the hub, and the comparison after a lost position.
 
 use tokio_util::sync::CancellationToken;
 
@@ -14,11 +14,12 @@ use crate::rules::copy::{Policy, Remembered};
 use crate::rules::names::Direction;
 
 impl Link<'_, SpokeSource> {
-    /// Copies the spoke's own zone up. In a first copy, the spoke's documents win over the hub's. With `only_new`,
-    /// parts copied before wait for their comparison.
+    /// Copies the spoke's own zone up. In a first copy, the spoke's documents win over the hub's documents. With
+    /// `only_new`, parts copied before wait for a comparison.
     pub(super) async fn copy_own_zone(&mut self, only_new: bool, stop: &CancellationToken) -> Result<Ended, Error> {
         let (spoke, namespaces) = (self.spoke, self.source.server.namespaces().to_vec());
         let reconciling = if only_new { Reconciling::No } else { self.checkpoint().reconciling };
+        // One part at a time, so that an interrupted copy resumes at the part.
         for (number, namespace) in (0u16..).zip(&namespaces) {
             let part = Part::new(namespace, &spoke.zone);
             let checkpoint = self.checkpoint();
@@ -27,13 +28,14 @@ impl Link<'_, SpokeSource> {
             if !remembered.is_due(only_new) {
                 continue;
             }
-            // A comparison that an operator asked for leaves the link's place valid.
+            // A comparison requested by an operator leaves the link's position valid.
             if reconciling != Reconciling::Asked {
                 self.set_incomplete();
             }
             let is_first = reconciling == Reconciling::No;
             self.cell().set_state(if is_first { State::InitialSync } else { State::Reconciling });
-            // A hub application's change of the zone from now on must come down, or the copy would overwrite it unseen.
+            // Later changes of the zone by hub applications must come down: otherwise the copy would overwrite the
+            // changes unseen.
             let anchored = spoke.pair.carried(Direction::Downlink).anchored(stop);
             if spoke.patiently(Direction::Uplink, anchored).await == Waited::Stopped {
                 return Ok(Ended::Stopped);
@@ -52,6 +54,7 @@ impl Link<'_, SpokeSource> {
                 return Ok(ended);
             }
         }
+        // The saved mark ends the reconcile.
         if reconciling != Reconciling::No {
             self.save(Some(Mark::Reconciled)).await?;
             self.cell().set_comparing(false);

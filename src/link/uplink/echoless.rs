@@ -9,11 +9,11 @@ use crate::mongo::tail::{Selection, Tail};
 use crate::rules::position::Position;
 use crate::rules::reply::{EventRef, Reply};
 
-/// Echoes before the stream is opened again without them. Echoes come through where our own writer at the spoke got a
-/// new session after the stream was opened.
+/// Number of echoes after which the stream is opened again without echoes. Echoes come through if our own writer at the
+/// spoke got a new session after the stream was opened.
 const ECHOES: usize = 1_000;
 
-/// The stream, with the registered sessions known when it was opened left out at the server.
+/// The stream. The server leaves out all sessions registered before the stream was opened.
 pub(super) struct Echoless {
     server: Server,
     tail: Tail,

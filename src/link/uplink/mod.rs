@@ -1,11 +1,11 @@
 //! The uplink: a spoke as the source, the hub as the destination.
 //!
-//! Promise: every change of a document of the spoke's zone reaches the hub once, in order, or is a dead letter there.
-//! So is a document to which the spoke itself refuses a partition key.
+//! Promise: every change of a document of the spoke's zone reaches the hub once, in order, or becomes a dead letter at
+//! the hub. A document without partition key becomes a dead letter if the spoke refuses the key.
 //!
 //! - [`stream`]: follows the spoke's change stream; [`echoless`]: the stream without our own changes
-//! - [`changes`]: replies as the work that they mean at the hub
-//! - [`copy`]: the spoke's own zone, to the hub; [`stamp`]: partition keys for documents without one
+//! - [`changes`]: converts replies into work for the hub
+//! - [`copy`]: the spoke's own zone, to the hub; [`stamp`]: partition keys for documents without a key
 
 mod changes;
 mod copy;
@@ -40,23 +40,19 @@ use crate::rules::position::Position;
 use crate::rules::step::Rules;
 use crate::rules::uplink::{Owner, Uplink};
 
-/// Attempts to stamp documents that lose their partition key again and again.
+/// Maximum number of attempts to stamp a document: an application may remove the partition key each time.
 const STAMPS: u32 = 5;
 
-/// Runs a spoke's uplink until it fails or is told to stop.
-///
-/// # Errors
-/// If a server fails, or another process takes the link over.
+/// Runs a spoke's uplink until a request to stop. Fails if a server fails, or if another process takes the link over.
 pub(crate) async fn run(spoke: &Shared, stop: &CancellationToken) -> Result<Stopped, Error> {
     lifecycle::run::<SpokeSource>(spoke, stop).await
 }
 
-/// The spoke, as the source of its uplink.
 struct SpokeSource {
     rules: Arc<Uplink>,
     server: Server,
     stamper: Stamper,
-    /// The hub's time of the last push.
+    /// The hub's cluster time of the uplink's last commit.
     last_push: Timestamp,
     _watching: AbortOnDropHandle<()>,
 }
@@ -69,7 +65,7 @@ impl SpokeSource {
         taken.map(|(key, _)| key).collect()
     }
 
-    /// The hub has everything that the spoke had up to this place.
+    /// Records: the hub has everything from the spoke up to `position`.
     fn pushed_up_to(&self, spoke: &Shared, position: &Position) {
         spoke.pair.conflicts().uplink_pushed(position.cluster_time(), self.last_push);
     }

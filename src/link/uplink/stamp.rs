@@ -1,4 +1,4 @@
-//! Partition keys for documents without one: the spoke's documents get the key of the spoke's zone, at the spoke.
+//! Partition keys for documents without a key: the spoke's documents get the key of the spoke's zone, at the spoke.
 
 use std::collections::HashSet;
 
@@ -14,7 +14,7 @@ use crate::rules::key::Key;
 use crate::rules::ladder::RefusedStep;
 use crate::rules::names::LinkName;
 
-/// Stamps documents in transactions that carry the uplink's tag, so that the uplink recognises them as our own.
+/// Stamps documents in transactions with the uplink's tag: the uplink recognises tagged changes as our own.
 pub(super) struct Stamper {
     server: Server,
     link: LinkName,
@@ -22,21 +22,14 @@ pub(super) struct Stamper {
 }
 
 impl Stamper {
-    /// A stamper for the spoke of this uplink.
-    ///
-    /// # Errors
-    /// If the spoke does not answer.
     pub(super) async fn new(server: &Server, link: &LinkName, slot: &Slot) -> Result<Self, Error> {
         let session = sessions::tagged_session(server, &link.to_string(), &link.zone, slot).await?;
         Ok(Self { server: server.clone(), link: link.clone(), session })
     }
 
-    /// Gives these documents the zone's partition key where they still have none. Returns the spoke's time of the
-    /// commit.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if the spoke refuses a document its key, because of a validator or of its size; any other
-    /// error if the spoke does not answer.
+    /// Gives the zone's partition key to all `unstamped` documents still without a key. Returns the spoke's cluster
+    /// time of the commit, or [`Error::Refused`] if the spoke refuses a key, because of a validator or the document's
+    /// size.
     pub(super) async fn stamp(&mut self, wanted: &Wanted<'_>, unstamped: &HashSet<Key>) -> Result<Timestamp, Error> {
         let (mut commands, mut keys) = (Vec::new(), Vec::new());
         for (number, namespace) in (0u16..).zip(self.server.namespaces()) {
@@ -50,7 +43,7 @@ impl Stamper {
                 keys.push(here);
             }
         }
-        // A whole document that is read again would need the key just the same, so the step counts as no delta.
+        // The step counts as no delta, because the whole document would need the same key.
         let whose = |command: usize, statement: usize| {
             let key: &Key = keys[command].get(statement)?;
             Some(RefusedStep { key: key.clone(), event: None, is_delta: false })

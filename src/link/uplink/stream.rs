@@ -36,7 +36,7 @@ impl Link<'_, SpokeSource> {
         let position = self.checkpoint().position.clone();
         let source = Echoless::open(&self.source.server, position.as_ref()).await?;
         cell.set_state(State::Streaming);
-        // One reply is read ahead while another is applied.
+        // The reader fetches the next reply while the present reply is applied.
         let (sender, mut replies) = mpsc::channel(1);
         let reader = AbortOnDropHandle::new(tokio::spawn(source.read_into(sender).in_current_span()));
         let mut saved = Instant::now();
@@ -46,18 +46,20 @@ impl Link<'_, SpokeSource> {
                 return Ok(turn);
             }
             let Some(first) = stop.run_until_cancelled(replies.recv()).await else { return Ok(Turn::Stopped) };
+            // Only the reader's end closes the channel: the reader's error is the loop's error.
             let Some(first) = first else {
                 return match reader.await {
                     Ok(error) => Err(error),
                     Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
                 };
             };
+            // Replies that wait already share the transaction, up to the size of a batch.
             let limit = self.destination.server().line().batch();
             let weigh = |reply: &Reply| Weight { events: reply.len(), bytes: reply.bytes() };
             let replies = gather(first, limit, weigh, || replies.try_recv().ok());
             letters::attend(self).await?;
-            // A quiet stream moves only the place, and saves the place now and then, so that it stays in the oplog
-            // window.
+            // A quiet stream moves only the position, and saves the position every few seconds, to stay within the
+            // oplog window.
             let end = replies.last().expect("there is a first").end().clone();
             if replies.iter().all(|reply| reply.is_empty()) {
                 self.source.pushed_up_to(self.spoke, &end);
@@ -71,12 +73,13 @@ impl Link<'_, SpokeSource> {
             }
             cell.received();
             let changes = Changes(replies);
+            // Both links must check lost collections before a missing document may count as deleted.
             let lost: Vec<u16> = changes.0.iter().flat_map(Reply::lost_collections).collect();
             if !lost.is_empty() {
                 cell.set_error(COLLECTION_LOST);
                 self.spoke.pair.have_lost_collections(&lost);
             }
-            // Foreign documents are registered before the link's place goes past them.
+            // Foreign documents are registered before the link's position passes the inserts.
             self.register_foreign(&changes).await?;
             self.wall_time = changes.events().filter_map(|event| event.wall_time()).last();
             let work = changes.work(&rules, &self.ahead).map_err(|error| self.source.server.malformed(error))?;
@@ -87,7 +90,7 @@ impl Link<'_, SpokeSource> {
         }
     }
 
-    /// Registers other zones' documents that were inserted at this spoke, so that a reconcile leaves them alone.
+    /// Registers other zones' documents inserted at the spoke: a reconcile must not delete foreign documents.
     async fn register_foreign(&mut self, changes: &Changes) -> Result<(), Error> {
         let (server, rules, hub) = (self.source.server.clone(), self.source.rules.clone(), self.destination_server());
         let known = &self.spoke.pair.foreign;

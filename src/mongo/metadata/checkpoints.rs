@@ -43,7 +43,6 @@ use crate::mongo::server::{Server, first_batch};
 use crate::rules::names::{LinkName, Namespace, Zone};
 use crate::rules::position::Position;
 
-/// The saved state of a link.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Checkpoint {
     /// The position in the source's change stream up to which all changes are applied.
@@ -51,9 +50,7 @@ pub(crate) struct Checkpoint {
     /// For each zone, the source's cluster time up to which documents at the destination may be newer than the
     /// position.
     pub(crate) ahead: HashMap<Zone, Timestamp>,
-    /// The parts that are copied.
     pub(crate) copied: Vec<Part>,
-    /// The progress of an unfinished copy.
     pub(crate) copying: Option<CopiedUpTo>,
     /// The reason why parts are copied again.
     pub(crate) reconciling: Reconciling,
@@ -63,7 +60,6 @@ pub(crate) struct Checkpoint {
     pub(crate) left: Vec<Part>,
     /// The identities of the source's collections. A collection that was dropped and created again has a new one.
     pub(crate) collections: Vec<Identity>,
-    /// The identities of the destination's collections.
     pub(crate) destination_collections: Vec<Identity>,
     /// The notes of hub edits that are small enough to be saved in the checkpoint.
     pub(crate) notes: Vec<Note>,
@@ -90,19 +86,15 @@ pub(crate) struct Identity {
     pub(crate) uuid: [u8; 16],
 }
 
-/// A zone of a collection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     /// The collection, as `database.collection`.
     pub(crate) namespace: String,
-    /// The zone.
     pub(crate) zone: Zone,
 }
 
-/// The progress of a copy.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct CopiedUpTo {
-    /// The part that is being copied.
     pub(crate) part: Part,
     /// The last `_id` that is copied; a copy proceeds in the order of `_id`.
     pub(crate) after: RawBson,
@@ -125,10 +117,8 @@ pub(crate) struct Claim {
     pub(crate) at: Timestamp,
 }
 
-/// Takes the link over. Transactions that an earlier holder has open at the destination can no longer commit.
-///
-/// # Errors
-/// If the server does not answer, or the saved checkpoint is damaged.
+/// Takes the link over. Transactions that an earlier holder has open at the destination can no longer commit. Fails if
+/// the server does not answer, or the saved checkpoint is damaged.
 pub(crate) async fn claim(server: &Server, link: &LinkName, holder: &str) -> Result<Claim, Error> {
     let command = doc! {
         "findAndModify": CHECKPOINTS,
@@ -149,27 +139,19 @@ pub(crate) async fn claim(server: &Server, link: &LinkName, holder: &str) -> Res
 }
 
 /// The name of the link's holder, for the error message of the process that lost the link.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn holder(server: &Server, link: &LinkName) -> Result<String, Error> {
     let saved = find(server, link).await?;
     Ok(saved.and_then(|saved| saved.get_str("holder").map(str::to_owned).ok()).unwrap_or("nobody knows who".to_owned()))
 }
 
-/// Reads a link's checkpoint without taking the link over.
-///
-/// # Errors
-/// If the server does not answer, or the saved checkpoint is damaged.
+/// Reads a link's checkpoint without taking the link over. Fails if the server does not answer, or the saved checkpoint
+/// is damaged.
 pub(crate) async fn peek(server: &Server, link: &LinkName) -> Result<Option<Checkpoint>, Error> {
     find(server, link).await?.map(|saved| read(server, link, &saved)).transpose()
 }
 
 /// Reads a link's checkpoint as of a cluster time of the server. The result describes exactly the documents that a
-/// snapshot read at the same time returns.
-///
-/// # Errors
-/// If the server does not answer, or the saved checkpoint is damaged.
+/// snapshot read at the same time returns. Fails if the server does not answer, or the saved checkpoint is damaged.
 pub(crate) async fn at(server: &Server, link: &LinkName, time: Timestamp) -> Result<Option<Checkpoint>, Error> {
     let concern = doc! { "level": "snapshot", "atClusterTime": time };
     find_as(server, link, concern).await?.map(|saved| read(server, link, &saved)).transpose()
@@ -263,10 +245,7 @@ impl Reconciling {
     }
 }
 
-/// Reads a saved checkpoint.
-///
-/// # Errors
-/// If a field is damaged: the message names the field and the remedy.
+/// Reads a saved checkpoint. Fails if a field is damaged: the message names the field and the remedy.
 pub(crate) fn read(server: &Server, link: &LinkName, saved: &Document) -> Result<Checkpoint, Error> {
     decode(saved).map_err(|field| damaged(server, link, field))
 }

@@ -40,13 +40,9 @@ const LARGEST_EVENT: usize = 8_000_000;
 /// A refused change, to be saved.
 #[derive(Debug)]
 pub(crate) struct DeadLetter<'a> {
-    /// The document's collection.
     pub(crate) namespace: &'a Namespace,
-    /// The document's `_id`.
     pub(crate) id: RawBsonRef<'a>,
-    /// The server's error code.
     pub(crate) code: i32,
-    /// The server's error message.
     pub(crate) message: &'a str,
     /// The change event; for a copy, a document with the copied document as `fullDocument`.
     pub(crate) event: &'a RawDocumentBuf,
@@ -54,7 +50,6 @@ pub(crate) struct DeadLetter<'a> {
     pub(crate) cluster_time: Option<Timestamp>,
 }
 
-/// The command that saves a dead letter.
 pub(crate) fn park(link: &LinkName, letter: &DeadLetter<'_>) -> RawDocumentBuf {
     let mut set = rawdoc! {
         "zone": link.zone.as_str(),
@@ -91,7 +86,6 @@ pub(crate) fn count_later(link: &LinkName, later: &[(&Namespace, RawBsonRef<'_>,
     rawdoc! { "update": DEAD_LETTERS, "updates": updates }
 }
 
-/// The command that deletes a dead letter.
 pub(crate) fn remove(link: &LinkName, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
     rawdoc! { "delete": DEAD_LETTERS, "deletes": [{ "q": id(link, namespace, document), "limit": 1 }] }
 }
@@ -99,24 +93,15 @@ pub(crate) fn remove(link: &LinkName, namespace: &Namespace, document: RawBsonRe
 /// A saved dead letter without its event.
 #[derive(Clone, Debug)]
 pub(crate) struct Kept {
-    /// The number of the document's collection.
     pub(crate) namespace: u16,
-    /// The document's `_id`.
     pub(crate) id: RawBson,
-    /// The server's error code.
     pub(crate) code: i32,
-    /// The server's error message.
     pub(crate) message: String,
-    /// The time of the refusal.
     pub(crate) parked_at: DateTime,
-    /// The number of later changes of the document.
     pub(crate) later_changes: i64,
 }
 
 /// The dead letters of a link, by document.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn kept(server: &Server, link: &LinkName) -> Result<HashMap<Key, Kept>, Error> {
     let mut letters = HashMap::new();
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
@@ -128,9 +113,6 @@ pub(crate) async fn kept(server: &Server, link: &LinkName) -> Result<HashMap<Key
 }
 
 /// The documents of a link that have a dead letter.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn parked(server: &Server, link: &LinkName) -> Result<HashSet<Key>, Error> {
     Ok(kept(server, link).await?.into_keys().collect())
 }

@@ -41,7 +41,6 @@ pub(crate) fn register(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumen
     rawdoc! { "update": FOREIGN, "updates": updates }
 }
 
-/// The command that removes documents from the register.
 pub(crate) fn forget(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
     let mut deletes = RawArrayBuf::new();
     for (namespace, document) in documents {
@@ -50,10 +49,6 @@ pub(crate) fn forget(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentB
     rawdoc! { "delete": FOREIGN, "deletes": deletes }
 }
 
-/// The `_id`s of all registered documents.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn registered(server: &Server) -> Result<HashMap<Key, RawBson>, Error> {
     let mut found = HashMap::new();
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
@@ -65,9 +60,6 @@ pub(crate) async fn registered(server: &Server) -> Result<HashMap<Key, RawBson>,
 }
 
 /// Runs [`register`] or [`forget`] outside of a transaction.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn run(server: &Server, command: &RawDocumentBuf) -> Result<(), Error> {
     let mut command = Document::try_from(command).map_err(|error| server.malformed(error))?;
     command.insert("writeConcern", majority());

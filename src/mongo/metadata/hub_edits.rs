@@ -29,14 +29,10 @@ use crate::rules::fields::Fields;
 use crate::rules::key::Key;
 use crate::rules::names::LinkName;
 
-/// A hub edit to be saved.
 #[derive(Debug)]
 pub(crate) struct Edit {
-    /// The document.
     pub(crate) key: Key,
-    /// The document's `_id`.
     pub(crate) id: RawBson,
-    /// The touched fields.
     pub(crate) fields: Fields,
 }
 
@@ -67,13 +63,11 @@ impl Note {
         Self { number, edits: array }
     }
 
-    /// True if the checkpoint has room for the note.
     pub(crate) fn fits_into(&self, checkpoint: &Checkpoint) -> bool {
         let notes = checkpoint.notes.iter().chain([self]);
         notes.map(|note| note.edits.as_bytes().len()).sum::<usize>() <= BYTES_IN_CHECKPOINT
     }
 
-    /// The edited documents with the touched fields.
     pub(crate) fn edits(&self) -> Vec<(Key, Fields)> {
         self.edits.into_iter().filter_map(|edit| read_edit(edit.ok()?.as_document()?)).collect()
     }
@@ -87,7 +81,6 @@ impl Note {
         Some(Self { number: saved.get_i64("number").ok()?, edits: saved.get_array("edits").ok()?.to_owned() })
     }
 
-    /// The command that saves the note as a document.
     pub(crate) fn save(&self, link: &LinkName) -> RawDocumentBuf {
         rawdoc! {
             "insert": HUB_EDITS,
@@ -105,9 +98,6 @@ pub(crate) fn delete(link: &LinkName, up_to: i64) -> RawDocumentBuf {
 }
 
 /// Reads the notes of a link that are documents, in the order of their numbers.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn load(server: &Server, link: &LinkName) -> Result<Vec<Note>, Error> {
     let mut notes = Vec::new();
     let mut after = i64::MIN;

@@ -42,10 +42,8 @@ const VERIFICATIONS: &str = "verifications";
 
 const ALL: [&str; 8] = [CHECKPOINTS, SESSIONS, DEAD_LETTERS, HUB_EDITS, FOREIGN, SET_ASIDE, TICKS, VERIFICATIONS];
 
-/// Creates all missing collections, so that no transaction has to.
-///
-/// # Errors
-/// If a collection is missing and the server does not create it.
+/// Creates all missing collections, so that no transaction has to. Fails if a collection is missing and the server does
+/// not create it.
 pub(crate) async fn prepare(server: &Server) -> Result<(), Error> {
     for collection in ALL {
         match server.run("creating the metadata collections", &server.metadata(), doc! { "create": collection }).await {
@@ -110,7 +108,6 @@ fn ago(duration: Duration) -> DateTime {
     DateTime::from_millis(DateTime::now().timestamp_millis().saturating_sub(milliseconds))
 }
 
-/// Helpers of the collections' tests.
 #[cfg(test)]
 mod saved {
     use bson::{Bson, Document, RawDocumentBuf};

@@ -32,7 +32,6 @@ use crate::mongo::server::{Server, first_batch};
 use crate::rules::names::Zone;
 use crate::rules::reply::SessionId;
 
-/// The registration of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tag {
     /// The name, such as `uplink:DFW`.
@@ -53,17 +52,13 @@ pub(crate) struct Tags {
 }
 
 impl Tags {
-    /// Reads all registrations.
-    ///
-    /// # Errors
-    /// If the server does not answer, or a registration is damaged.
+    /// Reads all registrations. Fails if the server does not answer, or a registration is damaged.
     pub(crate) async fn load(server: &Server) -> Result<Self, Error> {
         let mut tags = Self { server: server.clone(), known: HashMap::new() };
         tags.find(doc! {}).await?;
         Ok(tags)
     }
 
-    /// Our own sessions.
     pub(crate) fn ours(&self) -> Vec<SessionId> {
         self.known.iter().filter(|(_, tag)| tag.is_some()).map(|(id, _)| *id).collect()
     }
@@ -80,10 +75,8 @@ impl Tags {
         self.known.get(session)?.as_ref()
     }
 
-    /// Looks up all unknown sessions in one query. Returns true if any of them is ours.
-    ///
-    /// # Errors
-    /// If the server does not answer, or a registration is damaged.
+    /// Looks up all unknown sessions in one query. Returns true if any of them is ours. Fails if the server does not
+    /// answer, or a registration is damaged.
     pub(crate) async fn look_up(&mut self, sessions: impl Iterator<Item = SessionId>) -> Result<bool, Error> {
         let mut unknown: Vec<SessionId> = sessions.filter(|session| !self.known.contains_key(session)).collect();
         if unknown.is_empty() {
@@ -155,7 +148,6 @@ const FORMER: usize = 50;
 pub(crate) struct TaggedSession(OwnedMutexGuard<Sessions>);
 
 impl TaggedSession {
-    /// The driver's session.
     pub(crate) fn get(&mut self) -> &mut ClientSession {
         self.0.present.as_mut().expect("the slot is filled before the session is given out")
     }
@@ -164,9 +156,6 @@ impl TaggedSession {
 /// Registers a new session under the name of a link, or under [`moves_of`] a zone, and ends the earlier sessions of
 /// the name. Otherwise the server would keep the open transaction of a killed process, with locks on all of its
 /// documents, for a minute (`transactionLifetimeLimitSeconds`).
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn tagged_session(
     server: &Server,
     name: &str,
@@ -248,17 +237,10 @@ pub(crate) fn repair_of(zone: &Zone) -> String {
 }
 
 /// Registers a new session for repairs of a zone. Earlier sessions of the same name may stay in use.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn repair_session(server: &Server, zone: &Zone) -> Result<ClientSession, Error> {
     new_session(server, &repair_of(zone), zone).await
 }
 
-/// Marks a session for repairs as ended.
-///
-/// # Errors
-/// If the server does not answer.
 pub(crate) async fn end_repair(server: &Server, session: &ClientSession, zone: &Zone) -> Result<(), Error> {
     note_ended(server, &repair_of(zone), &[id(session)]).await
 }

@@ -34,10 +34,8 @@ const LARGEST: usize = 16_000_000;
 /// s, well within [`CALL_LIMIT`](crate::mongo::server::CALL_LIMIT).
 const COMMAND_BYTES: usize = 15_000_000;
 
-/// Saves copies of documents, majority-committed.
-///
-/// # Errors
-/// If the spoke refuses a document or does not answer. Some copies may be saved by then; a repeated call is safe.
+/// Saves copies of documents, majority-committed. Fails if the spoke refuses a document or does not answer. Some copies
+/// may be saved by then; a repeated call is safe.
 pub(crate) async fn keep(spoke: &Server, namespace: &Namespace, documents: &[&RawDocument]) -> Result<(), Error> {
     let mut waiting = documents;
     while !waiting.is_empty() {
@@ -67,9 +65,6 @@ fn update(namespace: &Namespace, document: &RawDocument) -> Option<RawDocumentBu
 }
 
 /// Deletes copies older than 30 days.
-///
-/// # Errors
-/// If the spoke does not answer.
 pub(crate) async fn forget_old(spoke: &Server) -> Result<(), Error> {
     let delete = delete_all(SET_ASIDE, doc! { "at": { "$lt": ago(KEPT) } });
     spoke.run("deleting old documents that were set aside", &spoke.metadata(), delete).await.map(drop)

@@ -36,7 +36,6 @@ const STALE: Duration = Duration::from_secs(24 * 3_600);
 pub(crate) struct PartName {
     /// The verification: the name of the caller, such as `process`, and the scope, such as `DFW/* quick`.
     pub(crate) run: String,
-    /// The zone that the spoke owns.
     pub(crate) spoke: Zone,
     /// The collection, as `database.collection`.
     pub(crate) namespace: String,
@@ -55,23 +54,17 @@ impl PartName {
     }
 }
 
-/// The progress of a part.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Saved {
     /// The last compared `_id`.
     pub(crate) after: Option<RawBson>,
-    /// The number of compared documents.
     pub(crate) documents: u64,
     /// The `_id`s of documents that seemed to differ.
     pub(crate) suspects: Vec<RawBson>,
-    /// True if all documents are compared.
     pub(crate) is_walked: bool,
 }
 
 /// Reads the progress of a part. Without saved progress, nothing is compared yet.
-///
-/// # Errors
-/// If the hub does not answer.
 pub(crate) async fn load(hub: &Server, part: &PartName) -> Result<Saved, Error> {
     let find = doc! { "find": VERIFICATIONS, "filter": { "_id": part.id() }, "limit": 1 };
     let reply = hub.run("reading the progress of a verification", &hub.metadata(), find).await?;
@@ -89,10 +82,6 @@ fn read(saved: &Document) -> Saved {
     }
 }
 
-/// Saves the progress of a part.
-///
-/// # Errors
-/// If the hub does not answer.
 pub(crate) async fn save(hub: &Server, part: &PartName, saved: &Saved) -> Result<(), Error> {
     let update = doc! { "$set": fields(saved), "$setOnInsert": { "begun_at": DateTime::now() } };
     let command = doc! {
@@ -115,18 +104,12 @@ fn fields(saved: &Saved) -> Document {
 }
 
 /// Deletes the progress of verifications that began more than 24 hours ago.
-///
-/// # Errors
-/// If the hub does not answer.
 pub(crate) async fn forget_stale(hub: &Server) -> Result<(), Error> {
     let delete = delete_all(VERIFICATIONS, doc! { "begun_at": { "$lt": ago(STALE) } });
     hub.run("deleting old verifications", &hub.metadata(), delete).await.map(drop)
 }
 
 /// Deletes the progress of a verification that is finished or shall begin again.
-///
-/// # Errors
-/// If the hub does not answer.
 pub(crate) async fn forget(hub: &Server, run: &str) -> Result<(), Error> {
     let delete = delete_all(VERIFICATIONS, doc! { "_id.run": run });
     hub.run("deleting the progress of a verification", &hub.metadata(), delete).await.map(drop)

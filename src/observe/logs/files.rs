@@ -18,7 +18,6 @@ const FILE_BYTES: usize = 10_000_000;
 /// Number of rotated files kept per actor.
 const OLDER_FILES: usize = 4;
 
-/// Log files of all actors.
 pub(super) struct Files {
     directory: PathBuf,
     format: LogFormat,

@@ -24,7 +24,6 @@ impl Default for Levels {
 }
 
 impl Levels {
-    /// The same level for all actors.
     pub(crate) fn new(level: LevelFilter) -> Self {
         Self { all: RwLock::new(level), actors: DashMap::new() }
     }

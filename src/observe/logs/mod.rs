@@ -59,14 +59,12 @@ pub(crate) fn start(log: &Log) -> Logs {
     logs
 }
 
-/// The actor of a span.
 #[derive(Clone, Debug)]
 struct About {
     actor: Arc<str>,
     generation: Option<u64>,
 }
 
-/// Distributes log lines by actor.
 struct Cut {
     streams: Arc<Streams>,
     files: Option<Files>,
@@ -116,7 +114,6 @@ fn now() -> String {
     text
 }
 
-/// The fields of a line or a span.
 #[derive(Default)]
 struct Fields {
     message: String,

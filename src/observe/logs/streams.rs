@@ -17,22 +17,18 @@ const KEPT: usize = 200;
 /// Maximum size of the kept lines, in bytes. A single line may be larger.
 const KEPT_BYTES: usize = 32_000;
 
-/// One line of the log.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
     /// Time of the line (RFC 3339).
     pub(crate) time: String,
     pub(crate) level: Level,
     pub(crate) actor: Arc<str>,
-    /// The actor's generation.
     pub(crate) generation: Option<u64>,
     pub(crate) message: String,
-    /// Further values by name.
     pub(crate) fields: Map<String, Value>,
 }
 
 impl Line {
-    /// The line as one JSON object.
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "time": self.time, "level": self.level.as_str().to_lowercase(), "actor": &*self.actor,
@@ -72,7 +68,6 @@ struct Lines {
     before: u64,
 }
 
-/// New lines for a follower.
 #[derive(Debug)]
 pub(crate) struct News {
     /// Number of lines dropped before the follower read them.
@@ -122,7 +117,6 @@ impl Stream {
     }
 }
 
-/// The streams of all actors.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     actors: DashMap<Arc<str>, Arc<Stream>>,
@@ -141,7 +135,6 @@ impl Streams {
         self.actors.get(actor).map(|stream| stream.clone())
     }
 
-    /// The stream of all actors together.
     pub(crate) fn all(&self) -> &Arc<Stream> {
         &self.all
     }

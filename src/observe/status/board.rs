@@ -23,13 +23,11 @@ pub(crate) struct Gauge(Arc<AtomicUsize>);
 pub(crate) struct Counted(Arc<AtomicUsize>);
 
 impl Gauge {
-    /// Counts one more.
     pub(crate) fn counted(&self) -> Counted {
         self.0.fetch_add(1, Ordering::Relaxed);
         Counted(self.0.clone())
     }
 
-    /// Number of things counted at present.
     pub(crate) fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
@@ -41,7 +39,6 @@ impl Drop for Counted {
     }
 }
 
-/// The cells of the hub and of all spokes.
 #[derive(Debug)]
 pub(crate) struct Board {
     started: Instant,
@@ -73,7 +70,6 @@ impl Board {
         &self.hub
     }
 
-    /// The hub's oplog window.
     pub(crate) fn hub_window(&self) -> &Window {
         &self.hub_window
     }
@@ -97,7 +93,6 @@ impl Board {
         cell.clone()
     }
 
-    /// The cell of a configured spoke.
     pub(crate) fn get(&self, zone: &str) -> Option<Arc<SpokeCell>> {
         self.spokes.get(zone).map(|cell| cell.clone())
     }
@@ -107,7 +102,6 @@ impl Board {
         self.spokes.iter().map(|cell| (cell.zone().to_string(), cell.clone())).collect()
     }
 
-    /// The last verification.
     pub(crate) fn verification(&self) -> &VerificationCell {
         &self.verification
     }

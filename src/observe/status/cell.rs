@@ -75,16 +75,12 @@ impl Copying {
 /// Maximum number of dead letters shown per link.
 const SHOWN_LETTERS: usize = 1_000;
 
-/// A dead letter in the API.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Letter {
-    /// Collection of the document.
     pub(crate) ns: String,
     /// `_id` of the document, as relaxed extended JSON.
     pub(crate) id: serde_json::Value,
-    /// Error code of the server.
     pub(crate) code: i32,
-    /// Error message of the server.
     pub(crate) reason: String,
     /// Time at which the change was parked (RFC 3339).
     pub(crate) parked_at: String,
@@ -101,7 +97,6 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
-    /// Sets the state, and logs a change of state.
     pub(crate) fn set_state(&self, state: State) {
         self.pulse.beat();
         let former = std::mem::replace(&mut self.facts().state, state);
@@ -173,7 +168,6 @@ impl Cell {
         self.facts().copying = Some(Copying { zone, ns, documents: 0, estimated, begun });
     }
 
-    /// Counts documents that are copied or compared.
     pub(crate) fn copied(&self, more: usize) {
         self.pulse.beat();
         if let Some(copying) = &mut self.facts().copying {
@@ -181,7 +175,6 @@ impl Cell {
         }
     }
 
-    /// Ends the copy of a zone.
     pub(crate) fn end_copying(&self) {
         self.facts().copying = None;
     }
@@ -212,7 +205,6 @@ impl Cell {
         &self.timings
     }
 
-    /// Adds a sample to the history.
     pub(super) fn sample(&self) {
         let mut facts = self.facts();
         let lag = Self::lag_seconds(&facts);

@@ -6,13 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-/// Interval between two samples.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Number of samples kept: ten minutes.
 const KEPT: usize = 120;
 
-/// The samples of one link.
 #[derive(Debug, Default)]
 pub(super) struct History {
     samples: VecDeque<Sample>,
@@ -49,7 +47,6 @@ impl History {
     }
 }
 
-/// The samples of one link, the oldest first.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct HistoryView {
     /// Changes per second.
@@ -58,7 +55,6 @@ pub(crate) struct HistoryView {
     lag: Vec<Option<f32>>,
 }
 
-/// The samples of both links of a spoke.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct SpokeHistoryView {
     pub(super) uplink: HistoryView,

@@ -11,7 +11,6 @@ use super::view::{LinkView, QueueView, SpokeView};
 use crate::rules::names::{Direction, Zone};
 use crate::rules::queue::Weight;
 
-/// The status of one spoke.
 #[derive(Debug)]
 pub(crate) struct SpokeCell {
     zone: Zone,
@@ -24,7 +23,6 @@ pub(crate) struct SpokeCell {
 }
 
 impl SpokeCell {
-    /// The cell of one link.
     pub(crate) fn link(&self, direction: Direction) -> &Cell {
         match direction {
             Direction::Uplink => &self.uplink,
@@ -32,7 +30,6 @@ impl SpokeCell {
         }
     }
 
-    /// The spoke's oplog window.
     pub(crate) fn window(&self) -> &Window {
         &self.window
     }
@@ -58,7 +55,6 @@ impl SpokeCell {
         *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = watch.to_vec();
     }
 
-    /// The zone that the spoke owns.
     pub(super) fn zone(&self) -> &Zone {
         &self.zone
     }

@@ -6,7 +6,6 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
-    /// Connects to the servers.
     #[default]
     Connecting,
     /// Copies the documents that existed before the link began.
@@ -19,7 +18,6 @@ pub(crate) enum State {
     Reconciling,
     /// Waits before the next start.
     Backoff,
-    /// Paused by an operator.
     Paused,
     /// Cannot work until an operator acts, or has failed repeatedly. Tries once a minute.
     Halted,

@@ -5,11 +5,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-/// Phase of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Phase {
-    /// In progress.
     Running,
     /// All documents were compared.
     Done,
@@ -74,7 +72,6 @@ impl VerificationCell {
         }
     }
 
-    /// Stores the whole report, as JSON.
     pub(crate) fn set_report(&self, report: String) {
         if let Some(facts) = self.facts().as_mut() {
             facts.report = Some(report);

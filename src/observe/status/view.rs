@@ -61,7 +61,6 @@ pub(crate) struct HubView {
     pub(crate) last_error_at: Option<String>,
 }
 
-/// One spoke.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct SpokeView {
     pub(crate) zone: String,
@@ -73,7 +72,6 @@ pub(crate) struct SpokeView {
     pub(crate) queue: QueueView,
 }
 
-/// One link.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct LinkView {
     pub(crate) state: State,
