@@ -23,4 +23,5 @@ mod rows;
 mod soak;
 mod support;
 mod tokens;
+mod upgrade;
 mod verify;
