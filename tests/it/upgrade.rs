@@ -1,8 +1,8 @@
 //! The program reads the metadata that an earlier version saved, and copies nothing again.
 //!
-//! `tests/fixtures/0.1.0` holds the documents and the metadata of a site whose spokesync was killed. Each test loads them into
-//! fresh servers. Only what belongs to a server itself is replaced: places in change streams, cluster times, and collection
-//! UUIDs. All dates move by the age of the fixture, so that nothing in it expires.
+//! `tests/fixtures/0.1.0` holds the documents and the metadata of a site whose spokesync was killed. Each test loads
+//! them into fresh servers. Only what belongs to a server itself is replaced: places in change streams, cluster times,
+//! and collection UUIDs. All dates move by the age of the fixture, so that nothing in it expires.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -91,8 +91,8 @@ async fn load_documents(site: &Site, topology: Topology<'_>) {
     }
 }
 
-/// Puts the metadata of the fixture into the servers of the site, whose change streams are to be read from now on. Returns the
-/// checkpoints of all links, as they are put in.
+/// Puts the metadata of the fixture into the servers of the site, whose change streams are to be read from now on.
+/// Returns the checkpoints of all links, as they are put in.
 async fn load_metadata(site: &Site, servers: &BTreeMap<&str, Server>) -> BTreeMap<String, Document> {
     let age = DateTime::now().timestamp_millis() - killed_at().timestamp_millis();
     let mut checkpoints = BTreeMap::new();
