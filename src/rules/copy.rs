@@ -147,7 +147,7 @@ pub(crate) struct Remembered {
 impl Remembered {
     /// True if the part must be copied now. With `only_new`, parts copied before wait for their comparison.
     pub(crate) fn is_due(self, only_new: bool) -> bool {
-        !self.copied && !(only_new && self.left)
+        !(self.copied || (only_new && self.left))
     }
 }
 
