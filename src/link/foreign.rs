@@ -34,7 +34,8 @@ impl Known {
         Ok(())
     }
 
-    fn add(&self, more: impl Iterator<Item = Key>) {
+    /// These documents are, or will be, in the register.
+    pub(super) fn add(&self, more: impl Iterator<Item = Key>) {
         let mut keys = self.keys();
         keys.some.extend(more);
         if keys.some.len() > REMEMBERED_DOCUMENTS {

@@ -1,6 +1,8 @@
 //! An operator's requests about dead letters. A link handles requests between two batches, so no locks are needed.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bson::raw::RawDocumentBuf;
 use bson::{Timestamp, rawdoc};
@@ -12,9 +14,11 @@ use super::lifecycle::Link;
 use super::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::dead_letters::Kept;
+use crate::mongo::metadata::set_aside;
+use crate::mongo::read::{self, Wanted, When};
 use crate::observe::status::Letter;
-use crate::rules::fields::Fields;
 use crate::rules::key::Key;
+use crate::rules::names::Direction;
 use crate::rules::step::{Read, Step, Write, Zones};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,37 +53,131 @@ impl Requests {
 
 /// Handles the waiting requests, and shows the remaining dead letters.
 pub(super) async fn attend<S: Source>(link: &mut Link<'_, S>) -> Result<(), Error> {
-    let (requests, within) = (link.spoke.pair.letters(S::DIRECTION), link.source.zones());
-    if within.is_empty() {
+    if link.source.zones().is_empty() {
         return Ok(());
     }
-    for request in requests.take() {
+    for request in link.spoke.pair.letters(S::DIRECTION).take() {
         let letters = link.parked.iter().filter(|(_, letter)| request.concerns(letter));
         let letters: Vec<(Key, Kept)> = letters.map(|(key, letter)| (key.clone(), letter.clone())).collect();
         for (key, letter) in letters {
             tracing::info!(action = ?request.action, id = ?letter.id, "dead letter");
-            // From here on, changes of the document are not held back. The saved letter stays until the retry succeeds.
-            link.parked.remove(&key);
-            if request.action == LetterAction::Retry {
-                let step = Step {
-                    event: 0,
-                    key: key.clone(),
-                    id: letter.id.as_raw_bson_ref(),
-                    zones: Zones::of(&within),
-                    write: Write::Read(Read::Whole),
-                    hub_edit: Some(Fields::All),
-                };
-                let again = Again(&letter);
-                let last = link.source.server().clone().now().await?;
-                link.apply(Work { steps: vec![step], last, ..Work::empty(&again) }).await?;
-            }
-            if !link.parked.contains_key(&key) {
-                link.remove_letter(&letter).await?;
+            match request.action {
+                LetterAction::Retry => retry(link, &key, &letter).await?,
+                LetterAction::Drop => {
+                    link.parked.remove(&key);
+                    link.drop_letter(&key, &letter).await?;
+                }
             }
         }
     }
+    for key in link.retries.due(Instant::now(), DUE_TOGETHER) {
+        let Some(letter) = link.parked.get(&key).cloned() else {
+            link.retries.forget(&key);
+            continue;
+        };
+        tracing::debug!(id = ?letter.id, "dead letter, tried again");
+        retry(link, &key, &letter).await?;
+    }
     show(link);
     Ok(())
+}
+
+/// Tries a refused change again. At the hub, the document is read at the spoke and applied. At the spoke, the hub's
+/// version is the truth, and the decision about the document brings it.
+async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: &Kept) -> Result<(), Error> {
+    if S::DIRECTION == Direction::Downlink {
+        link.retries.decide(key);
+        link.spoke.pair.unsettled.add(key.clone(), letter.id.clone());
+        return Ok(());
+    }
+    // From here on, changes of the document are not held back. The saved letter stays until the retry succeeds.
+    link.parked.remove(key);
+    let within = link.source.zones();
+    let step = Step {
+        event: 0,
+        key: key.clone(),
+        id: letter.id.as_raw_bson_ref(),
+        zones: Zones::of(&within),
+        write: Write::Read(Read::Whole),
+        hub_edit: None,
+    };
+    let again = Again(letter);
+    let last = link.source.server().clone().now().await?;
+    let ours = set_aside_at_hub(link, key, letter).await?;
+    let decides = true;
+    link.apply(Work { steps: vec![step], last, ours, decides, ..Work::empty(&again) }).await?;
+    match link.parked.get_mut(key) {
+        // Refused again: the saved letter keeps its count, so the shown one does.
+        Some(refused) => refused.later_changes = letter.later_changes,
+        None => link.remove_letter(key, letter).await?,
+    }
+    Ok(())
+}
+
+/// The hub's version of a document that a retry may replace: what a hub application wrote to it while changes waited.
+async fn set_aside_at_hub<S: Source>(
+    link: &mut Link<'_, S>,
+    key: &Key,
+    letter: &Kept,
+) -> Result<Vec<RawDocumentBuf>, Error> {
+    let hub = link.destination_server();
+    let wanted: Wanted<'_> = [(key.clone(), letter.id.as_raw_bson_ref())].into();
+    let found = read::documents(&hub, &wanted, None, When::NotBefore(hub.now().await?)).await?;
+    let own = link.spoke.zone.as_str();
+    let document = found.documents.get(key).and_then(Option::as_deref);
+    let document = document.filter(|document| document.get_str(hub.partition_key()).is_ok_and(|zone| zone == own));
+    let namespace = hub.namespace(key.namespace());
+    let kept = document.and_then(|document| set_aside::keep_one(namespace, document, "replaced by a retry"));
+    Ok(kept.into_iter().collect())
+}
+
+/// When refused changes are tried again by themselves: after five seconds, by which time both links have usually passed
+/// the change, then after a minute, five minutes, and every hour.
+const RETRY_AFTER: [Duration; 4] =
+    [Duration::from_secs(5), Duration::from_secs(60), Duration::from_secs(300), Duration::from_secs(3_600)];
+
+/// Letters tried again between two batches, at most.
+const DUE_TOGETHER: usize = 100;
+
+/// The next try of each dead letter.
+#[derive(Debug, Default)]
+pub(super) struct Retries {
+    next: HashMap<Key, (usize, Instant)>,
+    /// Letters of a downlink about whose document a decision is being taken.
+    deciding: HashSet<Key>,
+}
+
+impl Retries {
+    /// The letters that are due; each gets its next time.
+    fn due(&mut self, now: Instant, most: usize) -> Vec<Key> {
+        let due = self.next.iter_mut().filter(|(_, (_, at))| *at <= now).take(most);
+        due.map(|(key, (tries, at))| {
+            *tries += 1;
+            *at = now + RETRY_AFTER[(*tries).min(RETRY_AFTER.len() - 1)];
+            key.clone()
+        })
+        .collect()
+    }
+
+    /// A letter was made, or found when the link was claimed. One that was tried before keeps its time.
+    pub(super) fn add(&mut self, key: Key, now: Instant) {
+        self.deciding.remove(&key);
+        self.next.entry(key).or_insert((0, now + RETRY_AFTER[0]));
+    }
+
+    pub(super) fn forget(&mut self, key: &Key) {
+        self.next.remove(key);
+        self.deciding.remove(key);
+    }
+
+    fn decide(&mut self, key: &Key) {
+        self.deciding.insert(key.clone());
+    }
+
+    /// True while a decision about the letter's document is being taken, and the spoke has not refused it again.
+    pub(super) fn is_deciding(&self, key: &Key) -> bool {
+        self.deciding.contains(key)
+    }
 }
 
 impl Request {
@@ -114,8 +212,14 @@ impl Origin for Again<'_> {
         None
     }
 
+    fn is_retry(&self) -> bool {
+        true
+    }
+
     fn event(&self, _: usize) -> (RawDocumentBuf, Option<Timestamp>) {
-        (rawdoc! { "operationType": "retry", "documentKey": { "_id": self.0.id.as_raw_bson_ref() } }, None)
+        // A retry says nothing new of the change: the letter keeps its event.
+        let operation = if self.0.is_fresh { "insert" } else { "retry" };
+        (rawdoc! { "operationType": operation, "documentKey": { "_id": self.0.id.as_raw_bson_ref() } }, None)
     }
 }
 
@@ -127,7 +231,7 @@ mod tests {
 
     fn letter(id: RawBson) -> Kept {
         let parked_at = bson::DateTime::from_millis(0);
-        Kept { namespace: 0, id, code: 11000, message: String::new(), parked_at, later_changes: 0 }
+        Kept { namespace: 0, id, code: 11000, message: String::new(), parked_at, later_changes: 0, is_fresh: false }
     }
 
     #[test]
@@ -150,5 +254,21 @@ mod tests {
         let taken: Vec<LetterAction> = requests.take().iter().map(|request| request.action).collect();
         assert_eq!(taken, [LetterAction::Retry, LetterAction::Drop]);
         assert!(requests.take().is_empty());
+    }
+
+    #[test]
+    fn a_refused_change_is_tried_again_after_seconds_then_minutes_then_hours() {
+        let (mut retries, begun, key) =
+            (Retries::default(), Instant::now(), Key::new(0, bson::raw::RawBsonRef::Int32(1)));
+        retries.add(key.clone(), begun);
+        let mut at = begun;
+        for seconds in [5, 60, 300, 3_600, 3_600] {
+            assert!(retries.due(at + Duration::from_secs(seconds - 1), 9).is_empty());
+            retries.add(key.clone(), at);
+            at += Duration::from_secs(seconds);
+            assert_eq!(retries.due(at, 9), std::slice::from_ref(&key), "after {seconds} s");
+        }
+        retries.forget(&key);
+        assert!(retries.due(at + Duration::from_secs(9_999), 9).is_empty());
     }
 }

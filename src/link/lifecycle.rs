@@ -4,14 +4,14 @@
 //! dead letter.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
 use super::apply::mark::Mark;
 use super::copy::Ended;
-use super::letters;
-use super::pair::{REMEMBERED_DOCUMENTS, Turn};
+use super::letters::{self, Retries};
+use super::pair::{Evidence, REMEMBERED_DOCUMENTS, Turn};
 use super::reached::Reached;
 use super::shared::Shared;
 use super::source::{Opening, Source};
@@ -20,6 +20,7 @@ use crate::mongo::error::{Error, Failure};
 use crate::mongo::ledger::Ledger;
 use crate::mongo::metadata::checkpoints::{Checkpoint, Reconciling};
 use crate::mongo::metadata::dead_letters::{self, Kept};
+use crate::mongo::metadata::unsettled;
 use crate::mongo::server::Server;
 use crate::mongo::{metadata, tail};
 use crate::observe::status::{Cell, State};
@@ -39,9 +40,11 @@ pub(super) struct Link<'s, S> {
     pub(super) destination: Destination,
     /// Documents with a newer version at the destination than at the link's position.
     pub(super) ahead: Ahead,
-    /// The dead letters, by document.
+    /// The documents with an open dead letter.
     pub(super) parked: HashMap<Key, Kept>,
-    /// The notes of hub edits at the destination; only a spoke has notes.
+    /// The next try of each dead letter.
+    pub(super) retries: Retries,
+    /// The notes of hub edits at the destination; the hub has none.
     pub(super) ledger: Option<Ledger>,
     /// Average bytes of the documents read at the source most recently.
     pub(super) read_bytes: usize,
@@ -90,6 +93,12 @@ pub(super) async fn run<S: Source>(spoke: &Shared, stop: &CancellationToken) -> 
     }
 }
 
+impl From<&Kept> for Evidence {
+    fn from(letter: &Kept) -> Self {
+        Self { is_fresh: letter.is_fresh, is_dropped: false }
+    }
+}
+
 impl<'s, S: Source> Link<'s, S> {
     /// Connects both ends, and takes the link over at the destination.
     async fn claim(spoke: &'s Shared) -> Result<Self, Error> {
@@ -107,6 +116,17 @@ impl<'s, S: Source> Link<'s, S> {
         let destination = Destination::claim(&destination, &link, usual, moves, &spoke.holder).await?;
         let ahead = Ahead::new(destination.checkpoint().ahead.clone(), REMEMBERED_DOCUMENTS);
         let parked = dead_letters::kept(destination.server(), destination.link()).await?;
+        *spoke.pair.evidence_of(S::DIRECTION) =
+            parked.iter().map(|(key, letter)| (key.clone(), letter.into())).collect();
+        for (key, is_fresh) in dead_letters::dropped(destination.server(), destination.link()).await? {
+            let mark = Evidence { is_fresh, is_dropped: true };
+            spoke.pair.evidence_of(S::DIRECTION).entry(key).or_insert(mark);
+        }
+        for (key, id) in unsettled::load(destination.server(), destination.link()).await? {
+            spoke.pair.unsettled.add(key, id);
+        }
+        let mut retries = Retries::default();
+        parked.keys().for_each(|key| retries.add(key.clone(), Instant::now()));
         let opening = Opening { spoke, link: &link, source, destination: &destination };
         let (source, ledger) = S::open(opening).await?;
         drop(starting);
@@ -116,6 +136,7 @@ impl<'s, S: Source> Link<'s, S> {
             destination,
             ahead,
             parked,
+            retries,
             ledger,
             read_bytes: UNKNOWN_READ_BYTES,
             is_complete: false,

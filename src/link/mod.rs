@@ -15,10 +15,12 @@
 //! - [`hub`]: the hub's single change stream, for all spokes
 //! - [`apply`]: changes into transactions at the destination
 //! - [`copy`]: the first copy of a zone, and the reconcile
-//! - [`shared`], [`pair`]: the resources and the state shared by both links of a spoke
-//! - [`reached`]: the progress of a link, for the opposite link to wait for
-//! - [`collections`]: detects dropped and renamed collections; [`foreign`]: documents of other zones at a spoke
-//! - [`letters`]: an operator's requests about dead letters; [`watch_oplog`]: the oplog window, for the status
+//! - [`shared`], [`pair`]: what the two links of one spoke share, and what each must know of the other
+//! - [`reached`]: the place up to which a link has carried everything, for the opposite link to wait for
+//! - [`collections`]: noticing that a collection was dropped or renamed; [`foreign`]: documents of other zones at a
+//!   spoke
+//! - [`unsettled`]: documents that were not found as expected, until the decision about each is taken
+//! - [`letters`]: an operator's wishes about dead letters; [`watch_oplog`]: the oplog window, for the status
 //!
 //! A loop ends with an error or on request, and never restarts itself: the supervisor starts a new loop, which
 //! continues from the checkpoint.
@@ -35,6 +37,7 @@ pub(crate) mod pair;
 pub(crate) mod reached;
 pub(crate) mod shared;
 mod source;
+mod unsettled;
 pub(crate) mod uplink;
 mod watch_oplog;
 

@@ -1,6 +1,6 @@
 //! The state shared by both links of a spoke. The pair outlives the loops.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,9 +9,11 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::foreign;
 use super::letters::Requests;
 use super::reached::{Carried, Reached};
+use super::unsettled::Unsettled;
 use crate::mongo::metadata::checkpoints::Reconciling;
 use crate::mongo::metadata::sessions::Slot;
 use crate::rules::conflicts::Conflicts;
+use crate::rules::key::Key;
 use crate::rules::names::Direction;
 use crate::rules::position::Position;
 
@@ -44,12 +46,25 @@ pub(crate) struct Pair {
     resync: [AtomicBool; 2],
     looking: [Mutex<Looking>; 2],
     pub(super) foreign: foreign::Known,
-    /// Held by the comparing link: the opposite link must carry changes meanwhile.
+    /// Documents that one of the links did not find as expected.
+    pub(super) unsettled: Unsettled,
+    /// The dead letters of each link, open or dropped.
+    evidence: [Mutex<HashMap<Key, Evidence>>; 2],
+    /// Held by the link that compares: the opposite link must carry changes meanwhile.
     comparing: Semaphore,
     letters: [Requests; 2],
 }
 
-/// A pending check of a link's collections.
+/// What a dead letter says about its document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Evidence {
+    /// The destination never had the document.
+    pub(super) is_fresh: bool,
+    /// An operator has dropped the letter: the document's changes flow again.
+    pub(super) is_dropped: bool,
+}
+
+/// What a link must look at before it relies on its collections.
 #[derive(Debug, Default)]
 struct Looking {
     is_needed: bool,
@@ -69,6 +84,8 @@ impl Default for Pair {
             resync: Default::default(),
             looking: Default::default(),
             foreign: foreign::Known::default(),
+            unsettled: Unsettled::default(),
+            evidence: Default::default(),
             comparing: Semaphore::new(1),
             letters: Default::default(),
         }
@@ -89,7 +106,18 @@ impl Pair {
         }
     }
 
-    /// An operator's requests about the link's dead letters.
+    /// The dead letter of a document in one of the links, open or dropped.
+    pub(super) fn evidence(&self, direction: Direction, key: &Key) -> Option<Evidence> {
+        let evidence = self.evidence_of(direction);
+        if evidence.is_empty() { None } else { evidence.get(key).copied() }
+    }
+
+    /// The dead letters of one of the links.
+    pub(super) fn evidence_of(&self, direction: Direction) -> MutexGuard<'_, HashMap<Key, Evidence>> {
+        self.evidence[direction as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An operator's wishes about the dead letters of a link.
     pub(crate) fn letters(&self, direction: Direction) -> &Requests {
         &self.letters[direction as usize]
     }

@@ -44,7 +44,12 @@ impl Carried {
         matches!(*self.0.borrow(), Reached::Until(_))
     }
 
-    /// Waits until the link has a position in the source's change stream: the link will carry all later changes.
+    /// True if the link has carried everything that its source had at this time.
+    pub(super) fn has(&self, time: Timestamp) -> bool {
+        matches!(*self.0.borrow(), Reached::Until(until) if until >= time)
+    }
+
+    /// Waits until the link has a place in its source's change stream: whatever changes from then on will be carried.
     pub(super) async fn anchored(&self, stop: &CancellationToken) -> Waited {
         self.wait(stop, |reached| (reached != Reached::Nothing).then_some(Waited::Done)).await
     }

@@ -149,7 +149,11 @@ impl Open<'_> {
         self.sequence + 1
     }
 
-    /// The checkpoint before the transaction.
+    pub(crate) fn link(&self) -> &LinkName {
+        self.link
+    }
+
+    /// The checkpoint before this transaction.
     pub(crate) fn checkpoint(&self) -> &Checkpoint {
         self.checkpoint
     }

@@ -13,6 +13,7 @@ use mongodb::raw_batch_cursor::RawBatch;
 use super::digest;
 use super::error::Error;
 use super::server::Server;
+use super::statement::in_zone;
 use crate::rules::names::Zone;
 
 #[derive(Clone, Copy, Debug)]
@@ -55,17 +56,21 @@ impl Which<'_> {
     pub(super) fn filter(self, partition_key: &CStr) -> RawDocumentBuf {
         let mut filter = RawDocumentBuf::new();
         match self {
-            Self::Of(zone) => filter.append(partition_key, zone.as_str()),
+            Self::Of(zone) => filter.append(partition_key, in_zone(zone.as_str())),
             Self::OfOrUnstamped(zone) => {
                 let mut own = RawDocumentBuf::new();
-                own.append(partition_key, zone.as_str());
+                own.append(partition_key, in_zone(zone.as_str()));
                 let mut none = RawDocumentBuf::new();
                 none.append(partition_key, rawdoc! { "$exists": false });
                 filter.append(cstr!("$or"), RawArrayBuf::from_iter([own, none]));
             }
             Self::OfNone(zones) => {
                 let zones: RawArrayBuf = zones.iter().map(Zone::as_str).collect();
-                filter.append(partition_key, rawdoc! { "$nin": zones });
+                // An array belongs to no zone, even one that holds the name of a zone.
+                let (mut others, mut arrays) = (RawDocumentBuf::new(), RawDocumentBuf::new());
+                others.append(partition_key, rawdoc! { "$nin": zones });
+                arrays.append(partition_key, rawdoc! { "$type": "array" });
+                filter.append(cstr!("$or"), RawArrayBuf::from_iter([others, arrays]));
             }
         }
         filter

@@ -135,15 +135,24 @@ fn update(step: &Step<'_>, write: &Write<'_>, partition_key: &CStr) -> RawDocume
 /// operator.
 fn filter(step: &Step<'_>, partition_key: &CStr) -> RawDocumentBuf {
     let mut filter = rawdoc! { "_id": { "$eq": step.id } };
-    match &step.zones {
-        Zones::One(zone) => filter.append(partition_key, *zone),
+    let condition = match &step.zones {
+        Zones::One(zone) => in_zone(zone),
         Zones::Any(zones) => {
             let zones: RawArrayBuf = zones.iter().copied().collect();
-            filter.append(partition_key, rawdoc! { "$in": zones });
+            rawdoc! { "$in": zones, "$not": { "$type": "array" } }
         }
-        Zones::Value(value) => filter.append(partition_key, rawdoc! { "$eq": *value }),
-    }
+        // An array is equal to itself, and to an array that holds it.
+        Zones::Value(value @ RawBsonRef::Array(_)) => rawdoc! { "$eq": *value },
+        Zones::Value(value) => rawdoc! { "$eq": *value, "$not": { "$type": "array" } },
+    };
+    filter.append(partition_key, condition);
     filter
+}
+
+/// The condition on the partition key of a zone's documents. Equality alone also matches an array that holds the zone's
+/// name, and a document with an array as partition key belongs to no zone.
+pub(super) fn in_zone(zone: &str) -> RawDocumentBuf {
+    rawdoc! { "$eq": zone, "$not": { "$type": "array" } }
 }
 
 /// A pipeline stage that puts a document's fields into the order of `order`. Fields missing from `order` come last.
@@ -195,13 +204,13 @@ mod tests {
     #[test]
     fn every_write_names_the_id_and_the_zone() {
         let delete = rendered(Write::Delete, Zones::One("DFW"), CommandKind::Delete);
-        let expected = bson::doc! { "delete": "b", "deletes": [{ "q": { "_id": { "$eq": { "a": 1 } }, "_pk": "DFW" }, "limit": 1 }] };
+        let expected = bson::doc! { "delete": "b", "deletes": [{ "q": { "_id": { "$eq": { "a": 1 } }, "_pk": { "$eq": "DFW", "$not": { "$type": "array" } } }, "limit": 1 }] };
         assert_eq!(delete, expected);
         let document = rawdoc! { "_id": { "a": 1 }, "_pk": "DFW" };
         let replace = Write::Replace { document: &document, upsert: true };
         let update = rendered(replace, Zones::Any(vec!["DFW", "HOU"]), CommandKind::Update);
         let statement = bson::doc! {
-            "q": { "_id": { "$eq": { "a": 1 } }, "_pk": { "$in": ["DFW", "HOU"] } },
+            "q": { "_id": { "$eq": { "a": 1 } }, "_pk": { "$in": ["DFW", "HOU"], "$not": { "$type": "array" } } },
             "u": { "_id": { "a": 1 }, "_pk": "DFW" },
             "upsert": true,
         };

@@ -64,17 +64,18 @@ impl<'s> Transaction<'s> {
         command: RawDocumentBuf,
         whose: impl Fn(usize) -> Option<RefusedStep>,
     ) -> Result<Document, Error> {
-        let refused = |number: Option<usize>, code, message| {
-            let refusal = Refusal { code, message, step: number.and_then(&whose) };
-            Error::Refused { server: self.server.name().clone(), refusal }
+        let server = self.server.name().clone();
+        let refused = |number: Option<usize>, code, message, is_id_taken| {
+            let refusal = Refusal { code, message, is_id_taken, step: number.and_then(&whose) };
+            Error::Refused { server, refusal }
         };
         match self.send(doing, database, command).await {
             Ok(reply) => match write_error(&reply) {
-                Some((number, code, message)) => Err(refused(Some(number), code, message)),
+                Some((number, code, message)) => Err(refused(Some(number), code, message, is_id_taken(&reply))),
                 None => Ok(reply),
             },
             Err(error) => match error.refusal() {
-                Some(code) => Err(refused(None, code, error.to_string())),
+                Some(code) => Err(refused(None, code, error.to_string(), false)),
                 None => Err(error),
             },
         }
@@ -226,7 +227,14 @@ pub(super) fn write_error(reply: &Document) -> Option<(usize, i32, String)> {
     Some((index, error.get_i32("code").unwrap_or(0), shorten(message)))
 }
 
-/// The number of documents in a reply (`n`).
+/// True if the first write error is a duplicate of an `_id`, not of another unique index.
+fn is_id_taken(reply: &Document) -> bool {
+    let error = reply.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document());
+    let pattern = error.and_then(|error| error.get_document("keyPattern").ok());
+    pattern.is_some_and(|pattern| pattern.len() == 1 && pattern.contains_key("_id"))
+}
+
+/// How many documents a reply says it was about.
 pub(super) fn count(reply: &Document) -> usize {
     reply.get_i32("n").ok().and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
 }

@@ -40,18 +40,25 @@ pub(crate) struct Facts {
 
 impl HubEvents<'_> {
     /// The facts that the event itself states. `origin`: the zone of the uplink (or repair) that made the change.
-    /// `None` if the event changes no document. Fails if the event lacks a mandatory part.
-    pub(crate) fn facts(&self, event: EventRef<'_>, origin: Option<&Zone>) -> Result<Option<Facts>, Malformed> {
+    /// `known`: the document's place after an earlier event of the same reply. `None` if the event changes no document.
+    /// Fails if the event lacks a mandatory part.
+    pub(crate) fn facts(
+        &self,
+        event: EventRef<'_>,
+        origin: Option<&Zone>,
+        known: Option<Place>,
+    ) -> Result<Option<Facts>, Malformed> {
         if matches!(event.kind(), Kind::Other | Kind::CollectionLost) {
             return Ok(None);
         }
         // A spoke's uplink changes only documents of the spoke's zone. A hub application's change is in the zone of its
         // pre-image, if the collection keeps pre-images.
-        let before = match (event.kind(), origin, event.before()) {
+        let before = match (event.kind(), origin, event.before(), known) {
             (Kind::Insert, ..) => Before::At(Place::Elsewhere),
-            (_, Some(zone), _) => Before::At(self.routes.place(zone.as_str())),
-            (_, None, Some(document)) => Before::At(self.place_of(document)),
-            (_, None, None) => Before::Unknown,
+            (_, Some(zone), ..) => Before::At(self.routes.place(zone.as_str())),
+            (_, None, Some(document), _) => Before::At(self.place_of(document)),
+            (_, None, None, Some(place)) => Before::At(place),
+            (_, None, None, None) => Before::Unknown,
         };
         let mut facts = Facts {
             before,
@@ -90,7 +97,7 @@ impl HubEvents<'_> {
     /// The facts of an event with an [unknown](Facts::needs_zone) zone, after a look-up of the document. `None` if the
     /// document was deleted meanwhile: the delete event reaches every holder.
     pub(crate) fn with_zone(&self, facts: Facts, document: Option<&RawDocument>) -> Option<Facts> {
-        Some(Facts { before: Before::At(self.place_of(document?)), ..facts })
+        Some(Facts { before: Before::LookedUp(self.place_of(document?)), ..facts })
     }
 
     fn place_of(&self, document: &RawDocument) -> Place {
@@ -111,6 +118,14 @@ impl Facts {
         self.before == Before::Unknown && self.after == After::AsBefore
     }
 
+    /// The document's place after the event, if that is certain.
+    pub(crate) fn place_after(&self) -> Option<Place> {
+        match (self.after, self.before) {
+            (After::At(place), _) | (After::AsBefore, Before::At(place)) => Some(place),
+            (After::AsBefore, Before::LookedUp(_) | Before::Unknown) => None,
+        }
+    }
+
     /// Records the read of the whole document, under `number` among the documents read with the reply.
     pub(crate) fn was_read(&mut self, number: u32) {
         self.content = Content::Read(number);
@@ -119,7 +134,7 @@ impl Facts {
     /// The change as routing sees it.
     pub(crate) fn change(&self) -> Change {
         let after = match (self.after, self.before) {
-            (After::At(place), _) | (After::AsBefore, Before::At(place)) => place,
+            (After::At(place), _) | (After::AsBefore, Before::At(place) | Before::LookedUp(place)) => place,
             (After::AsBefore, Before::Unknown) => Place::Elsewhere,
         };
         let Self { before, deleted, origin, content, .. } = *self;
@@ -162,7 +177,7 @@ mod tests {
         whole.extend(event);
         let origin = origin.map(Zone::new);
         let reply = reply(&[whole]);
-        rules(routes).facts(reply.event(0), origin.as_ref()).expect("valid").expect("a change of a document")
+        rules(routes).facts(reply.event(0), origin.as_ref(), None).expect("valid").expect("a change of a document")
     }
 
     /// The places before and after by the names of their zones, and whether the document must be read.
@@ -175,6 +190,7 @@ mod tests {
         };
         let before = match facts.before {
             Before::At(place) => name(place),
+            Before::LookedUp(place) => format!("perhaps {}", name(place)),
             Before::Unknown => "unknown".to_owned(),
         };
         let after = if facts.needs_zone() { "unknown".to_owned() } else { name(facts.change().after) };
@@ -240,7 +256,7 @@ mod tests {
         let routes = routes();
         for event in [doc! { "operationType": "drop" }, doc! { "operationType": "reshardCollection" }] {
             let reply = reply(&[event]);
-            assert!(rules(&routes).facts(reply.event(0), None).expect("valid").is_none());
+            assert!(rules(&routes).facts(reply.event(0), None, None).expect("valid").is_none());
         }
     }
 
@@ -252,7 +268,7 @@ mod tests {
         whole.extend(update);
         let reply = reply(&[whole]);
         let precise = HubEvents { precise: true, ..rules(&routes) };
-        let facts = precise.facts(reply.event(0), None).expect("valid").expect("a change of a document");
+        let facts = precise.facts(reply.event(0), None, None).expect("valid").expect("a change of a document");
         assert!(!facts.must_read);
     }
 
@@ -272,7 +288,7 @@ mod tests {
         assert!(unknown.needs_zone());
         let known = rules(&routes).with_zone(unknown, Some(&rawdoc! { "_pk": "HOU" })).expect("it is there");
         assert!(!known.needs_zone());
-        assert_eq!((known.before, known.change().after), (Before::At(routes.place("HOU")), routes.place("HOU")));
+        assert_eq!((known.before, known.change().after), (Before::LookedUp(routes.place("HOU")), routes.place("HOU")));
         let elsewhere = rules(&routes).with_zone(unknown, Some(&rawdoc! {})).expect("it is there");
         assert_eq!(elsewhere.change().after, Place::Elsewhere);
     }
@@ -313,5 +329,18 @@ mod tests {
     #[test]
     fn an_update_that_touches_nothing_moves_nothing() {
         assert_eq!(places(update(doc! {}, &[]), Some("DFW")), ("DFW".to_owned(), "DFW".to_owned(), false));
+    }
+
+    #[test]
+    fn an_earlier_event_of_the_reply_says_where_the_document_is() {
+        let routes = routes();
+        let mut whole = doc! { "documentKey": { "_id": 1 } };
+        whole.extend(update(doc! { "a": 1 }, &[]));
+        let reply = reply(&[whole]);
+        let known = Some(routes.place("DFW"));
+        let facts = rules(&routes).facts(reply.event(0), None, known).expect("valid").expect("a change");
+        assert_eq!((facts.before, facts.place_after()), (Before::At(routes.place("DFW")), known));
+        let unknown = rules(&routes).facts(reply.event(0), None, None).expect("valid").expect("a change");
+        assert_eq!(unknown.place_after(), None);
     }
 }

@@ -25,6 +25,8 @@ pub struct Refusal {
     pub(crate) code: i32,
     /// The server's reason, shortened, for people.
     pub(crate) message: String,
+    /// The `_id` is taken: the destination has a document of the same `_id` outside of the zones of the step.
+    pub(crate) is_id_taken: bool,
     /// The refused change, if the server names one.
     pub(crate) step: Option<RefusedStep>,
 }
@@ -98,7 +100,7 @@ mod tests {
 
     fn refusal(code: i32, is_delta: bool) -> Refusal {
         let step = RefusedStep { key: Key::new(0, RawBsonRef::Int32(7)), event: Some(7), is_delta };
-        Refusal { code, message: String::new(), step: Some(step) }
+        Refusal { code, message: String::new(), is_id_taken: false, step: Some(step) }
     }
 
     #[test]
@@ -130,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_refusal_without_a_step_climbs_by_its_code_alone() {
-        let unnamed = |code| Refusal { code, message: String::new(), step: None };
+        let unnamed = |code| Refusal { code, message: String::new(), is_id_taken: false, step: None };
         assert_eq!(Rung::FIRST.after(&unnamed(17280)), Next::Try(Rung::InSequence));
         assert_eq!(Rung::InSequence.after(&unnamed(17280)), Next::Park);
         assert_eq!(Rung::FIRST.after(&unnamed(DUPLICATE_KEY)), Next::Try(Rung::Folded(Inserts::Upserts)));
@@ -150,13 +152,16 @@ mod tests {
         let steps: Vec<Step<'_>> = ids.iter().enumerate().map(step).collect();
         let at = |event, id| {
             let step = RefusedStep { key: Key::new(0, RawBsonRef::Int32(id)), event, is_delta: false };
-            Refusal { code: 2, message: String::new(), step: Some(step) }.place_among(&steps)
+            Refusal { code: 2, message: String::new(), is_id_taken: false, step: Some(step) }.place_among(&steps)
         };
         assert_eq!(at(Some(20), 1), 2);
         assert_eq!(at(Some(0), 1), 0);
         assert_eq!(at(None, 3), 3);
         assert_eq!(at(None, 1), 0, "the document's first step");
-        assert_eq!(Refusal { code: 2, message: String::new(), step: None }.place_among(&steps), 2);
-        assert_eq!(Refusal { code: 2, message: String::new(), step: None }.place_among(&steps[..1]), 0);
+        assert_eq!(Refusal { code: 2, message: String::new(), is_id_taken: false, step: None }.place_among(&steps), 2);
+        assert_eq!(
+            Refusal { code: 2, message: String::new(), is_id_taken: false, step: None }.place_among(&steps[..1]),
+            0
+        );
     }
 }

@@ -36,6 +36,7 @@ pub mod position;
 pub(crate) mod queue;
 pub mod reply;
 pub(crate) mod route;
+pub(crate) mod settle;
 pub(crate) mod size;
 pub(crate) mod step;
 pub(crate) mod uplink;

@@ -55,6 +55,8 @@ pub(crate) enum Kind {
 struct Event {
     kind: Kind,
     namespace: u16,
+    /// The synced namespace that a collection was renamed to.
+    renamed_to: Option<u16>,
     cluster_time: Timestamp,
     wall_time: Option<i64>,
     session: Option<SessionId>,
@@ -159,8 +161,8 @@ impl Reply {
 
     /// The numbers of the namespaces with a dropped or renamed collection.
     pub(crate) fn lost_collections(&self) -> Vec<u16> {
-        let lost = self.events().filter(|event| event.kind() == Kind::CollectionLost);
-        lost.map(|event| event.namespace()).collect()
+        let lost = self.events.iter().filter(|event| event.kind == Kind::CollectionLost);
+        lost.flat_map(|event| std::iter::once(event.namespace).chain(event.renamed_to)).collect()
     }
 
     /// Number of events.
@@ -230,12 +232,7 @@ impl<'a> EventRef<'a> {
         self.event.kind
     }
 
-    /// The namespace's number in the configuration.
-    pub(crate) fn namespace(&self) -> u16 {
-        self.event.namespace
-    }
-
-    /// The cluster time of the change.
+    /// The server's time of the change.
     pub fn cluster_time(&self) -> Timestamp {
         self.event.cluster_time
     }
@@ -324,6 +321,7 @@ fn decode_event<'b>(event: &'b RawDocument, reply: &[u8], namespaces: &mut Numbe
     let mut decoded = Event {
         kind: Kind::Other,
         namespace: u16::MAX,
+        renamed_to: None,
         cluster_time: Timestamp { time: 0, increment: 0 },
         wall_time: None,
         session: None,
@@ -369,7 +367,7 @@ fn decode_event<'b>(event: &'b RawDocument, reply: &[u8], namespaces: &mut Numbe
         _ => Kind::Other,
     };
     decoded.namespace = from.or(to).unwrap_or(u16::MAX);
-    // The rules rely on the content of each kind.
+    decoded.renamed_to = to.filter(|to| from.is_some_and(|from| from != *to));
     let has_document = match decoded.kind {
         Kind::Insert | Kind::Replace => decoded.full_document.is_some() || decoded.bare.is_some(),
         Kind::Update => decoded.update_description.is_some(),
@@ -452,6 +450,21 @@ pub(crate) mod tests {
         ]);
         let kinds: Vec<Kind> = reply.events().map(|event| event.kind()).collect();
         assert_eq!(kinds, [Kind::Insert, Kind::Other, Kind::CollectionLost, Kind::Other]);
+    }
+
+    #[test]
+    fn a_rename_between_two_synced_names_concerns_both_collections() {
+        let rename = doc! {
+            "_id": { "_data": TOKENS[0] }, "operationType": "rename", "clusterTime": Timestamp { time: 1, increment: 1 },
+            "ns": { "db": "a", "coll": "b" }, "to": { "db": "a", "coll": "c" },
+        };
+        let end = doc! { "_data": TOKENS[0] };
+        let reply = rawdoc! { "cursor": RawDocumentBuf::try_from(&doc! {
+            "nextBatch": [rename], "id": 7_i64, "postBatchResumeToken": end,
+        }).expect("valid") };
+        let namespaces = ["a.c", "a.b"].map(|name| Namespace::parse(name).expect("valid"));
+        let reply = Reply::decode(reply.as_bytes().to_vec(), &namespaces).expect("valid");
+        assert_eq!(reply.lost_collections(), [1, 0]);
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub(crate) enum Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Before {
     At(Place),
+    /// Not known without a pre-image. The document is in this place now, after the change and perhaps after later ones:
+    /// that chooses the receivers, and says nothing of where a spoke has the document.
+    LookedUp(Place),
     /// Not known without a pre-image.
     Unknown,
 }
@@ -64,6 +67,9 @@ pub(crate) enum Reach {
     Zone(ZoneId),
     /// Two zones, after a move from the first to the second.
     Either(ZoneId, ZoneId),
+    /// Unknown, for a document that is in this zone now: the zones that the spoke watches, and its own zone if that is
+    /// the document's zone. A document that the spoke has in its own zone may be another one of the same `_id`.
+    Into(ZoneId),
     /// Every zone held by the spoke.
     Held,
 }
@@ -139,7 +145,7 @@ impl Routes {
         match action {
             Action::Own | Action::Leave => false,
             Action::Delete(reach) | Action::Apply(_, reach) => match reach {
-                Reach::Zone(zone) => zone == own,
+                Reach::Zone(zone) | Reach::Into(zone) => zone == own,
                 Reach::Either(one, other) => one == own || other == own,
                 Reach::Held => true,
             },
@@ -175,7 +181,8 @@ impl Routes {
                     lose(spoke, Reach::Zone(zone));
                 }
             }
-            Before::At(Place::Elsewhere) => {}
+            // The event that moved the document to its present place reaches those who lose it.
+            Before::At(Place::Elsewhere) | Before::LookedUp(_) => {}
             Before::Unknown => {
                 for spoke in 0..self.spokes.len() {
                     lose(spoke, Reach::Held);
@@ -189,7 +196,8 @@ impl Routes {
         match (change.before, change.after) {
             (Before::At(Place::Zone(before)), Place::Zone(after)) if before != after => Reach::Either(before, after),
             (Before::At(_), Place::Zone(after)) => Reach::Zone(after),
-            _ => Reach::Held,
+            (Before::LookedUp(_), Place::Zone(after)) => Reach::Into(after),
+            (Before::Unknown, Place::Zone(_)) | (_, Place::Elsewhere) => Reach::Held,
         }
     }
 
@@ -329,6 +337,20 @@ mod tests {
         assert_eq!(case.told, [(DFW, apply), (HOU, apply), (AUS, apply), (BOS, Action::Delete(Reach::Held))]);
         let everyone = [DFW, HOU, AUS, BOS].map(|spoke| (spoke, Action::Delete(Reach::Held)));
         assert_eq!(route(None, "", true, None, Content::Updated).told, everyone);
+    }
+
+    #[test]
+    fn a_zone_that_was_looked_up_chooses_the_receivers_and_takes_the_document_from_nobody() {
+        let routes = routes();
+        let place = routes.place("HOU");
+        let before = Before::LookedUp(place);
+        let change = Change { before, after: place, deleted: false, origin: None, content: Content::Updated };
+        let mut told = Vec::new();
+        routes.route(&change, |spoke, action| told.push((spoke, action)));
+        let Place::Zone(hou) = place else { panic!("HOU is held") };
+        let apply = Action::Apply(Content::Updated, Reach::Into(hou));
+        assert_eq!(told, [(DFW, apply), (HOU, apply), (AUS, apply)]);
+        assert!(routes.is_hub_edit(HOU, apply) && !routes.is_hub_edit(DFW, apply));
     }
 
     #[test]

@@ -144,6 +144,8 @@ pub(crate) struct Reads {
     pub(crate) documents: HashMap<Key, Option<RawDocumentBuf>>,
     /// Documents that the destination needs whole. Of the others, only the order of the fields is needed.
     pub(crate) whole: HashSet<Key>,
+    /// Documents that left the link's zones before they got their partition key: as they were inserted, with the key.
+    pub(crate) inserted: HashMap<Key, RawDocumentBuf>,
 }
 
 /// The meaning of a document read at the source, for the destination.
@@ -187,7 +189,8 @@ pub(crate) fn fill_in<'a, 's: 'a>(
         match (read, &step.write) {
             // Needed whole: the chain of the document's steps ends as a single step, in place of the last step.
             (Some(document), _) if reads.whole.contains(&step.key) => {
-                let chain = chains.entry(&step.key).or_insert_with(|| Chain::starting_with(step));
+                let inserted = reads.inserted.get(&step.key);
+                let chain = chains.entry(&step.key).or_insert_with(|| Chain::starting_with(step, inserted));
                 chain.zones.union(step.zones.names());
                 if last[&step.key] != index {
                     continue;
@@ -204,6 +207,10 @@ pub(crate) fn fill_in<'a, 's: 'a>(
                 // the same `_id` belongs to another zone.
                 if !matches!(write, Write::Replace { upsert: false, .. }) {
                     chain.zones.union(document.and_then(|document| document.get_str(partition_key).ok()).into_iter());
+                }
+                // A document that the destination never had appears in its first zone, and leaves from there.
+                if let (Write::Replace { upsert: false, .. }, Some(document)) = (&write, chain.inserted) {
+                    filled.push(Step { zones: chain.zones.clone(), write: Write::Insert(document), ..step.clone() });
                 }
                 filled.push(chain.end(step, write));
             }
@@ -223,12 +230,19 @@ struct Chain<'a> {
     zones: Zones<'a>,
     /// The first step inserts, so the destination should not have the document yet.
     fresh: bool,
+    /// The document as the first step inserts it.
+    inserted: Option<&'a RawDocument>,
 }
 
 impl<'a> Chain<'a> {
-    fn starting_with(step: &Step<'a>) -> Self {
+    fn starting_with(step: &Step<'a>, stamped: Option<&'a RawDocumentBuf>) -> Self {
         let fresh = matches!(step.write, Write::Insert(_) | Write::Read(Read::Stamp { fresh: true, .. }));
-        Self { zones: step.zones.clone(), fresh }
+        let inserted = match step.write {
+            Write::Insert(document) => Some(document),
+            _ if fresh => stamped.map(|document| &**document),
+            _ => None,
+        };
+        Self { zones: step.zones.clone(), fresh, inserted }
     }
 
     fn end(&self, last: &Step<'a>, write: Write<'a>) -> Step<'a> {
@@ -277,7 +291,8 @@ mod tests {
             step(3, &two, Write::Insert(&two)),
         ];
         let key = steps[0].key.clone();
-        let reads = Reads { documents: [(key.clone(), Some(one.clone()))].into(), whole: [key].into() };
+        let reads =
+            Reads { documents: [(key.clone(), Some(one.clone()))].into(), whole: [key].into(), ..Reads::default() };
         let (filled, foreign) = fill_in(&steps, &reads, "_pk", replace);
         assert_eq!(describe(&filled), [(1, "delete"), (2, "replace"), (3, "insert")]);
         assert_eq!(filled[1].zones, Zones::Any(vec!["DFW", "HOU"]));
@@ -289,7 +304,8 @@ mod tests {
         let theirs = rawdoc! { "_id": 1, "_pk": "HOU" };
         let steps = [step(0, &theirs, Write::Read(Read::Whole))];
         let key = steps[0].key.clone();
-        let reads = Reads { documents: [(key.clone(), Some(theirs.clone()))].into(), whole: [key].into() };
+        let reads =
+            Reads { documents: [(key.clone(), Some(theirs.clone()))].into(), whole: [key].into(), ..Reads::default() };
         let leaves = |document: Option<&'_ RawDocument>| match document {
             Some(_) => Meaning::Write(Write::Replace { document: &theirs, upsert: false }),
             None => Meaning::Foreign,
@@ -306,9 +322,13 @@ mod tests {
             step(1, &one, Write::Read(Read::Whole)),
         ];
         let key = steps[0].key.clone();
-        let reads = Reads { documents: [(key.clone(), Some(one.clone()))].into(), whole: [key.clone()].into() };
+        let reads = Reads {
+            documents: [(key.clone(), Some(one.clone()))].into(),
+            whole: [key.clone()].into(),
+            ..Reads::default()
+        };
         assert_eq!(describe(&fill_in(&steps, &reads, "_pk", replace).0), [(1, "insert")]);
-        let gone = Reads { documents: [(key.clone(), None)].into(), whole: [key].into() };
+        let gone = Reads { documents: [(key.clone(), None)].into(), whole: [key].into(), ..Reads::default() };
         assert_eq!(describe(&fill_in(&steps, &gone, "_pk", replace).0), [(1, "delete")]);
     }
 
@@ -339,8 +359,22 @@ mod tests {
         let one = rawdoc! { "_id": 1, "_pk": "HOU" };
         let steps = [step(0, &one, Write::Update(Delta::default()))];
         let key = steps[0].key.clone();
-        let reads = Reads { documents: [(key.clone(), Some(one.clone()))].into(), whole: [key].into() };
+        let reads =
+            Reads { documents: [(key.clone(), Some(one.clone()))].into(), whole: [key].into(), ..Reads::default() };
         let (filled, foreign) = fill_in(&steps, &reads, "_pk", |_| Meaning::Foreign);
         assert_eq!((filled.len(), foreign), (0, 1));
+    }
+
+    #[test]
+    fn a_document_inserted_and_given_away_at_one_time_appears_and_leaves() {
+        let (own, given) = (rawdoc! { "_id": 1, "_pk": "DFW" }, rawdoc! { "_id": 1, "_pk": "HOU" });
+        let steps = [step(0, &own, Write::Insert(&own)), step(1, &own, Write::Read(Read::Whole))];
+        let key = steps[0].key.clone();
+        let reads =
+            Reads { documents: [(key.clone(), Some(given.clone()))].into(), whole: [key].into(), ..Reads::default() };
+        let leaves = |_: Option<&'_ RawDocument>| Meaning::Write(Write::Replace { document: &given, upsert: false });
+        let (filled, _) = fill_in(&steps, &reads, "_pk", leaves);
+        assert_eq!(describe(&filled), [(1, "insert"), (1, "replace")]);
+        assert_eq!(filled[1].zones, Zones::One("DFW"));
     }
 }

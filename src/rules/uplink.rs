@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 
+use bson::Timestamp;
 use bson::raw::{RawBsonRef, RawDocument};
 
 use super::ahead::Standing;
@@ -12,7 +13,7 @@ use super::delta::{FieldChange, Update, field_change};
 use super::key::Key;
 use super::names::Zone;
 use super::reply::{EventRef, Kind, Malformed};
-use super::step::{Meaning, Read, Rules, Write};
+use super::step::{Meaning, Read, Rules, Step, Write};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Uplink {
@@ -64,7 +65,55 @@ impl Departures {
     }
 }
 
+/// The places at which a batch must end: before an event that gives a document to another owner, or creates it again,
+/// while an earlier step of the document still has to be read. The read then shows the document as the step left it.
+#[derive(Debug, Default)]
+pub(crate) struct Cuts {
+    /// Documents with a step since the last cut that has to be read.
+    to_read: HashSet<Key>,
+    cuts: Vec<Cut>,
+}
+
+/// The end of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cut {
+    /// The number of the event before which the batch ends.
+    pub(crate) event: usize,
+    /// The cluster time of the event before: the batch's documents are read as of this time.
+    pub(crate) after: Timestamp,
+}
+
+impl Cuts {
+    /// Cuts before this event if necessary. `after` is the cluster time of the event before.
+    pub(crate) fn before(&mut self, rules: &Uplink, number: usize, event: EventRef<'_>, key: &Key, after: Timestamp) {
+        if self.to_read.contains(key) && rules.changes_owner(event) {
+            self.cuts.push(Cut { event: number, after });
+            self.to_read.clear();
+        }
+    }
+
+    pub(crate) fn add(&mut self, step: &Step<'_>) {
+        if matches!(step.write, Write::Read(_)) {
+            self.to_read.insert(step.key.clone());
+        }
+    }
+
+    /// The document is deleted: earlier steps need not be read any more. True if there are any.
+    pub(crate) fn delete(&mut self, key: &Key) -> bool {
+        self.to_read.remove(key)
+    }
+
+    pub(crate) fn into_cuts(self) -> Vec<Cut> {
+        self.cuts
+    }
+}
+
 impl Uplink {
+    /// True if the event creates the document, or gives it to another owner.
+    fn changes_owner(&self, event: EventRef<'_>) -> bool {
+        event.kind() == Kind::Insert || matches!(self.owner_after(event), Some(Owner::Other | Owner::Unstamped))
+    }
+
     /// Decides about an event. `standing` compares the hub's document with the event. Fails if the event lacks a
     /// mandatory part.
     pub(crate) fn decide<'a>(&self, event: EventRef<'a>, standing: Standing) -> Result<Decision<'a>, Malformed> {
@@ -281,5 +330,49 @@ mod tests {
         assert_eq!(held_back(&[put("insert", doc! { "_id": 1, "_pk": "HOU" }), delete()]), [false, false]);
         assert_eq!(held_back(&[update(doc! { "a": 1 }, &[]), delete()]), [false, false]);
         assert_eq!(held_back(&[put("replace", doc! { "_id": 1, "_pk": "DFW" }), delete()]), [false, false]);
+    }
+
+    /// The numbers of the events before which a batch ends.
+    fn cuts(events: &[Document]) -> Vec<usize> {
+        let whole = |event: &Document| {
+            let mut whole = doc! { "documentKey": { "_id": 1 } };
+            whole.extend(event.clone());
+            whole
+        };
+        let reply = reply(&events.iter().map(whole).collect::<Vec<_>>());
+        let (rules, mut cuts) = (uplink(), Cuts::default());
+        for (number, event) in reply.events().enumerate() {
+            let key = event.key().expect("valid");
+            cuts.before(&rules, number, event, &key, event.cluster_time());
+            if let Decision::Write(write) = rules.decide(event, Standing::Behind).expect("valid") {
+                let (id, zones) = (event.id().expect("valid"), crate::rules::step::Zones::One("DFW"));
+                cuts.add(&Step { event: number, key, id, zones, write, hub_edit: None });
+            }
+        }
+        cuts.into_cuts().into_iter().map(|cut| cut.event).collect()
+    }
+
+    #[test]
+    fn a_batch_ends_before_a_change_of_ownership_that_a_read_would_hide() {
+        let nested = || update(doc! { "n.a": 1 }, &[]);
+        let give = || update(doc! { "_pk": "HOU" }, &[]);
+        let own = || put("insert", doc! { "_id": 1, "_pk": "DFW" });
+        assert_eq!(cuts(&[own(), nested(), give()]), [2]);
+        assert_eq!(cuts(&[put("insert", doc! { "_id": 1 }), give()]), [1], "a stamp is a read");
+        assert_eq!(cuts(&[nested(), update(doc! {}, &["_pk"])]), [1]);
+        assert_eq!(cuts(&[nested(), put("replace", doc! { "_id": 1, "_pk": "HOU" })]), [1]);
+        let delete = || doc! { "operationType": "delete" };
+        assert_eq!(cuts(&[nested(), delete(), put("insert", doc! { "_id": 1, "_pk": "HOU" })]), [2]);
+        assert_eq!(cuts(&[nested(), give(), nested(), give()]), [1, 3]);
+    }
+
+    #[test]
+    fn a_batch_goes_on_where_a_read_hides_nothing() {
+        let nested = || update(doc! { "n.a": 1 }, &[]);
+        let own = || put("insert", doc! { "_id": 1, "_pk": "DFW" });
+        let own_again = put("replace", doc! { "_id": 1, "_pk": "DFW" });
+        assert!(cuts(&[own(), nested(), nested(), own_again]).is_empty());
+        assert!(cuts(&[own(), update(doc! { "_pk": "HOU" }, &[])]).is_empty(), "no read");
+        assert!(cuts(&[nested(), doc! { "operationType": "delete" }]).is_empty());
     }
 }

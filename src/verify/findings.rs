@@ -147,8 +147,8 @@ struct Known {
 
 impl Known {
     async fn load(part: &Part<'_>) -> Result<Self, Error> {
-        let mut parked = dead_letters::parked(part.spoke, &part.downlink()).await?;
-        parked.extend(dead_letters::parked(part.hub, &part.uplink()).await?);
+        let mut parked: HashSet<Key> = dead_letters::kept(part.spoke, &part.downlink()).await?.into_keys().collect();
+        parked.extend(dead_letters::kept(part.hub, &part.uplink()).await?.into_keys());
         Ok(Self { parked, foreign: foreign::registered(part.spoke).await? })
     }
 }

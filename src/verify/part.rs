@@ -1,17 +1,21 @@
 //! Verification of a zone of a collection at a spoke: walk both sides, examine suspects, report what persists.
 
+use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
 
 use bson::raw::RawDocument;
 
 use super::Run;
+use super::examine::Ids;
 use super::report::{PartReport, Untold};
 use super::suspects::SUSPECTS;
+use super::wait;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::checkpoints;
 use crate::mongo::metadata::verifications::{self, PartName};
+use crate::mongo::metadata::{checkpoints, dead_letters, unsettled};
 use crate::mongo::scan::Which;
 use crate::mongo::server::Server;
+use crate::rules::key::Key;
 use crate::rules::names::{LinkName, Zone};
 
 /// A zone of a collection at a spoke, or the spoke's documents in zones not held by the spoke.
@@ -108,5 +112,49 @@ impl Part<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// True if the hub's collection is the one that the downlink knows. In another collection, a missing document was
+    /// never deleted.
+    pub(super) async fn is_the_same_collection(&self) -> Result<bool, Error> {
+        let name = self.namespace_name();
+        let checkpoint = checkpoints::peek(self.spoke, &self.downlink()).await?;
+        let known = checkpoint.and_then(|checkpoint| {
+            checkpoint.collections.into_iter().find(|known| known.namespace == name).map(|known| known.uuid)
+        });
+        let present = self.hub.collections().await?;
+        let present = present.and_then(|present| present.get(usize::from(self.namespace)).copied().flatten());
+        // Without the privilege to list collections nothing is known of either.
+        Ok(known.is_none() || known == present)
+    }
+
+    /// Those of these documents that an application has changed at the spoke behind the uplink's place.
+    pub(super) async fn changed_at_spoke(&self, ids: &Ids) -> Result<HashSet<Key>, Error> {
+        let checkpoint = checkpoints::peek(self.hub, &self.uplink()).await?;
+        let Some(position) = checkpoint.and_then(|checkpoint| checkpoint.position) else {
+            return Ok(ids.keys().cloned().collect());
+        };
+        wait::changed_at_spoke(self, ids, &position).await
+    }
+
+    /// Leaves documents to the decision that the spoke's downlink takes once it runs.
+    pub(super) async fn leave_to_run(&self, ids: &Ids, changed: &HashSet<Key>) -> Result<(), Error> {
+        let namespace = self.spoke.namespace(self.namespace);
+        let documents: Vec<_> = ids
+            .iter()
+            .filter(|(key, _)| changed.contains(*key))
+            .map(|(_, id)| (namespace, id.as_raw_bson_ref()))
+            .collect();
+        if documents.is_empty() {
+            return Ok(());
+        }
+        unsettled::run(self.spoke, &unsettled::note(&self.downlink(), &documents)).await
+    }
+
+    /// The documents of both links whose dead letter was dropped.
+    pub(super) async fn dropped_letters(&self) -> Result<HashSet<Key>, Error> {
+        let mut dropped = dead_letters::dropped(self.spoke, &self.downlink()).await?;
+        dropped.extend(dead_letters::dropped(self.hub, &self.uplink()).await?);
+        Ok(dropped.into_iter().map(|(key, _)| key).collect())
     }
 }

@@ -5,7 +5,7 @@
 //! write happens in a transaction during which the link stands still, and only if the document is unchanged since the
 //! read. A repair therefore never undoes a newer change.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bson::Document;
 use bson::doc;
@@ -18,7 +18,7 @@ use super::part::Part;
 use super::report::{Finding, Kind};
 use super::wait::{self, Waited};
 use crate::mongo::error::Error;
-use crate::mongo::metadata::foreign;
+use crate::mongo::metadata::{foreign, set_aside};
 use crate::mongo::read::{self, Wanted, When};
 use crate::mongo::repair::{Held, Repairer, zone_value};
 use crate::mongo::server::Server;
@@ -51,8 +51,18 @@ enum Way {
     None(&'static str),
 }
 
-fn way(part: &Part<'_>, finding: &Finding, seen: &Seen, purge_foreign: bool) -> Way {
+/// The rules of one repair.
+struct Permission {
+    purge_foreign: bool,
+    /// The hub's collection is the one that the downlink copied: a document missing there was deleted or moved.
+    may_remove: bool,
+    /// Documents whose dead letter an operator has dropped: neither side's version may be overwritten or removed.
+    dropped: HashSet<Key>,
+}
+
+fn way(part: &Part<'_>, (key, finding, seen): (&Key, &Finding, &Seen), permission: &Permission) -> Way {
     let hub_has = seen.hub.as_deref().is_some_and(|document| part.holds(document));
+    let Permission { purge_foreign, may_remove, ref dropped } = *permission;
     match finding.kind {
         Kind::Parked => Way::None("the destination refuses the document: see `spokesync dead-letters`"),
         Kind::Foreign if !purge_foreign => {
@@ -60,6 +70,10 @@ fn way(part: &Part<'_>, finding: &Finding, seen: &Seen, purge_foreign: bool) -> 
         }
         Kind::Unstamped if !hub_has => Way::Stamp,
         Kind::Extra if part.is_own(seen.spoke.as_deref()) && seen.hub.is_none() => Way::Up,
+        _ if dropped.contains(key) => Way::None("its dead letter was dropped: both sides keep what they have"),
+        _ if !hub_has && !may_remove => {
+            Way::None("the hub's collection was dropped or renamed: `spokesync run` copies it again")
+        }
         Kind::Missing | Kind::Different | Kind::Extra | Kind::Foreign | Kind::Unstamped => Way::Down,
     }
 }
@@ -67,10 +81,15 @@ fn way(part: &Part<'_>, finding: &Finding, seen: &Seen, purge_foreign: bool) -> 
 /// Repairs documents where possible, and records the outcome in the findings.
 pub(super) async fn repair(part: &Part<'_>, found: &mut [Found], run: &Run<'_>) -> Result<(), Error> {
     // One method at a time, because all documents of a transaction go to the same server.
-    let (purge_foreign, stop) = (run.scope.purge_foreign, run.stop);
+    let stop = run.stop;
+    let permission = Permission {
+        purge_foreign: run.scope.purge_foreign,
+        may_remove: part.is_the_same_collection().await?,
+        dropped: part.dropped_letters().await?,
+    };
     let mut done: HashMap<Key, String> = HashMap::new();
     for wanted in [Way::Down, Way::Up, Way::Stamp] {
-        let ids = found.iter().filter(|(_, finding, seen)| way(part, finding, seen, purge_foreign) == wanted);
+        let ids = found.iter().filter(|(key, finding, seen)| way(part, (key, finding, seen), &permission) == wanted);
         let ids: Vec<(Key, RawBson)> = ids.map(|(key, _, seen)| (key.clone(), seen.id.clone())).collect();
         for ids in ids.chunks(DOCUMENTS_PER_TRANSACTION) {
             let ids: Ids = ids.iter().cloned().collect();
@@ -96,7 +115,7 @@ pub(super) async fn repair(part: &Part<'_>, found: &mut [Found], run: &Run<'_>) 
     let is_told = left.under_way == 0 && left.unsettled == 0 && !stop.is_cancelled();
     // Every finding receives an outcome, including documents that kept changing or have no method of repair.
     for (key, finding, seen) in found.iter_mut() {
-        finding.repair = match (done.remove(key), way(part, finding, seen, purge_foreign)) {
+        finding.repair = match (done.remove(key), way(part, (key, finding, seen), &permission)) {
             (Some(what), _) => {
                 finding.repaired = is_told && !left.differing.contains_key(key);
                 Some(what)
@@ -192,9 +211,23 @@ impl<'p> Mender<'p> {
         // The owner's changes up to the read must be at the hub, and for a repair at the spoke the hub's resulting
         // version must have come down.
         let moment = Moment::now(self.part).await?;
-        if wait::pass(self.part, moment, stop).await? == Waited::Passed && way == Way::Down {
-            let moment = Moment { hub: self.part.hub.now().await?, ..moment };
-            wait::pass(self.part, moment, stop).await?;
+        let (mut wanted, mut left) = (wanted, HashMap::new());
+        match wait::pass(self.part, moment, stop).await? {
+            Waited::Passed if way == Way::Down => {
+                let moment = Moment { hub: self.part.hub.now().await?, ..moment };
+                wait::pass(self.part, moment, stop).await?;
+            }
+            Waited::Passed => {}
+            Waited::Stopped => return Ok(Outcome::Done(HashMap::new())),
+            // No process carries the links. A document that an application has changed since is left to the decision
+            // that `spokesync run` takes once the change is carried.
+            Waited::StandsStill => {
+                let changed = self.part.changed_at_spoke(ids).await?;
+                self.part.leave_to_run(ids, &changed).await?;
+                wanted.retain(|key, _| !changed.contains(key));
+                let reason = "an application has changed the document: `spokesync run` settles it";
+                left.extend(changed.into_iter().map(|key| (key, reason.to_owned())));
+            }
         }
         let mut delays = delays();
         loop {
@@ -208,7 +241,11 @@ impl<'p> Mender<'p> {
                     self.repairer.give_up().await;
                     return Ok(Outcome::Refused(reason));
                 }
-                result => return result,
+                Ok(Outcome::Done(mut done)) => {
+                    done.extend(left);
+                    return Ok(Outcome::Done(done));
+                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -238,7 +275,7 @@ impl<'p> Mender<'p> {
         let place = place.ok_or_else(|| server.unsuitable("a checkpoint has no position"))?;
         let source = read::documents_at(source, &unchanged, place).await?;
         // Each write is restricted to the zone in which the destination holds the document.
-        let mut steps = Vec::new();
+        let (mut steps, mut aside) = (Vec::new(), Vec::new());
         let mut done = HashMap::new();
         for (key, id) in &unchanged {
             let right = source.documents.get(key).and_then(Option::as_ref);
@@ -267,6 +304,13 @@ impl<'p> Mender<'p> {
                     continue;
                 }
             };
+            // Whatever a repair removes or replaces at the spoke is kept there.
+            if way == Way::Down
+                && let Some(there) = there
+            {
+                let namespace = part.spoke.namespace(part.namespace);
+                aside.extend(set_aside::keep_one(namespace, there, "removed or replaced by a repair"));
+            }
             steps.push(Step { event: steps.len(), key: key.clone(), id: *id, zones, write, hub_edit: None });
             done.insert(key.clone(), what.to_owned());
         }
@@ -279,6 +323,9 @@ impl<'p> Mender<'p> {
             let namespace = part.spoke.namespace(part.namespace);
             let documents: Vec<_> = steps.iter().map(|step| (namespace, step.id)).collect();
             held.run_own(&foreign::forget(&documents)).await?;
+            for statement in &aside {
+                held.run_own(statement).await?;
+            }
         }
         held.commit().await?;
         Ok(Outcome::Done(done))

@@ -80,6 +80,12 @@ pub(super) async fn under_way(part: &Part<'_>, ids: &Ids, look: &Look) -> Result
     Ok(found)
 }
 
+/// Finds the documents that applications have changed at the spoke after a position of the uplink.
+pub(super) async fn changed_at_spoke(part: &Part<'_>, ids: &Ids, up: &Position) -> Result<HashSet<Key>, Error> {
+    let ours = Tags::load(part.spoke).await?.ours();
+    changed(part.spoke, up, Selection { without: ours, ..Selection::default() }, ids).await
+}
+
 async fn changed(source: &Server, from: &Position, selection: Selection, ids: &Ids) -> Result<HashSet<Key>, Error> {
     let until = source.tick().await?;
     let mut tail = Tail::open(source, Some(from), selection).await?;

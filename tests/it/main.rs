@@ -20,6 +20,7 @@ mod process;
 mod quiet;
 mod refusals;
 mod rows;
+mod settling;
 mod soak;
 mod support;
 mod tokens;

@@ -63,6 +63,15 @@ impl Attempt {
         self.to = None;
     }
 
+    /// Forgets all reads, because the steps that follow are later. Returns the documents that could only be read as of
+    /// a later time than `until`, with that time: they contain the steps up to then.
+    pub(super) fn forget_reads(&mut self, until: Timestamp) -> HashMap<Key, Timestamp> {
+        self.reads = Reads::default();
+        let mut read_at = std::mem::take(&mut self.read_at);
+        read_at.retain(|_, at| *at > until);
+        read_at
+    }
+
     /// Makes the next attempt bring the document whole, because the destination refused the shape of the change.
     pub(super) fn read_whole(&mut self, key: Key) {
         self.refused.insert(key);
@@ -107,6 +116,18 @@ impl Attempt {
             // A document equal to the document of the last event is no newer than the event.
             if self.reads.whole.contains(key) && !as_expected {
                 self.read_at.insert(key.clone(), snapshot.at);
+            }
+        }
+        // A stamp that came too late: the document has another owner by now. It goes to the hub as it was inserted, and
+        // leaves.
+        for step in steps {
+            let Write::Read(Read::Stamp { fresh: true, document: Some(inserted) }) = step.write else { continue };
+            let Some(Some(read)) = snapshot.documents.get(&step.key) else { continue };
+            let is_own = |zone: &&str| read.get_str(partition_key).is_ok_and(|key| key == *zone);
+            if let Some(zone) = step.zones.names().next().filter(|zone| !is_own(zone)) {
+                let mut stamped = inserted.to_owned();
+                stamped.append(partition_key, zone);
+                self.reads.inserted.insert(step.key.clone(), stamped);
             }
         }
         self.reads.documents.extend(snapshot.documents);
@@ -221,5 +242,18 @@ mod tests {
         let bytes = document.as_bytes().len();
         attempt.has_read(snapshot(vec![(1, Some(document)), (2, None)]), &[], cstr!("_pk"));
         assert_eq!(attempt.bytes_of_a_read(), Some(bytes));
+    }
+
+    #[test]
+    fn behind_a_cut_only_a_document_read_too_late_is_remembered() {
+        let mut attempt = attempt();
+        let steps = [step(1, Write::Read(Read::Whole)), step(2, Write::Read(Read::Whole))];
+        attempt.wanted(&steps);
+        let (exact, late) = (snapshot(vec![(1, None)]), snapshot(vec![(2, None)]));
+        attempt.has_read(Snapshot { at: Timestamp { time: 5, increment: 1 }, ..exact }, &steps, cstr!("_pk"));
+        attempt.has_read(late, &steps, cstr!("_pk"));
+        let newer = attempt.forget_reads(Timestamp { time: 5, increment: 1 });
+        assert_eq!(newer, HashMap::from([(key(2), Timestamp { time: 9, increment: 1 })]));
+        assert_eq!(attempt.wanted(&steps).0.len(), 2, "both are read again for later steps");
     }
 }

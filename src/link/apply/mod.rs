@@ -9,6 +9,7 @@ mod transaction;
 pub(super) mod work;
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use bson::raw::{RawBson, RawDocumentBuf};
 
@@ -17,15 +18,20 @@ use self::mark::Mark;
 use self::transaction::{Batch, Committed};
 use self::work::{Commit, Nowhere, Work};
 use super::lifecycle::Link;
+use super::pair::Evidence;
 use super::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::dead_letters::{self, DeadLetter, Kept};
 use crate::mongo::metadata::hub_edits::Edit;
+use crate::mongo::metadata::unsettled;
 use crate::mongo::transaction::delays;
 use crate::rules::held_back::HeldBack;
 use crate::rules::key::Key;
 use crate::rules::ladder::{Next, Refusal};
+use crate::rules::names::Direction;
 use crate::rules::size;
+use crate::rules::step::Step;
+use crate::rules::uplink::Cut;
 
 impl<S: Source> Link<'_, S> {
     /// Saves the link's mark, without any change. `None`: saves the present checkpoint.
@@ -38,14 +44,19 @@ impl<S: Source> Link<'_, S> {
     pub(super) async fn apply(&mut self, mut work: Work<'_>) -> Result<Vec<Key>, Error> {
         let mut attempt = Attempt::new(std::mem::take(&mut work.read_at));
         let mut held_back = HeldBack::default();
-        // Changes of documents with a dead letter are held back from the first batch on.
-        held_back.take(&mut work.steps, 0, |key| self.parked.contains_key(key));
+        held_back.take(&mut work.steps, 0, |key| !work.decides && self.is_held_back(key));
         let mut skipped = Vec::new();
         loop {
             // The next batch: as many of the present steps as a transaction should hold. The last batch carries the
             // work's end. An earlier batch ends just before the event of the next step.
             let bytes = self.destination.server().line().batch().bytes;
-            let range = size::one_batch(&work.steps, attempt.range(work.steps.len()), bytes, self.read_bytes);
+            let mut range = attempt.range(work.steps.len());
+            let cut = cut_after(&work, range.start);
+            if let Some(cut) = cut {
+                let end = work.steps.partition_point(|step| step.event < cut.event);
+                range.end = range.end.min(end);
+            }
+            let range = size::one_batch(&work.steps, range, bytes, self.read_bytes);
             let is_last = range.end == work.steps.len();
             let (mark, ours) = if is_last {
                 let later = self.count_later(&held_back);
@@ -54,7 +65,8 @@ impl<S: Source> Link<'_, S> {
                 (work.origin.before(work.steps[range.end].event), Vec::new())
             };
             let steps = &work.steps[range.clone()];
-            let batch = Batch { steps, last: work.last, mark, ours, expected: work.expected.as_ref() };
+            let last = cut.map_or(work.last, |cut| cut.after);
+            let batch = Batch { steps, last, mark, ours, expected: work.expected.as_ref() };
             let committed = self.commit(&batch, &mut attempt).await;
             self.read_bytes = attempt.bytes_of_a_read().unwrap_or(self.read_bytes);
             match committed {
@@ -65,9 +77,26 @@ impl<S: Source> Link<'_, S> {
                     let (changes, foreign) = if is_last { (work.changes, work.foreign) } else { (0, 0) };
                     self.has_committed(committed, batch.mark, changes, foreign);
                     if is_last {
+                        for (key, _, changes) in held_back.counts() {
+                            if let Some(letter) = self.parked.get_mut(key) {
+                                letter.later_changes += changes;
+                            }
+                        }
                         return Ok(skipped);
                     }
                     attempt.continue_from(range.end);
+                    if let Some(cut) = cut.filter(|cut| work.steps[range.end].event >= cut.event) {
+                        // A document read too late contains some of the steps that follow.
+                        let newer = attempt.forget_reads(cut.after);
+                        let origin = work.origin;
+                        let is_contained = |step: &mut Step<'_>| {
+                            let (_, at) = origin.event(step.event);
+                            newer.get(&step.key).is_some_and(|read| at.is_some_and(|at| at <= *read))
+                        };
+                        if !newer.is_empty() {
+                            work.steps.extract_if(range.end.., is_contained).for_each(drop);
+                        }
+                    }
                 }
                 Err(Error::Refused { refusal, .. }) => {
                     // A refusal has aborted the batch: the ladder chooses the next attempt.
@@ -84,9 +113,13 @@ impl<S: Source> Link<'_, S> {
                                 attempt.stop_before(index);
                                 continue;
                             }
-                            self.park(&work, index, &refusal).await?;
+                            if self.is_crossing(&work, index, &refusal) {
+                                self.unsettle(&work, index).await?;
+                            } else {
+                                self.park(&work, index, &refusal).await?;
+                            }
                             work.steps.remove(index);
-                            held_back.take(&mut work.steps, index, |key| self.parked.contains_key(key));
+                            held_back.take(&mut work.steps, index, |key| !work.decides && self.is_held_back(key));
                             attempt.continue_from(index);
                         }
                     }
@@ -96,11 +129,59 @@ impl<S: Source> Link<'_, S> {
         }
     }
 
-    /// The statement that counts the changes held back by dead letters, if any.
+    /// True if changes of the document wait: for a dead letter of this link or of the opposite one, or, on their way to
+    /// the spoke, for the decision about the document, which will contain them.
+    fn is_held_back(&self, key: &Key) -> bool {
+        let pair = &self.spoke.pair;
+        let is_never_accepted = || pair.evidence(Direction::Uplink, key).is_some_and(|letter| letter.is_fresh);
+        // A letter about a document that the hub never had says nothing of the hub's document of the same `_id`.
+        let waits_for_opposite = || {
+            let letter = pair.evidence(S::DIRECTION.opposite(), key).filter(|letter| !letter.is_dropped);
+            letter.is_some_and(|letter| S::DIRECTION == Direction::Uplink || !letter.is_fresh)
+        };
+        self.parked.contains_key(key)
+            || waits_for_opposite()
+            || (S::DIRECTION == Direction::Downlink && pair.unsettled.contains(key) && !is_never_accepted())
+    }
+
+    /// True if the refusal comes from a document in another zone than the step expects, which both links may still be
+    /// about to change. The insert of a spoke's own document is no crossing: the hub never had the document.
+    fn is_crossing(&self, work: &Work<'_>, index: usize, refusal: &Refusal) -> bool {
+        let is_fresh = || {
+            let (event, _) = work.origin.event(work.steps[index].event);
+            event.get_str("operationType").is_ok_and(dead_letters::is_fresh)
+        };
+        let may_cross = !work.decides || work.origin.is_retry();
+        let never_accepted = self.spoke.pair.evidence(Direction::Uplink, &work.steps[index].key);
+        if S::DIRECTION == Direction::Downlink && never_accepted.is_some_and(|letter| letter.is_fresh) {
+            return false;
+        }
+        refusal.is_id_taken && may_cross && (S::DIRECTION == Direction::Downlink || !is_fresh())
+    }
+
+    /// Leaves the step out, and notes its document for a decision. The link's mark stays before the step; the rest of
+    /// the work moves the mark past it.
+    async fn unsettle(&mut self, work: &Work<'_>, index: usize) -> Result<(), Error> {
+        let step = &work.steps[index];
+        let namespace = &self.destination.server().namespaces()[usize::from(step.key.namespace())];
+        tracing::info!(link = %self.destination.link(), ns = %namespace, id = ?step.id, "document not as expected, to be settled");
+        let statement = unsettled::note(self.destination.link(), &[(namespace, step.id)]);
+        let mark = work.origin.before(step.event);
+        let batch = Batch { steps: &[], last: work.last, mark, ours: vec![statement], expected: None };
+        let mut committed = self.commit(&batch, &mut Attempt::new(HashMap::new())).await?;
+        committed.written.unsettled.push((step.key.clone(), RawBson::from(step.id)));
+        self.has_committed(committed, batch.mark, 0, 0);
+        Ok(())
+    }
+
+    /// The statement that counts the changes held back by dead letters, if there are any.
     fn count_later(&self, held_back: &HeldBack<'_>) -> Option<RawDocumentBuf> {
         let counts = held_back.counts();
         let namespaces = self.destination.server().namespaces();
-        let named = counts.into_iter().map(|(key, id, n)| (&namespaces[usize::from(key.namespace())], id, n));
+        let named = counts
+            .into_iter()
+            .filter(|(key, ..)| self.parked.contains_key(*key))
+            .map(|(key, id, n)| (&namespaces[usize::from(key.namespace())], id, n));
         let later: Vec<_> = named.collect();
         (!later.is_empty()).then(|| dead_letters::count_later(self.destination.link(), &later))
     }
@@ -127,6 +208,12 @@ impl<S: Source> Link<'_, S> {
         for (key, zones, at) in written.read_at {
             self.ahead.has_read(key, zones.iter().map(String::as_str), at);
         }
+        for (key, id) in written.unsettled {
+            self.spoke.pair.unsettled.add(key, id);
+        }
+        for key in &written.accepted {
+            self.spoke.pair.evidence_of(S::DIRECTION).remove(key);
+        }
         let position = mark.and_then(|mark| mark.advance(&mut self.ahead));
         let foreign = written.foreign + foreign;
         let hub_edits = written.edits.into_iter().map(|Edit { key, fields, .. }| (key, fields)).collect();
@@ -144,19 +231,27 @@ impl<S: Source> Link<'_, S> {
 
     /// Saves the step as a dead letter. The link's mark stays before the step; the rest of the work moves the mark on.
     async fn park(&mut self, work: &Work<'_>, index: usize, refusal: &Refusal) -> Result<(), Error> {
+        self.retries.add(work.steps[index].key.clone(), Instant::now());
         let step = &work.steps[index];
         let (event, cluster_time) = work.origin.event(step.event);
         let server = self.destination.server();
         let namespace = &server.namespaces()[usize::from(step.key.namespace())];
         let Refusal { code, message, .. } = refusal;
-        let letter = DeadLetter { namespace, id: step.id, code: *code, message, event: &event, cluster_time };
-        let statement = dead_letters::park(self.destination.link(), &letter);
+        let kept_event = (!work.origin.is_retry()).then_some(&event);
+        let letter = DeadLetter { namespace, id: step.id, code: *code, message, event: kept_event, cluster_time };
+        let mut ours = vec![dead_letters::park(self.destination.link(), &letter)];
+        // The `_id` belongs to another zone's document: the spoke's downlink decides whether the spoke should hold that
+        // one.
+        let is_collision = S::DIRECTION == Direction::Uplink && refusal.is_id_taken;
+        if is_collision {
+            ours.push(unsettled::note(self.destination.link(), &[(namespace, step.id)]));
+        }
         tracing::error!(
             link = %self.destination.link(), ns = %namespace, id = ?step.id, error = message,
             "change refused, kept as a dead letter"
         );
         let mark = work.origin.before(step.event);
-        let batch = Batch { steps: &[], last: work.last, mark, ours: vec![statement], expected: None };
+        let batch = Batch { steps: &[], last: work.last, mark, ours, expected: None };
         let committed = match self.commit(&batch, &mut Attempt::new(HashMap::new())).await {
             Err(Error::Refused { .. }) => {
                 let server = self.destination.server();
@@ -171,15 +266,71 @@ impl<S: Source> Link<'_, S> {
             message: message.clone(),
             parked_at: bson::DateTime::now(),
             later_changes: 0,
+            is_fresh: event.get_str("operationType").is_ok_and(dead_letters::is_fresh),
         };
+        self.spoke.pair.evidence_of(S::DIRECTION).insert(step.key.clone(), (&kept).into());
+        if is_collision {
+            self.spoke.pair.unsettled.add(step.key.clone(), kept.id.clone());
+        }
         self.parked.insert(step.key.clone(), kept);
         self.has_committed(committed, batch.mark, 0, 0);
         Ok(())
     }
 
-    pub(super) async fn remove_letter(&mut self, letter: &Kept) -> Result<(), Error> {
+    /// Takes the dead letter of a document away.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub(super) async fn remove_letter(&mut self, key: &Key, letter: &Kept) -> Result<(), Error> {
+        let (link, id) = (self.destination.link(), letter.id.as_raw_bson_ref());
         let namespace = &self.destination.server().namespaces()[usize::from(letter.namespace)];
-        let ours = vec![dead_letters::remove(self.destination.link(), namespace, letter.id.as_raw_bson_ref())];
-        self.apply(Work { ours, ..Work::empty(&Nowhere) }).await.map(drop)
+        // Changes that waited at the opposite link are looked at now.
+        let ours = vec![dead_letters::remove(link, namespace, id), unsettled::note(link, &[(namespace, id)])];
+        self.apply(Work { ours, ..Work::empty(&Nowhere) }).await?;
+        self.spoke.pair.evidence_of(S::DIRECTION).remove(key);
+        self.spoke.pair.unsettled.add(key.clone(), letter.id.clone());
+        Ok(())
     }
+
+    /// Marks the dead letter of a document as dropped: changes of the document flow again, and the mark protects what
+    /// either side has.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub(super) async fn drop_letter(&mut self, key: &Key, letter: &Kept) -> Result<(), Error> {
+        let (link, id) = (self.destination.link(), letter.id.as_raw_bson_ref());
+        let namespace = &self.destination.server().namespaces()[usize::from(letter.namespace)];
+        let ours = dead_letters::drop_letter(link, namespace, id, letter.is_fresh).into();
+        self.apply(Work { ours, ..Work::empty(&Nowhere) }).await?;
+        let evidence = Evidence { is_dropped: true, ..letter.into() };
+        self.spoke.pair.evidence_of(S::DIRECTION).insert(key.clone(), evidence);
+        Ok(())
+    }
+
+    /// Saves a dead letter that no refusal made, with its event.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub(super) async fn save_letter(&mut self, key: Key, kept: Kept, event: &RawDocumentBuf) -> Result<(), Error> {
+        let namespace = self.destination.server().namespaces()[usize::from(kept.namespace)].clone();
+        let (id, message) = (kept.id.as_raw_bson_ref(), kept.message.as_str());
+        let letter =
+            DeadLetter { namespace: &namespace, id, code: kept.code, message, event: Some(event), cluster_time: None };
+        tracing::error!(
+            link = %self.destination.link(), %namespace, id = ?kept.id, error = message,
+            "change refused, kept as a dead letter"
+        );
+        let ours = vec![dead_letters::park(self.destination.link(), &letter)];
+        self.apply(Work { ours, ..Work::empty(&Nowhere) }).await?;
+        self.retries.add(key.clone(), Instant::now());
+        self.spoke.pair.evidence_of(S::DIRECTION).insert(key.clone(), (&kept).into());
+        self.parked.insert(key, kept);
+        Ok(())
+    }
+}
+
+/// The first cut of the work after the step with this index.
+fn cut_after(work: &Work<'_>, index: usize) -> Option<Cut> {
+    let start = work.steps.get(index)?.event;
+    work.cuts.iter().find(|cut| cut.event > start).copied()
 }

@@ -11,15 +11,18 @@ use super::attempt::{Attempt, Brought};
 use super::mark::Mark;
 use super::work::Expected;
 use crate::link::lifecycle::Link;
+use crate::link::shared::Shared;
 use crate::link::source::Source;
 use crate::mongo::destination::Open;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::hub_edits::Edit;
+use crate::mongo::metadata::{dead_letters, unsettled};
 use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
 use crate::mongo::{statement, walk};
 use crate::rules::key::Key;
 use crate::rules::ladder::{RefusedStep, Rung};
+use crate::rules::names::Direction;
 use crate::rules::plan::{self, Command};
 use crate::rules::step::{Step, fill_in};
 
@@ -57,6 +60,10 @@ pub(super) struct Written {
     pub(super) foreign: usize,
     /// Documents that differ from the expected documents: their steps were left out.
     pub(super) skipped: Vec<Key>,
+    /// Documents about which a decision must be taken.
+    pub(super) unsettled: Vec<(Key, RawBson)>,
+    /// Documents whose dropped dead letter ended, because the destination has accepted a change of them.
+    pub(super) accepted: Vec<Key>,
 }
 
 impl<S: Source> Link<'_, S> {
@@ -90,7 +97,9 @@ impl<S: Source> Link<'_, S> {
         let movers: Vec<&Step<'_>> = steps.iter().filter(|step| step.write.is_move(field.as_str())).collect();
         let mut open = destination.begin(!movers.is_empty()).await?;
         let moved = moved(&mut open, &movers).await?;
+        let mut to_settle: Vec<(Key, RawBson)> = Vec::new();
         if !moved.strangers.is_empty() {
+            to_settle.extend(ids_of(&steps, |step| moved.strangers.contains(&step.key)));
             steps.to_mut().retain(|step| !moved.strangers.contains(&step.key));
             foreign += moved.strangers.len();
         }
@@ -119,11 +128,16 @@ impl<S: Source> Link<'_, S> {
             let filled = fill(&mut open, &server, source, &missing, read_from).await?;
             written.add(filled.0);
             brought = filled.1;
+            // A move that found nothing, of a document that is in another zone at the source as well: the hub has
+            // deleted or moved the document meanwhile.
+            let is_lost =
+                |step: &Step<'_>| moved.movers.contains(&step.key) && missing.iter().any(|lost| lost.key == step.key);
+            to_settle.extend(ids_of(&steps, is_lost));
         }
 
-        // Record: facts needed later are saved together with the data. Hub edits enter the ledger; documents brought
-        // from the hub are no longer foreign at the spoke.
-        let (number, former) = (open.next_number(), open.checkpoint().clone());
+        // Record: what must be known later goes with the data. Hub edits enter the ledger; documents that the hub has
+        // are no longer foreign at the spoke.
+        let (number, link, former) = (open.next_number(), open.link().clone(), open.checkpoint().clone());
         let mut checkpoint = former;
         let reads = written.read_at.iter().flat_map(|(_, zones, at)| zones.iter().map(|zone| (zone.as_str(), *at)));
         checkpoint.ahead = ahead.bounds(reads);
@@ -137,6 +151,18 @@ impl<S: Source> Link<'_, S> {
             ours.extend(spoke.pair.foreign.forgets(&steps, server.namespaces()));
         }
         ours.extend(batch.ours.iter().cloned());
+        // Decisions are for the spoke's downlink; on its own way, a document not as expected shows as a refusal.
+        if S::DIRECTION == Direction::Uplink && !to_settle.is_empty() {
+            let named: Vec<_> =
+                to_settle.iter().map(|(key, id)| (server.namespace(key.namespace()), id.as_raw_bson_ref())).collect();
+            ours.push(unsettled::note(&link, &named));
+            written.unsettled = to_settle;
+        }
+        // A dropped letter protects its document until the destination accepts a change of it.
+        written.accepted = accepted(spoke, S::DIRECTION, &steps);
+        for step in steps.iter().filter(|step| written.accepted.contains(&step.key)) {
+            ours.push(dead_letters::remove_mark(&link, server.namespace(step.key.namespace()), step.id));
+        }
 
         // Commit: the checkpoint is the last statement. The compare-and-swap fails if another process has the link.
         let at = open.commit(&ours, &checkpoint).await?;
@@ -148,7 +174,26 @@ impl<S: Source> Link<'_, S> {
     }
 }
 
-/// Adds the missing event to a refusal that names only a document: the event of the document's first step.
+/// The documents of these steps, with their `_id`s.
+fn ids_of(steps: &[Step<'_>], is_such: impl Fn(&Step<'_>) -> bool) -> Vec<(Key, RawBson)> {
+    let such = steps.iter().filter(|step| is_such(step));
+    such.map(|step| (step.key.clone(), RawBson::from(step.id))).collect()
+}
+
+/// The documents of these steps that have a dropped dead letter.
+fn accepted(spoke: &Shared, direction: Direction, steps: &[Step<'_>]) -> Vec<Key> {
+    let evidence = spoke.pair.evidence_of(direction);
+    if evidence.is_empty() {
+        return Vec::new();
+    }
+    let is_dropped = |step: &&Step<'_>| evidence.get(&step.key).is_some_and(|evidence| evidence.is_dropped);
+    let mut accepted: Vec<Key> = steps.iter().filter(is_dropped).map(|step| step.key.clone()).collect();
+    accepted.sort();
+    accepted.dedup();
+    accepted
+}
+
+/// Names the event of a refusal that names only a document: the document's first step.
 fn at_step(mut error: Error, steps: &[Step<'_>]) -> Error {
     if let Error::Refused { refusal, .. } = &mut error
         && let Some(RefusedStep { key, event: event @ None, .. }) = &mut refusal.step
@@ -178,7 +223,9 @@ async fn unexpected(
 ) -> Result<Vec<Key>, Error> {
     let wanted: Wanted<'_> = steps.iter().map(|step| (step.key.clone(), step.id)).collect();
     let mut present = open.documents(&wanted).await?;
-    present.retain(|_, document| walk::is_in_zone(document, partition_key, &expected.zone));
+    if let Some(zone) = &expected.zone {
+        present.retain(|_, document| walk::is_in_zone(document, partition_key, zone));
+    }
     let bytes = |document: Option<&RawDocumentBuf>| document.map(|document| document.as_bytes().to_vec());
     let is_so = |key: &Key| {
         let expected = expected.documents.get(key).and_then(Option::as_ref);

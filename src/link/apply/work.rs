@@ -11,11 +11,14 @@ use crate::rules::key::Key;
 use crate::rules::names::Zone;
 use crate::rules::position::Position;
 use crate::rules::step::Step;
+use crate::rules::uplink::Cut;
 
 /// Changes to apply at the destination, in one batch or in several.
 pub(in crate::link) struct Work<'a> {
     /// The steps, in the source's order.
     pub(in crate::link) steps: Vec<Step<'a>>,
+    /// The places at which a batch must end, in ascending order.
+    pub(in crate::link) cuts: Vec<Cut>,
     pub(in crate::link) origin: &'a (dyn Origin + Sync),
     /// The link's mark after all steps; `None`: the mark does not move.
     pub(in crate::link) end: Option<Mark>,
@@ -31,12 +34,15 @@ pub(in crate::link) struct Work<'a> {
     pub(in crate::link) expected: Option<Expected>,
     /// Statements on our own collections, for the transaction of the last step.
     pub(in crate::link) ours: Vec<RawDocumentBuf>,
+    /// The work is a decision about its documents, so nothing holds them back.
+    pub(in crate::link) decides: bool,
 }
 
 impl<'a> Work<'a> {
     pub(in crate::link) fn empty(origin: &'a (dyn Origin + Sync)) -> Self {
         Self {
             steps: Vec::new(),
+            cuts: Vec::new(),
             origin,
             end: None,
             last: Timestamp { time: 0, increment: 0 },
@@ -45,6 +51,7 @@ impl<'a> Work<'a> {
             foreign: 0,
             expected: None,
             ours: Vec::new(),
+            decides: false,
         }
     }
 }
@@ -52,7 +59,8 @@ impl<'a> Work<'a> {
 /// The documents expected in a zone of the destination; `None`: no document with the `_id` in the zone.
 #[derive(Debug)]
 pub(in crate::link) struct Expected {
-    pub(in crate::link) zone: Zone,
+    /// Documents of other zones count as missing; `None`: no document does.
+    pub(in crate::link) zone: Option<Zone>,
     pub(in crate::link) documents: HashMap<Key, Option<RawDocumentBuf>>,
 }
 
@@ -61,7 +69,12 @@ pub(in crate::link) trait Origin {
     /// The link's mark just before the event. `None`: the mark before the work.
     fn before(&self, event: usize) -> Option<Mark>;
 
-    /// The event itself, for a dead letter, and the event's cluster time at the source, if any.
+    /// True if the step retries a dead letter, which keeps the event of the first refusal.
+    fn is_retry(&self) -> bool {
+        false
+    }
+
+    /// The event itself, for a dead letter, and its cluster time at the source if it has one.
     fn event(&self, event: usize) -> (RawDocumentBuf, Option<Timestamp>);
 }
 

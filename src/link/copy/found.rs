@@ -40,11 +40,15 @@ impl Job {
     pub(super) async fn protected(&self, policy: Policy) -> Result<HashSet<Key>, Error> {
         match policy.protection() {
             Protection::DeadLetters(direction) => {
-                let link = match direction {
+                let name = |direction| match direction {
                     Direction::Uplink => LinkName::uplink(&self.zone),
                     Direction::Downlink => LinkName::downlink(&self.zone),
                 };
-                dead_letters::parked(&self.source, &link).await
+                let mut protected = dead_letters::parked(&self.source, &name(direction)).await?;
+                // A change that the destination refused, and that an operator has dropped, is not tried again.
+                let dropped = dead_letters::dropped(&self.destination, &name(direction.opposite())).await?;
+                protected.extend(dropped.into_iter().map(|(key, _)| key));
+                Ok(protected)
             }
             Protection::Foreign => Ok(foreign::registered(&self.destination).await?.into_keys().collect()),
             Protection::None => Ok(HashSet::new()),
@@ -80,6 +84,8 @@ impl<S: Source> Link<'_, S> {
             let treatment = mode.policy.decide(document);
             let write = match (treatment, difference.lead.as_deref()) {
                 (Treatment::Register, _) => {
+                    // Known before it is registered, so that the stream takes it out again with the hub's document.
+                    self.spoke.pair.foreign.add(std::iter::once(key));
                     registered.push((namespace, id));
                     continue;
                 }
@@ -95,9 +101,9 @@ impl<S: Source> Link<'_, S> {
             let hub_edit = mode.policy.makes_hub_edits().then_some(Fields::All);
             steps.push(Step { event, key, id, zones: job.zones(), write, hub_edit });
         }
-        // A copy is kept before the delete: an application may have written the document while no link was watching.
-        set_aside::keep(&job.destination, namespace, &aside).await?;
-        // Documents that come down to the spoke's own zone are newer at the spoke than the link's position.
+        // A copy is kept before the delete: the document may be one that an application wrote while nobody watched.
+        set_aside::keep(&job.destination, namespace, &aside, "missing at the hub in a reconcile").await?;
+        // Documents that come down to the spoke's own zone are newer there than the uplink's place says.
         let read_at = match mode.policy {
             Policy::HubReconciles => steps.iter().map(|step| (step.key.clone(), found.source_at)).collect(),
             _ => HashMap::new(),
@@ -106,14 +112,16 @@ impl<S: Source> Link<'_, S> {
         let there = found.differences.iter().map(|difference| (difference.key.clone(), difference.follow.clone()));
         self.apply(Work {
             steps,
+            cuts: Vec::new(),
             origin: found,
             end,
             last: found.source_at,
             read_at,
             changes: found.differences.len(),
             foreign: 0,
-            expected: mode.is_guarded.then(|| Expected { zone: job.zone.clone(), documents: there.collect() }),
+            expected: mode.is_guarded.then(|| Expected { zone: Some(job.zone.clone()), documents: there.collect() }),
             ours: (!registered.is_empty()).then(|| foreign::register(&registered)).into_iter().collect(),
+            decides: false,
         })
         .await
     }

@@ -98,7 +98,7 @@ impl<S: Source> Link<'_, S> {
                 if job.policy == Policy::WatchAgain && has_extras {
                     // The uplink must first register the foreign documents of the spoke: only the register
                     // distinguishes a foreign document from a document deleted at the hub.
-                    match job.uplink_has_carried(self.spoke, followed_at, stop).await? {
+                    match uplink_has_carried(self.spoke, &job.destination, followed_at, stop).await? {
                         Waited::Done => source_at = job.source.now().await?,
                         Waited::Incomplete if job.can_wait => return Ok(Ended::Postponed),
                         Waited::Incomplete => may_delete = false,
@@ -143,30 +143,6 @@ impl Job {
         Zones::of(&self.within)
     }
 
-    /// Waits until the uplink has carried everything from the spoke as of `at`.
-    async fn uplink_has_carried(
-        &self,
-        spoke: &Shared,
-        at: Timestamp,
-        stop: &CancellationToken,
-    ) -> Result<Waited, Error> {
-        self.destination.tick().await?;
-        let pair = &spoke.pair;
-        loop {
-            let carried = pair.carried(Direction::Uplink).at_least(at, stop);
-            let waited = spoke.patiently(Direction::Downlink, carried).await;
-            // An uplink with a lost position may wait for the downlink, unless the downlink has lost its position as
-            // well.
-            if waited != Waited::Incomplete || pair.carried(Direction::Downlink).is_complete() {
-                return Ok(waited);
-            }
-            let complete = pair.carried(Direction::Uplink).complete(stop);
-            if spoke.patiently(Direction::Downlink, complete).await == Waited::Stopped {
-                return Ok(Waited::Stopped);
-            }
-        }
-    }
-
     /// Waits until the opposite link has carried everything from the destination as of `at` to the source.
     async fn opposite_link_has_carried(
         &self,
@@ -191,6 +167,30 @@ impl Job {
             if spoke.patiently(Direction::Downlink, complete).await == Waited::Stopped {
                 return Ok(Waited::Stopped);
             }
+        }
+    }
+}
+
+/// Waits until the uplink has carried everything from the spoke as of `at`.
+async fn uplink_has_carried(
+    spoke: &Shared,
+    server: &Server,
+    at: Timestamp,
+    stop: &CancellationToken,
+) -> Result<Waited, Error> {
+    server.tick().await?;
+    let pair = &spoke.pair;
+    loop {
+        let carried = pair.carried(Direction::Uplink).at_least(at, stop);
+        let waited = spoke.patiently(Direction::Downlink, carried).await;
+        // An uplink with a lost position may wait for the downlink, unless the downlink has lost its position as
+        // well.
+        if waited != Waited::Incomplete || pair.carried(Direction::Downlink).is_complete() {
+            return Ok(waited);
+        }
+        let complete = pair.carried(Direction::Uplink).complete(stop);
+        if spoke.patiently(Direction::Downlink, complete).await == Waited::Stopped {
+            return Ok(Waited::Stopped);
         }
     }
 }

@@ -5,9 +5,11 @@ use bson::raw::RawBson;
 use tokio_util::sync::CancellationToken;
 
 use super::found::Found;
+use super::uplink_has_carried;
 use crate::link::apply::mark::Mark;
 use crate::link::apply::work::Work;
 use crate::link::lifecycle::{Link, Stopped};
+use crate::link::reached::Waited;
 use crate::link::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::checkpoints::Part;
@@ -27,8 +29,6 @@ impl<S: Source> Link<'_, S> {
     ) -> Result<Option<Stopped>, Error> {
         let spoke = self.destination_server();
         let number = spoke.namespaces().iter().position(|namespace| namespace.to_string() == part.namespace);
-        // Foreign documents belong to the spoke's applications and stay.
-        let foreign = foreign::registered(&spoke).await?;
         let mut after = None;
         while let Some(namespace) = number.and_then(|number| u16::try_from(number).ok()) {
             if stop.is_cancelled() {
@@ -40,6 +40,11 @@ impl<S: Source> Link<'_, S> {
             let page = scan::page(&spoke, area, Range::from(from, spoke.now().await?)).await?;
             let Some(last) = page.documents().next_back() else { break };
             after = Some(scan::id_of(&spoke, last)?);
+            // Foreign documents belong to the spoke's applications and stay. The uplink registers them on its way.
+            if uplink_has_carried(self.spoke, &spoke, page.at, stop).await? == Waited::Stopped {
+                return Ok(Some(Stopped));
+            }
+            let foreign = foreign::registered(&spoke).await?;
             let mut differences = Vec::new();
             for document in page.documents() {
                 let id = scan::id_of(&spoke, document)?;

@@ -86,6 +86,7 @@ impl Changes {
         reading: Reading<'a>,
         ahead: &Ahead,
         conflicts: &Conflicts,
+        is_never_accepted: impl Fn(&Key) -> bool,
     ) -> Result<Work<'a>, Malformed> {
         let mut steps = Vec::new();
         let mut read_at: HashMap<Key, Timestamp> = HashMap::new();
@@ -111,7 +112,12 @@ impl Changes {
                 precise: reading.precise,
             };
             let standing = |zones: &Zones<'_>| ahead.standing(&key, zones.names(), at);
-            let incoming = Incoming { action: picked.action, event, documents: &picked.routed.documents };
+            let incoming = Incoming {
+                action: picked.action,
+                event,
+                documents: &picked.routed.documents,
+                never_accepted: is_never_accepted(&key),
+            };
             let decision = downlink.decide(incoming, &key, standing, conflicts, pending.get(&key));
             let Some(decision) = decision else { continue };
             // A hub edit counts for later events of the same document, before the transaction records the edit.
@@ -135,6 +141,7 @@ impl Changes {
         }
         Ok(Work {
             steps,
+            cuts: Vec::new(),
             origin: self,
             end: Some(Mark::Streamed(self.end.clone())),
             last: self.events.last().map_or_else(|| self.start.seen_until(), |picked| picked.event().cluster_time()),
@@ -143,6 +150,7 @@ impl Changes {
             foreign: 0,
             expected: None,
             ours: Vec::new(),
+            decides: false,
         })
     }
 }

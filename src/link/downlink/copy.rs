@@ -64,7 +64,7 @@ impl Link<'_, HubSource> {
                 let job = Job {
                     namespace: namespace_number,
                     zone: zone.clone(),
-                    within: held.clone(),
+                    within: within(&held, zone, &spoke.zone),
                     policy,
                     can_wait: reconciling == Reconciling::Asked,
                     source: hub.clone(),
@@ -112,6 +112,12 @@ impl Link<'_, HubSource> {
         }
         Ok(None)
     }
+}
+
+/// The zones in which the spoke may have a document that the hub has in this zone. A document in the spoke's own zone
+/// may be another one of the same `_id`: only the decision about the document may replace it.
+fn within(held: &[Zone], zone: &Zone, own: &Zone) -> Vec<Zone> {
+    held.iter().filter(|held| *held != own || zone == own).cloned().collect()
 }
 
 /// Removes documents known to the hub by now from the register of foreign documents.

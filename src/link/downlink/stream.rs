@@ -15,6 +15,7 @@ use crate::link::lifecycle::{Link, QUIET_CHECKPOINT};
 use crate::link::pair::Turn;
 use crate::mongo::error::Error;
 use crate::observe::status::State;
+use crate::rules::key::Key;
 use crate::rules::names::Direction;
 use crate::rules::position::Position;
 use crate::rules::size::gather;
@@ -111,8 +112,9 @@ impl Link<'_, HubSource> {
                 return Ok(Some(Turn::Stopped));
             }
             letters::attend(self).await?;
-            // A quiet stream moves only the position, and saves the position every few seconds, to stay within the
-            // oplog window.
+            self.settle().await?;
+            // A quiet stream moves only the place, and saves the place now and then, so that it stays in the oplog
+            // window.
             let says_nothing = |delivery: &Delivery| delivery.routed.is_none() && delivery.lost_collections.is_empty();
             if deliveries.iter().all(says_nothing) {
                 let end = &deliveries.last().expect("there is a first").end;
@@ -142,8 +144,11 @@ impl Link<'_, HubSource> {
         self.wall_time = changes.events.last().and_then(|picked| picked.event().wall_time());
         let reading = Reading { partition_key: server.partition_key(), precise: server.disambiguates_paths() };
         let work = {
-            let conflicts = self.spoke.pair.conflicts();
-            changes.work(reading, &self.ahead, &conflicts).map_err(|error| server.malformed(error))?
+            let (pair, conflicts) = (&self.spoke.pair, self.spoke.pair.conflicts());
+            let is_never_accepted =
+                |key: &Key| pair.evidence(Direction::Uplink, key).is_some_and(|evidence| evidence.is_fresh);
+            let work = changes.work(reading, &self.ahead, &conflicts, is_never_accepted);
+            work.map_err(|error| server.malformed(error))?
         };
         self.apply(work).await?;
         self.learn_collections().await?;

@@ -17,8 +17,8 @@ use crate::rules::hub_event::{Facts, HubEvents};
 use crate::rules::key::Key;
 use crate::rules::names::{LinkName, Zone};
 use crate::rules::position::Position;
-use crate::rules::reply::{Kind, Reply};
-use crate::rules::route::{Routes, SpokeId};
+use crate::rules::reply::{EventRef, Kind, Reply};
+use crate::rules::route::{Place, Routes, SpokeId};
 
 pub(in crate::link) struct Feed {
     hub: Server,
@@ -78,13 +78,24 @@ impl Feed {
         let rules =
             HubEvents { routes, partition_key: self.hub.partition_key(), precise: self.hub.disambiguates_paths() };
         let mut facts: Vec<Option<Facts>> = Vec::with_capacity(reply.len());
+        // An earlier event of the reply may say where a document is. The map costs a key for each event, so it is made
+        // only where some event does not name its zone.
+        let mut places: HashMap<Key, Place> = HashMap::new();
+        let is_nameless = |event: EventRef<'_>| event.before().is_none() && event.kind() == Kind::Update;
+        let needs_places = reply.events().any(is_nameless);
         for event in reply.events() {
             if event.kind() == Kind::CollectionLost {
                 tracing::warn!("a synced collection was dropped or renamed at the hub; the spokes keep its documents");
             }
             let tag = event.session().and_then(|session| self.tags.get(&session));
             let origin = tag.filter(|tag| comes_up(tag)).map(|tag| &tag.zone);
-            facts.push(rules.facts(event, origin).map_err(|error| self.hub.malformed(error))?);
+            let key = if needs_places { event.key().ok() } else { None };
+            let known = key.as_ref().and_then(|key| places.get(key).copied());
+            let stated = rules.facts(event, origin, known).map_err(|error| self.hub.malformed(error))?;
+            if let (Some(key), Some(place)) = (key, stated.as_ref().and_then(Facts::place_after)) {
+                places.insert(key, place);
+            }
+            facts.push(stated);
         }
         let Some(last) = reply.len().checked_sub(1) else { return Ok(Routed::position_only(reply, routes)) };
         let last = reply.event(last).cluster_time();

@@ -9,8 +9,8 @@ use crate::link::apply::mark::Mark;
 use crate::link::apply::work::{Origin, Work};
 use crate::rules::ahead::Ahead;
 use crate::rules::reply::{EventRef, Kind, Malformed, Reply};
-use crate::rules::step::{Step, Zones};
-use crate::rules::uplink::{Decision, Departures, Uplink};
+use crate::rules::step::{Step, Write, Zones};
+use crate::rules::uplink::{Cuts, Decision, Departures, Uplink};
 
 /// One or more replies, applied together. Event numbers continue from reply to reply.
 pub(super) struct Changes(pub(super) Vec<Reply>);
@@ -26,9 +26,9 @@ impl Changes {
         let mut steps = Vec::new();
         let mut foreign = 0;
         let mut last = Timestamp { time: 0, increment: 0 };
-        let mut departures = Departures::default();
+        let (mut departures, mut cuts) = (Departures::default(), Cuts::default());
         for (number, event) in self.events().enumerate() {
-            last = event.cluster_time();
+            let before = std::mem::replace(&mut last, event.cluster_time());
             if matches!(event.kind(), Kind::CollectionLost) {
                 tracing::warn!(zone, cluster_time = %last, "a synced collection was dropped or renamed at the spoke; the hub keeps its documents");
             }
@@ -36,6 +36,7 @@ impl Changes {
                 continue;
             }
             let key = event.key()?;
+            cuts.before(rules, number, event, &key, before);
             if departures.hold_back(rules, event, &key) {
                 foreign += 1;
                 continue;
@@ -43,8 +44,15 @@ impl Changes {
             let standing = ahead.standing(&key, [zone].into_iter(), last);
             match rules.decide(event, standing)? {
                 Decision::Write(write) => {
-                    let id = event.id()?;
-                    steps.push(Step { event: number, key, id, zones: Zones::One(zone), write, hub_edit: None });
+                    // Within one transaction at the spoke no batch can end, and a read would show a document inserted
+                    // after the delete.
+                    if matches!(write, Write::Delete) && cuts.delete(&key) {
+                        steps.retain(|step: &Step<'_>| step.key != key || !matches!(step.write, Write::Read(_)));
+                    }
+                    let (id, zones) = (event.id()?, Zones::One(zone));
+                    let step = Step { event: number, key, id, zones, write, hub_edit: None };
+                    cuts.add(&step);
+                    steps.push(step);
                 }
                 Decision::Foreign => foreign += 1,
                 Decision::Nothing => {}
@@ -53,7 +61,19 @@ impl Changes {
         let end = Mark::Streamed(self.0.last().expect("there is at least one reply").end().clone());
         let changes = self.events().count();
         let (end, read_at) = (Some(end), HashMap::new());
-        Ok(Work { steps, origin: self, end, last, read_at, changes, foreign, expected: None, ours: Vec::new() })
+        Ok(Work {
+            steps,
+            cuts: cuts.into_cuts(),
+            origin: self,
+            end,
+            last,
+            read_at,
+            changes,
+            foreign,
+            expected: None,
+            ours: Vec::new(),
+            decides: false,
+        })
     }
 
     /// The number of the event's reply, and the event's number within the reply.
@@ -89,7 +109,6 @@ mod tests {
     use super::*;
     use crate::rules::names::Zone;
     use crate::rules::reply::tests::reply;
-    use crate::rules::step::Write;
     use bson::{Document, doc};
 
     fn rules() -> Uplink {

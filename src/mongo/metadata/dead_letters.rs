@@ -15,11 +15,20 @@
 //! last_change_at       date       time of the newest later change, by the server's clock
 //! ```
 //!
+//! A dropped letter leaves a mark in `dropped_letters`, under the same `_id`:
+//!
+//! ```text
+//! is_fresh             bool       the destination never had the document
+//! dropped_at           date       time of an operator's `drop`, by the process's clock
+//! ```
+//!
 //! Kept at the destination, at most one for a document and a link.
 //!
 //! - The link writes a dead letter in a transaction of its own before its checkpoint passes the change, and counts
 //!   later changes in the transactions of their batches. A refused retry overwrites the dead letter.
-//! - The link deletes a dead letter after an operator's `retry` that the destination takes, or `drop`.
+//! - The link deletes a dead letter after a retry that the destination takes. After an operator's `drop`,
+//!   changes flow again, and the mark protects the document from being deleted or overwritten by inference, until a
+//!   change of the document is taken.
 //!
 //! Index: only `_id`. The query by `_id.link` and `_id.ns` walks all dead letters in the order of `_id`.
 
@@ -28,7 +37,7 @@ use std::collections::{HashMap, HashSet};
 use bson::raw::{RawBson, RawBsonRef, RawDocumentBuf, cstr};
 use bson::{DateTime, Document, RawArrayBuf, Timestamp, doc, rawdoc};
 
-use super::{DEAD_LETTERS, all_of, document_id};
+use super::{DEAD_LETTERS, DROPPED_LETTERS, all_of, document_id};
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
@@ -44,8 +53,9 @@ pub(crate) struct DeadLetter<'a> {
     pub(crate) id: RawBsonRef<'a>,
     pub(crate) code: i32,
     pub(crate) message: &'a str,
-    /// The change event; for a copy, a document with the copied document as `fullDocument`.
-    pub(crate) event: &'a RawDocumentBuf,
+    /// The change event; for a copy, a document with the copied document as `fullDocument`. `None` for a retry, which
+    /// keeps the event of the first refusal.
+    pub(crate) event: Option<&'a RawDocumentBuf>,
     /// The cluster time of the change event; `None` for a copy.
     pub(crate) cluster_time: Option<Timestamp>,
 }
@@ -56,10 +66,13 @@ pub(crate) fn park(link: &LinkName, letter: &DeadLetter<'_>) -> RawDocumentBuf {
         "reason": { "code": letter.code, "message": letter.message },
         "parked_at": DateTime::now(),
     };
-    if letter.event.as_bytes().len() <= LARGEST_EVENT {
-        set.append(cstr!("event"), letter.event);
-    } else {
-        set.append(cstr!("event_omitted_bytes"), i64::try_from(letter.event.as_bytes().len()).unwrap_or(i64::MAX));
+    match letter.event {
+        Some(event) if event.as_bytes().len() <= LARGEST_EVENT => set.append(cstr!("event"), event),
+        Some(event) => {
+            let bytes = i64::try_from(event.as_bytes().len()).unwrap_or(i64::MAX);
+            set.append(cstr!("event_omitted_bytes"), bytes);
+        }
+        None => {}
     }
     if let Some(time) = letter.cluster_time {
         set.append(cstr!("cluster_time"), time);
@@ -90,6 +103,37 @@ pub(crate) fn remove(link: &LinkName, namespace: &Namespace, document: RawBsonRe
     rawdoc! { "delete": DEAD_LETTERS, "deletes": [{ "q": id(link, namespace, document), "limit": 1 }] }
 }
 
+/// The commands that replace a dead letter by the mark of a dropped one.
+pub(crate) fn drop_letter(
+    link: &LinkName,
+    namespace: &Namespace,
+    document: RawBsonRef<'_>,
+    is_fresh: bool,
+) -> [RawDocumentBuf; 2] {
+    let mark = rawdoc! { "$set": { "is_fresh": is_fresh, "dropped_at": DateTime::now() } };
+    let query = id(link, namespace, document);
+    let save = rawdoc! { "update": DROPPED_LETTERS, "updates": [{ "q": query, "u": mark, "upsert": true }] };
+    [save, remove(link, namespace, document)]
+}
+
+/// The command that deletes the mark of a dropped letter.
+pub(crate) fn remove_mark(link: &LinkName, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
+    rawdoc! { "delete": DROPPED_LETTERS, "deletes": [{ "q": id(link, namespace, document), "limit": 1 }] }
+}
+
+/// The marks of a link's dropped letters: the documents, and whether the destination never had each.
+pub(crate) async fn dropped(server: &Server, link: &LinkName) -> Result<Vec<(Key, bool)>, Error> {
+    let mut marks = Vec::new();
+    for (number, namespace) in (0u16..).zip(server.namespaces()) {
+        let filter = doc! { "_id.link": link.to_string(), "_id.ns": namespace.to_string() };
+        for saved in all_of(server, DROPPED_LETTERS, filter, doc! { "is_fresh": 1 }).await? {
+            let Some(id) = document_id(&saved) else { continue };
+            marks.push((Key::new(number, id.as_raw_bson_ref()), saved.get_bool("is_fresh").unwrap_or(false)));
+        }
+    }
+    Ok(marks)
+}
+
 /// A saved dead letter without its event.
 #[derive(Clone, Debug)]
 pub(crate) struct Kept {
@@ -99,6 +143,13 @@ pub(crate) struct Kept {
     pub(crate) message: String,
     pub(crate) parked_at: DateTime,
     pub(crate) later_changes: i64,
+    /// The refused change was an insert or a copy, so the destination never had the document.
+    pub(crate) is_fresh: bool,
+}
+
+/// True for a refused change, as an event, that would have created the document.
+pub(crate) fn is_fresh(operation: &str) -> bool {
+    matches!(operation, "insert" | "copy")
 }
 
 /// The dead letters of a link, by document.
@@ -106,15 +157,23 @@ pub(crate) async fn kept(server: &Server, link: &LinkName) -> Result<HashMap<Key
     let mut letters = HashMap::new();
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
         let filter = doc! { "_id.link": link.to_string(), "_id.ns": namespace.to_string() };
-        let saved = all_of(server, DEAD_LETTERS, filter, doc! { "event": 0 }).await?;
+        let fields = doc! {
+            "reason": 1, "parked_at": 1, "later_changes": 1, "event.operationType": 1,
+        };
+        let saved = all_of(server, DEAD_LETTERS, filter, fields).await?;
         letters.extend(saved.iter().filter_map(|saved| read(number, saved)));
     }
     Ok(letters)
 }
 
-/// The documents of a link that have a dead letter.
+/// The documents of a link that have a dead letter, open or dropped.
+///
+/// # Errors
+/// If the server does not answer.
 pub(crate) async fn parked(server: &Server, link: &LinkName) -> Result<HashSet<Key>, Error> {
-    Ok(kept(server, link).await?.into_keys().collect())
+    let mut parked: HashSet<Key> = kept(server, link).await?.into_keys().collect();
+    parked.extend(dropped(server, link).await?.into_iter().map(|(key, _)| key));
+    Ok(parked)
 }
 
 fn read(namespace: u16, saved: &Document) -> Option<(Key, Kept)> {
@@ -126,6 +185,7 @@ fn read(namespace: u16, saved: &Document) -> Option<(Key, Kept)> {
         message: reason.and_then(|reason| reason.get_str("message").ok()).unwrap_or_default().to_owned(),
         parked_at: saved.get_datetime("parked_at").copied().unwrap_or(DateTime::MIN),
         later_changes: saved.get_i64("later_changes").unwrap_or(0),
+        is_fresh: saved.get_document("event").is_ok_and(|event| event.get_str("operationType").is_ok_and(is_fresh)),
         id,
     };
     Some((Key::new(namespace, kept.id.as_raw_bson_ref()), kept))
@@ -153,7 +213,10 @@ mod tests {
 
     fn parked(event: &RawDocumentBuf) -> Document {
         let (namespace, message, cluster_time) = (namespace(), "no", Some(Timestamp { time: 5, increment: 6 }));
-        upserted(&park(&link(), &DeadLetter { namespace: &namespace, id: ID, code: 121, message, event, cluster_time }))
+        upserted(&park(
+            &link(),
+            &DeadLetter { namespace: &namespace, id: ID, code: 121, message, event: Some(event), cluster_time },
+        ))
     }
 
     #[test]

@@ -17,13 +17,14 @@
 //!
 //! Index: only `_id`. The query by `_id.ns` walks all entries in the order of `_id`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
-use bson::{DateTime, Document, doc, rawdoc};
+use bson::{Bson, DateTime, Document, doc, rawdoc};
 
 use super::{FOREIGN, all_of, document_id, majority};
 use crate::mongo::error::Error;
+use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
 use crate::rules::names::Namespace;
@@ -55,6 +56,26 @@ pub(crate) async fn registered(server: &Server) -> Result<HashMap<Key, RawBson>,
         let filter = doc! { "_id.ns": namespace.to_string() };
         let saved = all_of(server, FOREIGN, filter, doc! { "_id": 1 }).await?;
         found.extend(saved.iter().filter_map(|saved| read(number, saved)));
+    }
+    Ok(found)
+}
+
+/// Those of these documents that are registered.
+///
+/// # Errors
+/// If the server does not answer.
+pub(crate) async fn among(server: &Server, wanted: &Wanted<'_>) -> Result<HashSet<Key>, Error> {
+    let mut found = HashSet::new();
+    for (number, namespace) in (0u16..).zip(server.namespaces()) {
+        let here = wanted.iter().filter(|(key, _)| key.namespace() == number);
+        let ids: Vec<Bson> = here
+            .map(|(_, id)| rawdoc! { "ns": namespace.to_string(), "document": *id })
+            .filter_map(|id| Document::try_from(id).ok().map(Bson::Document))
+            .collect();
+        if !ids.is_empty() {
+            let saved = all_of(server, FOREIGN, doc! { "_id": { "$in": ids } }, doc! { "_id": 1 }).await?;
+            found.extend(saved.iter().filter_map(|saved| read(number, saved)).map(|(key, _)| key));
+        }
     }
     Ok(found)
 }

@@ -5,9 +5,11 @@
 //! | [`checkpoints`] | hub, spokes | link that writes to the server |
 //! | [`sessions`] | hub, spokes | session of our own transactions |
 //! | [`dead_letters`] | hub, spokes | document that the server refuses from a link |
+//! | [`dropped_letters`](dead_letters) | hub, spokes | document whose dead letter an operator has dropped |
 //! | [`hub_edits`] | spokes | transaction with more hub edits than the checkpoint has room for |
 //! | [`foreign`] | spokes | document that an application wrote in a zone of another spoke |
 //! | [`set_aside`] | spokes | document that a reconcile deleted |
+//! | [`unsettled`] | hub, spokes | document that a link did not find as expected |
 //! | [`verifications`] | hub | part of an unfinished verification |
 //! | [`ticks`] | hub, spokes | counter that advances the cluster time |
 //!
@@ -21,6 +23,7 @@ pub(crate) mod hub_edits;
 pub(crate) mod sessions;
 pub(crate) mod set_aside;
 pub(crate) mod ticks;
+pub(crate) mod unsettled;
 pub(crate) mod verifications;
 
 use std::time::Duration;
@@ -34,13 +37,26 @@ use super::server::{Server, first_batch};
 const CHECKPOINTS: &str = "checkpoints";
 const SESSIONS: &str = "sessions";
 const DEAD_LETTERS: &str = "dead_letters";
+const DROPPED_LETTERS: &str = "dropped_letters";
 const HUB_EDITS: &str = "hub_edits";
 const FOREIGN: &str = "foreign";
 const SET_ASIDE: &str = "set_aside";
 const TICKS: &str = "ticks";
+const UNSETTLED: &str = "unsettled";
 const VERIFICATIONS: &str = "verifications";
 
-const ALL: [&str; 8] = [CHECKPOINTS, SESSIONS, DEAD_LETTERS, HUB_EDITS, FOREIGN, SET_ASIDE, TICKS, VERIFICATIONS];
+const ALL: [&str; 10] = [
+    CHECKPOINTS,
+    SESSIONS,
+    DEAD_LETTERS,
+    DROPPED_LETTERS,
+    HUB_EDITS,
+    FOREIGN,
+    SET_ASIDE,
+    TICKS,
+    UNSETTLED,
+    VERIFICATIONS,
+];
 
 /// Creates all missing collections, so that no transaction has to. Fails if a collection is missing and the server does
 /// not create it.

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! _id       document  { ns: string, document: any }: collection as `database.collection`, and `_id` of the document
-//! at        date      time of the reconcile, by the process's clock
+//! at        date      time at which the copy was made, by the process's clock
+//! reason    string    why the document was deleted or replaced
 //! document  document  the whole document; absent if larger than 16,000,000 bytes
 //! ```
 //!
@@ -34,9 +35,22 @@ const LARGEST: usize = 16_000_000;
 /// s, well within [`CALL_LIMIT`](crate::mongo::server::CALL_LIMIT).
 const COMMAND_BYTES: usize = 15_000_000;
 
-/// Saves copies of documents, majority-committed. Fails if the spoke refuses a document or does not answer. Some copies
-/// may be saved by then; a repeated call is safe.
-pub(crate) async fn keep(spoke: &Server, namespace: &Namespace, documents: &[&RawDocument]) -> Result<(), Error> {
+/// The command that saves a copy of one document, with the reason, in a transaction.
+pub(crate) fn keep_one(namespace: &Namespace, document: &RawDocument, reason: &str) -> Option<RawDocumentBuf> {
+    let updates: RawArrayBuf = [update(namespace, document, reason)?].into_iter().collect();
+    Some(rawdoc! { "update": SET_ASIDE, "updates": updates })
+}
+
+/// Saves copies of documents, with the reason, majority-committed.
+///
+/// # Errors
+/// If the spoke refuses a document or does not answer. Some copies may be saved by then; a repeated call is safe.
+pub(crate) async fn keep(
+    spoke: &Server,
+    namespace: &Namespace,
+    documents: &[&RawDocument],
+    reason: &str,
+) -> Result<(), Error> {
     let mut waiting = documents;
     while !waiting.is_empty() {
         let mut bytes = 0;
@@ -46,7 +60,7 @@ pub(crate) async fn keep(spoke: &Server, namespace: &Namespace, documents: &[&Ra
         });
         let (now, later) = waiting.split_at(fits.count().max(1));
         waiting = later;
-        let updates: RawArrayBuf = now.iter().filter_map(|document| update(namespace, document)).collect();
+        let updates: RawArrayBuf = now.iter().filter_map(|document| update(namespace, document, reason)).collect();
         let command = rawdoc! { "update": SET_ASIDE, "updates": updates, "writeConcern": raw(&majority()) };
         let command = Document::try_from(command).map_err(|error| spoke.malformed(error))?;
         spoke.run("setting documents aside", &spoke.metadata(), command).await?;
@@ -54,9 +68,9 @@ pub(crate) async fn keep(spoke: &Server, namespace: &Namespace, documents: &[&Ra
     Ok(())
 }
 
-fn update(namespace: &Namespace, document: &RawDocument) -> Option<RawDocumentBuf> {
+fn update(namespace: &Namespace, document: &RawDocument, reason: &str) -> Option<RawDocumentBuf> {
     let id = document.get("_id").ok()??;
-    let mut kept = rawdoc! { "at": DateTime::now() };
+    let mut kept = rawdoc! { "at": DateTime::now(), "reason": reason };
     if document.as_bytes().len() <= LARGEST {
         kept.append(cstr!("document"), RawBsonRef::Document(document));
     }
@@ -81,7 +95,7 @@ mod tests {
     fn a_document_is_kept_whole_unless_the_copy_could_exceed_the_servers_limit() {
         let namespace = Namespace { database: "app".to_owned(), collection: "orders".to_owned() };
         let kept = |document: &RawDocument| {
-            upserted(&rawdoc! { "updates": [update(&namespace, document).expect("it has an `_id`")] })
+            upserted(&rawdoc! { "updates": [update(&namespace, document, "deleted").expect("it has an `_id`")] })
         };
         let small = rawdoc! { "_id": 7, "text": "a" };
         let saved = kept(&small);

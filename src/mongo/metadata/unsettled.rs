@@ -1,0 +1,87 @@
+//! Documents that a link did not find as expected, until the [decision](crate::rules::settle) about each is taken.
+//!
+//! ```text
+//! _id       document  { link: string, ns: string, document: any }: link, collection, and `_id` of the document
+//! found_at  date      time at which the link found it, by the process's clock
+//! ```
+//!
+//! Kept at the link's destination. The link writes an entry in the transaction of the batch that found the document;
+//! the spoke's downlink deletes the entries of both links after the decision.
+//!
+//! Index: only `_id`. The query by `_id.link` and `_id.ns` walks all entries in the order of `_id`.
+
+use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
+use bson::{DateTime, Document, doc, rawdoc};
+
+use super::{UNSETTLED, all_of, document_id, majority};
+use crate::mongo::error::Error;
+use crate::mongo::server::Server;
+use crate::rules::key::Key;
+use crate::rules::names::{LinkName, Namespace};
+
+/// The command that notes documents, given by collection and `_id`.
+pub(crate) fn note(link: &LinkName, documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
+    let mut updates = RawArrayBuf::new();
+    for (namespace, document) in documents {
+        updates.push(rawdoc! {
+            "q": id(link, namespace, *document), "u": { "$set": { "found_at": DateTime::now() } }, "upsert": true,
+        });
+    }
+    rawdoc! { "update": UNSETTLED, "updates": updates }
+}
+
+/// The command that deletes entries, given by collection and `_id`.
+pub(crate) fn remove(link: &LinkName, documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
+    let mut deletes = RawArrayBuf::new();
+    for (namespace, document) in documents {
+        deletes.push(rawdoc! { "q": id(link, namespace, *document), "limit": 1 });
+    }
+    rawdoc! { "delete": UNSETTLED, "deletes": deletes }
+}
+
+/// Runs [`remove`] outside of a transaction. A repeated decision does no harm.
+///
+/// # Errors
+/// If the server does not answer.
+pub(crate) async fn run(server: &Server, command: &RawDocumentBuf) -> Result<(), Error> {
+    let mut command = Document::try_from(command).map_err(|error| server.malformed(error))?;
+    command.insert("writeConcern", majority());
+    server.run("deleting settled documents", &server.metadata(), command).await.map(drop)
+}
+
+/// The `_id`s of all documents that a link has noted.
+///
+/// # Errors
+/// If the server does not answer.
+pub(crate) async fn load(server: &Server, link: &LinkName) -> Result<Vec<(Key, RawBson)>, Error> {
+    let mut found = Vec::new();
+    for (number, namespace) in (0u16..).zip(server.namespaces()) {
+        let filter = doc! { "_id.link": link.to_string(), "_id.ns": namespace.to_string() };
+        let saved = all_of(server, UNSETTLED, filter, doc! { "_id": 1 }).await?;
+        let ids = saved.iter().filter_map(document_id);
+        found.extend(ids.map(|id| (Key::new(number, id.as_raw_bson_ref()), id)));
+    }
+    Ok(found)
+}
+
+fn id(link: &LinkName, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
+    rawdoc! { "_id": { "link": link.to_string(), "ns": namespace.to_string(), "document": document } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::saved::{first, upserted};
+    use super::*;
+    use crate::rules::names::Zone;
+
+    #[test]
+    fn an_entry_is_found_and_deleted_by_the_id_under_which_it_was_noted() {
+        let (link, namespace) = (LinkName::uplink(&Zone::new("DFW")), Namespace::parse("app.orders").expect("valid"));
+        let documents = [(&namespace, RawBsonRef::Int32(7))];
+        let saved = upserted(&note(&link, &documents));
+        assert_eq!(document_id(&saved), Some(RawBson::Int32(7)));
+        let condition = first(&remove(&link, &documents), "deletes");
+        let condition = condition.get_document("q").and_then(|condition| condition.get_document("_id"));
+        assert_eq!(condition.ok(), saved.get_document("_id").ok());
+    }
+}

@@ -1,0 +1,290 @@
+//! Documents that a link does not find as expected: taken `_id`s, crossings of the two links, changes of ownership
+//! within one batch. All sides end equal, or somebody is told; and whatever a decision removes is set aside.
+
+use bson::{Decimal128, Document, doc};
+use mongodb::IndexModel;
+use mongodb::options::IndexOptions;
+use nix::sys::signal::Signal;
+
+use super::support::site::{HUB, TRIANGLE, Topology};
+use super::support::{Site, eventually};
+
+/// Two spokes that watch nothing.
+const PAIR: Topology<'static> = &[("DFW", &[]), ("HOU", &[])];
+
+async fn unique_index(site: &Site, name: &str) {
+    let options =
+        IndexOptions::builder().unique(true).partial_filter_expression(doc! { "key": { "$exists": true } }).build();
+    let index = IndexModel::builder().keys(doc! { "key": 1 }).options(options).build();
+    site.at(name).create_index(index).await.unwrap();
+}
+
+async fn letters(site: &Site, name: &str) -> u64 {
+    site.own_collection(name, "dead_letters").count_documents(doc! {}).await.unwrap()
+}
+
+async fn find(site: &Site, name: &str, id: &str) -> Option<Document> {
+    site.at(name).find_one(doc! { "_id": id }).await.unwrap()
+}
+
+/// Runs the changes while the program stands still, so that they come in one batch.
+async fn in_one_batch(site: &Site, changes: impl AsyncFnOnce()) {
+    let process = site.program.as_ref().expect("the program runs").process();
+    process.signal(Signal::SIGSTOP).unwrap();
+    changes().await;
+    process.signal(Signal::SIGCONT).unwrap();
+}
+
+async fn set(site: &Site, name: &str, id: &str, fields: Document) {
+    site.at(name).update_one(doc! { "_id": id }, doc! { "$set": fields }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_own_document_is_not_overwritten_by_another_zones_of_the_same_id() {
+    let mut site = Site::shared(&[("DFW", &["HOU"]), ("HOU", &[])]).await;
+    let own = doc! { "_id": "x", "_pk": "DFW", "precious": true };
+    site.at("DFW").insert_one(own.clone()).await.unwrap();
+    site.at(HUB).insert_one(doc! { "_id": "x", "_pk": "HOU", "n": 1 }).await.unwrap();
+    site.start().await;
+    eventually("both ends tell the collision", async || {
+        letters(&site, HUB).await == 1 && letters(&site, "DFW").await == 1
+    })
+    .await;
+    assert_eq!(find(&site, "DFW", "x").await, Some(own.clone()));
+    // Neither a retry nor a change of the other document touches it.
+    assert!(site.command(&["dead-letters", "retry", "DFW"]).0);
+    site.at("HOU").replace_one(doc! { "_id": "x" }, doc! { "_pk": "HOU", "n": 2 }).await.unwrap();
+    site.settle().await;
+    site.at(HUB).delete_one(doc! { "_id": "x" }).await.unwrap();
+    site.settle().await;
+    assert_eq!(find(&site, "DFW", "x").await, Some(own));
+    // With the reason gone, the letters heal by themselves.
+    eventually("the letters are gone", async || letters(&site, HUB).await + letters(&site, "DFW").await == 0).await;
+    site.assert_converged().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_letter_protects_its_document_in_a_resync_and_in_a_repair() {
+    let mut site = Site::shared(PAIR).await;
+    unique_index(&site, HUB).await;
+    site.at(HUB).insert_one(doc! { "_id": "taken", "_pk": "YARD", "key": 1 }).await.unwrap();
+    site.start().await;
+    site.at("DFW").insert_one(doc! { "_id": "own", "_pk": "DFW", "key": 1 }).await.unwrap();
+    eventually("the hub refuses it", async || letters(&site, HUB).await == 1).await;
+    assert!(site.command(&["dead-letters", "drop", "DFW"]).0);
+    eventually("the letter is dropped", async || letters(&site, HUB).await == 0).await;
+    assert!(site.command(&["resync", "DFW", "--wait"]).0);
+    site.command(&["verify", "--repair"]);
+    assert!(find(&site, "DFW", "own").await.is_some());
+    // The hub accepts a later change, and the mark ends.
+    set(&site, "DFW", "own", doc! { "key": 2 }).await;
+    site.assert_converged().await;
+    let marks = site.own_collection(HUB, "dropped_letters").count_documents(doc! {}).await.unwrap();
+    assert_eq!(marks, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_heals_by_itself_when_its_reason_is_gone() {
+    let mut site = Site::shared(PAIR).await;
+    unique_index(&site, HUB).await;
+    site.at(HUB).insert_one(doc! { "_id": "taken", "_pk": "YARD", "key": 1 }).await.unwrap();
+    site.start().await;
+    site.at("DFW").insert_one(doc! { "_id": "own", "_pk": "DFW", "key": 1 }).await.unwrap();
+    eventually("the hub refuses it", async || letters(&site, HUB).await == 1).await;
+    site.at(HUB).delete_one(doc! { "_id": "taken" }).await.unwrap();
+    eventually("the letter is gone", async || letters(&site, HUB).await == 0).await;
+    site.assert_converged().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_change_is_not_overwritten_at_its_source() {
+    let mut site = Site::shared(PAIR).await;
+    unique_index(&site, HUB).await;
+    site.at(HUB).insert_one(doc! { "_id": "taken", "_pk": "YARD", "key": 1 }).await.unwrap();
+    site.start().await;
+    site.at("DFW").insert_one(doc! { "_id": "own", "_pk": "DFW", "n": { "a": 0 } }).await.unwrap();
+    site.settle().await;
+    set(&site, "DFW", "own", doc! { "key": 1, "price": 42 }).await;
+    eventually("the hub refuses it", async || letters(&site, HUB).await == 1).await;
+    set(&site, HUB, "own", doc! { "n.a": 1 }).await;
+    site.settle().await;
+    assert_eq!(find(&site, "DFW", "own").await.unwrap().get_i32("price").ok(), Some(42));
+    // Once the refused change is accepted, both sides are equal again, and what it replaced at the hub is kept.
+    site.at(HUB).delete_one(doc! { "_id": "taken" }).await.unwrap();
+    eventually("the letter is gone", async || letters(&site, HUB).await == 0).await;
+    eventually("the price is at the hub", async || {
+        find(&site, HUB, "own").await.is_some_and(|document| document.get_i32("price").ok() == Some(42))
+    })
+    .await;
+    site.assert_converged().await;
+    let kept = site.own_collection(HUB, "set_aside").find_one(doc! { "_id.document": "own" }).await.unwrap().unwrap();
+    assert_eq!(kept.get_document("document").unwrap().get_document("n").unwrap(), &doc! { "a": 1 });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_handed_over_in_the_batch_of_its_insert_reaches_its_new_zone() {
+    let mut site = Site::shared(PAIR).await;
+    site.start().await;
+    in_one_batch(&site, async || {
+        for (id, insert) in [
+            ("plain", doc! { "_id": "plain", "_pk": "DFW", "n": { "a": 0 } }),
+            ("nested", doc! { "_id": "nested", "_pk": "DFW", "n": { "a": 0 } }),
+            ("without key", doc! { "_id": "without key", "n": { "a": 0 } }),
+        ] {
+            site.at("DFW").insert_one(insert).await.unwrap();
+            if id == "nested" {
+                set(&site, "DFW", id, doc! { "n.a": 1 }).await;
+            }
+            set(&site, "DFW", id, doc! { "_pk": "HOU" }).await;
+        }
+        // The same within one transaction, whose changes all have one cluster time.
+        let mut session = site.client("DFW").start_session().await.unwrap();
+        session.start_transaction().await.unwrap();
+        let insert = doc! { "_id": "transaction", "_pk": "DFW", "n": { "a": 0 } };
+        site.at("DFW").insert_one(insert).session(&mut session).await.unwrap();
+        for fields in [doc! { "n.a": 1 }, doc! { "_pk": "HOU" }] {
+            let query = doc! { "_id": "transaction" };
+            site.at("DFW").update_one(query, doc! { "$set": fields }).session(&mut session).await.unwrap();
+        }
+        session.commit_transaction().await.unwrap();
+    })
+    .await;
+    for (id, nested) in [("plain", 0), ("nested", 1), ("without key", 0), ("transaction", 1)] {
+        eventually(&format!("{id} is at HOU alone"), async || {
+            let (hub, hou) = (find(&site, HUB, id).await, find(&site, "HOU", id).await);
+            let value = hou.as_ref().and_then(|hou| hou.get_document("n").ok()?.get_i32("a").ok());
+            hub == hou && value == Some(nested) && find(&site, "DFW", id).await.is_none()
+        })
+        .await;
+    }
+    assert_eq!(letters(&site, HUB).await + letters(&site, "HOU").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_insert_behind_a_nested_change_does_not_pass_for_it() {
+    let mut site = Site::shared(PAIR).await;
+    site.at("DFW").insert_one(doc! { "_id": "x", "_pk": "DFW", "n": { "a": 0 } }).await.unwrap();
+    site.start().await;
+    in_one_batch(&site, async || {
+        set(&site, "DFW", "x", doc! { "n.a": 1 }).await;
+        site.at("DFW").delete_one(doc! { "_id": "x" }).await.unwrap();
+        site.at("DFW").insert_one(doc! { "_id": "x", "_pk": "HOU", "local": true }).await.unwrap();
+    })
+    .await;
+    site.settle().await;
+    assert_eq!(find(&site, HUB, "x").await, None);
+    assert!(find(&site, "DFW", "x").await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_applications_nested_changes_and_moves_make_no_dead_letter() {
+    let mut site = Site::shared(TRIANGLE).await;
+    let documents =
+        ["moved", "moved and back", "nested after"].map(|id| doc! { "_id": id, "_pk": "DFW", "n": { "a": 0 } });
+    site.at("DFW").insert_many(documents).await.unwrap();
+    site.start().await;
+    site.settle().await;
+    in_one_batch(&site, async || {
+        for id in ["moved", "moved and back"] {
+            set(&site, HUB, id, doc! { "n.a": 1 }).await;
+            set(&site, HUB, id, doc! { "_pk": "HOU" }).await;
+        }
+        set(&site, HUB, "moved and back", doc! { "_pk": "DFW" }).await;
+        set(&site, HUB, "nested after", doc! { "_pk": "HOU" }).await;
+        set(&site, HUB, "nested after", doc! { "n.a": 2 }).await;
+        site.at(HUB).insert_one(doc! { "_id": "new", "_pk": "DFW", "n": { "a": 0 } }).await.unwrap();
+        set(&site, HUB, "new", doc! { "n.a": 3 }).await;
+        set(&site, HUB, "new", doc! { "_pk": "HOU" }).await;
+    })
+    .await;
+    eventually("all sides are equal", async || {
+        let mut equal = true;
+        for spoke in ["DFW", "HOU"] {
+            for zone in ["DFW", "HOU"] {
+                equal &= site.zone(HUB, 0, zone).await == site.zone(spoke, 0, zone).await;
+            }
+        }
+        equal
+    })
+    .await;
+    assert_eq!(letters(&site, "DFW").await + letters(&site, "HOU").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owners_move_that_crosses_a_hub_edit_or_a_hub_delete_ends_equal_everywhere() {
+    let mut site = Site::shared(PAIR).await;
+    let documents = ["edited", "deleted"].map(|id| doc! { "_id": id, "_pk": "DFW", "n": { "a": 0 } });
+    site.at("DFW").insert_many(documents).await.unwrap();
+    site.start().await;
+    site.settle().await;
+    in_one_batch(&site, async || {
+        for id in ["edited", "deleted"] {
+            set(&site, "DFW", id, doc! { "_pk": "HOU" }).await;
+        }
+        set(&site, HUB, "edited", doc! { "ack": 1 }).await;
+        site.at(HUB).delete_one(doc! { "_id": "deleted" }).await.unwrap();
+    })
+    .await;
+    eventually("the sides agree", async || {
+        let mut agree = true;
+        for id in ["edited", "deleted"] {
+            agree &= find(&site, HUB, id).await == find(&site, "HOU", id).await;
+            agree &= find(&site, "DFW", id).await.is_none();
+        }
+        agree
+    })
+    .await;
+    assert_eq!(letters(&site, HUB).await + letters(&site, "DFW").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_from_a_zone_that_was_left_comes_to_the_spokes_own_zone() {
+    let mut site = Site::shared(&[("DFW", &["HOU"]), ("HOU", &[])]).await;
+    site.at("HOU").insert_many(["a", "b"].map(|id| doc! { "_id": id, "_pk": "HOU" })).await.unwrap();
+    site.start().await;
+    site.assert_converged().await;
+    site.stop().await;
+    site.watch("DFW", &[]);
+    site.start().await;
+    set(&site, "HOU", "a", doc! { "_pk": "DFW" }).await;
+    set(&site, HUB, "b", doc! { "_pk": "DFW" }).await;
+    eventually("DFW has both in its own zone", async || site.zone("DFW", 0, "DFW").await.len() == 2).await;
+    site.assert_converged().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_that_differ_only_in_the_type_of_a_number_are_one_document() {
+    let mut site = Site::shared(PAIR).await;
+    let documents = [doc! { "_id": { "k": 1 }, "_pk": "DFW" }, doc! { "_id": 4, "_pk": "DFW" }];
+    site.at("DFW").insert_many(documents).await.unwrap();
+    site.start().await;
+    site.assert_converged().await;
+    let four: Decimal128 = "4.0".parse().unwrap();
+    in_one_batch(&site, async || {
+        site.at(HUB).update_many(doc! {}, doc! { "$set": { "ack": 1 } }).await.unwrap();
+        site.at("DFW").delete_many(doc! {}).await.unwrap();
+        let again = [doc! { "_id": { "k": 1.0 }, "_pk": "DFW", "n": 1 }, doc! { "_id": four, "_pk": "DFW", "n": 1 }];
+        site.at("DFW").insert_many(again).await.unwrap();
+    })
+    .await;
+    eventually("both are equal", async || {
+        let (hub, spoke) = (site.zone(HUB, 0, "DFW").await, site.zone("DFW", 0, "DFW").await);
+        hub == spoke && hub.len() == 2
+    })
+    .await;
+    assert_eq!(letters(&site, HUB).await + letters(&site, "DFW").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_with_an_array_as_partition_key_belongs_to_nobody() {
+    let mut site = Site::shared(PAIR).await;
+    site.start().await;
+    let array = doc! { "_id": "x", "_pk": ["DFW", "HOU"], "by": "hub" };
+    site.at(HUB).insert_one(array.clone()).await.unwrap();
+    site.at("DFW").insert_one(doc! { "_id": "x", "_pk": "HOU" }).await.unwrap();
+    set(&site, "DFW", "x", doc! { "forged": 1 }).await;
+    site.at("DFW").delete_one(doc! { "_id": "x" }).await.unwrap();
+    site.at("DFW").insert_one(doc! { "_id": "x", "_pk": "DFW", "forged": 2 }).await.unwrap();
+    site.settle().await;
+    assert_eq!(find(&site, HUB, "x").await, Some(array));
+}
