@@ -10,7 +10,7 @@ use bson::raw::{RawBson, RawDocumentBuf};
 
 use super::pair::REMEMBERED_DOCUMENTS;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::foreign;
+use crate::mongo::metadata::{self, foreign};
 use crate::mongo::read::{self, Wanted, When};
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
@@ -86,7 +86,7 @@ pub(super) async fn register(
     let named: Vec<_> = new.iter().map(|(key, id)| (&spoke.namespaces()[usize::from(key.namespace())], **id)).collect();
     if !named.is_empty() {
         known.add(new.iter().map(|(key, _)| (*key).clone()));
-        foreign::run(spoke, &foreign::register(&named)).await?;
+        metadata::run(spoke, "registering foreign documents", &foreign::register(&named)).await?;
     }
     Ok(())
 }

@@ -104,8 +104,7 @@ async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: &Kept) -> R
     let again = Again(letter);
     let last = link.source.server().clone().now().await?;
     let ours = set_aside_at_hub(link, key, letter).await?;
-    let decides = true;
-    link.apply(Work { steps: vec![step], last, ours, decides, ..Work::empty(&again) }).await?;
+    link.apply(Work { steps: vec![step], last, ours, decides: true, ..Work::empty(&again) }).await?;
     match link.parked.get_mut(key) {
         // Refused again: the saved letter keeps its count, so the shown one does.
         Some(refused) => refused.later_changes = letter.later_changes,

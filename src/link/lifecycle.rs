@@ -20,7 +20,7 @@ use crate::mongo::error::{Error, Failure};
 use crate::mongo::ledger::Ledger;
 use crate::mongo::metadata::checkpoints::{Checkpoint, Reconciling};
 use crate::mongo::metadata::dead_letters::{self, Kept};
-use crate::mongo::metadata::unsettled;
+use crate::mongo::metadata::{set_aside, unsettled};
 use crate::mongo::server::Server;
 use crate::mongo::{metadata, tail};
 use crate::observe::status::{Cell, State};
@@ -125,6 +125,7 @@ impl<'s, S: Source> Link<'s, S> {
         for (key, id) in unsettled::load(destination.server(), destination.link()).await? {
             spoke.pair.unsettled.add(key, id);
         }
+        set_aside::forget_old(destination.server()).await?;
         let mut retries = Retries::default();
         parked.keys().for_each(|key| retries.add(key.clone(), Instant::now()));
         let opening = Opening { spoke, link: &link, source, destination: &destination };

@@ -12,7 +12,7 @@ use super::suspects::SUSPECTS;
 use super::wait;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::verifications::{self, PartName};
-use crate::mongo::metadata::{checkpoints, dead_letters, unsettled};
+use crate::mongo::metadata::{self, checkpoints, dead_letters, unsettled};
 use crate::mongo::scan::Which;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
@@ -148,7 +148,8 @@ impl Part<'_> {
         if documents.is_empty() {
             return Ok(());
         }
-        unsettled::run(self.spoke, &unsettled::note(&self.downlink(), &documents)).await
+        metadata::run(self.spoke, "noting documents to be settled", &unsettled::note(&self.downlink(), &documents))
+            .await
     }
 
     /// The documents of both links whose dead letter was dropped.

@@ -1,7 +1,7 @@
 //! Documents that a link does not find as expected: taken `_id`s, crossings of the two links, changes of ownership
 //! within one batch. All sides end equal, or somebody is told; and whatever a decision removes is set aside.
 
-use bson::{Decimal128, Document, doc};
+use bson::{DateTime, Decimal128, Document, doc};
 use mongodb::IndexModel;
 use mongodb::options::IndexOptions;
 use nix::sys::signal::Signal;
@@ -25,6 +25,17 @@ async fn letters(site: &Site, name: &str) -> u64 {
 
 async fn find(site: &Site, name: &str, id: &str) -> Option<Document> {
     site.at(name).find_one(doc! { "_id": id }).await.unwrap()
+}
+
+/// A site whose hub refuses the insert of DFW's document `own`, because another document has the key already.
+async fn with_a_refused_insert() -> Site {
+    let mut site = Site::shared(PAIR).await;
+    unique_index(&site, HUB).await;
+    site.at(HUB).insert_one(doc! { "_id": "taken", "_pk": "YARD", "key": 1 }).await.unwrap();
+    site.start().await;
+    site.at("DFW").insert_one(doc! { "_id": "own", "_pk": "DFW", "key": 1 }).await.unwrap();
+    eventually("the hub refuses it", async || letters(&site, HUB).await == 1).await;
+    site
 }
 
 /// Runs the changes while the program stands still, so that they come in one batch.
@@ -65,12 +76,7 @@ async fn an_own_document_is_not_overwritten_by_another_zones_of_the_same_id() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_letter_protects_its_document_in_a_resync_and_in_a_repair() {
-    let mut site = Site::shared(PAIR).await;
-    unique_index(&site, HUB).await;
-    site.at(HUB).insert_one(doc! { "_id": "taken", "_pk": "YARD", "key": 1 }).await.unwrap();
-    site.start().await;
-    site.at("DFW").insert_one(doc! { "_id": "own", "_pk": "DFW", "key": 1 }).await.unwrap();
-    eventually("the hub refuses it", async || letters(&site, HUB).await == 1).await;
+    let site = with_a_refused_insert().await;
     assert!(site.command(&["dead-letters", "drop", "DFW"]).0);
     eventually("the letter is dropped", async || letters(&site, HUB).await == 0).await;
     assert!(site.command(&["resync", "DFW", "--wait"]).0);
@@ -85,12 +91,7 @@ async fn a_dropped_letter_protects_its_document_in_a_resync_and_in_a_repair() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_letter_heals_by_itself_when_its_reason_is_gone() {
-    let mut site = Site::shared(PAIR).await;
-    unique_index(&site, HUB).await;
-    site.at(HUB).insert_one(doc! { "_id": "taken", "_pk": "YARD", "key": 1 }).await.unwrap();
-    site.start().await;
-    site.at("DFW").insert_one(doc! { "_id": "own", "_pk": "DFW", "key": 1 }).await.unwrap();
-    eventually("the hub refuses it", async || letters(&site, HUB).await == 1).await;
+    let site = with_a_refused_insert().await;
     site.at(HUB).delete_one(doc! { "_id": "taken" }).await.unwrap();
     eventually("the letter is gone", async || letters(&site, HUB).await == 0).await;
     site.assert_converged().await;
@@ -287,4 +288,24 @@ async fn a_document_with_an_array_as_partition_key_belongs_to_nobody() {
     site.at("DFW").insert_one(doc! { "_id": "x", "_pk": "DFW", "forged": 2 }).await.unwrap();
     site.settle().await;
     assert_eq!(find(&site, HUB, "x").await, Some(array));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_set_aside_is_deleted_after_30_days_at_both_ends() {
+    let mut site = Site::shared(PAIR).await;
+    let day = 24 * 3_600 * 1_000;
+    let now = DateTime::now().timestamp_millis();
+    for name in [HUB, "DFW"] {
+        let entry = |id: &str, days: i64| {
+            let at = DateTime::from_millis(now - days * day);
+            doc! { "_id": { "ns": "old.old", "document": id }, "at": at, "reason": "test" }
+        };
+        site.own_collection(name, "set_aside").insert_many([entry("old", 31), entry("young", 29)]).await.unwrap();
+    }
+    site.start().await;
+    for name in [HUB, "DFW"] {
+        let kept = site.own_collection(name, "set_aside");
+        assert_eq!(kept.count_documents(doc! { "_id.document": "old" }).await.unwrap(), 0, "{name}");
+        assert_eq!(kept.count_documents(doc! { "_id.document": "young" }).await.unwrap(), 1, "{name}");
+    }
 }

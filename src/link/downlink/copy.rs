@@ -10,7 +10,7 @@ use crate::link::lifecycle::{Link, Stopped};
 use crate::link::reached::Waited;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::checkpoints::{Part, Reconciling};
-use crate::mongo::metadata::foreign;
+use crate::mongo::metadata::{self, foreign};
 use crate::mongo::read::{self, Wanted};
 use crate::mongo::server::Server;
 use crate::observe::status::State;
@@ -137,5 +137,5 @@ async fn forget_foreign(hub: &Server, spoke: &Server) -> Result<(), Error> {
     if known.is_empty() {
         return Ok(());
     }
-    foreign::run(spoke, &foreign::forget(&known)).await
+    metadata::run(spoke, "forgetting foreign documents", &foreign::forget(&known)).await
 }

@@ -29,7 +29,6 @@ use super::source::{Opening, Source};
 use crate::mongo::error::Error;
 use crate::mongo::ledger::Ledger;
 use crate::mongo::metadata::sessions::Slot;
-use crate::mongo::metadata::set_aside;
 use crate::mongo::read::{self, Snapshot, Wanted};
 use crate::mongo::server::Server;
 use crate::rules::downlink::Downlink;
@@ -104,7 +103,6 @@ impl Source for HubSource {
             }
         }
         spoke.pair.foreign.load(destination.server()).await?;
-        set_aside::forget_old(destination.server()).await?;
         let routes = spoke.fanout.routes();
         let held = held(&routes, &spoke.zone);
         let (zone, partition_key) = (spoke.zone.clone(), server.partition_key().to_owned());

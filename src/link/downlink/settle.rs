@@ -18,7 +18,7 @@ use crate::link::source::Source;
 use crate::link::unsettled::Stage;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::dead_letters::Kept;
-use crate::mongo::metadata::{foreign, set_aside, unsettled};
+use crate::mongo::metadata::{self, foreign, set_aside, unsettled};
 use crate::mongo::read::{self, Wanted, When};
 use crate::rules::fields::Fields;
 use crate::rules::key::Key;
@@ -114,9 +114,10 @@ impl Link<'_, HubSource> {
             candidates.iter().filter(|candidate| !changed.contains(&candidate.key)).collect();
         self.forget_settled(&settled).await?;
         // A retried letter ends, unless the spoke refuses the document again.
-        for candidate in
-            settled.into_iter().filter(|candidate| self.retries.is_deciding(&candidate.key)).collect::<Vec<_>>()
-        {
+        for candidate in settled {
+            if !self.retries.is_deciding(&candidate.key) {
+                continue;
+            }
             if let Some(letter) = self.parked.remove(&candidate.key) {
                 self.remove_letter(&candidate.key, &letter).await?;
             }
@@ -204,9 +205,9 @@ impl Link<'_, HubSource> {
             .iter()
             .map(|candidate| (spoke.namespace(candidate.key.namespace()), candidate.id.as_raw_bson_ref()))
             .collect();
-        let zone = &self.spoke.zone;
-        unsettled::run(&spoke, &unsettled::remove(&LinkName::downlink(zone), &documents)).await?;
-        unsettled::run(&hub, &unsettled::remove(&LinkName::uplink(zone), &documents)).await?;
+        let (zone, doing) = (&self.spoke.zone, "deleting settled documents");
+        metadata::run(&spoke, doing, &unsettled::remove(&LinkName::downlink(zone), &documents)).await?;
+        metadata::run(&hub, doing, &unsettled::remove(&LinkName::uplink(zone), &documents)).await?;
         for candidate in settled {
             self.spoke.pair.unsettled.remove(&candidate.key);
         }

@@ -17,7 +17,7 @@ use crate::link::lifecycle::{Link, QUIET_CHECKPOINT};
 use crate::link::pair::Turn;
 use crate::link::{foreign, letters};
 use crate::mongo::error::Error;
-use crate::mongo::metadata::foreign as register;
+use crate::mongo::metadata::{self, foreign as register};
 use crate::observe::status::State;
 use crate::rules::names::Direction;
 use crate::rules::queue::Weight;
@@ -112,7 +112,7 @@ impl Link<'_, SpokeSource> {
         }
         foreign::register(known, &server, &hub, &new.into_iter().collect::<Vec<_>>()).await?;
         if !gone.is_empty() {
-            register::run(&server, &register::forget(&gone)).await?;
+            metadata::run(&server, "forgetting foreign documents", &register::forget(&gone)).await?;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use std::collections::{HashMap, HashSet};
 use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
 use bson::{Bson, DateTime, Document, doc, rawdoc};
 
-use super::{FOREIGN, all_of, document_id, majority};
+use super::{FOREIGN, all_of, document_id};
 use crate::mongo::error::Error;
 use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
@@ -78,13 +78,6 @@ pub(crate) async fn among(server: &Server, wanted: &Wanted<'_>) -> Result<HashSe
         }
     }
     Ok(found)
-}
-
-/// Runs [`register`] or [`forget`] outside of a transaction.
-pub(crate) async fn run(server: &Server, command: &RawDocumentBuf) -> Result<(), Error> {
-    let mut command = Document::try_from(command).map_err(|error| server.malformed(error))?;
-    command.insert("writeConcern", majority());
-    server.run("registering foreign documents", &server.metadata(), command).await.map(drop)
 }
 
 fn id(namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {

@@ -8,7 +8,7 @@
 //! | [`dropped_letters`](dead_letters) | hub, spokes | document whose dead letter an operator has dropped |
 //! | [`hub_edits`] | spokes | transaction with more hub edits than the checkpoint has room for |
 //! | [`foreign`] | spokes | document that an application wrote in a zone of another spoke |
-//! | [`set_aside`] | spokes | document that a reconcile deleted |
+//! | [`set_aside`] | hub, spokes | version of a document that a link deleted or replaced |
 //! | [`unsettled`] | hub, spokes | document that a link did not find as expected |
 //! | [`verifications`] | hub | part of an unfinished verification |
 //! | [`ticks`] | hub, spokes | counter that advances the cluster time |
@@ -107,6 +107,16 @@ fn delete_all(collection: &str, filter: Document) -> Document {
 /// still be rolled back.
 fn majority() -> Document {
     doc! { "w": "majority", "wtimeout": 20_000 }
+}
+
+/// Runs a command of this room outside of a transaction, with write concern majority. `doing` begins the error's text.
+///
+/// # Errors
+/// If the server does not answer.
+pub(crate) async fn run(server: &Server, doing: &'static str, command: &RawDocumentBuf) -> Result<(), Error> {
+    let mut command = Document::try_from(command).map_err(|error| server.malformed(error))?;
+    command.insert("writeConcern", majority());
+    server.run(doing, &server.metadata(), command).await.map(drop)
 }
 
 fn raw(document: &Document) -> RawDocumentBuf {

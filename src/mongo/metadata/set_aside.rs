@@ -1,6 +1,7 @@
-//! Copies of documents of watched zones that a reconcile deleted at a spoke, for a person to restore. The hub does
-//! not have these documents: either the hub deleted a document, or an application wrote the document at the spoke while
-//! the spoke's change stream was lost. The reconcile cannot distinguish the two cases.
+//! Copies of versions of documents that a link deleted or replaced, for a person to restore: in a reconcile, in a
+//! repair, in a decision about an unsettled document, or, at the hub, in a retry of a dead letter. A reconcile, for
+//! example, deletes documents of watched zones that the hub does not have: either the hub deleted a document, or an
+//! application wrote the document at the spoke while the spoke's change stream was lost.
 //!
 //! ```text
 //! _id       document  { ns: string, document: any }: collection as `database.collection`, and `_id` of the document
@@ -9,8 +10,9 @@
 //! document  document  the whole document; absent if larger than 16,000,000 bytes
 //! ```
 //!
-//! The downlink writes the copies at the spoke, with write concern majority, before the transaction that deletes the
-//! originals. Every start of the downlink deletes copies older than 30 days.
+//! A reconcile and a repair write the copies with write concern majority, before the transaction that deletes the
+//! originals. A decision and a retry write the copies in the same transaction. Every start of a link deletes copies
+//! older than 30 days at the link's destination.
 //!
 //! Index: only `_id`. The delete by `at` scans the collection.
 
@@ -79,9 +81,12 @@ fn update(namespace: &Namespace, document: &RawDocument, reason: &str) -> Option
 }
 
 /// Deletes copies older than 30 days.
-pub(crate) async fn forget_old(spoke: &Server) -> Result<(), Error> {
+///
+/// # Errors
+/// If the server does not answer.
+pub(crate) async fn forget_old(server: &Server) -> Result<(), Error> {
     let delete = delete_all(SET_ASIDE, doc! { "at": { "$lt": ago(KEPT) } });
-    spoke.run("deleting old documents that were set aside", &spoke.metadata(), delete).await.map(drop)
+    server.run("deleting old documents that were set aside", &server.metadata(), delete).await.map(drop)
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@
 //! Index: only `_id`. The query by `_id.link` and `_id.ns` walks all entries in the order of `_id`.
 
 use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
-use bson::{DateTime, Document, doc, rawdoc};
+use bson::{DateTime, doc, rawdoc};
 
-use super::{UNSETTLED, all_of, document_id, majority};
+use super::{UNSETTLED, all_of, document_id};
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
@@ -37,16 +37,6 @@ pub(crate) fn remove(link: &LinkName, documents: &[(&Namespace, RawBsonRef<'_>)]
         deletes.push(rawdoc! { "q": id(link, namespace, *document), "limit": 1 });
     }
     rawdoc! { "delete": UNSETTLED, "deletes": deletes }
-}
-
-/// Runs [`remove`] outside of a transaction. A repeated decision does no harm.
-///
-/// # Errors
-/// If the server does not answer.
-pub(crate) async fn run(server: &Server, command: &RawDocumentBuf) -> Result<(), Error> {
-    let mut command = Document::try_from(command).map_err(|error| server.malformed(error))?;
-    command.insert("writeConcern", majority());
-    server.run("deleting settled documents", &server.metadata(), command).await.map(drop)
 }
 
 /// The `_id`s of all documents that a link has noted.
