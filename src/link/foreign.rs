@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bson::raw::{RawBson, RawDocumentBuf};
+use bson::raw::{CStr, RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
 
 use super::pair::REMEMBERED_DOCUMENTS;
 use crate::mongo::error::Error;
@@ -64,31 +64,89 @@ impl Known {
         (!held.is_empty()).then(|| foreign::forget(&held))
     }
 
+    /// True if the document is known to be in the register.
+    pub(super) fn holds(&self, key: &Key) -> bool {
+        self.keys().some.contains(key)
+    }
+
+    /// Takes documents out of the register.
+    pub(super) async fn end(&self, spoke: &Server, documents: &[(&Namespace, RawBsonRef<'_>)]) -> Result<(), Error> {
+        if documents.is_empty() || self.is_empty() {
+            return Ok(());
+        }
+        metadata::run(spoke, "forgetting foreign documents", &foreign::forget(documents)).await?;
+        for (namespace, id) in documents {
+            let number = spoke.namespaces().iter().position(|one| one == *namespace);
+            if let Some(number) = number.and_then(|number| u16::try_from(number).ok()) {
+                self.remove(&Key::new(number, *id));
+            }
+        }
+        Ok(())
+    }
+
+    /// The document is no longer in the register.
+    pub(super) fn remove(&self, key: &Key) {
+        self.keys().some.remove(key);
+    }
+
     fn keys(&self) -> MutexGuard<'_, Keys> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Registers documents of a spoke, except for documents known to the hub.
-pub(super) async fn register(
-    known: &Known,
-    spoke: &Server,
-    hub: &Server,
-    documents: &[(Key, RawBson)],
-) -> Result<(), Error> {
+/// A document that an application wrote in a zone of another spoke.
+pub(super) struct Written {
+    pub(super) key: Key,
+    pub(super) id: RawBson,
+    /// The value of the partition key.
+    pub(super) zone: RawBson,
+}
+
+/// Registers documents of a spoke, except for documents that the hub has in the same zone.
+pub(super) async fn register(known: &Known, spoke: &Server, hub: &Server, documents: &[Written]) -> Result<(), Error> {
     if documents.is_empty() {
         return Ok(());
     }
-    let wanted: Wanted<'_> = documents.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
-    let field = Some(hub.partition_field());
-    let at_hub = read::documents(hub, &wanted, field, When::NotBefore(hub.now().await?)).await?.documents;
-    let new: Vec<_> = wanted.iter().filter(|(key, _)| !at_hub.get(*key).is_some_and(Option::is_some)).collect();
-    let named: Vec<_> = new.iter().map(|(key, id)| (&spoke.namespaces()[usize::from(key.namespace())], **id)).collect();
-    if !named.is_empty() {
-        known.add(new.iter().map(|(key, _)| (*key).clone()));
-        metadata::run(spoke, "registering foreign documents", &foreign::register(&named)).await?;
+    let wanted: Wanted<'_> =
+        documents.iter().map(|written| (written.key.clone(), written.id.as_raw_bson_ref())).collect();
+    let field = hub.partition_field();
+    let at_hub = read::documents(hub, &wanted, Some(field), When::NotBefore(hub.now().await?)).await?.documents;
+    let is_at_hub = |written: &&Written| {
+        let document = at_hub.get(&written.key).and_then(Option::as_deref);
+        document.is_some_and(|document| is_in_zone(document, field, written.zone.as_raw_bson_ref()))
+    };
+    let new: Vec<&Written> = documents.iter().filter(|written| !is_at_hub(written)).collect();
+    if new.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    known.add(new.iter().map(|written| written.key.clone()));
+    let named: Vec<_> =
+        new.iter().map(|written| (spoke.namespace(written.key.namespace()), written.id.as_raw_bson_ref())).collect();
+    metadata::run(spoke, "registering foreign documents", &foreign::register(&named)).await
+}
+
+/// Takes documents out of the register that the hub has by now, in the same zone.
+pub(super) async fn forget_known(known: &Known, hub: &Server, spoke: &Server) -> Result<(), Error> {
+    let registered = foreign::registered(spoke).await?;
+    if registered.is_empty() {
+        return Ok(());
+    }
+    let wanted: Wanted<'_> = registered.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
+    let field = hub.partition_field();
+    let at_hub = read::documents(hub, &wanted, Some(field), When::NotBefore(hub.now().await?)).await?.documents;
+    let here = read::documents(spoke, &wanted, Some(field), When::NotBefore(spoke.now().await?)).await?.documents;
+    let is_at_hub = |key: &Key| {
+        let (there, here) = (at_hub.get(key).and_then(Option::as_deref), here.get(key).and_then(Option::as_deref));
+        let zone = here.and_then(|document| document.get(field).ok().flatten());
+        there.zip(zone).is_some_and(|(document, zone)| is_in_zone(document, field, zone))
+    };
+    let shared = wanted.iter().filter(|(key, _)| is_at_hub(key));
+    let shared: Vec<_> = shared.map(|(key, id)| (spoke.namespace(key.namespace()), *id)).collect();
+    known.end(spoke, &shared).await
+}
+
+fn is_in_zone(document: &RawDocument, partition_key: &CStr, zone: RawBsonRef<'_>) -> bool {
+    document.get(partition_key).ok().flatten() == Some(zone)
 }
 
 #[cfg(test)]

@@ -1,25 +1,19 @@
-//! An operator's requests about dead letters. A link handles requests between two batches, so no locks are needed.
+//! An operator's requests about dead letters, and retries that are due. A link attends to both between two batches, so
+//! no locks are needed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bson::raw::RawDocumentBuf;
-use bson::{Timestamp, rawdoc};
 use serde_json::Value;
 
-use super::apply::mark::Mark;
-use super::apply::work::{Origin, Work};
 use super::lifecycle::Link;
+use super::retry::retry;
 use super::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::dead_letters::Kept;
-use crate::mongo::metadata::set_aside;
-use crate::mongo::read::{self, Wanted, When};
 use crate::observe::status::Letter;
 use crate::rules::key::Key;
-use crate::rules::names::Direction;
-use crate::rules::step::{Read, Step, Write, Zones};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LetterAction {
@@ -82,54 +76,6 @@ pub(super) async fn attend<S: Source>(link: &mut Link<'_, S>) -> Result<(), Erro
     Ok(())
 }
 
-/// Tries a refused change again. At the hub, the document is read at the spoke and applied. At the spoke, the hub's
-/// version is the truth, and the decision about the document brings it.
-async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: &Kept) -> Result<(), Error> {
-    if S::DIRECTION == Direction::Downlink {
-        link.retries.decide(key);
-        link.spoke.pair.unsettled.add(key.clone(), letter.id.clone());
-        return Ok(());
-    }
-    // From here on, changes of the document are not held back. The saved letter stays until the retry succeeds.
-    link.parked.remove(key);
-    let within = link.source.zones();
-    let step = Step {
-        event: 0,
-        key: key.clone(),
-        id: letter.id.as_raw_bson_ref(),
-        zones: Zones::of(&within),
-        write: Write::Read(Read::Whole),
-        hub_edit: None,
-    };
-    let again = Again(letter);
-    let last = link.source.server().clone().now().await?;
-    let ours = set_aside_at_hub(link, key, letter).await?;
-    link.apply(Work { steps: vec![step], last, ours, decides: true, ..Work::empty(&again) }).await?;
-    match link.parked.get_mut(key) {
-        // Refused again: the saved letter keeps its count, so the shown one does.
-        Some(refused) => refused.later_changes = letter.later_changes,
-        None => link.remove_letter(key, letter).await?,
-    }
-    Ok(())
-}
-
-/// The hub's version of a document that a retry may replace: what a hub application wrote to it while changes waited.
-async fn set_aside_at_hub<S: Source>(
-    link: &mut Link<'_, S>,
-    key: &Key,
-    letter: &Kept,
-) -> Result<Vec<RawDocumentBuf>, Error> {
-    let hub = link.destination_server();
-    let wanted: Wanted<'_> = [(key.clone(), letter.id.as_raw_bson_ref())].into();
-    let found = read::documents(&hub, &wanted, None, When::NotBefore(hub.now().await?)).await?;
-    let own = link.spoke.zone.as_str();
-    let document = found.documents.get(key).and_then(Option::as_deref);
-    let document = document.filter(|document| document.get_str(hub.partition_key()).is_ok_and(|zone| zone == own));
-    let namespace = hub.namespace(key.namespace());
-    let kept = document.and_then(|document| set_aside::keep_one(namespace, document, "replaced by a retry"));
-    Ok(kept.into_iter().collect())
-}
-
 /// When refused changes are tried again by themselves: after five seconds, by which time both links have usually passed
 /// the change, then after a minute, five minutes, and every hour.
 const RETRY_AFTER: [Duration; 4] =
@@ -169,7 +115,7 @@ impl Retries {
         self.deciding.remove(key);
     }
 
-    fn decide(&mut self, key: &Key) {
+    pub(super) fn decide(&mut self, key: &Key) {
         self.deciding.insert(key.clone());
     }
 
@@ -201,25 +147,6 @@ pub(super) fn show<S: Source>(link: &Link<'_, S>) {
 
 fn json(letter: &Kept) -> Value {
     bson::Bson::try_from(letter.id.clone()).map_or(Value::Null, Value::from)
-}
-
-/// The origin of a retry: a dead letter.
-struct Again<'l>(&'l Kept);
-
-impl Origin for Again<'_> {
-    fn before(&self, _: usize) -> Option<Mark> {
-        None
-    }
-
-    fn is_retry(&self) -> bool {
-        true
-    }
-
-    fn event(&self, _: usize) -> (RawDocumentBuf, Option<Timestamp>) {
-        // A retry says nothing new of the change: the letter keeps its event.
-        let operation = if self.0.is_fresh { "insert" } else { "retry" };
-        (rawdoc! { "operationType": operation, "documentKey": { "_id": self.0.id.as_raw_bson_ref() } }, None)
-    }
 }
 
 #[cfg(test)]

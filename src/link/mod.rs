@@ -20,7 +20,7 @@
 //! - [`collections`]: noticing that a collection was dropped or renamed; [`foreign`]: documents of other zones at a
 //!   spoke
 //! - [`unsettled`]: documents that were not found as expected, until the decision about each is taken
-//! - [`letters`]: an operator's wishes about dead letters; [`watch_oplog`]: the oplog window, for the status
+//! - [`letters`]: an operator's requests about dead letters; [`retry`]: the retry of one; [`watch_oplog`]: the oplog window, for the status
 //!
 //! A loop ends with an error or on request, and never restarts itself: the supervisor starts a new loop, which
 //! continues from the checkpoint.
@@ -35,6 +35,7 @@ pub(crate) mod letters;
 mod lifecycle;
 pub(crate) mod pair;
 pub(crate) mod reached;
+mod retry;
 pub(crate) mod shared;
 mod source;
 mod unsettled;

@@ -109,6 +109,11 @@ impl Conflicts {
         self.entries.insert(key, Entry { fields, spoke_time, end });
     }
 
+    /// True if a hub edit of the document is remembered, or if individual documents are no longer remembered.
+    pub(crate) fn has_hub_edit(&self, key: &Key) -> bool {
+        self.everything.is_some() || self.entries.contains_key(key)
+    }
+
     /// Records the number of the note that saves the hub edits committed at `spoke_time`. Numbers ascend.
     pub(crate) fn record_note(&mut self, number: i64, spoke_time: Timestamp) {
         self.notes.push_back(Note { number, spoke_time, end: self.end_of(spoke_time) });

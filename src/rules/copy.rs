@@ -64,10 +64,8 @@ pub(crate) enum Treatment {
         fresh: bool,
     },
     /// The source lacks the document: read again, in any zone. A document found in another zone has moved. A document
-    /// not found was deleted, and is deleted at the destination as well. `set_aside`: keep a copy first.
-    ReadAgain {
-        set_aside: bool,
-    },
+    /// not found was deleted, and is deleted at the destination as well.
+    ReadAgain,
 }
 
 impl Policy {
@@ -127,9 +125,9 @@ impl Policy {
                 Self::OwnerPushes => Treatment::Leave,
                 Self::Watch => Treatment::Register,
                 Self::WatchAgain if is_protected || !may_delete => Treatment::Register,
-                Self::WatchAgain => Treatment::ReadAgain { set_aside: true },
+                Self::WatchAgain => Treatment::ReadAgain,
                 Self::OwnerReconciles | Self::HubReconciles if !may_delete => Treatment::Leave,
-                Self::OwnerReconciles | Self::HubReconciles => Treatment::ReadAgain { set_aside: false },
+                Self::OwnerReconciles | Self::HubReconciles => Treatment::ReadAgain,
             },
         }
     }
@@ -184,14 +182,14 @@ mod tests {
     #[test]
     fn every_row_for_a_document_that_the_source_lacks() {
         let (leave, register) = (Treatment::Leave, Treatment::Register);
-        let (again, aside) = (Treatment::ReadAgain { set_aside: false }, Treatment::ReadAgain { set_aside: true });
+        let again = Treatment::ReadAgain;
         // By policy: with and without permission to delete, then the same for a protected document.
         let table = [
             (OwnerPushes, [leave, leave, leave, leave]),
             (OwnerReconciles, [again, leave, leave, leave]),
             (HubReconciles, [again, leave, leave, leave]),
             (Watch, [register, register, register, register]),
-            (WatchAgain, [aside, register, register, register]),
+            (WatchAgain, [again, register, register, register]),
         ];
         for (policy, treatments) in table {
             let cases = [(false, true), (false, false), (true, true), (true, false)];
@@ -207,11 +205,11 @@ mod tests {
         for policy in ALL {
             for is_protected in [false, true] {
                 let treatment = decide(policy, Lead::Missing, true, is_protected, false);
-                assert!(!matches!(treatment, Treatment::ReadAgain { .. }), "{policy:?}");
+                assert_ne!(treatment, Treatment::ReadAgain, "{policy:?}");
             }
         }
         for policy in [OwnerPushes, Watch] {
-            assert!(!matches!(decide(policy, Lead::Missing, true, false, true), Treatment::ReadAgain { .. }));
+            assert_ne!(decide(policy, Lead::Missing, true, false, true), Treatment::ReadAgain);
         }
     }
 
@@ -229,14 +227,6 @@ mod tests {
     #[test]
     fn in_a_watched_zone_the_hubs_document_wins_over_a_registered_one() {
         assert_eq!(decide(WatchAgain, Lead::Present, true, true, true), Treatment::Replace);
-    }
-
-    #[test]
-    fn only_what_a_watcher_deletes_is_set_aside() {
-        let sets_aside = |policy: &Policy| {
-            decide(*policy, Lead::Missing, true, false, true) == Treatment::ReadAgain { set_aside: true }
-        };
-        assert_eq!(ALL.into_iter().filter(sets_aside).collect::<Vec<_>>(), [WatchAgain]);
     }
 
     #[test]

@@ -32,9 +32,6 @@ pub(crate) struct Incoming<'a> {
     pub(crate) event: EventRef<'a>,
     /// Documents read whole for the event's reply.
     pub(crate) documents: &'a [Option<bson::RawDocumentBuf>],
-    /// The spoke has a document of this `_id` in its own zone that the hub never accepted: a dead letter says so. A hub
-    /// event whose document may be in any zone is not about that document.
-    pub(crate) never_accepted: bool,
 }
 
 /// Effect of a hub event at the spoke.
@@ -63,14 +60,6 @@ impl<'r> Downlink<'r> {
         }
     }
 
-    /// The zones in which the spoke's document may be for this event.
-    fn zones_for(&self, reach: Reach, incoming: Incoming<'_>) -> Zones<'r> {
-        match reach {
-            Reach::Held if incoming.never_accepted => Zones::Any(self.held().skip(1).collect()),
-            reach => self.zones(reach),
-        }
-    }
-
     /// Decides about an event. `pending` holds the fields of the document touched by earlier hub edits in the same
     /// batch. Returns `None` if nothing is to be done.
     pub(crate) fn decide<'a>(
@@ -89,8 +78,8 @@ impl<'r> Downlink<'r> {
             Action::Own if standing(&Zones::One(own)) == Standing::Ahead => return None,
             Action::Own => return self.own_change(incoming, key, conflicts, pending),
             Action::Leave => (Write::Delete, self.new_zone(incoming.event)?),
-            Action::Delete(reach) => (Write::Delete, self.zones_for(reach, incoming)),
-            Action::Apply(content, reach) => (self.apply(content, incoming)?, self.zones_for(reach, incoming)),
+            Action::Delete(reach) => (Write::Delete, self.zones(reach)),
+            Action::Apply(content, reach) => (self.apply(content, incoming)?, self.zones(reach)),
         };
         let write = match standing(&zones) {
             Standing::Ahead => return None,
@@ -201,7 +190,7 @@ mod tests {
     fn decide<'a>(routes: &'a Routes, action: Action, reply: &'a Reply, conflicts: &Conflicts) -> Option<Decision<'a>> {
         let downlink = Downlink { routes, spoke: 0, partition_key: "_pk", precise: false };
         let event = reply.event(0);
-        let incoming = Incoming { action, event, documents: &[], never_accepted: false };
+        let incoming = Incoming { action, event, documents: &[] };
         let key = event.key().expect("valid");
         downlink.decide(incoming, &key, |_| Standing::Behind, conflicts, None)
     }
@@ -272,20 +261,5 @@ mod tests {
         assert_eq!(into("DFW"), Zones::Any(vec!["DFW", "HOU"]));
         assert_eq!(into("HOU"), Zones::Any(vec!["HOU"]), "an own document of the same _id is another document");
         assert_eq!(downlink.zones(Reach::Held), Zones::Any(vec!["DFW", "HOU"]));
-    }
-
-    #[test]
-    fn a_delete_in_an_unknown_zone_spares_an_own_document_that_the_hub_never_accepted() {
-        let (routes, batch, none) = (routes(), update(doc! { "a": 1 }), Conflicts::new(9));
-        let downlink = Downlink { routes: &routes, spoke: 0, partition_key: "_pk", precise: false };
-        let zones = |never_accepted, reach| {
-            let (action, event) = (Action::Delete(reach), batch.event(0));
-            let incoming = Incoming { action, event, documents: &[], never_accepted };
-            let key = event.key().expect("valid");
-            downlink.decide(incoming, &key, |_| Standing::Behind, &none, None).expect("a write").zones
-        };
-        assert_eq!(zones(false, Reach::Held), Zones::Any(vec!["DFW", "HOU"]));
-        assert_eq!(zones(true, Reach::Held), Zones::Any(vec!["HOU"]));
-        assert_eq!(zones(true, reach(&routes, "DFW")), Zones::One("DFW"), "the event names the zone");
     }
 }

@@ -10,6 +10,7 @@
 //!   concurrent edit
 //! - [`step`]: one change to one document of the destination. [`uplink`] and [`downlink`] decide on each step
 //! - [`copy`]: the documents of a copy that may be written, deleted or overwritten
+//! - [`inference`]: what is set aside when no application has just changed a document
 //! - [`plan`]: many steps as few commands. [`ladder`]: the next attempt after a refusal. [`held_back`]: changes that
 //!   wait with a dead letter
 //! - [`queue`]: the bounded queue between the fan-out and a writer. [`size`]: the size of replies, batches and commands
@@ -26,6 +27,7 @@ pub(crate) mod downlink;
 pub(crate) mod fields;
 pub(crate) mod held_back;
 pub(crate) mod hub_event;
+pub(crate) mod inference;
 #[cfg(test)]
 mod interleavings;
 pub(crate) mod key;
@@ -35,6 +37,7 @@ pub(crate) mod plan;
 pub mod position;
 pub(crate) mod queue;
 pub mod reply;
+pub(crate) mod retry;
 pub(crate) mod route;
 pub(crate) mod settle;
 pub(crate) mod size;

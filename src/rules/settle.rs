@@ -29,6 +29,8 @@ pub(crate) struct Document {
     pub(crate) letter: Letter,
     /// The downlink has a dead letter, open or dropped: the spoke refuses the hub's version.
     pub(crate) is_refused: bool,
+    /// Both versions are in the same zone.
+    pub(crate) is_same_zone: bool,
     /// The spoke's version is registered as foreign.
     pub(crate) is_foreign: bool,
     /// The spoke's version is in a zone that the spoke has left, and whose documents stay.
@@ -61,27 +63,28 @@ pub(crate) enum Settlement {
 /// Decides about a document. Pure: the caller reads both versions and the evidence.
 pub(crate) fn settle(document: Document) -> Settlement {
     use Version::{Absent, Elsewhere, Own, Watched};
-    let Document { hub, spoke, is_equal, letter, is_refused, is_foreign, is_left } = document;
+    let Document { hub, spoke, is_equal, letter, is_refused, is_same_zone, is_foreign, is_left } = document;
     // Equal versions are right where the spoke holds their zone. If the spoke refuses the hub's version for another
     // reason, a retry of that letter decides.
     if (is_equal && matches!(spoke, Absent | Own | Watched)) || is_refused {
         return Settlement::Leave;
     }
-    match (hub, spoke) {
-        (_, Own) => match (letter, hub) {
-            // The hub had the document in the spoke's zone, and a hub application changed, moved or deleted it.
-            (Letter::None, Own | Watched) => Settlement::Write,
-            (Letter::None, Absent | Elsewhere) => Settlement::Remove,
-            (Letter::NeverAccepted, Watched) => Settlement::Collide,
-            // Told at the hub already.
-            (Letter::NeverAccepted | Letter::RefusedChange, _) => Settlement::Leave,
-        },
-        (Own | Watched, Absent) => Settlement::Write,
-        (Absent | Elsewhere, Absent) => Settlement::Leave,
-        (Own | Watched, Watched | Elsewhere) if is_foreign => Settlement::Collide,
-        (Own | Watched, Watched | Elsewhere) => Settlement::Write,
-        (Absent | Elsewhere, Watched | Elsewhere) if is_foreign || is_left => Settlement::Leave,
-        (Absent | Elsewhere, Watched | Elsewhere) => Settlement::Remove,
+    match (letter, hub, spoke) {
+        // The spoke's changes wait with the letter: whatever either side has stays until the retry.
+        (Letter::RefusedChange, ..) => Settlement::Leave,
+        // The spoke's document is another one than the hub's. The retry decides where both are in the spoke's zone.
+        (Letter::NeverAccepted, Own, Own) => Settlement::Leave,
+        (Letter::NeverAccepted, Own | Watched, Own | Watched | Elsewhere) => Settlement::Collide,
+        (Letter::NeverAccepted, Absent | Elsewhere, _) => Settlement::Leave,
+        // The hub had the document in the spoke's zone, and a hub application changed, moved or deleted it.
+        (Letter::None, Own | Watched, Own) => Settlement::Write,
+        (Letter::None, Absent | Elsewhere, Own) => Settlement::Remove,
+        (_, Own | Watched, Absent) => Settlement::Write,
+        (_, Absent | Elsewhere, Absent) => Settlement::Leave,
+        (_, Own | Watched, Watched | Elsewhere) if is_foreign && !is_same_zone => Settlement::Collide,
+        (_, Own | Watched, Watched | Elsewhere) => Settlement::Write,
+        (_, Absent | Elsewhere, Watched | Elsewhere) if is_foreign || is_left => Settlement::Leave,
+        (_, Absent | Elsewhere, Watched | Elsewhere) => Settlement::Remove,
     }
 }
 
@@ -99,13 +102,14 @@ mod tests {
         is_equal: false,
         letter: Letter::None,
         is_refused: false,
+        is_same_zone: false,
         is_foreign: false,
         is_left: false,
     };
 
     fn all() -> impl Iterator<Item = Document> {
-        let flags = (0..16u8).map(|bits| [1, 2, 4, 8].map(|bit| bits & bit != 0));
-        flags.flat_map(|[is_equal, is_refused, is_foreign, is_left]| {
+        let flags = (0..32u8).map(|bits| [1, 2, 4, 8, 16].map(|bit| bits & bit != 0));
+        flags.flat_map(|[is_equal, is_refused, is_same_zone, is_foreign, is_left]| {
             VERSIONS.into_iter().flat_map(move |hub| {
                 VERSIONS.into_iter().flat_map(move |spoke| {
                     LETTERS.into_iter().map(move |letter| Document {
@@ -114,6 +118,7 @@ mod tests {
                         is_equal,
                         letter,
                         is_refused,
+                        is_same_zone,
                         is_foreign,
                         is_left,
                     })
@@ -140,16 +145,28 @@ mod tests {
     }
 
     #[test]
-    fn an_own_document_with_a_letter_is_never_written_or_removed() {
-        for document in all().filter(|document| document.spoke == Own && document.letter != Letter::None) {
+    fn a_document_with_a_letter_is_never_written_or_removed() {
+        for document in all().filter(|document| document.spoke != Absent && document.letter != Letter::None) {
             let settlement = settle(document);
             assert!(matches!(settlement, Settlement::Leave | Settlement::Collide), "{document:?}: {settlement:?}");
         }
     }
 
     #[test]
-    fn a_foreign_document_is_never_written_or_removed() {
-        for document in all().filter(|document| document.is_foreign && matches!(document.spoke, Watched | Elsewhere)) {
+    fn the_hubs_document_comes_where_only_another_one_was_refused_and_a_refused_change_waits() {
+        for hub in [Own, Watched] {
+            let absent = Document { hub, ..PLAIN };
+            assert_eq!(settle(Document { letter: Letter::NeverAccepted, ..absent }), Settlement::Write);
+            assert_eq!(settle(Document { letter: Letter::RefusedChange, ..absent }), Settlement::Leave);
+        }
+    }
+
+    #[test]
+    fn a_foreign_document_of_another_zone_is_never_written_or_removed() {
+        let is_foreign = |document: &Document| {
+            document.is_foreign && !document.is_same_zone && matches!(document.spoke, Watched | Elsewhere)
+        };
+        for document in all().filter(is_foreign) {
             let settlement = settle(document);
             assert!(matches!(settlement, Settlement::Leave | Settlement::Collide), "{document:?}: {settlement:?}");
         }

@@ -18,7 +18,8 @@ use super::part::Part;
 use super::report::{Finding, Kind};
 use super::wait::{self, Waited};
 use crate::mongo::error::Error;
-use crate::mongo::metadata::{foreign, set_aside};
+use crate::mongo::metadata::foreign;
+use crate::mongo::metadata::set_aside::{self, Aside, Content};
 use crate::mongo::read::{self, Wanted, When};
 use crate::mongo::repair::{Held, Repairer, zone_value};
 use crate::mongo::server::Server;
@@ -308,8 +309,8 @@ impl<'p> Mender<'p> {
             if way == Way::Down
                 && let Some(there) = there
             {
-                let namespace = part.spoke.namespace(part.namespace);
-                aside.extend(set_aside::keep_one(namespace, there, "removed or replaced by a repair"));
+                let (namespace, content) = (part.spoke.namespace(part.namespace), Content::Document(there));
+                aside.push(Aside { namespace, id: *id, content, reason: "removed or replaced by a repair" });
             }
             steps.push(Step { event: steps.len(), key: key.clone(), id: *id, zones, write, hub_edit: None });
             done.insert(key.clone(), what.to_owned());
@@ -323,8 +324,8 @@ impl<'p> Mender<'p> {
             let namespace = part.spoke.namespace(part.namespace);
             let documents: Vec<_> = steps.iter().map(|step| (namespace, step.id)).collect();
             held.run_own(&foreign::forget(&documents)).await?;
-            for statement in &aside {
-                held.run_own(statement).await?;
+            for statement in set_aside::keep(&aside) {
+                held.run_own(&statement).await?;
             }
         }
         held.commit().await?;

@@ -17,6 +17,7 @@ mod initial;
 mod left_out;
 mod logs;
 mod process;
+mod promise;
 mod quiet;
 mod refusals;
 mod rows;

@@ -3,6 +3,7 @@
 //!
 //! Promise: the link's mark passes a change only after the change is applied or parked.
 
+mod aside;
 mod attempt;
 pub(super) mod mark;
 mod transaction;
@@ -58,15 +59,17 @@ impl<S: Source> Link<'_, S> {
             }
             let range = size::one_batch(&work.steps, range, bytes, self.read_bytes);
             let is_last = range.end == work.steps.len();
-            let (mark, ours) = if is_last {
+            let (mark, ours, to_settle) = if is_last {
                 let later = self.count_later(&held_back);
-                (work.end.clone(), later.into_iter().chain(work.ours.iter().cloned()).collect())
+                let ours = later.into_iter().chain(work.ours.iter().cloned()).collect();
+                (work.end.clone(), ours, work.to_settle.clone())
             } else {
-                (work.origin.before(work.steps[range.end].event), Vec::new())
+                (work.origin.before(work.steps[range.end].event), Vec::new(), Vec::new())
             };
             let steps = &work.steps[range.clone()];
             let last = cut.map_or(work.last, |cut| cut.after);
-            let batch = Batch { steps, last, mark, ours, expected: work.expected.as_ref() };
+            let (expected, inferred, origin) = (work.expected.as_ref(), &work.inferred, work.origin);
+            let batch = Batch { steps, last, mark, ours, to_settle, expected, inferred, origin };
             let committed = self.commit(&batch, &mut attempt).await;
             self.read_bytes = attempt.bytes_of_a_read().unwrap_or(self.read_bytes);
             match committed {
@@ -133,15 +136,11 @@ impl<S: Source> Link<'_, S> {
     /// the spoke, for the decision about the document, which will contain them.
     fn is_held_back(&self, key: &Key) -> bool {
         let pair = &self.spoke.pair;
-        let is_never_accepted = || pair.evidence(Direction::Uplink, key).is_some_and(|letter| letter.is_fresh);
-        // A letter about a document that the hub never had says nothing of the hub's document of the same `_id`.
-        let waits_for_opposite = || {
-            let letter = pair.evidence(S::DIRECTION.opposite(), key).filter(|letter| !letter.is_dropped);
-            letter.is_some_and(|letter| S::DIRECTION == Direction::Uplink || !letter.is_fresh)
-        };
+        let waits_for_opposite =
+            || pair.evidence(S::DIRECTION.opposite(), key).is_some_and(|letter| !letter.is_dropped);
         self.parked.contains_key(key)
             || waits_for_opposite()
-            || (S::DIRECTION == Direction::Downlink && pair.unsettled.contains(key) && !is_never_accepted())
+            || (S::DIRECTION == Direction::Downlink && pair.unsettled.contains(key))
     }
 
     /// True if the refusal comes from a document in another zone than the step expects, which both links may still be
@@ -152,10 +151,6 @@ impl<S: Source> Link<'_, S> {
             event.get_str("operationType").is_ok_and(dead_letters::is_fresh)
         };
         let may_cross = !work.decides || work.origin.is_retry();
-        let never_accepted = self.spoke.pair.evidence(Direction::Uplink, &work.steps[index].key);
-        if S::DIRECTION == Direction::Downlink && never_accepted.is_some_and(|letter| letter.is_fresh) {
-            return false;
-        }
         refusal.is_id_taken && may_cross && (S::DIRECTION == Direction::Downlink || !is_fresh())
     }
 
@@ -165,9 +160,14 @@ impl<S: Source> Link<'_, S> {
         let step = &work.steps[index];
         let namespace = &self.destination.server().namespaces()[usize::from(step.key.namespace())];
         tracing::info!(link = %self.destination.link(), ns = %namespace, id = ?step.id, "document not as expected, to be settled");
-        let statement = unsettled::note(self.destination.link(), &[(namespace, step.id)]);
+        let mut ours = vec![unsettled::note(self.destination.link(), &[(namespace, step.id)])];
+        // The spoke may lose the change before the decision, by the hub change that crosses it.
+        if S::DIRECTION == Direction::Uplink && !work.origin.is_retry() {
+            let (event, _) = work.origin.event(step.event);
+            ours.extend(aside::crossed(namespace, step.id, &event));
+        }
         let mark = work.origin.before(step.event);
-        let batch = Batch { steps: &[], last: work.last, mark, ours: vec![statement], expected: None };
+        let batch = Batch::without_steps(work, mark, ours);
         let mut committed = self.commit(&batch, &mut Attempt::new(HashMap::new())).await?;
         committed.written.unsettled.push((step.key.clone(), RawBson::from(step.id)));
         self.has_committed(committed, batch.mark, 0, 0);
@@ -211,6 +211,9 @@ impl<S: Source> Link<'_, S> {
         for (key, id) in written.unsettled {
             self.spoke.pair.unsettled.add(key, id);
         }
+        for key in &written.no_longer_foreign {
+            self.spoke.pair.foreign.remove(key);
+        }
         for key in &written.accepted {
             self.spoke.pair.evidence_of(S::DIRECTION).remove(key);
         }
@@ -251,7 +254,7 @@ impl<S: Source> Link<'_, S> {
             "change refused, kept as a dead letter"
         );
         let mark = work.origin.before(step.event);
-        let batch = Batch { steps: &[], last: work.last, mark, ours, expected: None };
+        let batch = Batch::without_steps(work, mark, ours);
         let committed = match self.commit(&batch, &mut Attempt::new(HashMap::new())).await {
             Err(Error::Refused { .. }) => {
                 let server = self.destination.server();
@@ -277,15 +280,20 @@ impl<S: Source> Link<'_, S> {
         Ok(())
     }
 
-    /// Takes the dead letter of a document away.
+    /// Takes the dead letter of a document away, in a transaction with more statements on our own collections.
     ///
     /// # Errors
     /// As [`Self::apply`].
-    pub(super) async fn remove_letter(&mut self, key: &Key, letter: &Kept) -> Result<(), Error> {
+    pub(super) async fn remove_letter(
+        &mut self,
+        key: &Key,
+        letter: &Kept,
+        mut ours: Vec<RawDocumentBuf>,
+    ) -> Result<(), Error> {
         let (link, id) = (self.destination.link(), letter.id.as_raw_bson_ref());
         let namespace = &self.destination.server().namespaces()[usize::from(letter.namespace)];
         // Changes that waited at the opposite link are looked at now.
-        let ours = vec![dead_letters::remove(link, namespace, id), unsettled::note(link, &[(namespace, id)])];
+        ours.extend([dead_letters::remove(link, namespace, id), unsettled::note(link, &[(namespace, id)])]);
         self.apply(Work { ours, ..Work::empty(&Nowhere) }).await?;
         self.spoke.pair.evidence_of(S::DIRECTION).remove(key);
         self.spoke.pair.unsettled.add(key.clone(), letter.id.clone());

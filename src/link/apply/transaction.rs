@@ -7,9 +7,10 @@ use std::collections::{HashMap, HashSet};
 use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
 
+use super::aside;
 use super::attempt::{Attempt, Brought};
 use super::mark::Mark;
-use super::work::Expected;
+use super::work::{Expected, Origin, Work};
 use crate::link::lifecycle::Link;
 use crate::link::shared::Shared;
 use crate::link::source::Source;
@@ -20,11 +21,12 @@ use crate::mongo::metadata::{dead_letters, unsettled};
 use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
 use crate::mongo::{statement, walk};
+use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::ladder::{RefusedStep, Rung};
 use crate::rules::names::Direction;
 use crate::rules::plan::{self, Command};
-use crate::rules::step::{Step, fill_in};
+use crate::rules::step::{Step, Write, fill_in};
 
 /// A part of a work, for a single transaction.
 pub(super) struct Batch<'p, 'a> {
@@ -35,8 +37,22 @@ pub(super) struct Batch<'p, 'a> {
     pub(super) mark: Option<Mark>,
     /// Statements on our own collections.
     pub(super) ours: Vec<RawDocumentBuf>,
+    /// Documents about which a decision must be taken.
+    pub(super) to_settle: Vec<(Key, RawBson)>,
     /// A guard: a step runs only if the destination has the expected document.
     pub(super) expected: Option<&'p Expected>,
+    /// Documents written or removed by inference: what the destination has of them is set aside.
+    pub(super) inferred: &'p HashMap<Key, Inference>,
+    /// The events behind the steps.
+    pub(super) origin: &'p (dyn Origin + Sync),
+}
+
+impl<'p, 'a> Batch<'p, 'a> {
+    /// A transaction that changes only our own collections, at this mark of the work.
+    pub(super) fn without_steps(work: &'p Work<'a>, mark: Option<Mark>, ours: Vec<RawDocumentBuf>) -> Self {
+        let (last, expected, inferred, origin) = (work.last, None, &work.inferred, work.origin);
+        Self { steps: &[], last, mark, ours, to_settle: Vec::new(), expected, inferred, origin }
+    }
 }
 
 /// The results of a committed transaction.
@@ -62,6 +78,8 @@ pub(super) struct Written {
     pub(super) skipped: Vec<Key>,
     /// Documents about which a decision must be taken.
     pub(super) unsettled: Vec<(Key, RawBson)>,
+    /// Documents that the transaction took out of the register of foreign documents.
+    pub(super) no_longer_foreign: Vec<Key>,
     /// Documents whose dropped dead letter ended, because the destination has accepted a change of them.
     pub(super) accepted: Vec<Key>,
 }
@@ -96,21 +114,26 @@ impl<S: Source> Link<'_, S> {
         // another zone belongs to another owner.
         let movers: Vec<&Step<'_>> = steps.iter().filter(|step| step.write.is_move(field.as_str())).collect();
         let mut open = destination.begin(!movers.is_empty()).await?;
-        let moved = moved(&mut open, &movers).await?;
-        let mut to_settle: Vec<(Key, RawBson)> = Vec::new();
+        let moved = moved(&mut open, &movers, &steps).await?;
+        let mut to_settle = batch.to_settle.clone();
         if !moved.strangers.is_empty() {
-            to_settle.extend(ids_of(&steps, |step| moved.strangers.contains(&step.key)));
+            if S::DIRECTION == Direction::Uplink {
+                to_settle.extend(ids_of(&steps, |step| moved.strangers.contains(&step.key)));
+            }
             steps.to_mut().retain(|step| !moved.strangers.contains(&step.key));
             foreign += moved.strangers.len();
         }
         // Then the documents of a comparison: a step for a document changed meanwhile is left out.
+        let present = present(&mut open, &steps, batch).await?;
         let skipped = match batch.expected {
-            Some(expected) => unexpected(&mut open, &steps, expected, field.as_str()).await?,
+            Some(expected) => unexpected(&steps, &present, expected, field.as_str()),
             None => Vec::new(),
         };
         if !skipped.is_empty() {
             steps.to_mut().retain(|step| !skipped.contains(&step.key));
         }
+        // What inference replaces or removes is set aside with the write, so that neither exists without the other.
+        let aside = aside::replaced(&server, &steps, &present, batch.inferred);
 
         // Write: the steps, in the form of the present rung.
         let commands = match attempt.rung {
@@ -132,7 +155,9 @@ impl<S: Source> Link<'_, S> {
             // deleted or moved the document meanwhile.
             let is_lost =
                 |step: &Step<'_>| moved.movers.contains(&step.key) && missing.iter().any(|lost| lost.key == step.key);
-            to_settle.extend(ids_of(&steps, is_lost));
+            if S::DIRECTION == Direction::Uplink {
+                to_settle.extend(ids_of(&steps, is_lost));
+            }
         }
 
         // Record: what must be known later goes with the data. Hub edits enter the ledger; documents that the hub has
@@ -149,19 +174,34 @@ impl<S: Source> Link<'_, S> {
         if let Some(entered) = &entered {
             ours.extend(entered.statements.iter().cloned());
             ours.extend(spoke.pair.foreign.forgets(&steps, server.namespaces()));
+            written.no_longer_foreign =
+                steps.iter().map(|step| step.key.clone()).filter(|key| spoke.pair.foreign.holds(key)).collect();
         }
         ours.extend(batch.ours.iter().cloned());
-        // Decisions are for the spoke's downlink; on its own way, a document not as expected shows as a refusal.
-        if S::DIRECTION == Direction::Uplink && !to_settle.is_empty() {
+        ours.extend(aside);
+        // A change that found no document, because the hub had moved or deleted the document, is set aside at the hub.
+        if S::DIRECTION == Direction::Uplink {
+            let mut gone = aside::gone(batch.steps, &attempt.reads, &brought, &source.zones(), field.as_str());
+            gone.extend(moved.strangers);
+            if !gone.is_empty() {
+                let conflicts = spoke.pair.conflicts();
+                gone.retain(|key| conflicts.has_hub_edit(key));
+            }
+            ours.extend(aside::overtaken(&server, batch, &gone));
+        }
+        // A dropped letter protects its document until the destination accepts the whole document. After a change of
+        // single fields, the decision finds out whether both sides are equal.
+        let Accepted { whole, partial } = accepted(spoke, S::DIRECTION, &steps, &brought);
+        for step in steps.iter().filter(|step| whole.contains(&step.key)) {
+            ours.push(dead_letters::remove_mark(&link, server.namespace(step.key.namespace()), step.id));
+        }
+        written.accepted = whole;
+        to_settle.extend(ids_of(&steps, |step| partial.contains(&step.key)));
+        if !to_settle.is_empty() {
             let named: Vec<_> =
                 to_settle.iter().map(|(key, id)| (server.namespace(key.namespace()), id.as_raw_bson_ref())).collect();
             ours.push(unsettled::note(&link, &named));
             written.unsettled = to_settle;
-        }
-        // A dropped letter protects its document until the destination accepts a change of it.
-        written.accepted = accepted(spoke, S::DIRECTION, &steps);
-        for step in steps.iter().filter(|step| written.accepted.contains(&step.key)) {
-            ours.push(dead_letters::remove_mark(&link, server.namespace(step.key.namespace()), step.id));
         }
 
         // Commit: the checkpoint is the last statement. The compare-and-swap fails if another process has the link.
@@ -180,16 +220,31 @@ fn ids_of(steps: &[Step<'_>], is_such: impl Fn(&Step<'_>) -> bool) -> Vec<(Key, 
     such.map(|step| (step.key.clone(), RawBson::from(step.id))).collect()
 }
 
-/// The documents of these steps that have a dropped dead letter.
-fn accepted(spoke: &Shared, direction: Direction, steps: &[Step<'_>]) -> Vec<Key> {
-    let evidence = spoke.pair.evidence_of(direction);
+/// Documents with a dropped dead letter of which the destination has accepted a change.
+#[derive(Default)]
+struct Accepted {
+    /// The whole document.
+    whole: Vec<Key>,
+    /// Single fields.
+    partial: Vec<Key>,
+}
+
+fn accepted(spoke: &Shared, direction: Direction, steps: &[Step<'_>], brought: &Brought) -> Accepted {
+    let (mut accepted, evidence) = (Accepted::default(), spoke.pair.evidence_of(direction));
     if evidence.is_empty() {
-        return Vec::new();
+        return accepted;
     }
-    let is_dropped = |step: &&Step<'_>| evidence.get(&step.key).is_some_and(|evidence| evidence.is_dropped);
-    let mut accepted: Vec<Key> = steps.iter().filter(is_dropped).map(|step| step.key.clone()).collect();
-    accepted.sort();
-    accepted.dedup();
+    let dropped: HashSet<&Key> = steps
+        .iter()
+        .map(|step| &step.key)
+        .filter(|key| evidence.get(*key).is_some_and(|evidence| evidence.is_dropped))
+        .collect();
+    for key in dropped {
+        let last = steps.iter().rev().find(|step| step.key == *key);
+        let is_whole = brought.reads.documents.contains_key(key)
+            || last.is_some_and(|last| matches!(last.write, Write::Insert(_) | Write::Replace { .. } | Write::Delete));
+        if is_whole { &mut accepted.whole } else { &mut accepted.partial }.push(key.clone());
+    }
     accepted
 }
 
@@ -213,25 +268,37 @@ async fn send(open: &mut Open<'_>, server: &Server, commands: &[Command], steps:
     Ok(missed)
 }
 
-/// The documents that differ from the expected documents. The read is in the transaction: no document can change before
-/// the write.
-async fn unexpected(
+/// The present documents that the guard or inference must know. The read is in the transaction: no document can change
+/// before the write.
+async fn present(
     open: &mut Open<'_>,
     steps: &[Step<'_>],
+    batch: &Batch<'_, '_>,
+) -> Result<HashMap<Key, RawDocumentBuf>, Error> {
+    let is_wanted = |step: &&Step<'_>| batch.expected.is_some() || batch.inferred.contains_key(&step.key);
+    let wanted: Wanted<'_> = steps.iter().filter(is_wanted).map(|step| (step.key.clone(), step.id)).collect();
+    if wanted.is_empty() { Ok(HashMap::new()) } else { open.documents(&wanted).await }
+}
+
+/// The documents of the steps that differ from the expected documents.
+fn unexpected(
+    steps: &[Step<'_>],
+    present: &HashMap<Key, RawDocumentBuf>,
     expected: &Expected,
     partition_key: &str,
-) -> Result<Vec<Key>, Error> {
-    let wanted: Wanted<'_> = steps.iter().map(|step| (step.key.clone(), step.id)).collect();
-    let mut present = open.documents(&wanted).await?;
-    if let Some(zone) = &expected.zone {
-        present.retain(|_, document| walk::is_in_zone(document, partition_key, zone));
-    }
+) -> Vec<Key> {
+    let is_visible = |document: &&RawDocumentBuf| {
+        expected.zone.as_ref().is_none_or(|zone| walk::is_in_zone(document, partition_key, zone))
+    };
     let bytes = |document: Option<&RawDocumentBuf>| document.map(|document| document.as_bytes().to_vec());
     let is_so = |key: &Key| {
         let expected = expected.documents.get(key).and_then(Option::as_ref);
-        bytes(present.get(key)) == bytes(expected)
+        bytes(present.get(key).filter(is_visible)) == bytes(expected)
     };
-    Ok(wanted.into_keys().filter(|key| !is_so(key)).collect())
+    let mut unexpected: Vec<Key> = steps.iter().map(|step| step.key.clone()).filter(|key| !is_so(key)).collect();
+    unexpected.sort();
+    unexpected.dedup();
+    unexpected
 }
 
 /// Documents that steps move out of the named zones.
@@ -243,14 +310,18 @@ struct Moved {
     strangers: HashSet<Key>,
 }
 
-async fn moved(open: &mut Open<'_>, movers: &[&Step<'_>]) -> Result<Moved, Error> {
+async fn moved(open: &mut Open<'_>, movers: &[&Step<'_>], steps: &[Step<'_>]) -> Result<Moved, Error> {
     let mut moved = Moved::default();
     if movers.is_empty() {
         return Ok(moved);
     }
     let zones = zones(open, movers).await?;
+    // A document inserted by the same batch moves, or the destination refuses the insert.
+    let inserted: HashSet<&Key> =
+        steps.iter().filter(|step| matches!(step.write, Write::Insert(_))).map(|step| &step.key).collect();
     for step in movers {
-        let is_stranger = zones.get(&step.key).is_some_and(|zone| !is_in_reach(step, zone.as_deref()));
+        let is_stranger = !inserted.contains(&step.key)
+            && zones.get(&step.key).is_some_and(|zone| !is_in_reach(step, zone.as_deref()));
         let kind = if is_stranger { &mut moved.strangers } else { &mut moved.movers };
         kind.insert(step.key.clone());
     }

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use bson::Timestamp;
-use bson::raw::RawDocumentBuf;
+use bson::raw::{RawBson, RawDocumentBuf};
 
 use super::mark::Mark;
 use crate::rules::fields::Fields;
+use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::names::Zone;
 use crate::rules::position::Position;
@@ -32,6 +33,10 @@ pub(in crate::link) struct Work<'a> {
     pub(in crate::link) foreign: usize,
     /// A guard: a step runs only if the destination has the expected document.
     pub(in crate::link) expected: Option<Expected>,
+    /// Documents written or removed by inference: what the destination has of them is set aside.
+    pub(in crate::link) inferred: HashMap<Key, Inference>,
+    /// Documents about which a decision must be taken, noted in the transaction of the last step.
+    pub(in crate::link) to_settle: Vec<(Key, RawBson)>,
     /// Statements on our own collections, for the transaction of the last step.
     pub(in crate::link) ours: Vec<RawDocumentBuf>,
     /// The work is a decision about its documents, so nothing holds them back.
@@ -50,6 +55,8 @@ impl<'a> Work<'a> {
             changes: 0,
             foreign: 0,
             expected: None,
+            inferred: HashMap::new(),
+            to_settle: Vec::new(),
             ours: Vec::new(),
             decides: false,
         }

@@ -12,10 +12,11 @@ use crate::link::apply::work::{Expected, Origin, Work};
 use crate::link::lifecycle::Link;
 use crate::link::source::Source;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::{dead_letters, foreign, set_aside};
+use crate::mongo::metadata::{dead_letters, foreign};
 use crate::mongo::walk::Difference;
 use crate::rules::copy::{Differing, Lead, Policy, Protection, Treatment};
 use crate::rules::fields::Fields;
+use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, LinkName};
 use crate::rules::step::{Read, Step, Write};
@@ -71,8 +72,8 @@ impl<S: Source> Link<'_, S> {
             return Ok(Vec::new());
         }
         let namespace = &job.source.namespaces()[usize::from(job.namespace)];
-        // The policy decides on each difference; steps are written, other documents registered or set aside.
-        let (mut steps, mut registered, mut aside) = (Vec::new(), Vec::new(), Vec::new());
+        // The policy decides on each difference; steps are written, other documents registered.
+        let (mut steps, mut registered, mut inferred) = (Vec::new(), Vec::new(), HashMap::new());
         for (event, difference) in found.differences.iter().enumerate() {
             let (key, id) = (difference.key.clone(), difference.id.as_raw_bson_ref());
             let document = Differing {
@@ -89,20 +90,18 @@ impl<S: Source> Link<'_, S> {
                     registered.push((namespace, id));
                     continue;
                 }
-                (Treatment::ReadAgain { set_aside }, _) => {
-                    aside.extend(difference.follow.as_deref().filter(|_| set_aside));
-                    Write::Read(Read::Whole)
-                }
+                (Treatment::ReadAgain, _) => Write::Read(Read::Whole),
                 (Treatment::Stamp { fresh }, document) => Write::Read(Read::Stamp { fresh, document }),
                 (Treatment::Insert, Some(document)) => Write::Insert(document),
                 (Treatment::Replace, Some(document)) => Write::Replace { document, upsert: true },
                 (Treatment::Leave | Treatment::Insert | Treatment::Replace, _) => continue,
             };
             let hub_edit = mode.policy.makes_hub_edits().then_some(Fields::All);
+            if difference.follow.is_some() {
+                inferred.insert(key.clone(), Inference::Copy);
+            }
             steps.push(Step { event, key, id, zones: job.zones(), write, hub_edit });
         }
-        // A copy is kept before the delete: the document may be one that an application wrote while nobody watched.
-        set_aside::keep(&job.destination, namespace, &aside, "missing at the hub in a reconcile").await?;
         // Documents that come down to the spoke's own zone are newer there than the uplink's place says.
         let read_at = match mode.policy {
             Policy::HubReconciles => steps.iter().map(|step| (step.key.clone(), found.source_at)).collect(),
@@ -112,16 +111,14 @@ impl<S: Source> Link<'_, S> {
         let there = found.differences.iter().map(|difference| (difference.key.clone(), difference.follow.clone()));
         self.apply(Work {
             steps,
-            cuts: Vec::new(),
-            origin: found,
             end,
             last: found.source_at,
             read_at,
             changes: found.differences.len(),
-            foreign: 0,
             expected: mode.is_guarded.then(|| Expected { zone: Some(job.zone.clone()), documents: there.collect() }),
+            inferred,
             ours: (!registered.is_empty()).then(|| foreign::register(&registered)).into_iter().collect(),
-            decides: false,
+            ..Work::empty(found)
         })
         .await
     }

@@ -14,8 +14,10 @@ use crate::link::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::checkpoints::Part;
 use crate::mongo::metadata::foreign;
+use crate::mongo::read::{self, Wanted, When};
 use crate::mongo::scan::{self, Area, Range, Which};
 use crate::mongo::walk::Difference;
+use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::step::{Step, Write, Zones};
 
@@ -27,7 +29,7 @@ impl<S: Source> Link<'_, S> {
         part: &Part,
         stop: &CancellationToken,
     ) -> Result<Option<Stopped>, Error> {
-        let spoke = self.destination_server();
+        let (hub, spoke) = (self.source.server().clone(), self.destination_server());
         let number = spoke.namespaces().iter().position(|namespace| namespace.to_string() == part.namespace);
         let mut after = None;
         while let Some(namespace) = number.and_then(|number| u16::try_from(number).ok()) {
@@ -53,6 +55,14 @@ impl<S: Source> Link<'_, S> {
                     differences.push(Difference { key, id, lead: None, follow: Some(document.to_owned()) });
                 }
             }
+            // A version that the hub does not have is set aside.
+            let wanted: Wanted<'_> =
+                differences.iter().map(|found| (found.key.clone(), found.id.as_raw_bson_ref())).collect();
+            let at_hub = read::documents(&hub, &wanted, None, When::NotBefore(hub.now().await?)).await?;
+            let is_at_hub =
+                |found: &Difference| at_hub.documents.get(&found.key).is_some_and(|document| *document == found.follow);
+            let inferred = differences.iter().filter(|found| !is_at_hub(found));
+            let inferred = inferred.map(|found| (found.key.clone(), Inference::Purge)).collect();
             // The zone in the filter spares a document that has moved meanwhile.
             let found = Found { differences, source_at: Timestamp { time: 0, increment: 0 } };
             let steps = found.differences.iter().enumerate().map(|(event, difference)| Step {
@@ -63,7 +73,8 @@ impl<S: Source> Link<'_, S> {
                 write: Write::Delete,
                 hub_edit: None,
             });
-            let work = Work { steps: steps.collect(), changes: found.differences.len(), ..Work::empty(&found) };
+            let work =
+                Work { steps: steps.collect(), changes: found.differences.len(), inferred, ..Work::empty(&found) };
             self.apply(work).await?;
         }
         tracing::info!(ns = part.namespace, zone = %part.zone, "no longer watched, and purged");

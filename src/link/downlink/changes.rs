@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bson::Timestamp;
-use bson::raw::RawDocumentBuf;
+use bson::raw::{RawBson, RawDocumentBuf};
 
 use crate::link::apply::mark::Mark;
 use crate::link::apply::work::{Origin, Work};
@@ -80,15 +80,15 @@ impl Changes {
         Self { events, start: start.clone(), end }
     }
 
-    /// The work for the spoke.
+    /// The work for the spoke. Documents that `must_settle` names are left to a decision.
     pub(super) fn work<'a>(
         &'a self,
         reading: Reading<'a>,
         ahead: &Ahead,
         conflicts: &Conflicts,
-        is_never_accepted: impl Fn(&Key) -> bool,
+        must_settle: impl Fn(&Key) -> bool,
     ) -> Result<Work<'a>, Malformed> {
-        let mut steps = Vec::new();
+        let (mut steps, mut to_settle) = (Vec::new(), Vec::new());
         let mut read_at: HashMap<Key, Timestamp> = HashMap::new();
         // Hub edits by earlier events of the deliveries, not recorded yet.
         let mut pending: HashMap<Key, Fields> = HashMap::new();
@@ -104,6 +104,12 @@ impl Changes {
             if read_at.get(&key).is_some_and(|read| at <= *read) {
                 continue;
             }
+            // The spoke has a document that the hub never accepted, or a foreign one: the event is about another document
+            // of the same `_id`.
+            if !matches!(picked.action, Action::Own) && must_settle(&key) {
+                to_settle.push((key, RawBson::from(event.id()?)));
+                continue;
+            }
             // The rules decide with the recorded and the pending hub edits.
             let downlink = Downlink {
                 routes: &picked.routed.routes,
@@ -112,12 +118,7 @@ impl Changes {
                 precise: reading.precise,
             };
             let standing = |zones: &Zones<'_>| ahead.standing(&key, zones.names(), at);
-            let incoming = Incoming {
-                action: picked.action,
-                event,
-                documents: &picked.routed.documents,
-                never_accepted: is_never_accepted(&key),
-            };
+            let incoming = Incoming { action: picked.action, event, documents: &picked.routed.documents };
             let decision = downlink.decide(incoming, &key, standing, conflicts, pending.get(&key));
             let Some(decision) = decision else { continue };
             // A hub edit counts for later events of the same document, before the transaction records the edit.
@@ -141,16 +142,12 @@ impl Changes {
         }
         Ok(Work {
             steps,
-            cuts: Vec::new(),
-            origin: self,
             end: Some(Mark::Streamed(self.end.clone())),
             last: self.events.last().map_or_else(|| self.start.seen_until(), |picked| picked.event().cluster_time()),
             read_at,
             changes: self.events.len(),
-            foreign: 0,
-            expected: None,
-            ours: Vec::new(),
-            decides: false,
+            to_settle,
+            ..Work::empty(self)
         })
     }
 }

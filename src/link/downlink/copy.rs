@@ -6,13 +6,11 @@ use super::HubSource;
 use crate::config::OnUnwatch;
 use crate::link::apply::mark::Mark;
 use crate::link::copy::{Ended, Job};
+use crate::link::foreign;
 use crate::link::lifecycle::{Link, Stopped};
 use crate::link::reached::Waited;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::checkpoints::{Part, Reconciling};
-use crate::mongo::metadata::{self, foreign};
-use crate::mongo::read::{self, Wanted};
-use crate::mongo::server::Server;
 use crate::observe::status::State;
 use crate::rules::copy::{Policy, Remembered};
 use crate::rules::names::{Direction, Zone};
@@ -33,7 +31,7 @@ impl Link<'_, HubSource> {
         }
         // A registered document known to the hub is no longer foreign: a later delete at the hub must reach the spoke.
         if is_again {
-            forget_foreign(&hub, &self.destination_server()).await?;
+            foreign::forget_known(&self.spoke.pair.foreign, &hub, &self.destination_server()).await?;
         }
         // One part at a time, so that an interrupted copy resumes at the part.
         for zone in watched.chain([&spoke.zone]) {
@@ -118,24 +116,4 @@ impl Link<'_, HubSource> {
 /// may be another one of the same `_id`: only the decision about the document may replace it.
 fn within(held: &[Zone], zone: &Zone, own: &Zone) -> Vec<Zone> {
     held.iter().filter(|held| *held != own || zone == own).cloned().collect()
-}
-
-/// Removes documents known to the hub by now from the register of foreign documents.
-async fn forget_foreign(hub: &Server, spoke: &Server) -> Result<(), Error> {
-    let registered = foreign::registered(spoke).await?;
-    if registered.is_empty() {
-        return Ok(());
-    }
-    let wanted: Wanted<'_> = registered.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
-    let now = hub.now().await?;
-    let found = read::documents(hub, &wanted, Some(hub.partition_field()), read::When::NotBefore(now)).await?;
-    let known: Vec<_> = wanted
-        .iter()
-        .filter(|(key, _)| found.documents.get(key).is_some_and(Option::is_some))
-        .map(|(key, id)| (&hub.namespaces()[usize::from(key.namespace())], *id))
-        .collect();
-    if known.is_empty() {
-        return Ok(());
-    }
-    metadata::run(spoke, "forgetting foreign documents", &foreign::forget(&known)).await
 }

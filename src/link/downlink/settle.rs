@@ -17,10 +17,11 @@ use crate::link::lifecycle::Link;
 use crate::link::source::Source;
 use crate::link::unsettled::Stage;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::dead_letters::Kept;
-use crate::mongo::metadata::{self, foreign, set_aside, unsettled};
+use crate::mongo::metadata::dead_letters::{self, Kept};
+use crate::mongo::metadata::{self, foreign, unsettled};
 use crate::mongo::read::{self, Wanted, When};
 use crate::rules::fields::Fields;
+use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, LinkName, Zone};
 use crate::rules::settle::{self, Letter, Settlement, Version};
@@ -40,6 +41,7 @@ struct Candidate {
     spoke: Option<RawDocumentBuf>,
     hub: Option<RawDocumentBuf>,
     settlement: Settlement,
+    is_equal: bool,
 }
 
 impl Link<'_, HubSource> {
@@ -99,12 +101,13 @@ impl Link<'_, HubSource> {
                 },
                 is_refused: self.spoke.pair.evidence(Direction::Downlink, &key).is_some()
                     && !self.retries.is_deciding(&key),
+                is_same_zone: self.zone_of(hub.as_deref()) == self.zone_of(spoke.as_deref()),
                 is_foreign: foreign.contains(&key),
                 is_left: self.zone_of(spoke.as_deref()).is_some_and(|zone| left.contains(&Zone::new(zone))),
             };
-            let settlement = settle::settle(document);
+            let (settlement, is_equal) = (settle::settle(document), document.is_equal);
             tracing::info!(ns = %hub_name(self, &key), id = ?id, ?settlement, "document settled");
-            candidates.push(Candidate { key, id, spoke, hub, settlement });
+            candidates.push(Candidate { key, id, spoke, hub, settlement, is_equal });
         }
         let changed = self.carry_out(&candidates, at_hub.at).await?;
         for candidate in candidates.iter().filter(|candidate| candidate.settlement == Settlement::Collide) {
@@ -119,7 +122,7 @@ impl Link<'_, HubSource> {
                 continue;
             }
             if let Some(letter) = self.parked.remove(&candidate.key) {
-                self.remove_letter(&candidate.key, &letter).await?;
+                self.remove_letter(&candidate.key, &letter, Vec::new()).await?;
             }
             self.retries.forget(&candidate.key);
         }
@@ -136,7 +139,7 @@ impl Link<'_, HubSource> {
         let held = self.source.zones();
         let held: Vec<&str> = held.iter().map(Zone::as_str).collect();
         let own = self.spoke.zone.as_str();
-        let (mut steps, mut aside) = (Vec::new(), Vec::new());
+        let mut steps = Vec::new();
         for (event, candidate) in candidates.iter().enumerate() {
             let write = match (candidate.settlement, candidate.hub.as_deref()) {
                 (Settlement::Write, Some(document)) => Write::Replace { document, upsert: true },
@@ -151,13 +154,6 @@ impl Link<'_, HubSource> {
             let touches_own = [&candidate.hub, &candidate.spoke]
                 .into_iter()
                 .any(|document| self.zone_of(document.as_deref()) == Some(own));
-            let namespace = spoke.namespace(candidate.key.namespace());
-            aside.extend(
-                candidate
-                    .spoke
-                    .as_deref()
-                    .and_then(|document| set_aside::keep_one(namespace, document, reason(candidate.settlement))),
-            );
             steps.push(Step {
                 event,
                 key: candidate.key.clone(),
@@ -174,7 +170,8 @@ impl Link<'_, HubSource> {
         let origin = Decided(candidates);
         let read_at: HashMap<Key, Timestamp> = steps.iter().map(|step| (step.key.clone(), read_at)).collect();
         let expected = Some(Expected { zone: None, documents: seen });
-        let work = Work { steps, read_at, expected, ours: aside, decides: true, ..Work::empty(&origin) };
+        let inferred = steps.iter().map(|step| (step.key.clone(), Inference::Decision)).collect();
+        let work = Work { steps, read_at, expected, inferred, decides: true, ..Work::empty(&origin) };
         self.apply(work).await
     }
 
@@ -208,8 +205,33 @@ impl Link<'_, HubSource> {
         let (zone, doing) = (&self.spoke.zone, "deleting settled documents");
         metadata::run(&spoke, doing, &unsettled::remove(&LinkName::downlink(zone), &documents)).await?;
         metadata::run(&hub, doing, &unsettled::remove(&LinkName::uplink(zone), &documents)).await?;
+        let mut equal = Vec::new();
         for candidate in settled {
             self.spoke.pair.unsettled.remove(&candidate.key);
+            if candidate.is_equal {
+                self.forget_dropped(candidate).await?;
+                equal.push((spoke.namespace(candidate.key.namespace()), candidate.id.as_raw_bson_ref()));
+            }
+        }
+        // What the hub has as well is not foreign.
+        self.spoke.pair.foreign.end(&spoke, &equal).await
+    }
+
+    /// Deletes the marks of dropped letters: both sides are equal, so there is nothing to protect.
+    async fn forget_dropped(&self, candidate: &Candidate) -> Result<(), Error> {
+        let pair = &self.spoke.pair;
+        for direction in Direction::BOTH {
+            if !pair.evidence(direction, &candidate.key).is_some_and(|letter| letter.is_dropped) {
+                continue;
+            }
+            let (server, link) = match direction {
+                Direction::Uplink => (self.source.server.clone(), LinkName::uplink(&self.spoke.zone)),
+                Direction::Downlink => (self.destination_server(), LinkName::downlink(&self.spoke.zone)),
+            };
+            let namespace = server.namespace(candidate.key.namespace());
+            let mark = dead_letters::remove_mark(&link, namespace, candidate.id.as_raw_bson_ref());
+            metadata::run(&server, "deleting the mark of a dropped letter", &mark).await?;
+            pair.evidence_of(direction).remove(&candidate.key);
         }
         Ok(())
     }
@@ -231,13 +253,6 @@ impl Link<'_, HubSource> {
 
 fn hub_name<'l>(link: &'l Link<'_, HubSource>, key: &Key) -> &'l crate::rules::names::Namespace {
     link.source.server.namespace(key.namespace())
-}
-
-fn reason(settlement: Settlement) -> &'static str {
-    match settlement {
-        Settlement::Remove => "the hub has deleted it, or moved it to a zone that the spoke does not hold",
-        _ => "replaced by the hub's version",
-    }
 }
 
 /// Decided documents, for a dead letter of one that the spoke refuses.

@@ -145,9 +145,13 @@ impl Link<'_, HubSource> {
         let reading = Reading { partition_key: server.partition_key(), precise: server.disambiguates_paths() };
         let work = {
             let (pair, conflicts) = (&self.spoke.pair, self.spoke.pair.conflicts());
-            let is_never_accepted =
-                |key: &Key| pair.evidence(Direction::Uplink, key).is_some_and(|evidence| evidence.is_fresh);
-            let work = changes.work(reading, &self.ahead, &conflicts, is_never_accepted);
+            // With a dead letter at the spoke, somebody has been told already, and the change waits with the letter.
+            let must_settle = |key: &Key| {
+                let letter = pair.evidence(Direction::Uplink, key);
+                let is_another = letter.is_some_and(|letter| letter.is_fresh) || pair.foreign.holds(key);
+                is_another && !self.parked.contains_key(key)
+            };
+            let work = changes.work(reading, &self.ahead, &conflicts, must_settle);
             work.map_err(|error| server.malformed(error))?
         };
         self.apply(work).await?;

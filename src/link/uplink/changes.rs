@@ -61,19 +61,7 @@ impl Changes {
         let end = Mark::Streamed(self.0.last().expect("there is at least one reply").end().clone());
         let changes = self.events().count();
         let (end, read_at) = (Some(end), HashMap::new());
-        Ok(Work {
-            steps,
-            cuts: cuts.into_cuts(),
-            origin: self,
-            end,
-            last,
-            read_at,
-            changes,
-            foreign,
-            expected: None,
-            ours: Vec::new(),
-            decides: false,
-        })
+        Ok(Work { steps, cuts: cuts.into_cuts(), end, last, read_at, changes, foreign, ..Work::empty(self) })
     }
 
     /// The number of the event's reply, and the event's number within the reply.

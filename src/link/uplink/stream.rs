@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use bson::raw::RawBson;
+use bson::raw::{RawBson, RawDocument};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -17,7 +17,6 @@ use crate::link::lifecycle::{Link, QUIET_CHECKPOINT};
 use crate::link::pair::Turn;
 use crate::link::{foreign, letters};
 use crate::mongo::error::Error;
-use crate::mongo::metadata::{self, foreign as register};
 use crate::observe::status::State;
 use crate::rules::names::Direction;
 use crate::rules::queue::Weight;
@@ -96,11 +95,13 @@ impl Link<'_, SpokeSource> {
         let known = &self.spoke.pair.foreign;
         let (mut new, mut gone) = (HashMap::new(), Vec::new());
         for event in changes.events() {
-            let is_foreign = event.kind() == Kind::Insert
-                && event.full_document().is_some_and(|document| rules.owner(document) == Owner::Other);
-            if is_foreign {
+            let is_foreign = |document: &&RawDocument| rules.owner(document) == Owner::Other;
+            let inserted = event.full_document().filter(|_| event.kind() == Kind::Insert).filter(is_foreign);
+            if let Some(document) = inserted {
                 let key = event.key().map_err(|error| server.malformed(error))?;
-                new.insert(key, RawBson::from(event.id().map_err(|error| server.malformed(error))?));
+                let id = RawBson::from(event.id().map_err(|error| server.malformed(error))?);
+                let zone = document.get(server.partition_field()).ok().flatten().map_or(RawBson::Null, RawBson::from);
+                new.insert(key.clone(), foreign::Written { key, id, zone });
             } else if event.kind() == Kind::Delete && !(known.is_empty() && new.is_empty()) {
                 let key = event.key().map_err(|error| server.malformed(error))?;
                 new.remove(&key);
@@ -110,10 +111,7 @@ impl Link<'_, SpokeSource> {
                 }
             }
         }
-        foreign::register(known, &server, &hub, &new.into_iter().collect::<Vec<_>>()).await?;
-        if !gone.is_empty() {
-            metadata::run(&server, "forgetting foreign documents", &register::forget(&gone)).await?;
-        }
-        Ok(())
+        foreign::register(known, &server, &hub, &new.into_values().collect::<Vec<_>>()).await?;
+        known.end(&server, &gone).await
     }
 }

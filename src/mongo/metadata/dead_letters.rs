@@ -39,7 +39,7 @@ use bson::{DateTime, Document, RawArrayBuf, Timestamp, doc, rawdoc};
 
 use super::{DEAD_LETTERS, DROPPED_LETTERS, all_of, document_id};
 use crate::mongo::error::Error;
-use crate::mongo::server::Server;
+use crate::mongo::server::{Server, first_batch};
 use crate::rules::key::Key;
 use crate::rules::names::{LinkName, Namespace};
 
@@ -174,6 +174,23 @@ pub(crate) async fn parked(server: &Server, link: &LinkName) -> Result<HashSet<K
     let mut parked: HashSet<Key> = kept(server, link).await?.into_keys().collect();
     parked.extend(dropped(server, link).await?.into_iter().map(|(key, _)| key));
     Ok(parked)
+}
+
+/// The event of a dead letter, if the letter is there and has one.
+///
+/// # Errors
+/// If the server does not answer.
+pub(crate) async fn event(
+    server: &Server,
+    link: &LinkName,
+    namespace: &Namespace,
+    document: RawBsonRef<'_>,
+) -> Result<Option<RawDocumentBuf>, Error> {
+    let find = rawdoc! { "find": DEAD_LETTERS, "filter": id(link, namespace, document), "singleBatch": true };
+    let find = Document::try_from(find).map_err(|error| server.malformed(error))?;
+    let reply = server.run("reading a dead letter", &server.metadata(), find).await?;
+    let event = first_batch(&reply).next().and_then(|saved| saved.get_document("event").ok());
+    Ok(event.map(super::raw))
 }
 
 fn read(namespace: u16, saved: &Document) -> Option<(Key, Kept)> {

@@ -1,27 +1,29 @@
-//! Copies of versions of documents that a link deleted or replaced, for a person to restore: in a reconcile, in a
-//! repair, in a decision about an unsettled document, or, at the hub, in a retry of a dead letter. A reconcile, for
-//! example, deletes documents of watched zones that the hub does not have: either the hub deleted a document, or an
-//! application wrote the document at the spoke while the spoke's change stream was lost.
+//! Copies of versions of documents that a link deleted or replaced by [inference](crate::rules::inference), for a person
+//! to restore: in a copy, in a repair, in a retry of a dead letter, in a purge, or in a decision about an unsettled
+//! document. Changes of a spoke's applications that found no document at the hub any more are kept, too.
 //!
 //! ```text
-//! _id       document  { ns: string, document: any }: collection as `database.collection`, and `_id` of the document
+//! _id       document  { ns: string, document: any, version: objectId }: collection as `database.collection`, `_id` of
+//!                     the document, and a number for each version
 //! at        date      time at which the copy was made, by the process's clock
-//! reason    string    why the document was deleted or replaced
+//! reason    string    why the version was deleted or replaced
 //! document  document  the whole document; absent if larger than 16,000,000 bytes
+//! change    document  in place of `document`: the change event of a change that found no document; absent if larger
+//!                     than 16,000,000 bytes
 //! ```
 //!
-//! A reconcile and a repair write the copies with write concern majority, before the transaction that deletes the
-//! originals. A decision and a retry write the copies in the same transaction. Every start of a link deletes copies
-//! older than 30 days at the link's destination.
+//! The copies are written in the transaction that deletes or replaces the originals. Every start of a link deletes
+//! copies older than 30 days at the link's destination.
 //!
 //! Index: only `_id`. The delete by `at` scans the collection.
 
 use std::time::Duration;
 
+use bson::oid::ObjectId;
 use bson::raw::{RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
-use bson::{DateTime, Document, doc, rawdoc};
+use bson::{DateTime, doc, rawdoc};
 
-use super::{SET_ASIDE, ago, delete_all, majority, raw};
+use super::{SET_ASIDE, ago, delete_all};
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
 use crate::rules::names::Namespace;
@@ -37,47 +39,57 @@ const LARGEST: usize = 16_000_000;
 /// s, well within [`CALL_LIMIT`](crate::mongo::server::CALL_LIMIT).
 const COMMAND_BYTES: usize = 15_000_000;
 
-/// The command that saves a copy of one document, with the reason, in a transaction.
-pub(crate) fn keep_one(namespace: &Namespace, document: &RawDocument, reason: &str) -> Option<RawDocumentBuf> {
-    let updates: RawArrayBuf = [update(namespace, document, reason)?].into_iter().collect();
-    Some(rawdoc! { "update": SET_ASIDE, "updates": updates })
+/// A version of a document, or a change, to be set aside.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Aside<'a> {
+    pub(crate) namespace: &'a Namespace,
+    /// `_id` of the document.
+    pub(crate) id: RawBsonRef<'a>,
+    pub(crate) content: Content<'a>,
+    pub(crate) reason: &'a str,
 }
 
-/// Saves copies of documents, with the reason, majority-committed.
-///
-/// # Errors
-/// If the spoke refuses a document or does not answer. Some copies may be saved by then; a repeated call is safe.
-pub(crate) async fn keep(
-    spoke: &Server,
-    namespace: &Namespace,
-    documents: &[&RawDocument],
-    reason: &str,
-) -> Result<(), Error> {
-    let mut waiting = documents;
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Content<'a> {
+    Document(&'a RawDocument),
+    /// A change event.
+    Change(&'a RawDocument),
+}
+
+/// The commands that save copies, for the transaction that deletes or replaces the originals.
+pub(crate) fn keep(versions: &[Aside<'_>]) -> Vec<RawDocumentBuf> {
+    let (mut commands, mut waiting) = (Vec::new(), versions);
     while !waiting.is_empty() {
         let mut bytes = 0;
-        let fits = waiting.iter().take_while(|document| {
-            bytes += document.as_bytes().len();
+        let fits = waiting.iter().take_while(|version| {
+            bytes += version.bytes();
             bytes <= COMMAND_BYTES
         });
         let (now, later) = waiting.split_at(fits.count().max(1));
         waiting = later;
-        let updates: RawArrayBuf = now.iter().filter_map(|document| update(namespace, document, reason)).collect();
-        let command = rawdoc! { "update": SET_ASIDE, "updates": updates, "writeConcern": raw(&majority()) };
-        let command = Document::try_from(command).map_err(|error| spoke.malformed(error))?;
-        spoke.run("setting documents aside", &spoke.metadata(), command).await?;
+        let documents: RawArrayBuf = now.iter().map(Aside::saved).collect();
+        commands.push(rawdoc! { "insert": SET_ASIDE, "documents": documents });
     }
-    Ok(())
+    commands
 }
 
-fn update(namespace: &Namespace, document: &RawDocument, reason: &str) -> Option<RawDocumentBuf> {
-    let id = document.get("_id").ok()??;
-    let mut kept = rawdoc! { "at": DateTime::now(), "reason": reason };
-    if document.as_bytes().len() <= LARGEST {
-        kept.append(cstr!("document"), RawBsonRef::Document(document));
+impl Aside<'_> {
+    fn bytes(&self) -> usize {
+        let (Content::Document(content) | Content::Change(content)) = self.content;
+        content.as_bytes().len()
     }
-    let query = rawdoc! { "_id": { "ns": namespace.to_string(), "document": id } };
-    Some(rawdoc! { "q": query, "u": { "$set": kept }, "upsert": true })
+
+    fn saved(&self) -> RawDocumentBuf {
+        let id = rawdoc! { "ns": self.namespace.to_string(), "document": self.id, "version": ObjectId::new() };
+        let mut saved = rawdoc! { "_id": id, "at": DateTime::now(), "reason": self.reason };
+        if self.bytes() <= LARGEST {
+            match self.content {
+                Content::Document(document) => saved.append(cstr!("document"), RawBsonRef::Document(document)),
+                Content::Change(event) => saved.append(cstr!("change"), RawBsonRef::Document(event)),
+            }
+        }
+        saved
+    }
 }
 
 /// Deletes copies older than 30 days.
@@ -92,21 +104,47 @@ pub(crate) async fn forget_old(server: &Server) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::super::document_id;
-    use super::super::saved::upserted;
+    use super::super::saved::first;
     use super::*;
+    use bson::Document;
     use bson::raw::RawBson;
+
+    fn namespace() -> Namespace {
+        Namespace { database: "app".to_owned(), collection: "orders".to_owned() }
+    }
+
+    fn kept(content: Content<'_>) -> Document {
+        let namespace = namespace();
+        let version = Aside { namespace: &namespace, id: RawBsonRef::Int32(7), content, reason: "deleted" };
+        first(&keep(&[version])[0], "documents")
+    }
 
     #[test]
     fn a_document_is_kept_whole_unless_the_copy_could_exceed_the_servers_limit() {
-        let namespace = Namespace { database: "app".to_owned(), collection: "orders".to_owned() };
-        let kept = |document: &RawDocument| {
-            upserted(&rawdoc! { "updates": [update(&namespace, document, "deleted").expect("it has an `_id`")] })
-        };
         let small = rawdoc! { "_id": 7, "text": "a" };
-        let saved = kept(&small);
+        let saved = kept(Content::Document(&small));
         assert_eq!(document_id(&saved), Some(RawBson::Int32(7)));
         assert_eq!(saved.get_document("document").ok(), Document::try_from(small).ok().as_ref());
-        let saved = kept(&rawdoc! { "_id": 7, "text": "a".repeat(LARGEST) });
+        let saved = kept(Content::Document(&rawdoc! { "_id": 7, "text": "a".repeat(LARGEST) }));
         assert_eq!((document_id(&saved), saved.contains_key("document")), (Some(RawBson::Int32(7)), false));
+    }
+
+    #[test]
+    fn every_version_of_a_document_is_kept() {
+        let (namespace, document) = (namespace(), rawdoc! { "_id": 7 });
+        let content = Content::Document(&document);
+        let version = Aside { namespace: &namespace, id: RawBsonRef::Int32(7), content, reason: "replaced" };
+        let saved = Document::try_from(keep(&[version, version]).remove(0)).expect("valid");
+        let saved = saved.get_array("documents").expect("documents");
+        let ids: Vec<_> = saved.iter().map(|saved| saved.as_document().expect("valid").get("_id")).collect();
+        assert!(ids.len() == 2 && ids[0] != ids[1]);
+    }
+
+    #[test]
+    fn large_versions_go_in_several_commands() {
+        let (namespace, document) = (namespace(), rawdoc! { "text": "a".repeat(COMMAND_BYTES / 2) });
+        let content = Content::Document(&document);
+        let version = Aside { namespace: &namespace, id: RawBsonRef::Int32(7), content, reason: "replaced" };
+        assert_eq!(keep(&[version; 3]).len(), 3);
     }
 }

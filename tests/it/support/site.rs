@@ -87,6 +87,21 @@ impl Site {
         Self::new(topology, uris, nodes).await
     }
 
+    /// Begins again on the same servers, with nothing of before.
+    pub async fn renew(&mut self, topology: Topology<'_>) {
+        if self.program.is_some() {
+            self.kill();
+        }
+        let nodes = std::mem::take(&mut self.nodes);
+        let uris = nodes.iter().map(|(name, node)| (name.clone(), node.uri())).collect();
+        *self = Self::new(topology, uris, nodes).await;
+    }
+
+    /// The spokes with their watched zones.
+    pub fn topology(&self) -> &[(String, Vec<String>)] {
+        &self.topology
+    }
+
     /// Sets the connection string by which the program reaches a server, from the next start on.
     pub fn reach(&mut self, name: &str, uri: &str) {
         self.uris.insert(name.to_owned(), uri.to_owned());

@@ -1,0 +1,115 @@
+//! The retry of a dead letter: the document's present version at the source, in place of the refused change.
+
+use bson::raw::{CStr, RawDocument, RawDocumentBuf};
+use bson::{Timestamp, rawdoc};
+
+use super::apply::mark::Mark;
+use super::apply::work::{Origin, Work};
+use super::lifecycle::Link;
+use super::source::Source;
+use crate::mongo::error::Error;
+use crate::mongo::metadata::dead_letters::{self, Kept};
+use crate::mongo::metadata::set_aside::{self, Aside, Content};
+use crate::mongo::read::{self, Wanted, When};
+use crate::rules;
+use crate::rules::inference::Inference;
+use crate::rules::key::Key;
+use crate::rules::names::{Direction, Zone};
+use crate::rules::retry::{Present, Retry};
+use crate::rules::step::{Read, Step, Write, Zones};
+
+/// Tries a refused change again. At the hub, the document is read at the spoke and applied. At the spoke, the hub's
+/// version is the truth, and the decision about the document brings it.
+pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: &Kept) -> Result<(), Error> {
+    if S::DIRECTION == Direction::Downlink {
+        link.retries.decide(key);
+        link.spoke.pair.unsettled.add(key.clone(), letter.id.clone());
+        return Ok(());
+    }
+    // From here on, changes of the document are not held back. The saved letter stays until the retry succeeds.
+    link.parked.remove(key);
+    let (spoke, hub, own) = (link.source.server().clone(), link.destination_server(), link.spoke.zone.clone());
+    let id = letter.id.as_raw_bson_ref();
+    let wanted: Wanted<'_> = [(key.clone(), id)].into();
+    let mut read = read::documents(&spoke, &wanted, None, When::NotBefore(spoke.now().await?)).await?;
+    let mut at_hub = read::documents(&hub, &wanted, None, When::NotBefore(hub.now().await?)).await?;
+    let (document, at_hub) = (read.documents.remove(key).flatten(), at_hub.documents.remove(key).flatten());
+    let present = match document.as_deref().map(|document| document.get(hub.partition_field()).ok().flatten()) {
+        None => Present::Absent,
+        Some(None) => Present::Unstamped,
+        Some(Some(zone)) if zone.as_str() == Some(own.as_str()) => Present::Own,
+        Some(Some(_)) if document == at_hub => Present::Replaced,
+        Some(Some(_)) => Present::Elsewhere,
+    };
+    let retry = rules::retry::retry(letter.is_fresh, present);
+    let inserted = document.as_deref().map(|document| with_zone(document, hub.partition_field(), &own));
+    let writes = match (retry, document.as_deref(), inserted.as_deref()) {
+        (Retry::Put, Some(document), _) => vec![Write::Replace { document, upsert: true }],
+        (Retry::Stamp, ..) => vec![Write::Read(Read::Stamp { fresh: letter.is_fresh, document: None })],
+        (Retry::Move, Some(document), _) => vec![Write::Replace { document, upsert: false }],
+        (Retry::InsertAndMove, Some(document), Some(inserted)) => {
+            vec![Write::Insert(inserted), Write::Replace { document, upsert: false }]
+        }
+        (Retry::Delete, ..) => vec![Write::Delete],
+        _ => Vec::new(),
+    };
+    let within = link.source.zones();
+    let step = |write| Step { event: 0, key: key.clone(), id, zones: Zones::of(&within), write, hub_edit: None };
+    let steps: Vec<Step<'_>> = writes.into_iter().map(step).collect();
+    let again = Again(letter);
+    let read_at = [(key.clone(), read.at)].into();
+    let inferred = [(key.clone(), Inference::Retry)].into();
+    let work = Work { steps, last: read.at, read_at, inferred, decides: true, ..Work::empty(&again) };
+    link.apply(work).await?;
+    // Refused again: the saved letter keeps its count, so the shown one does.
+    if let Some(refused) = link.parked.get_mut(key) {
+        refused.later_changes = letter.later_changes;
+        return Ok(());
+    }
+    let event = match retry {
+        Retry::GiveUp => {
+            dead_letters::event(&hub, link.destination.link(), hub.namespace(letter.namespace), id).await?
+        }
+        _ => None,
+    };
+    let aside = event.as_deref().map(|event| {
+        let namespace = hub.namespace(letter.namespace);
+        set_aside::keep(&[Aside { namespace, id, content: Content::Change(event), reason: GIVEN_UP }])
+    });
+    link.remove_letter(key, letter, aside.unwrap_or_default()).await
+}
+
+/// The reason with which a change is set aside whose document is gone.
+const GIVEN_UP: &str = "the hub refused the change, and the spoke no longer has the document";
+
+/// The document in another zone.
+fn with_zone(document: &RawDocument, partition_key: &CStr, zone: &Zone) -> RawDocumentBuf {
+    let mut moved = RawDocumentBuf::new();
+    for (name, value) in document.iter().flatten() {
+        if name == partition_key {
+            moved.append(name, zone.as_str());
+        } else {
+            moved.append(name, value);
+        }
+    }
+    moved
+}
+
+/// The origin of a retry: a dead letter.
+struct Again<'l>(&'l Kept);
+
+impl Origin for Again<'_> {
+    fn before(&self, _: usize) -> Option<Mark> {
+        None
+    }
+
+    fn is_retry(&self) -> bool {
+        true
+    }
+
+    fn event(&self, _: usize) -> (RawDocumentBuf, Option<Timestamp>) {
+        // A retry says nothing new of the change: the letter keeps its event.
+        let operation = if self.0.is_fresh { "insert" } else { "retry" };
+        (rawdoc! { "operationType": operation, "documentKey": { "_id": self.0.id.as_raw_bson_ref() } }, None)
+    }
+}

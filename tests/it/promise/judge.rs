@@ -1,0 +1,331 @@
+//! The judgement at rest: pure functions of what applications wrote and of what is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bson::{Bson, Document, RawDocumentBuf};
+
+use super::log::{Outcome, Reach, Written};
+use crate::support::site::HUB;
+
+/// What all servers hold while nobody writes.
+#[derive(Clone, Debug, Default)]
+pub struct Rest {
+    /// The zones that each spoke holds.
+    pub held: BTreeMap<String, Vec<String>>,
+    /// All documents of each server, by `_id`.
+    pub documents: BTreeMap<String, BTreeMap<String, RawDocumentBuf>>,
+    /// All copies of removed versions.
+    pub aside: Vec<Document>,
+    /// All open dead letters, with the server.
+    pub letters: Vec<(String, Document)>,
+    /// Spoke and `_id` of each dropped dead letter.
+    pub dropped: BTreeSet<(String, String)>,
+    /// Spoke and `_id` of each document registered as foreign.
+    pub foreign: BTreeSet<(String, String)>,
+}
+
+/// A broken promise.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    pub kind: &'static str,
+    pub document: String,
+    pub what: String,
+}
+
+pub fn judge(log: &[Written], rest: &Rest) -> Vec<Finding> {
+    let mut findings = differing(rest);
+    findings.extend(letters_without_a_reason(rest));
+    let mut by_document: BTreeMap<&str, Vec<&Written>> = BTreeMap::new();
+    for written in log {
+        by_document.entry(&written.document).or_default().push(written);
+    }
+    let kept = rest.kept();
+    for (document, writes) in by_document {
+        findings.extend(lost(document, &writes, rest, &kept));
+    }
+    findings
+}
+
+impl Rest {
+    /// Every value in a copy of a removed version, or in a dead letter.
+    fn kept(&self) -> BTreeSet<String> {
+        let mut kept = BTreeSet::new();
+        let letters = self.letters.iter().map(|(_, letter)| letter);
+        for document in self.aside.iter().chain(letters) {
+            collect(&Bson::Document(document.clone()), &mut kept);
+        }
+        kept
+    }
+
+    fn values(&self, document: &str) -> BTreeSet<String> {
+        let mut values = BTreeSet::new();
+        for documents in self.documents.values() {
+            if let Some(found) = documents.get(document) {
+                collect(&Bson::Document(read(found)), &mut values);
+            }
+        }
+        values
+    }
+
+    /// Whether an operator has been told about the document at this spoke, or an application of the spoke wrote it in
+    /// another spoke's zone.
+    fn is_told(&self, spoke: &str, document: &str) -> bool {
+        let is_in = |set: &BTreeSet<(String, String)>| set.contains(&(spoke.to_owned(), document.to_owned()));
+        let has_letter = self.letters.iter().any(|(_, letter)| {
+            letter.get_str("zone").is_ok_and(|zone| zone == spoke) && letter_id(letter).as_deref() == Some(document)
+        });
+        has_letter || is_in(&self.dropped) || is_in(&self.foreign)
+    }
+}
+
+pub fn letter_id(letter: &Document) -> Option<String> {
+    letter.get_document("_id").ok()?.get_str("document").ok().map(str::to_owned)
+}
+
+fn read(document: &RawDocumentBuf) -> Document {
+    Document::try_from(document.clone()).expect("a valid document")
+}
+
+/// All texts in a value, at any depth.
+fn collect(value: &Bson, into: &mut BTreeSet<String>) {
+    match value {
+        Bson::String(text) => drop(into.insert(text.clone())),
+        Bson::Document(document) => document.values().for_each(|value| collect(value, into)),
+        Bson::Array(values) => values.iter().for_each(|value| collect(value, into)),
+        _ => {}
+    }
+}
+
+/// Each held zone is equal at the hub and at the spoke, byte for byte, unless somebody has been told.
+fn differing(rest: &Rest) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let zone = |document: Option<&RawDocumentBuf>| {
+        document.and_then(|document| document.get_str("_pk").ok().map(str::to_owned))
+    };
+    for (spoke, held) in &rest.held {
+        let (hub, here) = (&rest.documents[HUB], &rest.documents[spoke]);
+        let all: BTreeSet<&String> = hub.keys().chain(here.keys()).collect();
+        for document in all {
+            let (above, below) = (hub.get(document), here.get(document));
+            let is_held = |version| zone(version).is_some_and(|zone| held.contains(&zone));
+            let above = above.filter(|_| is_held(above));
+            let below = below.filter(|_| is_held(below));
+            let bytes = |version: Option<&RawDocumentBuf>| version.map(|version| version.as_bytes().to_vec());
+            if bytes(above) != bytes(below) && !rest.is_told(spoke, document) {
+                let what = format!("hub and {spoke}: {:?}, {:?}", above.map(read), below.map(read));
+                findings.push(Finding { kind: "differs", document: document.clone(), what });
+            }
+        }
+    }
+    findings
+}
+
+/// The server's code for a unique value that is taken.
+const DUPLICATE_KEY: i32 = 11000;
+
+/// A dead letter that is still there has a lasting reason: a taken unique value, or a taken `_id`.
+fn letters_without_a_reason(rest: &Rest) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (server, letter) in &rest.letters {
+        let document = letter_id(letter).unwrap_or_default();
+        let reason = letter.get_document("reason").expect("a letter has a reason");
+        let zone = letter.get_str("zone").expect("a letter has a zone");
+        let there = rest.documents[server].get(&document).map(read);
+        let source = if server == HUB { zone } else { HUB };
+        let refused = rest.documents[source].get(&document).map(read);
+        let pk = |version: &Option<Document>| version.as_ref().and_then(|version| version.get("_pk").cloned());
+        let is_id_taken = there.is_some() && refused.is_some() && pk(&there) != pk(&refused);
+        let claimed = refused.as_ref().and_then(|refused| refused.get("u")).cloned();
+        let others = rest.documents[server].iter().filter(|(id, _)| **id != document);
+        let is_value_taken =
+            claimed.is_some() && others.map(|(_, other)| read(other)).any(|other| other.get("u") == claimed.as_ref());
+        if reason.get_i32("code").ok() != Some(DUPLICATE_KEY) || !(is_id_taken || is_value_taken) {
+            let what = format!("at {server}, of {zone}: {reason}; there {there:?}, at the source {refused:?}");
+            findings.push(Finding { kind: "letter without a reason", document, what });
+        }
+    }
+    findings
+}
+
+/// Every acknowledged value is in a document, in a copy of a removed version, in a dead letter, or was overruled.
+fn lost(document: &str, writes: &[&Written], rest: &Rest, kept: &BTreeSet<String>) -> Vec<Finding> {
+    let there = rest.values(document);
+    let mut findings = Vec::new();
+    for (index, written) in writes.iter().enumerate() {
+        let Some(value) = written.value.as_ref().filter(|_| written.outcome == Outcome::Written) else { continue };
+        if there.contains(value) || kept.contains(value) {
+            continue;
+        }
+        let past = past(writes, index);
+        let zones: BTreeSet<&String> =
+            writes.iter().filter(|other| other.lineage == written.lineage).filter_map(|w| w.zone.as_ref()).collect();
+        let overrules = |(other, by): (usize, &&Written)| {
+            other != index
+                && !past.contains(&other)
+                && match by.reach {
+                    Reach::New => by.zone.as_ref().is_none_or(|zone| zones.contains(zone)),
+                    reach if by.lineage == written.lineage => {
+                        let is_concurrent = || !self::past(writes, other).contains(&index);
+                        reach == Reach::Whole || reach == written.field() || (by.travels_whole && is_concurrent())
+                    }
+                    _ => false,
+                }
+        };
+        if !writes.iter().enumerate().any(overrules) {
+            let what = format!("{value}, by {} at {}", written.change, written.site);
+            findings.push(Finding { kind: "lost", document: document.to_owned(), what });
+        }
+    }
+    findings
+}
+
+impl Written {
+    /// The field that holds the write's value.
+    fn field(&self) -> Reach {
+        match self.reach {
+            Reach::Whole | Reach::New => Reach::Field("w"),
+            field @ Reach::Field(_) => field,
+        }
+    }
+}
+
+/// The writes that the application could know of when it made this one.
+fn past(writes: &[&Written], index: usize) -> BTreeSet<usize> {
+    let (mut past, mut todo) = (BTreeSet::new(), vec![index]);
+    while let Some(next) = todo.pop() {
+        let written = writes[next];
+        let mut seen = BTreeSet::new();
+        if let Some(before) = &written.before {
+            collect(&Bson::Document(before.clone()), &mut seen);
+        }
+        for (other, earlier) in writes.iter().enumerate() {
+            let is_of_site = earlier.site == written.site && earlier.order < written.order;
+            let is_seen = earlier.value.as_ref().is_some_and(|value| seen.contains(value));
+            let is_before =
+                earlier.phase < written.phase || (earlier.phase == written.phase && (is_of_site || is_seen));
+            if other != next && is_before && past.insert(other) {
+                todo.push(other);
+            }
+        }
+    }
+    past.remove(&index);
+    past
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::doc;
+
+    /// A write of document `d` in zone DFW, with the value that the application saw in the same field.
+    fn write(order: usize, site: &'static str, reach: Reach, value: &str, saw: Option<&str>) -> Written {
+        Written {
+            phase: 0,
+            order,
+            at: 0,
+            site,
+            document: "d".to_owned(),
+            value: Some(value.to_owned()),
+            reach,
+            lineage: "v0".to_owned(),
+            zone: Some("DFW".to_owned()),
+            before: saw.map(|saw| doc! { "a": saw }),
+            outcome: Outcome::Written,
+            change: String::new(),
+            travels_whole: false,
+        }
+    }
+
+    fn raw(document: Document) -> RawDocumentBuf {
+        RawDocumentBuf::try_from(&document).unwrap()
+    }
+
+    fn rest(hub: Document, spoke: Document) -> Rest {
+        let at = |document: Document| BTreeMap::from([("d".to_owned(), raw(document))]);
+        Rest {
+            held: BTreeMap::from([("DFW".to_owned(), vec!["DFW".to_owned()])]),
+            documents: BTreeMap::from([(HUB.to_owned(), at(hub)), ("DFW".to_owned(), at(spoke))]),
+            ..Rest::default()
+        }
+    }
+
+    fn same(document: Document) -> Rest {
+        rest(document.clone(), document)
+    }
+
+    fn kinds(log: &[Written], rest: &Rest) -> Vec<&'static str> {
+        judge(log, rest).into_iter().map(|finding| finding.kind).collect()
+    }
+
+    const A: Reach = Reach::Field("a");
+
+    #[test]
+    fn a_value_that_is_nowhere_and_that_nothing_overruled_is_lost() {
+        let log = [write(0, "DFW", Reach::New, "v0", None), write(1, "DFW", A, "v1", None)];
+        assert_eq!(kinds(&log, &same(doc! { "_pk": "DFW", "w": "v0", "a": "v1" })), [""; 0]);
+        let without = same(doc! { "_pk": "DFW", "w": "v0" });
+        assert_eq!(kinds(&log, &without), ["lost"]);
+        let aside = Rest { aside: vec![doc! { "document": { "a": "v1" } }], ..without };
+        assert_eq!(kinds(&log, &aside), [""; 0]);
+    }
+
+    #[test]
+    fn a_concurrent_write_of_the_field_overrules_and_one_that_was_seen_does_not() {
+        let log = |saw| [write(0, HUB, A, "v1", None), write(0, "DFW", A, "v2", saw)];
+        let first = same(doc! { "_pk": "DFW", "a": "v1" });
+        assert_eq!(kinds(&log(None), &first), [""; 0]);
+        assert_eq!(kinds(&log(Some("v1")), &first), ["lost"]);
+        let other = [write(0, HUB, Reach::Field("b"), "v1", None), write(0, "DFW", A, "v2", None)];
+        assert_eq!(kinds(&other, &same(doc! { "_pk": "DFW", "b": "v1" })), ["lost"]);
+    }
+
+    #[test]
+    fn a_concurrent_change_that_travels_as_the_whole_document_overrules_every_field() {
+        let whole = Written { travels_whole: true, ..write(0, "DFW", Reach::Field("b"), "v2", None) };
+        let rest = same(doc! { "_pk": "DFW", "b": "v2" });
+        assert_eq!(kinds(&[write(0, HUB, A, "v1", None), whole.clone()], &rest), [""; 0]);
+        let saw = Written { before: Some(doc! { "a": "v1" }), ..whole };
+        assert_eq!(kinds(&[write(0, HUB, A, "v1", None), saw], &rest), ["lost"]);
+    }
+
+    #[test]
+    fn a_write_of_another_document_with_the_same_id_overrules_nothing() {
+        let mut delete = write(0, "HOU", Reach::Whole, "v9", None);
+        (delete.lineage, delete.value) = ("v8".to_owned(), None);
+        let log = [write(0, "DFW", A, "v1", None), delete];
+        assert_eq!(kinds(&log, &same(doc! { "_pk": "DFW" })), ["lost"]);
+    }
+
+    #[test]
+    fn an_earlier_write_of_the_same_site_overrules_nothing() {
+        let log = [write(0, "DFW", A, "v1", None), write(1, "DFW", A, "v2", None)];
+        assert_eq!(kinds(&log, &same(doc! { "_pk": "DFW", "a": "v1" })), ["lost"]);
+    }
+
+    #[test]
+    fn a_value_of_which_nobody_was_told_that_it_is_written_may_be_missing() {
+        let unknown = Written { outcome: Outcome::Unknown, ..write(0, "DFW", A, "v1", None) };
+        assert_eq!(kinds(&[unknown], &same(doc! { "_pk": "DFW" })), [""; 0]);
+    }
+
+    #[test]
+    fn versions_differ_if_their_fields_have_another_order_unless_somebody_was_told() {
+        let mut rest = rest(doc! { "_pk": "DFW", "a": 1, "b": 2 }, doc! { "_pk": "DFW", "b": 2, "a": 1 });
+        assert_eq!(kinds(&[], &rest), ["differs"]);
+        rest.foreign.insert(("DFW".to_owned(), "d".to_owned()));
+        assert_eq!(kinds(&[], &rest), [""; 0]);
+    }
+
+    #[test]
+    fn a_dead_letter_has_a_reason_only_while_the_id_or_the_unique_value_is_taken() {
+        let letter = doc! { "_id": { "document": "d" }, "zone": "DFW", "reason": { "code": DUPLICATE_KEY } };
+        let with = |hub, spoke| Rest { letters: vec![(HUB.to_owned(), letter.clone())], ..rest(hub, spoke) };
+        let same_zone = with(doc! { "_pk": "DFW" }, doc! { "_pk": "DFW", "u": 1 });
+        assert_eq!(kinds(&[], &same_zone), ["letter without a reason"]);
+        assert_eq!(kinds(&[], &with(doc! { "_pk": "HOU" }, doc! { "_pk": "DFW" })), [""; 0]);
+        let mut taken = same_zone;
+        let hub = taken.documents.get_mut(HUB).unwrap();
+        hub.insert("e".to_owned(), raw(doc! { "_pk": "HOU", "u": 1 }));
+        assert_eq!(kinds(&[], &taken), [""; 0]);
+    }
+}
