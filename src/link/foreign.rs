@@ -3,10 +3,10 @@
 //! foreign document at the spoke before the checkpoint passes the insert. The registration ends in the transaction that
 //! brings the hub's document of the same `_id`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bson::raw::{CStr, RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
+use bson::raw::{RawBsonRef, RawDocumentBuf};
 
 use super::pair::REMEMBERED_DOCUMENTS;
 use crate::mongo::error::Error;
@@ -94,59 +94,50 @@ impl Known {
     }
 }
 
-/// A document that an application wrote in a zone of another spoke.
-pub(super) struct Written {
-    pub(super) key: Key,
-    pub(super) id: RawBson,
-    /// The value of the partition key.
-    pub(super) zone: RawBson,
-}
-
-/// Registers documents of a spoke, except for documents that the hub has in the same zone.
-pub(super) async fn register(known: &Known, spoke: &Server, hub: &Server, documents: &[Written]) -> Result<(), Error> {
+/// Registers documents that an application wrote in zones of other spokes, except for documents that the hub has with
+/// the same bytes.
+pub(super) async fn register(
+    known: &Known,
+    spoke: &Server,
+    hub: &Server,
+    documents: &HashMap<Key, RawDocumentBuf>,
+) -> Result<(), Error> {
     if documents.is_empty() {
         return Ok(());
     }
-    let wanted: Wanted<'_> =
-        documents.iter().map(|written| (written.key.clone(), written.id.as_raw_bson_ref())).collect();
-    let field = hub.partition_field();
-    let at_hub = read::documents(hub, &wanted, Some(field), When::NotBefore(hub.now().await?)).await?.documents;
-    let is_at_hub = |written: &&Written| {
-        let document = at_hub.get(&written.key).and_then(Option::as_deref);
-        document.is_some_and(|document| is_in_zone(document, field, written.zone.as_raw_bson_ref()))
-    };
-    let new: Vec<&Written> = documents.iter().filter(|written| !is_at_hub(written)).collect();
+    let wanted = wanted(documents, hub)?;
+    let at_hub = read::documents(hub, &wanted, None, When::NotBefore(hub.now().await?)).await?.documents;
+    let is_at_hub = |key: &Key| at_hub.get(key).and_then(Option::as_ref) == documents.get(key);
+    let new: Vec<_> = wanted.iter().filter(|(key, _)| !is_at_hub(key)).collect();
     if new.is_empty() {
         return Ok(());
     }
-    known.add(new.iter().map(|written| written.key.clone()));
-    let named: Vec<_> =
-        new.iter().map(|written| (spoke.namespace(written.key.namespace()), written.id.as_raw_bson_ref())).collect();
+    known.add(new.iter().map(|(key, _)| (*key).clone()));
+    let named: Vec<_> = new.iter().map(|(key, id)| (spoke.namespace(key.namespace()), **id)).collect();
     metadata::run(spoke, "registering foreign documents", &foreign::register(&named)).await
 }
 
-/// Takes documents out of the register that the hub has by now, in the same zone.
+/// Takes documents out of the register that hub and spoke have with the same bytes.
 pub(super) async fn forget_known(known: &Known, hub: &Server, spoke: &Server) -> Result<(), Error> {
     let registered = foreign::registered(spoke).await?;
     if registered.is_empty() {
         return Ok(());
     }
     let wanted: Wanted<'_> = registered.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
-    let field = hub.partition_field();
-    let at_hub = read::documents(hub, &wanted, Some(field), When::NotBefore(hub.now().await?)).await?.documents;
-    let here = read::documents(spoke, &wanted, Some(field), When::NotBefore(spoke.now().await?)).await?.documents;
-    let is_at_hub = |key: &Key| {
-        let (there, here) = (at_hub.get(key).and_then(Option::as_deref), here.get(key).and_then(Option::as_deref));
-        let zone = here.and_then(|document| document.get(field).ok().flatten());
-        there.zip(zone).is_some_and(|(document, zone)| is_in_zone(document, field, zone))
-    };
-    let shared = wanted.iter().filter(|(key, _)| is_at_hub(key));
-    let shared: Vec<_> = shared.map(|(key, id)| (spoke.namespace(key.namespace()), *id)).collect();
-    known.end(spoke, &shared).await
+    let at_hub = read::documents(hub, &wanted, None, When::NotBefore(hub.now().await?)).await?.documents;
+    let here = read::documents(spoke, &wanted, None, When::NotBefore(spoke.now().await?)).await?.documents;
+    let is_equal = |key: &Key| at_hub.get(key).is_some_and(Option::is_some) && at_hub.get(key) == here.get(key);
+    let equal = wanted.iter().filter(|(key, _)| is_equal(key));
+    let equal: Vec<_> = equal.map(|(key, id)| (spoke.namespace(key.namespace()), *id)).collect();
+    known.end(spoke, &equal).await
 }
 
-fn is_in_zone(document: &RawDocument, partition_key: &CStr, zone: RawBsonRef<'_>) -> bool {
-    document.get(partition_key).ok().flatten() == Some(zone)
+fn wanted<'d>(documents: &'d HashMap<Key, RawDocumentBuf>, server: &Server) -> Result<Wanted<'d>, Error> {
+    let of = |(key, document): (&Key, &'d RawDocumentBuf)| {
+        let id = document.get("_id").map_err(|error| server.malformed(error))?;
+        Ok((key.clone(), id.unwrap_or(RawBsonRef::Null)))
+    };
+    documents.iter().map(of).collect()
 }
 
 #[cfg(test)]

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::lifecycle::Link;
-use super::retry::retry;
+use super::retry::{self, retry};
 use super::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::dead_letters::Kept;
 use crate::observe::status::Letter;
 use crate::rules::key::Key;
+use crate::rules::names::Direction;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LetterAction {
@@ -61,6 +62,13 @@ pub(super) async fn attend<S: Source>(link: &mut Link<'_, S>) -> Result<(), Erro
                     link.parked.remove(&key);
                     link.drop_letter(&key, &letter).await?;
                 }
+            }
+        }
+    }
+    if S::DIRECTION == Direction::Uplink {
+        for key in link.spoke.pair.take_replaced() {
+            if let Some(letter) = link.parked.remove(&key) {
+                retry::give_up(link, &key, &letter).await?;
             }
         }
     }

@@ -50,6 +50,9 @@ pub(crate) struct Pair {
     pub(super) unsettled: Unsettled,
     /// The dead letters of each link, open or dropped.
     evidence: [Mutex<HashMap<Key, Evidence>>; 2],
+    /// Documents whose refused insert is void: the downlink has replaced them by the hub's document of the same `_id`
+    /// while the insert was on its way.
+    replaced: Mutex<Vec<Key>>,
     /// Held by the link that compares: the opposite link must carry changes meanwhile.
     comparing: Semaphore,
     letters: [Requests; 2],
@@ -86,6 +89,7 @@ impl Default for Pair {
             foreign: foreign::Known::default(),
             unsettled: Unsettled::default(),
             evidence: Default::default(),
+            replaced: Mutex::default(),
             comparing: Semaphore::new(1),
             letters: Default::default(),
         }
@@ -117,7 +121,17 @@ impl Pair {
         self.evidence[direction as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An operator's wishes about the dead letters of a link.
+    /// Records that the hub's document has replaced one whose insert the hub refused.
+    pub(super) fn has_replaced(&self, key: Key) {
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner).push(key);
+    }
+
+    /// The documents recorded by [`Self::has_replaced`] since the last call.
+    pub(super) fn take_replaced(&self) -> Vec<Key> {
+        std::mem::take(&mut *self.replaced.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// An operator's requests about the dead letters of a link.
     pub(crate) fn letters(&self, direction: Direction) -> &Requests {
         &self.letters[direction as usize]
     }

@@ -38,7 +38,7 @@ pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: 
         None => Present::Absent,
         Some(None) => Present::Unstamped,
         Some(Some(zone)) if zone.as_str() == Some(own.as_str()) => Present::Own,
-        Some(Some(_)) if document == at_hub => Present::Replaced,
+        Some(Some(_)) if document == at_hub || link.spoke.pair.foreign.holds(key) => Present::Replaced,
         Some(Some(_)) => Present::Elsewhere,
     };
     let retry = rules::retry::retry(letter.is_fresh, present);
@@ -66,16 +66,20 @@ pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: 
         refused.later_changes = letter.later_changes;
         return Ok(());
     }
-    let event = match retry {
-        Retry::GiveUp => {
-            dead_letters::event(&hub, link.destination.link(), hub.namespace(letter.namespace), id).await?
-        }
-        _ => None,
-    };
-    let aside = event.as_deref().map(|event| {
-        let namespace = hub.namespace(letter.namespace);
-        set_aside::keep(&[Aside { namespace, id, content: Content::Change(event), reason: GIVEN_UP }])
-    });
+    match retry {
+        Retry::GiveUp => give_up(link, key, letter).await,
+        _ => link.remove_letter(key, letter, Vec::new()).await,
+    }
+}
+
+/// Ends a dead letter whose document the spoke no longer has. The refused change is set aside.
+pub(super) async fn give_up<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: &Kept) -> Result<(), Error> {
+    let (hub, id) = (link.destination_server(), letter.id.as_raw_bson_ref());
+    let namespace = hub.namespace(letter.namespace);
+    let event = dead_letters::event(&hub, link.destination.link(), namespace, id).await?;
+    let aside = event
+        .as_deref()
+        .map(|event| set_aside::keep(&[Aside { namespace, id, content: Content::Change(event), reason: GIVEN_UP }]));
     link.remove_letter(key, letter, aside.unwrap_or_default()).await
 }
 

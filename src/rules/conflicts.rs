@@ -114,6 +114,11 @@ impl Conflicts {
         self.everything.is_some() || self.entries.contains_key(key)
     }
 
+    /// True if a hub edit of the document was committed at the spoke after this time of the spoke.
+    pub(crate) fn is_edited_after(&self, key: &Key, spoke_time: Timestamp) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.spoke_time > spoke_time)
+    }
+
     /// Records the number of the note that saves the hub edits committed at `spoke_time`. Numbers ascend.
     pub(crate) fn record_note(&mut self, number: i64, spoke_time: Timestamp) {
         self.notes.push_back(Note { number, spoke_time, end: self.end_of(spoke_time) });

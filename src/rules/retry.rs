@@ -10,7 +10,7 @@ pub(crate) enum Present {
     Unstamped,
     /// In another zone.
     Elsewhere,
-    /// Equal to the hub's document of another zone, which has taken its place.
+    /// Another document has taken its place: the hub's, or a foreign one.
     Replaced,
 }
 

@@ -16,7 +16,7 @@ use crate::rules::names::{Namespace, Zone};
 use crate::rules::step::{Reads, Step, Write, Zones};
 
 /// The reason with which an overtaken change is set aside.
-const OVERTAKEN: &str = "the hub had moved or deleted the document when the change came";
+const OVERTAKEN: &str = "the hub had moved, deleted or changed the document when the change came";
 
 /// The commands that set aside what these steps replace or remove by inference. `present` holds the documents at the
 /// destination.

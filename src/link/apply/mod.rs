@@ -116,7 +116,9 @@ impl<S: Source> Link<'_, S> {
                                 attempt.stop_before(index);
                                 continue;
                             }
-                            if self.is_crossing(&work, index, &refusal) {
+                            if work.leaves_taken && refusal.is_id_taken {
+                                skipped.push(work.steps[index].key.clone());
+                            } else if self.is_crossing(&work, index, &refusal) {
                                 self.unsettle(&work, index).await?;
                             } else {
                                 self.park(&work, index, &refusal).await?;
@@ -162,7 +164,7 @@ impl<S: Source> Link<'_, S> {
         tracing::info!(link = %self.destination.link(), ns = %namespace, id = ?step.id, "document not as expected, to be settled");
         let mut ours = vec![unsettled::note(self.destination.link(), &[(namespace, step.id)])];
         // The spoke may lose the change before the decision, by the hub change that crosses it.
-        if S::DIRECTION == Direction::Uplink && !work.origin.is_retry() {
+        if S::DIRECTION == Direction::Uplink && work.origin.is_live() {
             let (event, _) = work.origin.event(step.event);
             ours.extend(aside::crossed(namespace, step.id, &event));
         }
@@ -219,6 +221,13 @@ impl<S: Source> Link<'_, S> {
         }
         let position = mark.and_then(|mark| mark.advance(&mut self.ahead));
         let foreign = written.foreign + foreign;
+        // The uplink's insert of the document was refused while this transaction was on its way.
+        if S::DIRECTION == Direction::Downlink {
+            let is_refused =
+                |key: &&Key| self.spoke.pair.evidence(Direction::Uplink, key).is_some_and(|it| it.is_fresh);
+            let replaced: Vec<Key> = written.edits.iter().map(|edit| &edit.key).filter(is_refused).cloned().collect();
+            replaced.into_iter().for_each(|key| self.spoke.pair.has_replaced(key));
+        }
         let hub_edits = written.edits.into_iter().map(|Edit { key, fields, .. }| (key, fields)).collect();
         let commit = Commit { at, position, hub_edits, number, changes, foreign };
         let outlived = self.source.committed(self.spoke, &commit);
@@ -272,6 +281,11 @@ impl<S: Source> Link<'_, S> {
             is_fresh: event.get_str("operationType").is_ok_and(dead_letters::is_fresh),
         };
         self.spoke.pair.evidence_of(S::DIRECTION).insert(step.key.clone(), (&kept).into());
+        // The downlink has replaced the document by the hub's, while the insert was on its way.
+        let is_replaced = |at| self.spoke.pair.conflicts().is_edited_after(&step.key, at);
+        if S::DIRECTION == Direction::Uplink && kept.is_fresh && cluster_time.is_some_and(is_replaced) {
+            self.spoke.pair.has_replaced(step.key.clone());
+        }
         if is_collision {
             self.spoke.pair.unsettled.add(step.key.clone(), kept.id.clone());
         }

@@ -179,10 +179,12 @@ impl<S: Source> Link<'_, S> {
         }
         ours.extend(batch.ours.iter().cloned());
         ours.extend(aside);
-        // A change that found no document, because the hub had moved or deleted the document, is set aside at the hub.
-        if S::DIRECTION == Direction::Uplink {
+        // A change that the hub has overtaken is set aside at the hub: the hub had moved or deleted the document, or has
+        // changed the spoke's version before the version was read.
+        if S::DIRECTION == Direction::Uplink && batch.origin.is_live() {
             let mut gone = aside::gone(batch.steps, &attempt.reads, &brought, &source.zones(), field.as_str());
             gone.extend(moved.strangers);
+            gone.extend(batch.steps.iter().map(|step| &step.key).filter(|key| attempt.read_at(key).is_some()).cloned());
             if !gone.is_empty() {
                 let conflicts = spoke.pair.conflicts();
                 gone.retain(|key| conflicts.has_hub_edit(key));

@@ -39,6 +39,8 @@ pub(in crate::link) struct Work<'a> {
     pub(in crate::link) to_settle: Vec<(Key, RawBson)>,
     /// Statements on our own collections, for the transaction of the last step.
     pub(in crate::link) ours: Vec<RawDocumentBuf>,
+    /// A document whose `_id` is taken in another zone is left alone, like one that is not as expected.
+    pub(in crate::link) leaves_taken: bool,
     /// The work is a decision about its documents, so nothing holds them back.
     pub(in crate::link) decides: bool,
 }
@@ -58,6 +60,7 @@ impl<'a> Work<'a> {
             inferred: HashMap::new(),
             to_settle: Vec::new(),
             ours: Vec::new(),
+            leaves_taken: false,
             decides: false,
         }
     }
@@ -78,6 +81,11 @@ pub(in crate::link) trait Origin {
 
     /// True if the step retries a dead letter, which keeps the event of the first refusal.
     fn is_retry(&self) -> bool {
+        false
+    }
+
+    /// True if the events are changes by applications, just read from the stream.
+    fn is_live(&self) -> bool {
         false
     }
 

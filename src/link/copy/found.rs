@@ -28,6 +28,9 @@ pub(super) struct Mode {
     pub(super) may_delete: bool,
     /// A document is written only if the destination still has the version read.
     pub(super) is_guarded: bool,
+    /// A document whose `_id` is taken in another zone is left for a later round: the opposite link may be about to
+    /// bring the move that explains it.
+    pub(super) leaves_taken: bool,
 }
 
 /// Differences. The lead side is the source as of `source_at`.
@@ -117,6 +120,7 @@ impl<S: Source> Link<'_, S> {
             changes: found.differences.len(),
             expected: mode.is_guarded.then(|| Expected { zone: Some(job.zone.clone()), documents: there.collect() }),
             inferred,
+            leaves_taken: mode.leaves_taken,
             ours: (!registered.is_empty()).then(|| foreign::register(&registered)).into_iter().collect(),
             ..Work::empty(found)
         })

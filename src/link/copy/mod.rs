@@ -107,7 +107,7 @@ impl<S: Source> Link<'_, S> {
                 }
                 // Under other policies, the chunk's differences are written immediately, together with the progress.
                 let found = Found { differences: chunk.differences, source_at };
-                let mode = Mode { may_delete, policy: job.policy, is_guarded: false };
+                let mode = Mode { may_delete, policy: job.policy, is_guarded: false, leaves_taken: false };
                 let protected = if has_extras { job.protected(job.policy).await? } else { Default::default() };
                 self.bring(&found, job, mode, &protected, mark).await?;
             }

@@ -29,6 +29,9 @@ use crate::rules::key::Key;
 /// a guard.
 const ROUNDS: u32 = 10;
 
+/// Rounds in which a taken `_id` may come from a move that the opposite link is about to bring.
+const ROUNDS_FOR_TAKEN: u32 = 2;
+
 /// Approximate maximum of documents settled together.
 const DOCUMENTS: usize = 5_000;
 
@@ -90,7 +93,12 @@ impl Unsettled {
             }
             // The destination first: the opposite link must bring the documents read here to the source.
             let (there, at) = walk::these(job.destination_end(), &self.ids, job.destination.now().await?).await?;
-            let mut mode = Mode { may_delete: self.may_delete, policy: job.policy, is_guarded: round <= ROUNDS };
+            let mut mode = Mode {
+                may_delete: self.may_delete,
+                policy: job.policy,
+                is_guarded: round <= ROUNDS,
+                leaves_taken: round <= ROUNDS_FOR_TAKEN,
+            };
             // The wait: afterwards, no difference can be an unseen change of the destination.
             match job.opposite_link_has_carried(link.spoke, at, stop).await? {
                 Waited::Done => {}

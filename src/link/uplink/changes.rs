@@ -85,6 +85,10 @@ impl Origin for Changes {
         position.map(Mark::Streamed)
     }
 
+    fn is_live(&self) -> bool {
+        true
+    }
+
     fn event(&self, event: usize) -> (RawDocumentBuf, Option<Timestamp>) {
         let (number, index) = self.find(event);
         let event = self.0[number].event(index);

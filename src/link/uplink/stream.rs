@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use bson::raw::{RawBson, RawDocument};
+use bson::raw::RawDocument;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -99,9 +99,7 @@ impl Link<'_, SpokeSource> {
             let inserted = event.full_document().filter(|_| event.kind() == Kind::Insert).filter(is_foreign);
             if let Some(document) = inserted {
                 let key = event.key().map_err(|error| server.malformed(error))?;
-                let id = RawBson::from(event.id().map_err(|error| server.malformed(error))?);
-                let zone = document.get(server.partition_field()).ok().flatten().map_or(RawBson::Null, RawBson::from);
-                new.insert(key.clone(), foreign::Written { key, id, zone });
+                new.insert(key, document.to_owned());
             } else if event.kind() == Kind::Delete && !(known.is_empty() && new.is_empty()) {
                 let key = event.key().map_err(|error| server.malformed(error))?;
                 new.remove(&key);
@@ -111,7 +109,7 @@ impl Link<'_, SpokeSource> {
                 }
             }
         }
-        foreign::register(known, &server, &hub, &new.into_values().collect::<Vec<_>>()).await?;
+        foreign::register(known, &server, &hub, &new).await?;
         known.end(&server, &gone).await
     }
 }

@@ -102,7 +102,10 @@ impl Application {
             zone: zone.map(str::to_owned),
             before,
             outcome: Outcome::Written,
-            travels_whole: matches!(change, Change::SetNested(_) | Change::Push | Change::Pipeline),
+            travels_whole: matches!(
+                change,
+                Change::SetNested(_) | Change::Push | Change::Pipeline | Change::Unset | Change::Stamp
+            ),
             change: change.to_string(),
         };
         let unsent = |error| (None, error);
