@@ -25,10 +25,10 @@ check:
 	./scripts/check-lines
 	./scripts/check-licences
 
-# make soak MINUTES=60 runs for an hour; SOAK_SEED=… repeats the faults of an earlier run.
+# make soak MINUTES=60 runs for an hour; SOAK_SEED=… and PROMISE_SEED=… repeat the faults of an earlier run.
 MINUTES ?= 10
 soak: mongod
-	SOAK_MINUTES=$(MINUTES) $(CARGO) test --locked --test it -- soak --nocapture
+	SOAK_MINUTES=$(MINUTES) $(CARGO) test --locked --test it -- soak promise --nocapture
 
 # make bench ONLY=latency,inserts runs only the named parts.
 ONLY ?= $(BENCH_ONLY)

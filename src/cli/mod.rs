@@ -7,6 +7,7 @@ mod dead_letters;
 mod logs;
 mod progress;
 mod run;
+mod set_aside;
 mod status;
 mod verify;
 mod watch;
@@ -122,6 +123,15 @@ enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// List, show or restore versions of documents that links have deleted or replaced.
+    ///
+    /// Needs no running process.
+    SetAside {
+        #[command(flatten)]
+        config: ConfigArgument,
+        #[command(subcommand)]
+        wanted: set_aside::AsideCommand,
+    },
     /// List, retry or drop dead letters: changes that a destination refused.
     DeadLetters {
         #[command(flatten)]
@@ -192,6 +202,7 @@ pub fn main() -> Exit {
             act::run(config, "resync", &spoke.zone)?;
             act::wait_for_resync(config, &spoke.zone)
         }),
+        Command::SetAside { config, wanted } => config.with(|config| set_aside::run(config, &wanted)),
         Command::DeadLetters { config, wanted } => config.with(|config| dead_letters::run(config, &wanted)),
     }
 }

@@ -6,10 +6,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bson::raw::{RawBsonRef, RawDocumentBuf};
+use bson::raw::{RawBson, RawBsonRef, RawDocumentBuf};
 
 use super::pair::REMEMBERED_DOCUMENTS;
 use crate::mongo::error::Error;
+use crate::mongo::metadata::set_aside::{self, Aside, Content};
 use crate::mongo::metadata::{self, foreign};
 use crate::mongo::read::{self, Wanted, When};
 use crate::mongo::server::Server;
@@ -95,7 +96,7 @@ impl Known {
 }
 
 /// Registers documents that an application wrote in zones of other spokes, except for documents that the hub has with
-/// the same bytes.
+/// the same bytes. A document that the spoke no longer has as it was written is set aside.
 pub(super) async fn register(
     known: &Known,
     spoke: &Server,
@@ -107,8 +108,28 @@ pub(super) async fn register(
     }
     let wanted = wanted(documents, hub)?;
     let at_hub = read::documents(hub, &wanted, None, When::NotBefore(hub.now().await?)).await?.documents;
-    let is_at_hub = |key: &Key| at_hub.get(key).and_then(Option::as_ref) == documents.get(key);
-    let new: Vec<_> = wanted.iter().filter(|(key, _)| !is_at_hub(key)).collect();
+    let here = read::documents(spoke, &wanted, None, When::NotBefore(spoke.now().await?)).await?.documents;
+    let version = |versions: &HashMap<Key, Option<RawDocumentBuf>>, key: &Key| versions.get(key).cloned().flatten();
+    let zone = |document: Option<&RawDocumentBuf>| {
+        document.and_then(|document| document.get(hub.partition_field()).ok().flatten().map(RawBson::from))
+    };
+    // What the application wrote may be gone by now, by another document of the same `_id`.
+    let is_replaced = |key: &Key| version(&here, key).as_ref() != documents.get(key);
+    let is_there = |key: &Key| {
+        let there = version(&here, key);
+        there.is_some() && there != version(&at_hub, key) && zone(there.as_ref()) == zone(documents.get(key))
+    };
+    let wanted: Wanted<'_> =
+        wanted.into_iter().filter(|(key, _)| version(&at_hub, key).as_ref() != documents.get(key)).collect();
+    let replaced: Vec<_> = wanted.iter().filter(|(key, _)| is_replaced(key)).collect();
+    let new: Vec<_> = wanted.iter().filter(|(key, _)| is_there(key)).collect();
+    let versions = replaced.iter().filter_map(|(key, id)| {
+        let content = Content::Document(documents.get(*key)?);
+        Some(Aside { namespace: spoke.namespace(key.namespace()), id: **id, content, reason: REPLACED })
+    });
+    for statement in set_aside::keep(&versions.collect::<Vec<_>>()) {
+        metadata::run(spoke, "setting foreign documents aside", &statement).await?;
+    }
     if new.is_empty() {
         return Ok(());
     }
@@ -116,6 +137,9 @@ pub(super) async fn register(
     let named: Vec<_> = new.iter().map(|(key, id)| (spoke.namespace(key.namespace()), **id)).collect();
     metadata::run(spoke, "registering foreign documents", &foreign::register(&named)).await
 }
+
+/// The reason with which a foreign document is set aside that came at the same time as the hub's.
+const REPLACED: &str = "the hub had another document of the same _id";
 
 /// Takes documents out of the register that hub and spoke have with the same bytes.
 pub(super) async fn forget_known(known: &Known, hub: &Server, spoke: &Server) -> Result<(), Error> {

@@ -20,7 +20,8 @@
 //! - [`collections`]: noticing that a collection was dropped or renamed; [`foreign`]: documents of other zones at a
 //!   spoke
 //! - [`unsettled`]: documents that were not found as expected, until the decision about each is taken
-//! - [`letters`]: an operator's requests about dead letters; [`retry`]: the retry of one; [`watch_oplog`]: the oplog window, for the status
+//! - [`letters`]: an operator's requests about dead letters; [`retry`]: the retry of one
+//! - [`watch_oplog`]: the oplog window, for the status
 //!
 //! A loop ends with an error or on request, and never restarts itself: the supervisor starts a new loop, which
 //! continues from the checkpoint.

@@ -116,6 +116,12 @@ impl Pair {
         if evidence.is_empty() { None } else { evidence.get(key).copied() }
     }
 
+    /// True if the spoke has a document that the hub never accepted: the hub's document of the same `_id` is another
+    /// one.
+    pub(super) fn has_another(&self, key: &Key) -> bool {
+        self.evidence(Direction::Uplink, key).is_some_and(|letter| letter.is_fresh)
+    }
+
     /// The dead letters of one of the links.
     pub(super) fn evidence_of(&self, direction: Direction) -> MutexGuard<'_, HashMap<Key, Evidence>> {
         self.evidence[direction as usize].lock().unwrap_or_else(PoisonError::into_inner)

@@ -141,6 +141,11 @@ fn filter(step: &Step<'_>, partition_key: &CStr) -> RawDocumentBuf {
             let zones: RawArrayBuf = zones.iter().copied().collect();
             rawdoc! { "$in": zones, "$not": { "$type": "array" } }
         }
+        // A missing field equals null.
+        Zones::OrNone(zone) => {
+            let values: RawArrayBuf = [RawBsonRef::String(zone), RawBsonRef::Null].into_iter().collect();
+            rawdoc! { "$in": values, "$not": { "$type": "array" } }
+        }
         // An array is equal to itself, and to an array that holds it.
         Zones::Value(value @ RawBsonRef::Array(_)) => rawdoc! { "$eq": *value },
         Zones::Value(value) => rawdoc! { "$eq": *value, "$not": { "$type": "array" } },

@@ -77,6 +77,12 @@ impl<'r> Downlink<'r> {
         let (write, zones) = match incoming.action {
             Action::Own if standing(&Zones::One(own)) == Standing::Ahead => return None,
             Action::Own => return self.own_change(incoming, key, conflicts, pending),
+            // A hub edit may have replaced the spoke's document before it left, so the document may be in either zone.
+            Action::Leave if conflicts.has_hub_edit(key) || pending.is_some() => {
+                let new = self.new_zone(incoming.event)?;
+                let zones = Zones::Any(new.names().chain([own]).collect());
+                return Some(Decision { write: Write::Read(Read::Whole), zones, hub_edit: Some(Fields::All) });
+            }
             Action::Leave => (Write::Delete, self.new_zone(incoming.event)?),
             Action::Delete(reach) => (Write::Delete, self.zones(reach)),
             Action::Apply(content, reach) => (self.apply(content, incoming)?, self.zones(reach)),
@@ -140,10 +146,15 @@ impl<'r> Downlink<'r> {
     where
         'r: 'a,
     {
+        let event = incoming.event;
+        // A hub edit that crossed the move may have reached the spoke as an edit of a watched document.
+        if self.hands_over(event) {
+            let (write, zones) = (Write::Read(Read::Whole), Zones::One(self.own_zone()));
+            return Some(Decision { write, zones, hub_edit: Some(Fields::All) });
+        }
         if conflicts.is_empty() && pending.is_none() {
             return None;
         }
-        let event = incoming.event;
         let fields = match event.update_description().map(|description| Update::read(description, self.precise)) {
             Some(Update::Delta(delta)) => delta.fields(),
             Some(Update::Whole) | None => Fields::All,
@@ -154,6 +165,11 @@ impl<'r> Downlink<'r> {
             OwnChange::Reorder => (Read::Order, Fields::order()),
         };
         Some(Decision { write: Write::Read(read), zones: Zones::One(self.own_zone()), hub_edit: Some(edited) })
+    }
+
+    /// True if the spoke's own change moved the document to another zone.
+    pub(crate) fn hands_over(&self, event: EventRef<'_>) -> bool {
+        self.new_zone(event).is_some_and(|zone| zone != Zones::Value(RawBsonRef::String(self.own_zone())))
     }
 
     /// The zone to which the spoke's own change moved the document: the current zone of the spoke's document.
@@ -228,12 +244,26 @@ mod tests {
     }
 
     #[test]
+    fn a_document_that_the_spoke_hands_over_to_a_watched_zone_is_read_again() {
+        let (routes, none) = (routes(), Conflicts::new(9));
+        let moved = update(doc! { "_pk": "HOU" });
+        let refresh = decide(&routes, Action::Own, &moved, &none).expect("a step");
+        assert!(matches!(refresh.write, Write::Read(Read::Whole)));
+        assert!(decide(&routes, Action::Own, &update(doc! { "_pk": "DFW" }), &none).is_none());
+    }
+
+    #[test]
     fn a_document_moved_away_is_deleted_only_in_its_new_zone() {
         let (routes, reply, none) = (routes(), update(doc! { "_pk": "BOS" }), Conflicts::new(9));
         let leave = decide(&routes, Action::Leave, &reply, &none).expect("a write");
         assert!(matches!(leave.write, Write::Delete));
         assert_eq!(leave.zones, Zones::Value(RawBsonRef::String("BOS")));
         assert_eq!(leave.hub_edit, None);
+        let mut edited = Conflicts::new(9);
+        edited.record(reply.event(0).key().expect("valid"), Fields::All, Timestamp { time: 1, increment: 1 });
+        let leave = decide(&routes, Action::Leave, &reply, &edited).expect("a write");
+        assert!(matches!(leave.write, Write::Read(Read::Whole)));
+        assert_eq!(leave.zones, Zones::Any(vec!["BOS", "DFW"]), "the hub edit may have replaced the document");
     }
 
     #[test]

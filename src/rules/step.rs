@@ -100,6 +100,8 @@ pub(crate) enum Read<'a> {
 pub(crate) enum Zones<'a> {
     One(&'a str),
     Any(Vec<&'a str>),
+    /// This zone, or no zone: the document has no partition key.
+    OrNone(&'a str),
     /// The zone named by this value of the partition key, of any BSON type.
     Value(RawBsonRef<'a>),
 }
@@ -114,7 +116,7 @@ impl<'a> Zones<'a> {
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &'a str> + '_ {
         let (one, any) = match self {
-            Self::One(zone) => (Some(*zone), [].as_slice()),
+            Self::One(zone) | Self::OrNone(zone) => (Some(*zone), [].as_slice()),
             Self::Any(zones) => (None, zones.as_slice()),
             Self::Value(value) => (value.as_str(), [].as_slice()),
         };
@@ -131,6 +133,7 @@ impl<'a> Zones<'a> {
         names.sort_unstable();
         names.dedup();
         *self = match names.as_slice() {
+            [_] if matches!(self, Self::OrNone(_)) => return,
             [one] => Self::One(one),
             _ => Self::Any(names),
         };

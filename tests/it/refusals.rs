@@ -273,7 +273,7 @@ async fn a_spokes_own_document_is_not_overwritten_by_another_zones_of_the_same_i
     eventually("the collision is found", async || !letters(&site, HUB).await.is_empty()).await;
     site.at("HOU").replace_one(doc! { "_id": 1 }, doc! { "_pk": "HOU", "n": 1 }).await.unwrap();
     site.settle().await;
+    eventually("the spoke tells the collision, too", async || letters(&site, "DFW").await.len() == 1).await;
     let kept = site.at("DFW").find_one(doc! { "_id": 1 }).await.unwrap().unwrap();
     assert_eq!(kept, doc! { "_id": 1, "_pk": "DFW", "precious": true });
-    assert_eq!(letters(&site, "DFW").await.len(), 1);
 }

@@ -309,3 +309,59 @@ async fn what_was_set_aside_is_deleted_after_30_days_at_both_ends() {
         assert_eq!(kept.count_documents(doc! { "_id.document": "young" }).await.unwrap(), 1, "{name}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_without_a_key_that_both_sides_have_become_the_spokes() {
+    let mut site = Site::shared(PAIR).await;
+    let loaded: Vec<Document> = (0..100).map(|n| doc! { "_id": n, "n": n }).collect();
+    site.at(HUB).insert_many(&loaded).await.unwrap();
+    site.at("DFW").insert_many(&loaded).await.unwrap();
+    site.at("DFW").update_one(doc! { "_id": 7 }, doc! { "$set": { "n": -7 } }).await.unwrap();
+    site.start().await;
+    site.settle().await;
+    let stamped = doc! { "_pk": "DFW" };
+    for name in [HUB, "DFW"] {
+        let expected = if name == HUB { 99 } else { 100 };
+        assert_eq!(site.at(name).count_documents(stamped.clone()).await.unwrap(), expected, "{name}");
+    }
+    // Different versions are a collision, and neither is touched.
+    assert_eq!(letters(&site, HUB).await, 1);
+    assert_eq!(site.at(HUB).find_one(doc! { "_id": 7 }).await.unwrap(), Some(doc! { "_id": 7, "n": 7 }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_link_removed_is_listed_shown_and_restored() {
+    let mut site = Site::shared(PAIR).await;
+    site.start().await;
+    site.at("DFW").insert_one(doc! { "_id": "x", "_pk": "DFW", "n": 1 }).await.unwrap();
+    site.assert_converged().await;
+    in_one_batch(&site, async || {
+        set(&site, HUB, "x", doc! { "_pk": "HOU" }).await;
+        set(&site, "DFW", "x", doc! { "n": 2 }).await;
+    })
+    .await;
+    let all = async || -> Vec<serde_json::Value> {
+        let (is_well, text) = site.command(&["set-aside", "list", "--json"]);
+        assert!(is_well, "{text}");
+        serde_json::from_str(&text).unwrap()
+    };
+    eventually("the change that came too late is set aside", async || !all().await.is_empty()).await;
+    site.assert_converged().await;
+    let listed = all().await;
+    let shown: Vec<String> =
+        listed.iter().map(|copy| site.command(&["set-aside", "show", copy["version"].as_str().unwrap()]).1).collect();
+    assert!(shown.iter().any(|copy| copy.contains("\"n\": 2")), "{shown:?}");
+    // A version is restored as by an application, if the `_id` is free.
+    let kept = doc! {
+        "_id": { "ns": site.namespaces[0].as_str(), "document": "y", "version": bson::oid::ObjectId::new() },
+        "at": DateTime::now(), "reason": "a test", "document": { "_id": "y", "_pk": "DFW", "n": 3 },
+    };
+    let version = kept.get_document("_id").unwrap().get_object_id("version").unwrap().to_hex();
+    site.own_collection("DFW", "set_aside").insert_one(kept).await.unwrap();
+    let (is_well, text) = site.command(&["set-aside", "restore", &version]);
+    assert!(is_well, "{text}");
+    site.assert_converged().await;
+    assert!(find(&site, HUB, "y").await.is_some());
+    let (is_well, text) = site.command(&["set-aside", "restore", &version]);
+    assert!(!is_well && text.contains("no server has a copy"), "{text}");
+}

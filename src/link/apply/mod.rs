@@ -118,6 +118,10 @@ impl<S: Source> Link<'_, S> {
                             }
                             if work.leaves_taken && refusal.is_id_taken {
                                 skipped.push(work.steps[index].key.clone());
+                            } else if self.is_replaced(&work, index, &refusal) {
+                                self.unsettle(&work, index).await?;
+                                let key = work.steps[index].key.clone();
+                                work.steps.extract_if(index + 1.., |step| step.key == key).for_each(drop);
                             } else if self.is_crossing(&work, index, &refusal) {
                                 self.unsettle(&work, index).await?;
                             } else {
@@ -156,6 +160,17 @@ impl<S: Source> Link<'_, S> {
         refusal.is_id_taken && may_cross && (S::DIRECTION == Direction::Downlink || !is_fresh())
     }
 
+    /// True if the downlink has replaced or removed the spoke's document since the refused change, because the hub had
+    /// another one of the same `_id`. A dead letter would be about a document that nobody has.
+    fn is_replaced(&self, work: &Work<'_>, index: usize, refusal: &Refusal) -> bool {
+        let step = &work.steps[index];
+        let (_, at) = work.origin.event(step.event);
+        S::DIRECTION == Direction::Uplink
+            && refusal.is_id_taken
+            && work.origin.is_live()
+            && at.is_some_and(|at| self.spoke.pair.conflicts().is_edited_after(&step.key, at))
+    }
+
     /// Leaves the step out, and notes its document for a decision. The link's mark stays before the step; the rest of
     /// the work moves the mark past it.
     async fn unsettle(&mut self, work: &Work<'_>, index: usize) -> Result<(), Error> {
@@ -165,8 +180,10 @@ impl<S: Source> Link<'_, S> {
         let mut ours = vec![unsettled::note(self.destination.link(), &[(namespace, step.id)])];
         // The spoke may lose the change before the decision, by the hub change that crosses it.
         if S::DIRECTION == Direction::Uplink && work.origin.is_live() {
-            let (event, _) = work.origin.event(step.event);
-            ours.extend(aside::crossed(namespace, step.id, &event));
+            for later in work.steps[index..].iter().filter(|later| later.key == step.key) {
+                let (event, _) = work.origin.event(later.event);
+                ours.extend(aside::crossed(namespace, step.id, &event));
+            }
         }
         let mark = work.origin.before(step.event);
         let batch = Batch::without_steps(work, mark, ours);
@@ -281,11 +298,6 @@ impl<S: Source> Link<'_, S> {
             is_fresh: event.get_str("operationType").is_ok_and(dead_letters::is_fresh),
         };
         self.spoke.pair.evidence_of(S::DIRECTION).insert(step.key.clone(), (&kept).into());
-        // The downlink has replaced the document by the hub's, while the insert was on its way.
-        let is_replaced = |at| self.spoke.pair.conflicts().is_edited_after(&step.key, at);
-        if S::DIRECTION == Direction::Uplink && kept.is_fresh && cluster_time.is_some_and(is_replaced) {
-            self.spoke.pair.has_replaced(step.key.clone());
-        }
         if is_collision {
             self.spoke.pair.unsettled.add(step.key.clone(), kept.id.clone());
         }

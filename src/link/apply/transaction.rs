@@ -123,6 +123,14 @@ impl<S: Source> Link<'_, S> {
             steps.to_mut().retain(|step| !moved.strangers.contains(&step.key));
             foreign += moved.strangers.len();
         }
+        // A dead letter may have come since the work was made: then the hub's document is another one than the spoke's.
+        if S::DIRECTION == Direction::Downlink && batch.origin.is_live() {
+            let is_another = |step: &Step<'_>| spoke.pair.has_another(&step.key);
+            if steps.iter().any(is_another) {
+                to_settle.extend(ids_of(&steps, is_another));
+                steps.to_mut().retain(|step| !is_another(step));
+            }
+        }
         // Then the documents of a comparison: a step for a document changed meanwhile is left out.
         let present = present(&mut open, &steps, batch).await?;
         let skipped = match batch.expected {
@@ -179,8 +187,8 @@ impl<S: Source> Link<'_, S> {
         }
         ours.extend(batch.ours.iter().cloned());
         ours.extend(aside);
-        // A change that the hub has overtaken is set aside at the hub: the hub had moved or deleted the document, or has
-        // changed the spoke's version before the version was read.
+        // A change that the hub has overtaken is set aside at the hub: the hub had moved or deleted the document, or
+        // has changed the spoke's version before the version was read.
         if S::DIRECTION == Direction::Uplink && batch.origin.is_live() {
             let mut gone = aside::gone(batch.steps, &attempt.reads, &brought, &source.zones(), field.as_str());
             gone.extend(moved.strangers);

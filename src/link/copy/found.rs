@@ -13,13 +13,14 @@ use crate::link::lifecycle::Link;
 use crate::link::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::{dead_letters, foreign};
+use crate::mongo::read::{self, Wanted, When};
 use crate::mongo::walk::Difference;
 use crate::rules::copy::{Differing, Lead, Policy, Protection, Treatment};
 use crate::rules::fields::Fields;
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, LinkName};
-use crate::rules::step::{Read, Step, Write};
+use crate::rules::step::{Read, Step, Write, Zones};
 
 /// The settings for writing differences.
 #[derive(Clone, Copy)]
@@ -75,6 +76,7 @@ impl<S: Source> Link<'_, S> {
             return Ok(Vec::new());
         }
         let namespace = &job.source.namespaces()[usize::from(job.namespace)];
+        let adopted = self.adopted(found, job).await?;
         // The policy decides on each difference; steps are written, other documents registered.
         let (mut steps, mut registered, mut inferred) = (Vec::new(), Vec::new(), HashMap::new());
         for (event, difference) in found.differences.iter().enumerate() {
@@ -94,7 +96,9 @@ impl<S: Source> Link<'_, S> {
                     continue;
                 }
                 (Treatment::ReadAgain, _) => Write::Read(Read::Whole),
-                (Treatment::Stamp { fresh }, document) => Write::Read(Read::Stamp { fresh, document }),
+                (Treatment::Stamp { fresh }, document) => {
+                    Write::Read(Read::Stamp { fresh: fresh && !adopted.contains(&key), document })
+                }
                 (Treatment::Insert, Some(document)) => Write::Insert(document),
                 (Treatment::Replace, Some(document)) => Write::Replace { document, upsert: true },
                 (Treatment::Leave | Treatment::Insert | Treatment::Replace, _) => continue,
@@ -103,7 +107,8 @@ impl<S: Source> Link<'_, S> {
             if difference.follow.is_some() {
                 inferred.insert(key.clone(), Inference::Copy);
             }
-            steps.push(Step { event, key, id, zones: job.zones(), write, hub_edit });
+            let zones = if adopted.contains(&key) { Zones::OrNone(job.zone.as_str()) } else { job.zones() };
+            steps.push(Step { event, key, id, zones, write, hub_edit });
         }
         // Documents that come down to the spoke's own zone are newer there than the uplink's place says.
         let read_at = match mode.policy {
@@ -125,6 +130,28 @@ impl<S: Source> Link<'_, S> {
             ..Work::empty(found)
         })
         .await
+    }
+}
+
+impl<S: Source> Link<'_, S> {
+    /// The documents without partition key that both sides have with the same bytes, as after a load of the spoke from
+    /// the hub's dump. They become the spoke's at both sides.
+    async fn adopted(&self, found: &Found, job: &Job) -> Result<HashSet<Key>, Error> {
+        let partition_key = job.source.partition_key();
+        let is_without = |difference: &&Difference| {
+            S::DIRECTION == Direction::Uplink
+                && lead(difference.lead.as_deref(), partition_key) == Lead::WithoutPartitionKey
+                && difference.follow.is_none()
+        };
+        let without: Vec<&Difference> = found.differences.iter().filter(is_without).collect();
+        if without.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let wanted: Wanted<'_> = without.iter().map(|one| (one.key.clone(), one.id.as_raw_bson_ref())).collect();
+        let hub = &job.destination;
+        let there = read::documents(hub, &wanted, None, When::NotBefore(hub.now().await?)).await?.documents;
+        let is_same = |one: &&&Difference| there.get(&one.key).is_some_and(|there| *there == one.lead);
+        Ok(without.iter().filter(is_same).map(|one| one.key.clone()).collect())
     }
 }
 

@@ -14,11 +14,12 @@ use crate::rules::ahead::Ahead;
 use crate::rules::conflicts::Conflicts;
 use crate::rules::downlink::{Downlink, Incoming};
 use crate::rules::fields::Fields;
+use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::position::Position;
 use crate::rules::queue::Weight;
 use crate::rules::reply::{EventRef, Malformed};
-use crate::rules::route::{Action, Content, SpokeId};
+use crate::rules::route::{Action, Content, Reach, SpokeId};
 use crate::rules::step::{Step, Zones};
 
 /// The weight of a delivery: the events for the spoke, and the bytes of the whole reply.
@@ -36,6 +37,17 @@ pub(super) struct Reading<'r> {
     pub(super) partition_key: &'r str,
     /// The hub's change events disambiguate paths with dots.
     pub(super) precise: bool,
+}
+
+/// What is known of the spoke's document of an `_id`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    Nothing,
+    /// The hub never accepted the document: the hub's document of the same `_id` is another one.
+    Another,
+    /// An application wrote the document in a zone of another spoke. An event of that zone replaces it, with a copy set
+    /// aside; an event whose zone is not certain may be about another document.
+    Foreign,
 }
 
 /// Deliveries applied together. Event numbers continue from delivery to delivery.
@@ -80,43 +92,53 @@ impl Changes {
         Self { events, start: start.clone(), end }
     }
 
-    /// The work for the spoke. Documents that `must_settle` names are left to a decision.
+    /// The work for the spoke. `known` tells what is known of the spoke's document.
     pub(super) fn work<'a>(
         &'a self,
         reading: Reading<'a>,
         ahead: &Ahead,
         conflicts: &Conflicts,
-        must_settle: impl Fn(&Key) -> bool,
+        known: impl Fn(&Key) -> Known,
     ) -> Result<Work<'a>, Malformed> {
-        let (mut steps, mut to_settle) = (Vec::new(), Vec::new());
+        let (mut steps, mut to_settle, mut inferred) = (Vec::new(), Vec::new(), HashMap::new());
         let mut read_at: HashMap<Key, Timestamp> = HashMap::new();
         // Hub edits by earlier events of the deliveries, not recorded yet.
         let mut pending: HashMap<Key, Fields> = HashMap::new();
         for (number, picked) in self.events.iter().enumerate() {
-            // Most own changes meet no hub edit on the way back, and need no step.
-            if matches!(picked.action, Action::Own) && conflicts.is_empty() && pending.is_empty() {
-                continue;
-            }
-            // A document read whole with the reply already contains the later events of the reply.
-            let event = picked.event();
-            let key = event.key()?;
-            let at = event.cluster_time();
-            if read_at.get(&key).is_some_and(|read| at <= *read) {
-                continue;
-            }
-            // The spoke has a document that the hub never accepted, or a foreign one: the event is about another document
-            // of the same `_id`.
-            if !matches!(picked.action, Action::Own) && must_settle(&key) {
-                to_settle.push((key, RawBson::from(event.id()?)));
-                continue;
-            }
-            // The rules decide with the recorded and the pending hub edits.
             let downlink = Downlink {
                 routes: &picked.routed.routes,
                 spoke: picked.spoke,
                 partition_key: reading.partition_key,
                 precise: reading.precise,
             };
+            // Most own changes meet no hub edit on the way back, and need no step.
+            let event = picked.event();
+            let is_quiet = conflicts.is_empty() && pending.is_empty();
+            if matches!(picked.action, Action::Own) && is_quiet && !downlink.hands_over(event) {
+                continue;
+            }
+            // A document read whole with the reply already contains the later events of the reply.
+            let key = event.key()?;
+            let at = event.cluster_time();
+            if read_at.get(&key).is_some_and(|read| at <= *read) {
+                continue;
+            }
+            // The event may be about another document of the same `_id` than the spoke's.
+            let is_certain = matches!(picked.action, Action::Apply(_, Reach::Zone(_)) | Action::Delete(Reach::Zone(_)));
+            match known(&key) {
+                _ if matches!(picked.action, Action::Own) => {}
+                Known::Another => {
+                    to_settle.push((key, RawBson::from(event.id()?)));
+                    continue;
+                }
+                Known::Foreign if !is_certain => {
+                    to_settle.push((key, RawBson::from(event.id()?)));
+                    continue;
+                }
+                Known::Foreign => drop(inferred.insert(key.clone(), Inference::Decision)),
+                Known::Nothing => {}
+            }
+            // The rules decide with the recorded and the pending hub edits.
             let standing = |zones: &Zones<'_>| ahead.standing(&key, zones.names(), at);
             let incoming = Incoming { action: picked.action, event, documents: &picked.routed.documents };
             let decision = downlink.decide(incoming, &key, standing, conflicts, pending.get(&key));
@@ -147,12 +169,17 @@ impl Changes {
             read_at,
             changes: self.events.len(),
             to_settle,
+            inferred,
             ..Work::empty(self)
         })
     }
 }
 
 impl Origin for Changes {
+    fn is_live(&self) -> bool {
+        true
+    }
+
     fn before(&self, event: usize) -> Option<Mark> {
         let previous = match event.checked_sub(1) {
             Some(previous) => self.events[previous].event().position()?,

@@ -105,6 +105,10 @@ impl Link<'_, HubSource> {
                 is_foreign: foreign.contains(&key),
                 is_left: self.zone_of(spoke.as_deref()).is_some_and(|zone| left.contains(&Zone::new(zone))),
             };
+            // The refused document is gone from the spoke, so its letter ends.
+            if document.letter == Letter::NeverAccepted && document.spoke == Version::Absent {
+                self.spoke.pair.has_replaced(key.clone());
+            }
             let (settlement, is_equal) = (settle::settle(document), document.is_equal);
             tracing::info!(ns = %hub_name(self, &key), id = ?id, ?settlement, "document settled");
             candidates.push(Candidate { key, id, spoke, hub, settlement, is_equal });

@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::HubSource;
-use super::changes::{Changes, Reading, weigh};
+use super::changes::{Changes, Known, Reading, weigh};
 use crate::link::hub::feed::Feed;
 use crate::link::hub::inbox::{Delivery, Inbox};
 use crate::link::letters;
@@ -146,12 +146,13 @@ impl Link<'_, HubSource> {
         let work = {
             let (pair, conflicts) = (&self.spoke.pair, self.spoke.pair.conflicts());
             // With a dead letter at the spoke, somebody has been told already, and the change waits with the letter.
-            let must_settle = |key: &Key| {
-                let letter = pair.evidence(Direction::Uplink, key);
-                let is_another = letter.is_some_and(|letter| letter.is_fresh) || pair.foreign.holds(key);
-                is_another && !self.parked.contains_key(key)
+            let known = |key: &Key| match self.parked.contains_key(key) {
+                true => Known::Nothing,
+                false if pair.has_another(key) => Known::Another,
+                false if pair.foreign.holds(key) => Known::Foreign,
+                false => Known::Nothing,
             };
-            let work = changes.work(reading, &self.ahead, &conflicts, must_settle);
+            let work = changes.work(reading, &self.ahead, &conflicts, known);
             work.map_err(|error| server.malformed(error))?
         };
         self.apply(work).await?;

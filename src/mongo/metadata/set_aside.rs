@@ -21,11 +21,12 @@ use std::time::Duration;
 
 use bson::oid::ObjectId;
 use bson::raw::{RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
-use bson::{DateTime, doc, rawdoc};
+use bson::{Bson, DateTime, Document, doc, rawdoc};
 
-use super::{SET_ASIDE, ago, delete_all};
+use super::{SET_ASIDE, ago, all_of, delete_all};
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
+use crate::mongo::transaction;
 use crate::rules::names::Namespace;
 
 /// Age at which a copy is deleted: 30 days.
@@ -92,6 +93,71 @@ impl Aside<'_> {
     }
 }
 
+/// A saved copy without its content.
+#[derive(Clone, Debug)]
+pub(crate) struct Saved {
+    /// The collection, as `database.collection`.
+    pub(crate) namespace: String,
+    /// `_id` of the document.
+    pub(crate) id: Bson,
+    pub(crate) version: ObjectId,
+    pub(crate) at: DateTime,
+    pub(crate) reason: String,
+    /// A change that found no document, in place of a version.
+    pub(crate) is_change: bool,
+}
+
+/// All copies at the server, in the order of collection and `_id`.
+///
+/// # Errors
+/// If the server does not answer.
+pub(crate) async fn list(server: &Server) -> Result<Vec<Saved>, Error> {
+    let fields = doc! { "at": 1, "reason": 1, "change.operationType": 1 };
+    let saved = all_of(server, SET_ASIDE, doc! {}, fields).await?;
+    Ok(saved.iter().filter_map(read).collect())
+}
+
+fn read(saved: &Document) -> Option<Saved> {
+    let id = saved.get_document("_id").ok()?;
+    Some(Saved {
+        namespace: id.get_str("ns").ok()?.to_owned(),
+        id: id.get("document")?.clone(),
+        version: id.get_object_id("version").ok()?,
+        at: *saved.get_datetime("at").ok()?,
+        reason: saved.get_str("reason").unwrap_or_default().to_owned(),
+        is_change: saved.contains_key("change"),
+    })
+}
+
+/// The copy with this version, whole.
+///
+/// # Errors
+/// If the server does not answer.
+pub(crate) async fn find(server: &Server, version: ObjectId) -> Result<Option<RawDocumentBuf>, Error> {
+    let copies = server.metadata().collection::<RawDocumentBuf>(SET_ASIDE);
+    let find = async { copies.find_one(doc! { "_id.version": version }).await };
+    server.bounded("reading a copy that was set aside", find).await
+}
+
+/// Inserts the document of a copy at the copy's server, and deletes the copy, in one transaction. The insert is like an
+/// application's, so the links carry it. Returns [`Error::Refused`] if the server has a document of the same `_id`, and
+/// an error for a copy without a document.
+pub(crate) async fn restore(server: &Server, saved: &RawDocument) -> Result<(), Error> {
+    let without = || server.unsuitable("the copy has no document: it is a change, or was too large to be kept");
+    let (Ok(id), Ok(document)) = (saved.get_document("_id"), saved.get_document("document")) else {
+        return Err(without());
+    };
+    let namespace = id.get_str("ns").ok().and_then(|name| Namespace::parse(name).ok()).ok_or_else(without)?;
+    let insert = rawdoc! {
+        "insert": namespace.collection.as_str(), "documents": [RawBsonRef::Document(document)],
+    };
+    let delete = rawdoc! { "delete": SET_ASIDE, "deletes": [{ "q": { "_id": RawBsonRef::Document(id) }, "limit": 1 }] };
+    let metadata = server.metadata().name().to_owned();
+    let commands = [(namespace.database.as_str(), insert), (metadata.as_str(), delete)];
+    let session = server.bounded("starting a session", async { server.client().start_session().await });
+    transaction::run(server, &mut session.await?, &commands, |_, _| None).await.map(drop)
+}
+
 /// Deletes copies older than 30 days.
 ///
 /// # Errors
@@ -106,7 +172,6 @@ mod tests {
     use super::super::document_id;
     use super::super::saved::first;
     use super::*;
-    use bson::Document;
     use bson::raw::RawBson;
 
     fn namespace() -> Namespace {
