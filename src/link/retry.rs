@@ -72,15 +72,15 @@ pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: 
     }
 }
 
-/// Ends a dead letter whose document the spoke no longer has. The refused change is set aside.
+/// Ends a dead letter whose document the spoke no longer has. The refused change and later ones are set aside.
 pub(super) async fn give_up<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: &Kept) -> Result<(), Error> {
     let (hub, id) = (link.destination_server(), letter.id.as_raw_bson_ref());
     let namespace = hub.namespace(letter.namespace);
-    let event = dead_letters::event(&hub, link.destination.link(), namespace, id).await?;
-    let aside = event
-        .as_deref()
-        .map(|event| set_aside::keep(&[Aside { namespace, id, content: Content::Change(event), reason: GIVEN_UP }]));
-    link.remove_letter(key, letter, aside.unwrap_or_default()).await
+    let events = dead_letters::events(&hub, link.destination.link(), namespace, id).await?;
+    let versions =
+        events.iter().map(|event| Aside { namespace, id, content: Content::Change(event), reason: GIVEN_UP });
+    let aside = set_aside::keep(&versions.collect::<Vec<_>>());
+    link.remove_letter(key, letter, aside).await
 }
 
 /// The reason with which a change is set aside whose document is gone.

@@ -1,11 +1,11 @@
-//! A model of one `_id`, used by two zones at the hub and at two spokes, driven through random interleavings of inserts,
-//! edits, moves, deletes, dead letters and retries.
+//! A model of one `_id`, used by two zones at the hub and at two spokes, driven through random interleavings of
+//! inserts, edits, moves, deletes, dead letters and retries.
 //!
 //! The links of the model work on plain values, and ask the real rules: [`Routes`], [`settle`](settle::settle),
 //! [`retry`](retry::retry), [`Conflicts`]. At rest, hub and spoke must be equal in every held zone, or somebody must
 //! have been told. Every value that an application wrote must be in a document, set aside, in a dead letter, or
-//! overruled by another write. No decision may replace a version that the uplink still has to carry. Weakened rules must
-//! fail, or the model proves nothing.
+//! overruled by another write. No decision may replace a version that the uplink still has to carry. Weakened rules
+//! must fail, or the model proves nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 

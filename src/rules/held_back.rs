@@ -26,6 +26,11 @@ impl<'a> HeldBack<'a> {
         self.steps.extend(steps.extract_if(from.., |step| has_letter(&step.key)));
     }
 
+    /// The numbers of the events of a document's changes held back.
+    pub(crate) fn events(&self, key: &Key) -> impl Iterator<Item = usize> {
+        self.steps.iter().filter(move |step| step.key == *key).map(|step| step.event)
+    }
+
     /// The number of changes held back, by document, in the order of the keys.
     pub(crate) fn counts(&self) -> Vec<Count<'_, 'a>> {
         let mut counts: BTreeMap<&Key, (RawBsonRef<'a>, i64)> = BTreeMap::new();
@@ -67,6 +72,7 @@ mod tests {
         held.take(&mut batch, 0, |document| *document == key(1));
         assert_eq!(left(&batch), [1, 3]);
         assert_eq!(held.counts(), [(&key(1), RawBsonRef::Int32(1), 3)]);
+        assert_eq!(held.events(&key(1)).collect::<Vec<_>>(), [0, 2, 4]);
     }
 
     #[test]

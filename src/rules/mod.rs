@@ -16,8 +16,9 @@
 //! - [`queue`]: the bounded queue between the fan-out and a writer. [`size`]: the size of replies, batches and commands
 //! - [`difference`]: the paths at which two documents differ
 //!
-//! The tests in `interleavings` drive [`ahead`] and [`conflicts`] through random orders of concurrent edits; `crossings`
-//! drives [`route`], [`settle`] and [`retry`] through random orders of moves and of equal `_id`s in two zones.
+//! The tests in `interleavings` drive [`ahead`] and [`conflicts`] through random orders of concurrent edits;
+//! `crossings` drives [`route`], [`settle`] and [`retry`] through random orders of moves and of equal `_id`s in two
+//! zones.
 
 pub(crate) mod ahead;
 pub(crate) mod conflicts;

@@ -365,3 +365,67 @@ async fn what_a_link_removed_is_listed_shown_and_restored() {
     let (is_well, text) = site.command(&["set-aside", "restore", &version]);
     assert!(!is_well && text.contains("no server has a copy"), "{text}");
 }
+
+/// DFW watches HOU.
+const WATCHER: Topology<'static> = &[("DFW", &["HOU"]), ("HOU", &[])];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_written_in_another_spokes_zone_stays_although_the_hub_has_another_one_of_the_same_id() {
+    let mut site = Site::shared(WATCHER).await;
+    site.at(HUB).insert_one(doc! { "_id": "x", "_pk": "YARD", "n": 1 }).await.unwrap();
+    site.start().await;
+    let foreign = doc! { "_id": "x", "_pk": "HOU", "precious": true };
+    site.at("DFW").insert_one(foreign.clone()).await.unwrap();
+    eventually("it is registered", async || {
+        site.own_collection("DFW", "foreign").count_documents(doc! {}).await.unwrap() == 1
+    })
+    .await;
+    site.at(HUB).replace_one(doc! { "_id": "x" }, doc! { "_pk": "YARD", "n": 2 }).await.unwrap();
+    site.at(HUB).delete_one(doc! { "_id": "x" }).await.unwrap();
+    site.settle().await;
+    eventually("nothing is unsettled", async || {
+        site.own_collection("DFW", "unsettled").count_documents(doc! {}).await.unwrap() == 0
+    })
+    .await;
+    assert_eq!(find(&site, "DFW", "x").await, Some(foreign));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_document_that_moves_on_reaches_the_hub_in_its_new_zone() {
+    let mut site = Site::shared(WATCHER).await;
+    site.at(HUB).insert_one(doc! { "_id": "x", "_pk": "YARD" }).await.unwrap();
+    site.start().await;
+    site.at("DFW").insert_one(doc! { "_id": "x", "_pk": "DFW", "n": 1 }).await.unwrap();
+    eventually("the hub refuses it", async || letters(&site, HUB).await == 1).await;
+    set(&site, "DFW", "x", doc! { "_pk": "HOU" }).await;
+    assert!(site.command(&["dead-letters", "retry", "DFW"]).0);
+    site.settle().await;
+    assert_eq!(letters(&site, HUB).await, 1, "the _id is still taken");
+    assert!(find(&site, "DFW", "x").await.is_some());
+    site.at(HUB).delete_one(doc! { "_id": "x" }).await.unwrap();
+    assert!(site.command(&["dead-letters", "retry", "DFW"]).0);
+    let moved = Some(doc! { "_id": "x", "_pk": "HOU", "n": 1 });
+    eventually("the hub has it", async || find(&site, HUB, "x").await == moved).await;
+    eventually("the letter is gone", async || letters(&site, HUB).await == 0).await;
+    site.assert_converged().await;
+    assert_eq!(find(&site, "HOU", "x").await, moved);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_to_a_watched_zone_that_crosses_a_hub_edit_ends_equal() {
+    let mut site = Site::shared(WATCHER).await;
+    site.start().await;
+    let ids: Vec<String> = (0..20).map(|n| format!("d{n}")).collect();
+    site.at("DFW").insert_many(ids.iter().map(|id| doc! { "_id": id, "_pk": "DFW", "a": 1 })).await.unwrap();
+    site.assert_converged().await;
+    in_one_batch(&site, async || {
+        for id in &ids {
+            set(&site, HUB, id, doc! { "a": 2 }).await;
+            set(&site, "DFW", id, doc! { "a": 3, "_pk": "HOU" }).await;
+        }
+    })
+    .await;
+    site.assert_converged().await;
+    let handed_over = site.at(HUB).count_documents(doc! { "_pk": "HOU", "a": 3 }).await.unwrap();
+    assert_eq!(handed_over, 20);
+}

@@ -22,7 +22,7 @@ use super::lifecycle::Link;
 use super::pair::Evidence;
 use super::source::Source;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::dead_letters::{self, DeadLetter, Kept};
+use crate::mongo::metadata::dead_letters::{self, DeadLetter, Kept, Later};
 use crate::mongo::metadata::hub_edits::Edit;
 use crate::mongo::metadata::unsettled;
 use crate::mongo::transaction::delays;
@@ -60,7 +60,7 @@ impl<S: Source> Link<'_, S> {
             let range = size::one_batch(&work.steps, range, bytes, self.read_bytes);
             let is_last = range.end == work.steps.len();
             let (mark, ours, to_settle) = if is_last {
-                let later = self.count_later(&held_back);
+                let later = self.count_later(&work, &held_back);
                 let ours = later.into_iter().chain(work.ours.iter().cloned()).collect();
                 (work.end.clone(), ours, work.to_settle.clone())
             } else {
@@ -193,15 +193,17 @@ impl<S: Source> Link<'_, S> {
         Ok(())
     }
 
-    /// The statement that counts the changes held back by dead letters, if there are any.
-    fn count_later(&self, held_back: &HeldBack<'_>) -> Option<RawDocumentBuf> {
-        let counts = held_back.counts();
-        let namespaces = self.destination.server().namespaces();
-        let named = counts
-            .into_iter()
-            .filter(|(key, ..)| self.parked.contains_key(*key))
-            .map(|(key, id, n)| (&namespaces[usize::from(key.namespace())], id, n));
-        let later: Vec<_> = named.collect();
+    /// The statement that counts the changes held back by dead letters, if there are any. The events of a document that
+    /// the hub never accepted are kept, because the hub's document of the same `_id` may replace the spoke's.
+    fn count_later(&self, work: &Work<'_>, held_back: &HeldBack<'_>) -> Option<RawDocumentBuf> {
+        let server = self.destination.server();
+        let later = held_back.counts().into_iter().filter_map(|(key, id, changes)| {
+            let letter = self.parked.get(key)?;
+            let is_kept = S::DIRECTION == Direction::Uplink && letter.is_fresh && work.origin.is_live();
+            let events = held_back.events(key).filter(|_| is_kept).map(|event| work.origin.event(event).0);
+            Some(Later { namespace: server.namespace(key.namespace()), id, changes, events: events.collect() })
+        });
+        let later: Vec<Later<'_>> = later.collect();
         (!later.is_empty()).then(|| dead_letters::count_later(self.destination.link(), &later))
     }
 

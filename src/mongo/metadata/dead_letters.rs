@@ -13,6 +13,8 @@
 //! cluster_time         timestamp  cluster time of the change at the source; absent for copies and retries
 //! later_changes        int64      number of later changes of the document, which the link left out
 //! last_change_at       date       time of the newest later change, by the server's clock
+//! later_events         array      at the hub, for a document that the hub never had: the newest 20 events of later
+//!                                 changes, except for events larger than 16,000 bytes
 //! ```
 //!
 //! A dropped letter leaves a mark in `dropped_letters`, under the same `_id`:
@@ -35,7 +37,7 @@
 use std::collections::{HashMap, HashSet};
 
 use bson::raw::{RawBson, RawBsonRef, RawDocumentBuf, cstr};
-use bson::{DateTime, Document, RawArrayBuf, Timestamp, doc, rawdoc};
+use bson::{Bson, DateTime, Document, RawArrayBuf, Timestamp, doc, rawdoc};
 
 use super::{DEAD_LETTERS, DROPPED_LETTERS, all_of, document_id};
 use crate::mongo::error::Error;
@@ -45,6 +47,12 @@ use crate::rules::names::{LinkName, Namespace};
 
 /// Size in bytes above which an event is left out of the dead letter. The source still has the document.
 const LARGEST_EVENT: usize = 8_000_000;
+
+/// Size in bytes above which the event of a later change is not kept.
+const LARGEST_LATER_EVENT: usize = 16_000;
+
+/// Newest events of later changes kept with a letter.
+const LATER_EVENTS: i32 = 20;
 
 /// A refused change, to be saved.
 #[derive(Debug)]
@@ -87,14 +95,26 @@ pub(crate) fn park(link: &LinkName, letter: &DeadLetter<'_>) -> RawDocumentBuf {
     }
 }
 
-/// The command that adds to the later changes of documents, given by collection, `_id` and number of changes.
-pub(crate) fn count_later(link: &LinkName, later: &[(&Namespace, RawBsonRef<'_>, i64)]) -> RawDocumentBuf {
+/// Changes of a document held back by its dead letter.
+pub(crate) struct Later<'a> {
+    pub(crate) namespace: &'a Namespace,
+    pub(crate) id: RawBsonRef<'a>,
+    pub(crate) changes: i64,
+    /// The change events to keep with the letter.
+    pub(crate) events: Vec<RawDocumentBuf>,
+}
+
+/// The command that adds later changes to the dead letters of documents.
+pub(crate) fn count_later(link: &LinkName, later: &[Later<'_>]) -> RawDocumentBuf {
     let mut updates = RawArrayBuf::new();
-    for (namespace, document, changes) in later {
-        updates.push(rawdoc! {
-            "q": id(link, namespace, *document),
-            "u": { "$inc": { "later_changes": *changes }, "$currentDate": { "last_change_at": true } },
-        });
+    for Later { namespace, id: document, changes, events } in later {
+        let mut update = rawdoc! { "$inc": { "later_changes": *changes }, "$currentDate": { "last_change_at": true } };
+        let small = events.iter().filter(|event| event.as_bytes().len() <= LARGEST_LATER_EVENT);
+        let events: RawArrayBuf = small.map(|event| RawBsonRef::Document(event)).collect();
+        if !events.is_empty() {
+            update.append(cstr!("$push"), rawdoc! { "later_events": { "$each": events, "$slice": -LATER_EVENTS } });
+        }
+        updates.push(rawdoc! { "q": id(link, namespace, *document), "u": update });
     }
     rawdoc! { "update": DEAD_LETTERS, "updates": updates }
 }
@@ -176,21 +196,22 @@ pub(crate) async fn parked(server: &Server, link: &LinkName) -> Result<HashSet<K
     Ok(parked)
 }
 
-/// The event of a dead letter, if the letter is there and has one.
+/// The events of a dead letter: the refused change, and later changes as far as the letter has them.
 ///
 /// # Errors
 /// If the server does not answer.
-pub(crate) async fn event(
+pub(crate) async fn events(
     server: &Server,
     link: &LinkName,
     namespace: &Namespace,
     document: RawBsonRef<'_>,
-) -> Result<Option<RawDocumentBuf>, Error> {
+) -> Result<Vec<RawDocumentBuf>, Error> {
     let find = rawdoc! { "find": DEAD_LETTERS, "filter": id(link, namespace, document), "singleBatch": true };
     let find = Document::try_from(find).map_err(|error| server.malformed(error))?;
     let reply = server.run("reading a dead letter", &server.metadata(), find).await?;
-    let event = first_batch(&reply).next().and_then(|saved| saved.get_document("event").ok());
-    Ok(event.map(super::raw))
+    let Some(saved) = first_batch(&reply).next() else { return Ok(Vec::new()) };
+    let later = saved.get_array("later_events").ok().into_iter().flatten().filter_map(Bson::as_document);
+    Ok(saved.get_document("event").ok().into_iter().chain(later).map(super::raw).collect())
 }
 
 fn read(namespace: u16, saved: &Document) -> Option<(Key, Kept)> {
@@ -248,7 +269,10 @@ mod tests {
     #[test]
     fn later_changes_and_the_removal_find_the_dead_letter() {
         let saved = parked(&rawdoc! { "operationType": "insert" });
-        let counted = first(&count_later(&link(), &[(&namespace(), ID, 2)]), "updates");
+        let counted = first(
+            &count_later(&link(), &[Later { namespace: &namespace(), id: ID, changes: 2, events: Vec::new() }]),
+            "updates",
+        );
         let removed = first(&remove(&link(), &namespace(), ID), "deletes");
         for statement in [counted, removed] {
             let condition = statement.get_document("q").and_then(|condition| condition.get_document("_id"));
