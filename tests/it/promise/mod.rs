@@ -5,9 +5,9 @@
 //! the [judgement](judge) is a pure function of what was written and of what is there. A broken promise is printed with
 //! the shortest history that a few shorter runs of the programme still show.
 //!
-//! `make test` runs a few seeds, `make soak MINUTES=…` as many as fit into the time. `PROMISE_SEED=…` runs one seed. The
-//! seed determines what happens and when it begins, not how the servers interleave it. So `make test` fails if the same
-//! programme breaks a promise twice, and `make soak` at the first time.
+//! `make test` runs a few seeds, `make soak MINUTES=…` as many as fit into the time. `PROMISE_SEED=…` runs one seed.
+//! The seed determines what happens and when it begins, not how the servers interleave it. So `make test` fails if the
+//! same programme breaks a promise twice, and `make soak` at the first time.
 
 mod applications;
 mod judge;
