@@ -139,7 +139,7 @@ pub(super) async fn register(
 }
 
 /// The reason with which a foreign document is set aside that came at the same time as the hub's.
-const REPLACED: &str = "the hub had another document of the same _id";
+const REPLACED: &str = "written in another spoke's zone, and changed or replaced since";
 
 /// Takes documents out of the register that hub and spoke have with the same bytes.
 pub(super) async fn forget_known(known: &Known, hub: &Server, spoke: &Server) -> Result<(), Error> {

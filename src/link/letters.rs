@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bson::raw::RawBson;
 use serde_json::Value;
 
 use super::lifecycle::Link;
@@ -39,6 +40,11 @@ pub(crate) struct Requests(Mutex<Vec<Request>>);
 impl Requests {
     pub(crate) fn add(&self, request: Request) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+    }
+
+    /// Asks for a retry of one document's letter.
+    pub(super) fn retry(&self, id: &RawBson) {
+        self.add(Request { action: LetterAction::Retry, ids: Some(vec![shown(id)]) });
     }
 
     fn take(&self) -> Vec<Request> {
@@ -154,13 +160,16 @@ pub(super) fn show<S: Source>(link: &Link<'_, S>) {
 }
 
 fn json(letter: &Kept) -> Value {
-    bson::Bson::try_from(letter.id.clone()).map_or(Value::Null, Value::from)
+    shown(&letter.id)
+}
+
+fn shown(id: &RawBson) -> Value {
+    bson::Bson::try_from(id.clone()).map_or(Value::Null, Value::from)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::raw::RawBson;
     use serde_json::json;
 
     fn letter(id: RawBson) -> Kept {

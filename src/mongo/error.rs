@@ -217,6 +217,8 @@ fn describe(error: &mongodb::error::Error) -> String {
 
 /// Cuts the text after 400 characters, so that a log line stays one line.
 pub(crate) fn shorten(text: &str) -> String {
+    // A duplicate key error quotes values of the document after the name of the index.
+    let text = text.split(" dup key: ").next().unwrap_or_default();
     const LONGEST: usize = 400;
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &text[..end]),

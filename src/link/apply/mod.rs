@@ -59,13 +59,14 @@ impl<S: Source> Link<'_, S> {
             }
             let range = size::one_batch(&work.steps, range, bytes, self.read_bytes);
             let is_last = range.end == work.steps.len();
-            let (mark, ours, to_settle) = if is_last {
+            let (mark, ours) = if is_last {
                 let later = self.count_later(&work, &held_back);
-                let ours = later.into_iter().chain(work.ours.iter().cloned()).collect();
-                (work.end.clone(), ours, work.to_settle.clone())
+                (work.end.clone(), later.into_iter().chain(work.ours.iter().cloned()).collect())
             } else {
-                (work.origin.before(work.steps[range.end].event), Vec::new(), Vec::new())
+                (work.origin.before(work.steps[range.end].event), Vec::new())
             };
+            // Notes come with the first batch: its mark may pass their events.
+            let to_settle = work.to_settle.clone();
             let steps = &work.steps[range.clone()];
             let last = cut.map_or(work.last, |cut| cut.after);
             let (expected, inferred, origin) = (work.expected.as_ref(), &work.inferred, work.origin);
@@ -75,6 +76,7 @@ impl<S: Source> Link<'_, S> {
             match committed {
                 Ok(mut committed) => {
                     // The committed batch is recorded immediately: the link's memory must match the saved checkpoint.
+                    work.to_settle.clear();
                     skipped.append(&mut committed.written.skipped);
                     attempt.has_brought(std::mem::take(&mut committed.brought));
                     let (changes, foreign) = if is_last { (work.changes, work.foreign) } else { (0, 0) };
@@ -116,14 +118,17 @@ impl<S: Source> Link<'_, S> {
                                 attempt.stop_before(index);
                                 continue;
                             }
-                            if work.leaves_taken && refusal.is_id_taken {
+                            let is_undecided = self.spoke.pair.unsettled.contains(&work.steps[index].key);
+                            if work.is_copy && refusal.is_id_taken && is_undecided {
+                                // The decision about the document comes once this link streams.
+                            } else if work.leaves_taken && refusal.is_id_taken {
                                 skipped.push(work.steps[index].key.clone());
                             } else if self.is_replaced(&work, index, &refusal) {
-                                self.unsettle(&work, index).await?;
+                                self.unsettle(&work, index, true).await?;
                                 let key = work.steps[index].key.clone();
                                 work.steps.extract_if(index + 1.., |step| step.key == key).for_each(drop);
                             } else if self.is_crossing(&work, index, &refusal) {
-                                self.unsettle(&work, index).await?;
+                                self.unsettle(&work, index, false).await?;
                             } else {
                                 self.park(&work, index, &refusal).await?;
                             }
@@ -171,17 +176,18 @@ impl<S: Source> Link<'_, S> {
             && at.is_some_and(|at| self.spoke.pair.conflicts().is_edited_after(&step.key, at))
     }
 
-    /// Leaves the step out, and notes its document for a decision. The link's mark stays before the step; the rest of
-    /// the work moves the mark past it.
-    async fn unsettle(&mut self, work: &Work<'_>, index: usize) -> Result<(), Error> {
+    /// Leaves the step out, or with later steps of its document, and notes the document for a decision. The link's mark
+    /// stays before the step; the rest of the work moves the mark past it.
+    async fn unsettle(&mut self, work: &Work<'_>, index: usize, with_later: bool) -> Result<(), Error> {
         let step = &work.steps[index];
         let namespace = &self.destination.server().namespaces()[usize::from(step.key.namespace())];
         tracing::info!(link = %self.destination.link(), ns = %namespace, id = ?step.id, "document not as expected, to be settled");
         let mut ours = vec![unsettled::note(self.destination.link(), &[(namespace, step.id)])];
         // The spoke may lose the change before the decision, by the hub change that crosses it.
         if S::DIRECTION == Direction::Uplink && work.origin.is_live() {
-            for later in work.steps[index..].iter().filter(|later| later.key == step.key) {
-                let (event, _) = work.origin.event(later.event);
+            let is_lost = |later: &&Step<'_>| later.key == step.key && (later.event == step.event || with_later);
+            for lost in work.steps[index..].iter().filter(is_lost) {
+                let (event, _) = work.origin.event(lost.event);
                 ours.extend(aside::crossed(namespace, step.id, &event));
             }
         }

@@ -51,7 +51,7 @@ impl<'p, 'a> Batch<'p, 'a> {
     /// A transaction that changes only our own collections, at this mark of the work.
     pub(super) fn without_steps(work: &'p Work<'a>, mark: Option<Mark>, ours: Vec<RawDocumentBuf>) -> Self {
         let (last, expected, inferred, origin) = (work.last, None, &work.inferred, work.origin);
-        Self { steps: &[], last, mark, ours, to_settle: Vec::new(), expected, inferred, origin }
+        Self { steps: &[], last, mark, ours, to_settle: work.to_settle.clone(), expected, inferred, origin }
     }
 }
 

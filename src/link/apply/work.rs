@@ -39,6 +39,8 @@ pub(in crate::link) struct Work<'a> {
     pub(in crate::link) to_settle: Vec<(Key, RawBson)>,
     /// Statements on our own collections, for the transaction of the last step.
     pub(in crate::link) ours: Vec<RawDocumentBuf>,
+    /// The work is a part of a copy.
+    pub(in crate::link) is_copy: bool,
     /// A document whose `_id` is taken in another zone is left alone, like one that is not as expected.
     pub(in crate::link) leaves_taken: bool,
     /// The work is a decision about its documents, so nothing holds them back.
@@ -60,6 +62,7 @@ impl<'a> Work<'a> {
             inferred: HashMap::new(),
             to_settle: Vec::new(),
             ours: Vec::new(),
+            is_copy: false,
             leaves_taken: false,
             decides: false,
         }

@@ -125,6 +125,7 @@ impl<S: Source> Link<'_, S> {
             changes: found.differences.len(),
             expected: mode.is_guarded.then(|| Expected { zone: Some(job.zone.clone()), documents: there.collect() }),
             inferred,
+            is_copy: true,
             leaves_taken: mode.leaves_taken,
             ours: (!registered.is_empty()).then(|| foreign::register(&registered)).into_iter().collect(),
             ..Work::empty(found)

@@ -26,11 +26,8 @@ use crate::rules::copy::Policy;
 use crate::rules::key::Key;
 
 /// Maximum number of guarded rounds. A document that changes in every round at the destination is then written without
-/// a guard.
+/// a guard, and an `_id` that is taken in another zone in every round is a collision.
 const ROUNDS: u32 = 10;
-
-/// Rounds in which a taken `_id` may come from a move that the opposite link is about to bring.
-const ROUNDS_FOR_TAKEN: u32 = 2;
 
 /// Approximate maximum of documents settled together.
 const DOCUMENTS: usize = 5_000;
@@ -97,7 +94,7 @@ impl Unsettled {
                 may_delete: self.may_delete,
                 policy: job.policy,
                 is_guarded: round <= ROUNDS,
-                leaves_taken: round <= ROUNDS_FOR_TAKEN,
+                leaves_taken: round <= ROUNDS,
             };
             // The wait: afterwards, no difference can be an unseen change of the destination.
             match job.opposite_link_has_carried(link.spoke, at, stop).await? {

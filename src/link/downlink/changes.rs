@@ -45,8 +45,8 @@ pub(super) enum Known {
     Nothing,
     /// The hub never accepted the document: the hub's document of the same `_id` is another one.
     Another,
-    /// An application wrote the document in a zone of another spoke. An event of that zone replaces it, with a copy set
-    /// aside; an event whose zone is not certain may be about another document.
+    /// An application wrote the document in a zone of another spoke. A whole document of that zone, or its delete,
+    /// replaces it, with a copy set aside; any other event may be about another document.
     Foreign,
 }
 
@@ -124,7 +124,11 @@ impl Changes {
                 continue;
             }
             // The event may be about another document of the same `_id` than the spoke's.
-            let is_certain = matches!(picked.action, Action::Apply(_, Reach::Zone(_)) | Action::Delete(Reach::Zone(_)));
+            let is_certain = match picked.action {
+                Action::Apply(Content::Updated, _) => false,
+                Action::Apply(_, reach) | Action::Delete(reach) => matches!(reach, Reach::Zone(_)),
+                Action::Own | Action::Leave => false,
+            };
             match known(&key) {
                 _ if matches!(picked.action, Action::Own) => {}
                 Known::Another => {

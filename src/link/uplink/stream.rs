@@ -93,23 +93,24 @@ impl Link<'_, SpokeSource> {
     async fn register_foreign(&mut self, changes: &Changes) -> Result<(), Error> {
         let (server, rules, hub) = (self.source.server.clone(), self.source.rules.clone(), self.destination_server());
         let known = &self.spoke.pair.foreign;
-        let (mut new, mut gone) = (HashMap::new(), Vec::new());
+        let (mut new, mut gone) = (HashMap::new(), HashMap::new());
         for event in changes.events() {
             let is_foreign = |document: &&RawDocument| rules.owner(document) == Owner::Other;
             let inserted = event.full_document().filter(|_| event.kind() == Kind::Insert).filter(is_foreign);
             if let Some(document) = inserted {
                 let key = event.key().map_err(|error| server.malformed(error))?;
+                gone.remove(&key);
                 new.insert(key, document.to_owned());
             } else if event.kind() == Kind::Delete && !(known.is_empty() && new.is_empty()) {
                 let key = event.key().map_err(|error| server.malformed(error))?;
                 new.remove(&key);
                 if known.may_hold(&key) {
                     let namespace = &server.namespaces()[usize::from(key.namespace())];
-                    gone.push((namespace, event.id().map_err(|error| server.malformed(error))?));
+                    gone.insert(key, (namespace, event.id().map_err(|error| server.malformed(error))?));
                 }
             }
         }
         foreign::register(known, &server, &hub, &new).await?;
-        known.end(&server, &gone).await
+        known.end(&server, &gone.into_values().collect::<Vec<_>>()).await
     }
 }

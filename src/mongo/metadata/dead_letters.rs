@@ -7,6 +7,7 @@
 //! zone                 string     zone that the link's spoke owns
 //! reason               document   { code: int32, message: string }: the server's error
 //! parked_at            date       time of the refusal, by the process's clock
+//! is_fresh             bool       the change would have created the document: the destination never had it
 //! event                document   refused change event, or { operationType: "copy" or "retry", … }; absent if larger
 //!                                 than 8,000,000 bytes
 //! event_omitted_bytes  int64      size of an event that is absent
@@ -74,6 +75,9 @@ pub(crate) fn park(link: &LinkName, letter: &DeadLetter<'_>) -> RawDocumentBuf {
         "reason": { "code": letter.code, "message": letter.message },
         "parked_at": DateTime::now(),
     };
+    if let Some(event) = letter.event {
+        set.append(cstr!("is_fresh"), event.get_str("operationType").is_ok_and(is_fresh));
+    }
     match letter.event {
         Some(event) if event.as_bytes().len() <= LARGEST_EVENT => set.append(cstr!("event"), event),
         Some(event) => {
@@ -178,7 +182,7 @@ pub(crate) async fn kept(server: &Server, link: &LinkName) -> Result<HashMap<Key
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
         let filter = doc! { "_id.link": link.to_string(), "_id.ns": namespace.to_string() };
         let fields = doc! {
-            "reason": 1, "parked_at": 1, "later_changes": 1, "event.operationType": 1,
+            "reason": 1, "parked_at": 1, "later_changes": 1, "is_fresh": 1, "event.operationType": 1,
         };
         let saved = all_of(server, DEAD_LETTERS, filter, fields).await?;
         letters.extend(saved.iter().filter_map(|saved| read(number, saved)));
@@ -223,7 +227,10 @@ fn read(namespace: u16, saved: &Document) -> Option<(Key, Kept)> {
         message: reason.and_then(|reason| reason.get_str("message").ok()).unwrap_or_default().to_owned(),
         parked_at: saved.get_datetime("parked_at").copied().unwrap_or(DateTime::MIN),
         later_changes: saved.get_i64("later_changes").unwrap_or(0),
-        is_fresh: saved.get_document("event").is_ok_and(|event| event.get_str("operationType").is_ok_and(is_fresh)),
+        // Letters of 0.1.0 have no such field.
+        is_fresh: saved.get_bool("is_fresh").unwrap_or_else(|_| {
+            saved.get_document("event").is_ok_and(|event| event.get_str("operationType").is_ok_and(is_fresh))
+        }),
         id,
     };
     Some((Key::new(namespace, kept.id.as_raw_bson_ref()), kept))

@@ -8,11 +8,11 @@
 //!
 //! Kept at the spoke.
 //!
-//! - The uplink registers a document after an insert event if the hub does not have the document, with write concern
-//!   majority, before the uplink's checkpoint passes the event. A delete event removes the entry.
+//! - The uplink registers a document after an insert event if the hub does not have the document with the same bytes,
+//!   with write concern majority, before the uplink's checkpoint passes the event. A delete event removes the entry.
 //! - The downlink registers documents of a watched zone that a copy finds only at the spoke, and leaves there, in the
 //!   transaction that saves the copy's progress. The downlink removes the entry in the transaction that brings the
-//!   hub's document of the same `_id`, or at the start of a reconcile if the hub has the document by then.
+//!   hub's document of the same `_id`, or at the start of a reconcile if the hub has the same document by then.
 //! - A repair removes the entries of all documents that its transaction writes or deletes at the spoke.
 //!
 //! Index: only `_id`. The query by `_id.ns` walks all entries in the order of `_id`.

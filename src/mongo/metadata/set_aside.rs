@@ -12,7 +12,8 @@
 //!                     than 16,000,000 bytes
 //! ```
 //!
-//! The copies are written in the transaction that deletes or replaces the originals. Every start of a link deletes
+//! The copies are written in the transaction that deletes or replaces the originals; copies of foreign documents that
+//! are gone already, when the uplink registers them. Every start of a link deletes
 //! copies older than 30 days at the link's destination.
 //!
 //! Index: only `_id`. The delete by `at` scans the collection.
