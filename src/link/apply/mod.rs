@@ -119,7 +119,7 @@ impl<S: Source> Link<'_, S> {
                                 continue;
                             }
                             let is_undecided = self.spoke.pair.unsettled.contains(&work.steps[index].key);
-                            if work.is_copy && refusal.is_id_taken && is_undecided {
+                            if work.leaves_undecided && refusal.is_id_taken && is_undecided {
                                 // The decision about the document comes once this link streams.
                             } else if work.leaves_taken && refusal.is_id_taken {
                                 skipped.push(work.steps[index].key.clone());

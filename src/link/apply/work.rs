@@ -39,8 +39,9 @@ pub(in crate::link) struct Work<'a> {
     pub(in crate::link) to_settle: Vec<(Key, RawBson)>,
     /// Statements on our own collections, for the transaction of the last step.
     pub(in crate::link) ours: Vec<RawDocumentBuf>,
-    /// The work is a part of a copy.
-    pub(in crate::link) is_copy: bool,
+    /// A document whose `_id` is taken in another zone is left to the decision about the document, if one waits: the
+    /// link knows of every document that the hub never accepted.
+    pub(in crate::link) leaves_undecided: bool,
     /// A document whose `_id` is taken in another zone is left alone, like one that is not as expected.
     pub(in crate::link) leaves_taken: bool,
     /// The work is a decision about its documents, so nothing holds them back.
@@ -62,7 +63,7 @@ impl<'a> Work<'a> {
             inferred: HashMap::new(),
             to_settle: Vec::new(),
             ours: Vec::new(),
-            is_copy: false,
+            leaves_undecided: false,
             leaves_taken: false,
             decides: false,
         }

@@ -125,7 +125,9 @@ impl<S: Source> Link<'_, S> {
             changes: found.differences.len(),
             expected: mode.is_guarded.then(|| Expected { zone: Some(job.zone.clone()), documents: there.collect() }),
             inferred,
-            is_copy: true,
+            // A resync that an operator asked for has seen every change of the spoke, so a document that the hub never
+            // accepted has a dead letter. A first copy, or one after a gap, finds such documents itself.
+            leaves_undecided: job.can_wait,
             leaves_taken: mode.leaves_taken,
             ours: (!registered.is_empty()).then(|| foreign::register(&registered)).into_iter().collect(),
             ..Work::empty(found)

@@ -105,9 +105,11 @@ impl Link<'_, HubSource> {
                 is_foreign: foreign.contains(&key),
                 is_left: self.zone_of(spoke.as_deref()).is_some_and(|zone| left.contains(&Zone::new(zone))),
             };
-            // The refused document is gone from the spoke: a retry ends its letter, unless the document is back.
+            // The refused document is gone from the spoke: first a retry ends the letter, then the decision comes.
             if document.letter == Letter::NeverAccepted && document.spoke == Version::Absent {
                 self.spoke.pair.letters(Direction::Uplink).retry(&id);
+                self.spoke.pair.unsettled.advance(&key, Stage::Found);
+                continue;
             }
             let (settlement, is_equal) = (settle::settle(document), document.is_equal);
             tracing::info!(ns = %hub_name(self, &key), id = ?id, ?settlement, "document settled");

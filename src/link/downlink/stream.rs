@@ -15,6 +15,7 @@ use crate::link::lifecycle::{Link, QUIET_CHECKPOINT};
 use crate::link::pair::Turn;
 use crate::mongo::error::Error;
 use crate::observe::status::State;
+use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::names::Direction;
 use crate::rules::position::Position;
@@ -143,7 +144,7 @@ impl Link<'_, HubSource> {
         let changes = Changes::new(deliveries, &self.position());
         self.wall_time = changes.events.last().and_then(|picked| picked.event().wall_time());
         let reading = Reading { partition_key: server.partition_key(), precise: server.disambiguates_paths() };
-        let work = {
+        let mut work = {
             let (pair, conflicts) = (&self.spoke.pair, self.spoke.pair.conflicts());
             // With a dead letter at the spoke, somebody has been told already, and the change waits with the letter.
             let known = |key: &Key| match self.parked.contains_key(key) {
@@ -155,6 +156,11 @@ impl Link<'_, HubSource> {
             let work = changes.work(reading, &self.ahead, &conflicts, known);
             work.map_err(|error| server.malformed(error))?
         };
+        // An uplink that has lost its place cannot bring what the spoke's applications wrote meanwhile.
+        if !self.spoke.pair.carried(Direction::Uplink).is_complete() {
+            let own = work.steps.iter().filter(|step| step.hub_edit.is_some());
+            work.inferred.extend(own.map(|step| (step.key.clone(), Inference::Decision)));
+        }
         self.apply(work).await?;
         self.learn_collections().await?;
         letters::show(self);
