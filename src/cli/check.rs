@@ -1,11 +1,11 @@
 //! `spokesync check`: checks the configuration and every server, and prints findings with advice.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bson::{Document, doc};
 
 use super::Exit;
+use super::servers::endpoints;
 use crate::config::Config;
 use crate::mongo::error::Error;
 use crate::mongo::server::{Endpoint, Server, first_batch};
@@ -66,13 +66,7 @@ pub(super) fn run(config: &Config) -> Exit {
 }
 
 async fn all(config: &Config) -> Vec<(String, Vec<Finding>)> {
-    let sync = Arc::new(config.sync.clone());
-    let spokes = config.spokes.iter().map(|spoke| (format!("spoke {}", spoke.zone), spoke.uri.clone()));
-    let servers = std::iter::once(("hub".to_owned(), config.hub.clone())).chain(spokes);
-    let looking = servers.map(|(name, uri)| {
-        let endpoint = Endpoint::new(&name, uri, sync.clone(), CONNECTIONS);
-        async move { (name, look(&endpoint).await) }
-    });
+    let looking = endpoints(config, CONNECTIONS).map(|(name, endpoint)| async move { (name, look(&endpoint).await) });
     futures_util::future::join_all(looking).await
 }
 

@@ -7,6 +7,7 @@ mod dead_letters;
 mod logs;
 mod progress;
 mod run;
+mod servers;
 mod set_aside;
 mod status;
 mod verify;

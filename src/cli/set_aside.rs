@@ -1,8 +1,6 @@
 //! `spokesync set-aside`: lists, shows and restores versions of documents that links have deleted or replaced. The
 //! command connects to the servers itself and needs no running process.
 
-use std::sync::Arc;
-
 use anyhow::{Context, Result, bail};
 use bson::oid::ObjectId;
 use bson::raw::RawDocumentBuf;
@@ -12,10 +10,11 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use serde_json::json;
 
+use super::servers::endpoints;
 use crate::config::Config;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::set_aside::{self, Saved};
-use crate::mongo::server::{Endpoint, Server};
+use crate::mongo::server::Server;
 
 const CONNECTIONS: u32 = 2;
 
@@ -45,7 +44,8 @@ pub(super) enum AsideCommand {
 pub(super) fn run(config: &Config, wanted: &AsideCommand) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no threads")?;
     runtime.block_on(async {
-        let servers = connect(config).await?;
+        let connecting = endpoints(config, CONNECTIONS).map(|(_, endpoint)| async move { endpoint.connect().await });
+        let servers = futures_util::future::try_join_all(connecting).await?;
         match wanted {
             AsideCommand::List { json } => list(&servers, *json).await,
             AsideCommand::Show { version } => {
@@ -57,18 +57,6 @@ pub(super) fn run(config: &Config, wanted: &AsideCommand) -> Result<()> {
             AsideCommand::Restore { version } => restore(&servers, *version).await,
         }
     })
-}
-
-/// The hub and the spokes, by name.
-async fn connect(config: &Config) -> Result<Vec<Server>> {
-    let sync = Arc::new(config.sync.clone());
-    let spokes = config.spokes.iter().map(|spoke| (format!("spoke {}", spoke.zone), spoke.uri.clone()));
-    let all = std::iter::once(("hub".to_owned(), config.hub.clone())).chain(spokes);
-    let connecting = all.map(|(name, uri)| {
-        let endpoint = Endpoint::new(&name, uri, sync.clone(), CONNECTIONS);
-        async move { endpoint.connect().await }
-    });
-    Ok(futures_util::future::try_join_all(connecting).await?)
 }
 
 async fn list(servers: &[Server], json: bool) -> Result<()> {

@@ -53,7 +53,7 @@ pub(crate) struct Pair {
     /// Documents whose refused insert is void: the downlink has replaced them by the hub's document of the same `_id`
     /// while the insert was on its way.
     replaced: Mutex<Vec<Key>>,
-    /// Held by the link that compares: the opposite link must carry changes meanwhile.
+    /// Held by the comparing link: the opposite link must carry changes meanwhile.
     comparing: Semaphore,
     letters: [Requests; 2],
 }
@@ -67,7 +67,7 @@ pub(super) struct Evidence {
     pub(super) is_dropped: bool,
 }
 
-/// What a link must look at before it relies on its collections.
+/// A pending check of a link's collections.
 #[derive(Debug, Default)]
 struct Looking {
     is_needed: bool,
@@ -137,7 +137,7 @@ impl Pair {
         std::mem::take(&mut *self.replaced.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// An operator's requests about the dead letters of a link.
+    /// Requests about the link's dead letters, by an operator or by the other link.
     pub(crate) fn letters(&self, direction: Direction) -> &Requests {
         &self.letters[direction as usize]
     }

@@ -49,7 +49,7 @@ impl Carried {
         matches!(*self.0.borrow(), Reached::Until(until) if until >= time)
     }
 
-    /// Waits until the link has a place in its source's change stream: whatever changes from then on will be carried.
+    /// Waits until the link has a position in the source's change stream: the link will carry all later changes.
     pub(super) async fn anchored(&self, stop: &CancellationToken) -> Waited {
         self.wait(stop, |reached| (reached != Reached::Nothing).then_some(Waited::Done)).await
     }

@@ -153,7 +153,7 @@ impl Open<'_> {
         self.link
     }
 
-    /// The checkpoint before this transaction.
+    /// The checkpoint before the transaction.
     pub(crate) fn checkpoint(&self) -> &Checkpoint {
         self.checkpoint
     }

@@ -7,7 +7,7 @@ use super::conflicts::{Conflicts, OwnChange};
 use super::delta::{FieldChange, Update, field_change};
 use super::fields::Fields;
 use super::key::Key;
-use super::reply::EventRef;
+use super::reply::{EventRef, Kind};
 use super::route::{Action, Content, Reach, Routes, SpokeId};
 use super::step::{Meaning, Read, Write, Zones};
 
@@ -169,7 +169,8 @@ impl<'r> Downlink<'r> {
 
     /// True if the spoke's own change moved the document to another zone.
     pub(crate) fn hands_over(&self, event: EventRef<'_>) -> bool {
-        self.new_zone(event).is_some_and(|zone| zone != Zones::Value(RawBsonRef::String(self.own_zone())))
+        event.kind() != Kind::Insert
+            && self.new_zone(event).is_some_and(|zone| zone != Zones::Value(RawBsonRef::String(self.own_zone())))
     }
 
     /// The zone to which the spoke's own change moved the document: the current zone of the spoke's document.

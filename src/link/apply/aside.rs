@@ -3,16 +3,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
+use bson::raw::RawDocumentBuf;
 
 use super::attempt::Brought;
-use super::transaction::Batch;
 use super::work::Origin;
 use crate::mongo::metadata::set_aside::{self, Aside, Content};
 use crate::mongo::server::Server;
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
-use crate::rules::names::{Namespace, Zone};
+use crate::rules::names::Zone;
 use crate::rules::step::{Reads, Step, Write, Zones};
 
 /// The reason with which an overtaken change is set aside.
@@ -55,6 +54,10 @@ pub(super) fn gone(
     zones: &[Zone],
     partition_key: &str,
 ) -> HashSet<Key> {
+    // Most batches read nothing.
+    if reads.documents.is_empty() && brought.reads.documents.is_empty() {
+        return HashSet::new();
+    }
     let deleted: HashSet<&Key> =
         steps.iter().filter(|step| matches!(step.write, Write::Delete)).map(|step| &step.key).collect();
     let is_held = |document: &RawDocumentBuf| {
@@ -70,15 +73,13 @@ pub(super) fn gone(
     keys.filter(|key| !deleted.contains(key) && is_gone(key)).cloned().collect()
 }
 
-/// The commands that set aside a change that crosses a move at the hub.
-pub(super) fn crossed(namespace: &Namespace, id: RawBsonRef<'_>, event: &RawDocument) -> Vec<RawDocumentBuf> {
-    set_aside::keep(&[Aside { namespace, id, content: Content::Change(event), reason: OVERTAKEN }])
-}
-
-/// The commands that set aside the changes of these documents.
-pub(super) fn overtaken(server: &Server, batch: &Batch<'_, '_>, documents: &HashSet<Key>) -> Vec<RawDocumentBuf> {
-    let steps = batch.steps.iter().filter(|step| documents.contains(&step.key) && !matches!(step.write, Write::Delete));
-    let changes: Vec<_> = steps.map(|step| (step, Origin::event(batch.origin, step.event).0)).collect();
+/// The commands that set aside the changes of these steps, which the hub has overtaken.
+pub(super) fn overtaken<'s, 'a: 's>(
+    server: &Server,
+    origin: &dyn Origin,
+    steps: impl Iterator<Item = &'s Step<'a>>,
+) -> Vec<RawDocumentBuf> {
+    let changes: Vec<_> = steps.map(|step| (step, origin.event(step.event).0)).collect();
     let versions = changes.iter().map(|(step, event)| Aside {
         namespace: server.namespace(step.key.namespace()),
         id: step.id,
@@ -90,23 +91,13 @@ pub(super) fn overtaken(server: &Server, batch: &Batch<'_, '_>, documents: &Hash
 
 #[cfg(test)]
 mod tests {
+    use super::super::attempt::tests::{key, snapshot, step};
     use super::*;
-    use crate::mongo::read::Snapshot;
-    use bson::raw::RawBsonRef;
-    use bson::{Timestamp, rawdoc};
-
-    fn key(id: i32) -> Key {
-        Key::new(0, RawBsonRef::Int32(id))
-    }
-
-    fn step(id: i32, write: Write<'_>) -> Step<'_> {
-        Step { event: 0, key: key(id), id: RawBsonRef::Int32(id), zones: Zones::One("DFW"), write, hub_edit: None }
-    }
+    use bson::rawdoc;
 
     fn read(documents: Vec<(i32, Option<RawDocumentBuf>)>) -> Brought {
-        let documents = documents.into_iter().map(|(id, document)| (key(id), document)).collect();
         let mut brought = Brought::default();
-        brought.add(Snapshot { at: Timestamp { time: 1, increment: 1 }, documents });
+        brought.add(snapshot(documents));
         brought
     }
 

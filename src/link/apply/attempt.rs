@@ -147,21 +147,21 @@ impl Attempt {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::rules::step::Zones;
     use bson::raw::{RawBsonRef, RawDocumentBuf, cstr};
     use bson::rawdoc;
 
-    fn key(id: i32) -> Key {
+    pub(in crate::link::apply) fn key(id: i32) -> Key {
         Key::new(0, RawBsonRef::Int32(id))
     }
 
-    fn step(id: i32, write: Write<'_>) -> Step<'_> {
+    pub(in crate::link::apply) fn step(id: i32, write: Write<'_>) -> Step<'_> {
         Step { event: 0, key: key(id), id: RawBsonRef::Int32(id), zones: Zones::One("DFW"), write, hub_edit: None }
     }
 
-    fn snapshot(documents: Vec<(i32, Option<RawDocumentBuf>)>) -> Snapshot {
+    pub(in crate::link::apply) fn snapshot(documents: Vec<(i32, Option<RawDocumentBuf>)>) -> Snapshot {
         let documents = documents.into_iter().map(|(id, document)| (key(id), document)).collect();
         Snapshot { at: Timestamp { time: 9, increment: 1 }, documents }
     }

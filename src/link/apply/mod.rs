@@ -186,10 +186,8 @@ impl<S: Source> Link<'_, S> {
         // The spoke may lose the change before the decision, by the hub change that crosses it.
         if S::DIRECTION == Direction::Uplink && work.origin.is_live() {
             let is_lost = |later: &&Step<'_>| later.key == step.key && (later.event == step.event || with_later);
-            for lost in work.steps[index..].iter().filter(is_lost) {
-                let (event, _) = work.origin.event(lost.event);
-                ours.extend(aside::crossed(namespace, step.id, &event));
-            }
+            let lost = work.steps[index..].iter().filter(is_lost);
+            ours.extend(aside::overtaken(self.destination.server(), work.origin, lost));
         }
         let mark = work.origin.before(step.event);
         let batch = Batch::without_steps(work, mark, ours);

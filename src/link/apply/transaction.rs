@@ -182,8 +182,10 @@ impl<S: Source> Link<'_, S> {
         if let Some(entered) = &entered {
             ours.extend(entered.statements.iter().cloned());
             ours.extend(spoke.pair.foreign.forgets(&steps, server.namespaces()));
-            written.no_longer_foreign =
-                steps.iter().map(|step| step.key.clone()).filter(|key| spoke.pair.foreign.holds(key)).collect();
+            if !spoke.pair.foreign.is_empty() {
+                let held = steps.iter().map(|step| &step.key).filter(|key| spoke.pair.foreign.holds(key));
+                written.no_longer_foreign = held.cloned().collect();
+            }
         }
         ours.extend(batch.ours.iter().cloned());
         ours.extend(aside);
@@ -197,12 +199,13 @@ impl<S: Source> Link<'_, S> {
                 let conflicts = spoke.pair.conflicts();
                 gone.retain(|key| conflicts.has_hub_edit(key));
             }
-            ours.extend(aside::overtaken(&server, batch, &gone));
+            let is_overtaken = |step: &&Step<'_>| gone.contains(&step.key) && !matches!(step.write, Write::Delete);
+            ours.extend(aside::overtaken(&server, batch.origin, batch.steps.iter().filter(is_overtaken)));
         }
         // A dropped letter protects its document until the destination accepts the whole document. After a change of
         // single fields, the decision finds out whether both sides are equal.
         let Accepted { whole, partial } = accepted(spoke, S::DIRECTION, &steps, &brought);
-        for step in steps.iter().filter(|step| whole.contains(&step.key)) {
+        for step in whole.iter().filter_map(|key| steps.iter().find(|step| step.key == *key)) {
             ours.push(dead_letters::remove_mark(&link, server.namespace(step.key.namespace()), step.id));
         }
         written.accepted = whole;

@@ -4,9 +4,9 @@
 //! spoke.
 //!
 //! - [`stream`]: follows the hub's change stream, through the fan-out where possible
-//! - [`changes`]: deliveries as the work that they mean at the spoke
+//! - [`changes`]: converts deliveries into work for the spoke
 //! - [`settle`]: decisions about documents that were not found as expected
-//! - [`copy`]: the zones that the spoke holds, to the spoke
+//! - [`copy`]: the held zones, to the spoke
 
 mod changes;
 mod copy;
