@@ -174,7 +174,16 @@ mod tests {
 
     fn letter(id: RawBson) -> Kept {
         let parked_at = bson::DateTime::from_millis(0);
-        Kept { namespace: 0, id, code: 11000, message: String::new(), parked_at, later_changes: 0, is_fresh: false }
+        Kept {
+            namespace: 0,
+            id,
+            code: 11000,
+            message: String::new(),
+            parked_at,
+            later_changes: 0,
+            is_fresh: false,
+            is_deleted: false,
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The retry of a dead letter: the document's present version at the source, in place of the refused change.
 
-use bson::raw::{CStr, RawDocument, RawDocumentBuf};
+use bson::raw::{CStr, RawBson, RawDocument, RawDocumentBuf};
 use bson::{Timestamp, rawdoc};
 
 use super::apply::mark::Mark;
@@ -15,7 +15,7 @@ use crate::rules;
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, Zone};
-use crate::rules::retry::{Present, Retry};
+use crate::rules::retry::{Found, Present, Retry};
 use crate::rules::step::{Read, Step, Write, Zones};
 
 /// Tries a refused change again. At the hub, the document is read at the spoke and applied. At the spoke, the hub's
@@ -34,15 +34,24 @@ pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: 
     let mut read = read::documents(&spoke, &wanted, None, When::NotBefore(spoke.now().await?)).await?;
     let mut at_hub = read::documents(&hub, &wanted, None, When::NotBefore(hub.now().await?)).await?;
     let (document, at_hub) = (read.documents.remove(key).flatten(), at_hub.documents.remove(key).flatten());
-    let present = match document.as_deref().map(|document| document.get(hub.partition_field()).ok().flatten()) {
-        None => Present::Absent,
-        Some(None) => Present::Unstamped,
-        Some(Some(zone)) if zone.as_str() == Some(own.as_str()) => Present::Own,
-        Some(Some(_)) if document == at_hub || link.spoke.pair.foreign.holds(key) => Present::Replaced,
-        Some(Some(_)) => Present::Elsewhere,
+    let field = hub.partition_field();
+    let zone_of = |document: &Option<RawDocumentBuf>| {
+        document.as_ref().map(|document| document.get(field).ok().flatten().map(RawBson::from))
     };
-    let retry = rules::retry::retry(letter.is_fresh, present);
-    let inserted = document.as_deref().map(|document| with_zone(document, hub.partition_field(), &own));
+    let (zone, hub_zone) = (zone_of(&document), zone_of(&at_hub));
+    let retry = rules::retry::retry(Found {
+        present: match &zone {
+            None => Present::Absent,
+            Some(None) => Present::Unstamped,
+            Some(Some(RawBson::String(zone))) if *zone == own.as_str() => Present::Own,
+            Some(Some(_)) => Present::Elsewhere,
+        },
+        never_accepted: letter.is_fresh,
+        is_deleted: letter.is_deleted,
+        is_same_zone: zone == hub_zone,
+        is_foreign: link.spoke.pair.foreign.holds(key),
+    });
+    let inserted = document.as_deref().map(|document| with_zone(document, field, &own));
     let writes = match (retry, document.as_deref(), inserted.as_deref()) {
         (Retry::Put, Some(document), _) => vec![Write::Replace { document, upsert: true }],
         (Retry::Stamp, ..) => vec![Write::Read(Read::Stamp { fresh: letter.is_fresh, document: None })],

@@ -67,6 +67,8 @@ impl Side {
 struct Refused {
     is_fresh: bool,
     is_dropped: bool,
+    /// An application of the spoke has deleted the document since.
+    is_deleted: bool,
     value: Option<u32>,
 }
 
@@ -105,6 +107,8 @@ enum Rule {
     TrustHandOvers,
     /// A refused insert always makes a dead letter, even if the downlink has replaced the document meanwhile.
     KeepVoidLetters,
+    /// A dead letter does not notice that an application has deleted its document.
+    ForgetDeletes,
 }
 
 struct Model {
@@ -222,6 +226,20 @@ impl Model {
                 return Some(format!("{} differs: {above:?}, {below:?}", ZONES[number]));
             }
         }
+        let was_at_hub = |there: Document| {
+            self.hub.log.iter().any(|event| event.after.is_some_and(|after| after.lineage == there.lineage))
+        };
+        // The hub's document has taken the place of a refused one: after a delete, or in the zone of both.
+        let is_void = |spoke: &Spoke| {
+            let refused = spoke.letter.and_then(|letter| self.writes.get(&letter.value?));
+            let zone = self.hub.document.map(|there| there.zone);
+            refused.zip(spoke.side.document).is_some_and(|(refused, there)| {
+                was_at_hub(there) && (self.deleted.contains(&refused.lineage) || zone == Some(there.zone))
+            })
+        };
+        if self.spokes.iter().any(is_void) {
+            return Some("a dead letter is about a document that the spoke no longer has".to_owned());
+        }
         let sides = self.spokes.iter().map(|spoke| spoke.side.document).chain([self.hub.document]);
         let there: BTreeSet<u32> = sides.flatten().map(|document| document.value).collect();
         let letters: BTreeSet<u32> =
@@ -319,6 +337,12 @@ impl Model {
         let is_held_back = spoke.letter.is_some_and(|letter| !letter.is_dropped) || spoke.collision;
         // Foreign documents are registered even if the hub contains later changes.
         let is_foreign = event.before.is_none() && event.after.is_some_and(|after| !own(&after));
+        if event.origin.is_none()
+            && !is_foreign
+            && let Some(letter) = &mut spoke.letter
+        {
+            letter.is_deleted = event.after.is_none() && self.rule != Rule::ForgetDeletes;
+        }
         if event.origin.is_some() || (!is_foreign && (spoke.up <= spoke.carried || is_held_back)) {
             return;
         }
@@ -379,7 +403,7 @@ impl Model {
         if is_replaced && self.rule != Rule::KeepVoidLetters {
             self.aside.extend(value);
         } else {
-            spoke.letter = Some(Refused { is_fresh: true, is_dropped: false, value });
+            spoke.letter = Some(Refused { is_fresh: true, is_dropped: false, is_deleted: false, value });
         }
     }
 
@@ -583,15 +607,20 @@ impl Model {
         let Some(letter) = self.spokes[number].letter else { return };
         let (hub, document) = (self.hub.document, self.spokes[number].side.document);
         let is_own = |document: &Document| document.zone == number;
-        let present = match document {
-            None => Present::Absent,
-            Some(there) if is_own(&there) => Present::Own,
-            Some(there) if hub == Some(there) || self.spokes[number].is_foreign => Present::Replaced,
-            Some(_) => Present::Elsewhere,
+        let found = retry::Found {
+            present: match document {
+                None => Present::Absent,
+                Some(there) if is_own(&there) => Present::Own,
+                Some(_) => Present::Elsewhere,
+            },
+            never_accepted: letter.is_fresh,
+            is_deleted: letter.is_deleted,
+            is_same_zone: hub.map(|hub| hub.zone) == document.map(|there| there.zone),
+            is_foreign: self.spokes[number].is_foreign,
         };
         let is_taken = hub.is_some_and(|there| !is_own(&there));
-        let retry = retry::retry(letter.is_fresh, present);
-        self.history.push(format!("retry {number}: {present:?} {retry:?}"));
+        let retry = retry::retry(found);
+        self.history.push(format!("retry {number}: {found:?} {retry:?}"));
         match retry {
             Retry::Put | Retry::InsertAndMove if is_taken => return,
             Retry::Put | Retry::InsertAndMove => {
@@ -629,6 +658,7 @@ fn a_weaker_rule_breaks_the_promise() {
         Rule::IgnoreLetters,
         Rule::TrustHandOvers,
         Rule::KeepVoidLetters,
+        Rule::ForgetDeletes,
     ];
     for rule in weaker {
         assert!(!broken(rule, INTERLEAVINGS).is_empty(), "{rule:?} keeps the promise as well");

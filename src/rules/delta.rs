@@ -123,9 +123,9 @@ impl<'a> Delta<'a> {
         Fields::Some { names: paths.map(|path| path.names[0].into()).collect(), may_add: !self.set.is_empty() }
     }
 
-    /// True if the change sets this top-level field.
-    pub(crate) fn sets(&self, field: &str) -> bool {
-        self.set.iter().any(|(path, _)| path.text.as_str() == field)
+    /// The new value of this top-level field, if the change sets the field.
+    pub(crate) fn value(&self, field: &str) -> Option<RawBsonRef<'a>> {
+        self.set.iter().find(|(path, _)| path.text.as_str() == field).map(|(_, value)| *value)
     }
 
     /// The `u` of an update statement: modifiers if they are exact, else a pipeline.

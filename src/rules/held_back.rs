@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bson::raw::RawBsonRef;
 
 use super::key::Key;
-use super::step::Step;
+use super::step::{Step, Write};
 
 /// The steps of a batch waiting with a dead letter.
 #[derive(Debug, Default)]
@@ -29,6 +29,11 @@ impl<'a> HeldBack<'a> {
     /// The numbers of the events of a document's changes held back.
     pub(crate) fn events(&self, key: &Key) -> impl Iterator<Item = usize> {
         self.steps.iter().filter(move |step| step.key == *key).map(|step| step.event)
+    }
+
+    /// True if the newest of the document's changes deletes the document.
+    pub(crate) fn ends_with_delete(&self, key: &Key) -> bool {
+        self.steps.iter().rev().find(|step| step.key == *key).is_some_and(|step| matches!(step.write, Write::Delete))
     }
 
     /// The number of changes held back, by document, in the order of the keys.
@@ -73,6 +78,14 @@ mod tests {
         assert_eq!(left(&batch), [1, 3]);
         assert_eq!(held.counts(), [(&key(1), RawBsonRef::Int32(1), 3)]);
         assert_eq!(held.events(&key(1)).collect::<Vec<_>>(), [0, 2, 4]);
+    }
+
+    #[test]
+    fn only_a_delete_as_the_newest_change_means_that_the_document_is_gone() {
+        let (mut batch, mut held) = (steps(&[1, 1, 2, 3]), HeldBack::default());
+        batch[1].write = Write::Read(crate::rules::step::Read::Whole);
+        held.take(&mut batch, 0, |document| *document != key(3));
+        assert!(!held.ends_with_delete(&key(1)) && held.ends_with_delete(&key(2)) && !held.ends_with_delete(&key(3)));
     }
 
     #[test]

@@ -127,6 +127,11 @@ impl Routes {
         self.spokes[spoke].iter().map(|&id| self.zone(id))
     }
 
+    /// Zones held by the spoke that owns this zone: first the own zone, then the watched zones.
+    pub(crate) fn held_by(&self, owner: &Zone) -> Vec<Zone> {
+        self.owner(owner.as_str()).map(|spoke| self.held(spoke).cloned().collect()).unwrap_or_default()
+    }
+
     /// Owner of the zone, if any.
     pub(crate) fn owner(&self, zone: &str) -> Option<SpokeId> {
         let id = *self.ids.get(zone)?;

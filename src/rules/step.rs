@@ -72,9 +72,18 @@ impl Write<'_> {
     /// True if the write takes the document out of the zones of its step.
     pub(crate) fn is_move(&self, partition_key: &str) -> bool {
         match self {
-            Self::Update(delta) => delta.sets(partition_key),
+            Self::Update(delta) => delta.value(partition_key).is_some(),
             Self::Replace { upsert, .. } => !upsert,
             _ => false,
+        }
+    }
+
+    /// The zone of the document after the write, if the write names one.
+    pub(crate) fn new_zone(&self, partition_key: &str) -> Option<&str> {
+        match self {
+            Self::Insert(document) | Self::Replace { document, .. } => document.get_str(partition_key).ok(),
+            Self::Update(delta) => delta.value(partition_key)?.as_str(),
+            _ => None,
         }
     }
 }

@@ -108,6 +108,14 @@ impl Cuts {
     }
 }
 
+/// True if a change that gives a document to `new_zone` is the change of a copy: the hub has the document in that zone,
+/// which the spoke watches. Such a change stays at the spoke. In any other zone, the hub has moved the spoke's document
+/// meanwhile, and the two moves cross. If the hub moved the document to the same watched zone, the hub's move comes down
+/// with the whole document.
+pub(crate) fn changes_a_copy(new_zone: Option<&str>, at_hub: &str, held: &[Zone]) -> bool {
+    new_zone == Some(at_hub) && held.iter().any(|zone| zone.as_str() == at_hub)
+}
+
 impl Uplink {
     /// True if the event creates the document, or gives it to another owner.
     fn changes_owner(&self, event: EventRef<'_>) -> bool {
@@ -266,6 +274,22 @@ mod tests {
         for (event, expected) in table {
             assert_eq!(decide(event.clone(), Standing::Behind), expected, "{event}");
         }
+    }
+
+    #[test]
+    fn a_change_of_a_copy_is_told_from_a_move_that_crosses_another_one() {
+        let held = [Zone::new("DFW"), Zone::new("HOU")];
+        let table = [
+            ("HOU", "HOU", true),
+            ("HOU", "BOS", false),
+            ("BOS", "HOU", false),
+            // The spoke does not watch the zone: the document would stay at the spoke.
+            ("BOS", "BOS", false),
+        ];
+        for (new_zone, at_hub, expected) in table {
+            assert_eq!(changes_a_copy(Some(new_zone), at_hub, &held), expected, "{new_zone}, {at_hub}");
+        }
+        assert!(!changes_a_copy(None, "HOU", &held));
     }
 
     #[test]

@@ -122,6 +122,9 @@ mod uplink {
         site.at("DFW").delete_one(doc! { "_id": 1 }).await.unwrap();
         assert_eq!(everywhere(&site, 1).await, [Some(document.clone()), None, Some(document), None]);
         assert_eq!(site.spoke_status("DFW")["uplink"]["foreign_total"], 3);
+        // Whole versions of the copy stay at the spoke, as single fields do. The hub only keeps a trace of them.
+        assert_eq!(site.own_collection(HUB, "set_aside").count_documents(doc! {}).await.unwrap(), 2);
+        assert_eq!(site.own_collection(HUB, "unsettled").count_documents(doc! {}).await.unwrap(), 0);
     }
 
     #[tokio::test(flavor = "multi_thread")]

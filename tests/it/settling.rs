@@ -75,6 +75,27 @@ async fn an_own_document_is_not_overwritten_by_another_zones_of_the_same_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_collision_ends_when_the_spokes_application_deletes_the_refused_document() {
+    let mut site = Site::shared(&[("DFW", &["HOU"]), ("HOU", &[])]).await;
+    site.at("DFW").insert_one(doc! { "_id": "x", "_pk": "DFW" }).await.unwrap();
+    let other = doc! { "_id": "x", "_pk": "HOU", "n": 1 };
+    site.at(HUB).insert_one(other.clone()).await.unwrap();
+    site.start().await;
+    eventually("both ends tell the collision", async || {
+        letters(&site, HUB).await == 1 && letters(&site, "DFW").await == 1
+    })
+    .await;
+    site.at("DFW").delete_one(doc! { "_id": "x" }).await.unwrap();
+    eventually("both letters are gone, and the spoke has the hub's document", async || {
+        let letters = letters(&site, HUB).await + letters(&site, "DFW").await;
+        letters == 0 && find(&site, "DFW", "x").await == Some(other.clone())
+    })
+    .await;
+    assert_eq!(site.own_collection(HUB, "set_aside").count_documents(doc! {}).await.unwrap(), 2, "insert and delete");
+    site.assert_converged().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_letter_protects_its_document_in_a_resync_and_in_a_repair() {
     let site = with_a_refused_insert().await;
     assert!(site.command(&["dead-letters", "drop", "DFW"]).0);

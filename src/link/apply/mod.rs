@@ -82,11 +82,7 @@ impl<S: Source> Link<'_, S> {
                     let (changes, foreign) = if is_last { (work.changes, work.foreign) } else { (0, 0) };
                     self.has_committed(committed, batch.mark, changes, foreign);
                     if is_last {
-                        for (key, _, changes) in held_back.counts() {
-                            if let Some(letter) = self.parked.get_mut(key) {
-                                letter.later_changes += changes;
-                            }
-                        }
+                        self.has_counted(&held_back);
                         return Ok(skipped);
                     }
                     attempt.continue_from(range.end);
@@ -211,6 +207,19 @@ impl<S: Source> Link<'_, S> {
         (!later.is_empty()).then(|| dead_letters::count_later(self.destination.link(), &later))
     }
 
+    /// Records the changes held back. If the spoke's application has deleted a document that the hub never accepted, a
+    /// retry ends the letter at once.
+    fn has_counted(&mut self, held_back: &HeldBack<'_>) {
+        for (key, _, changes) in held_back.counts() {
+            let Some(letter) = self.parked.get_mut(key) else { continue };
+            letter.later_changes += changes;
+            letter.is_deleted = held_back.ends_with_delete(key);
+            if S::DIRECTION == Direction::Uplink && letter.is_fresh && letter.is_deleted {
+                self.spoke.pair.letters(S::DIRECTION).retry(&letter.id);
+            }
+        }
+    }
+
     /// Commits a batch. Retries after errors that left nothing behind, as declared by the server.
     async fn commit(&mut self, batch: &Batch<'_, '_>, attempt: &mut Attempt) -> Result<Committed, Error> {
         let mut delays = delays();
@@ -302,6 +311,7 @@ impl<S: Source> Link<'_, S> {
             parked_at: bson::DateTime::now(),
             later_changes: 0,
             is_fresh: event.get_str("operationType").is_ok_and(dead_letters::is_fresh),
+            is_deleted: false,
         };
         self.spoke.pair.evidence_of(S::DIRECTION).insert(step.key.clone(), (&kept).into());
         if is_collision {
@@ -329,6 +339,10 @@ impl<S: Source> Link<'_, S> {
         self.apply(Work { ours, ..Work::empty(&Nowhere) }).await?;
         self.spoke.pair.evidence_of(S::DIRECTION).remove(key);
         self.spoke.pair.unsettled.add(key.clone(), letter.id.clone());
+        // A collision at the spoke is over as well.
+        if S::DIRECTION == Direction::Uplink {
+            self.spoke.pair.letters(Direction::Downlink).retry(&letter.id);
+        }
         Ok(())
     }
 

@@ -24,9 +24,10 @@ use crate::mongo::{statement, walk};
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::ladder::{RefusedStep, Rung};
-use crate::rules::names::Direction;
+use crate::rules::names::{Direction, Zone};
 use crate::rules::plan::{self, Command};
 use crate::rules::step::{Step, Write, fill_in};
+use crate::rules::uplink;
 
 /// A part of a work, for a single transaction.
 pub(super) struct Batch<'p, 'a> {
@@ -116,11 +117,15 @@ impl<S: Source> Link<'_, S> {
         let mut open = destination.begin(!movers.is_empty()).await?;
         let moved = moved(&mut open, &movers, &steps).await?;
         let mut to_settle = batch.to_settle.clone();
+        let mut copies = HashSet::new();
         if !moved.strangers.is_empty() {
             if S::DIRECTION == Direction::Uplink {
-                to_settle.extend(ids_of(&steps, |step| moved.strangers.contains(&step.key)));
+                copies = moved.copies(&steps, &spoke.fanout.routes().held_by(&spoke.zone), field.as_str());
+                let is_crossing =
+                    |step: &Step<'_>| moved.strangers.contains_key(&step.key) && !copies.contains(&step.key);
+                to_settle.extend(ids_of(&steps, is_crossing));
             }
-            steps.to_mut().retain(|step| !moved.strangers.contains(&step.key));
+            steps.to_mut().retain(|step| !moved.strangers.contains_key(&step.key));
             foreign += moved.strangers.len();
         }
         // A dead letter may have come since the work was made: then the hub's document is another one than the spoke's.
@@ -193,11 +198,11 @@ impl<S: Source> Link<'_, S> {
         // has changed the spoke's version before the version was read.
         if S::DIRECTION == Direction::Uplink && batch.origin.is_live() {
             let mut gone = aside::gone(batch.steps, &attempt.reads, &brought, &source.zones(), field.as_str());
-            gone.extend(moved.strangers);
+            gone.extend(moved.strangers.into_keys());
             gone.extend(batch.steps.iter().map(|step| &step.key).filter(|key| attempt.read_at(key).is_some()).cloned());
             if !gone.is_empty() {
                 let conflicts = spoke.pair.conflicts();
-                gone.retain(|key| conflicts.has_hub_edit(key));
+                gone.retain(|key| conflicts.has_hub_edit(key) || copies.contains(key));
             }
             let is_overtaken = |step: &&Step<'_>| gone.contains(&step.key) && !matches!(step.write, Write::Delete);
             ours.extend(aside::overtaken(&server, batch.origin, batch.steps.iter().filter(is_overtaken)));
@@ -319,8 +324,19 @@ fn unexpected(
 struct Moved {
     /// Documents still in a named zone: the move is the link's.
     movers: HashSet<Key>,
-    /// Documents already in another zone.
-    strangers: HashSet<Key>,
+    /// Documents already in another zone, with that zone.
+    strangers: HashMap<Key, Option<String>>,
+}
+
+impl Moved {
+    /// The strangers of which the spoke holds a copy, changed by an application of the spoke.
+    fn copies(&self, steps: &[Step<'_>], held: &[Zone], partition_key: &str) -> HashSet<Key> {
+        let changed = steps.iter().filter(|step| {
+            let at_hub = self.strangers.get(&step.key).and_then(Option::as_deref);
+            at_hub.is_some_and(|zone| uplink::changes_a_copy(step.write.new_zone(partition_key), zone, held))
+        });
+        changed.map(|step| step.key.clone()).collect()
+    }
 }
 
 async fn moved(open: &mut Open<'_>, movers: &[&Step<'_>], steps: &[Step<'_>]) -> Result<Moved, Error> {
@@ -333,10 +349,12 @@ async fn moved(open: &mut Open<'_>, movers: &[&Step<'_>], steps: &[Step<'_>]) ->
     let inserted: HashSet<&Key> =
         steps.iter().filter(|step| matches!(step.write, Write::Insert(_))).map(|step| &step.key).collect();
     for step in movers {
-        let is_stranger = !inserted.contains(&step.key)
-            && zones.get(&step.key).is_some_and(|zone| !is_in_reach(step, zone.as_deref()));
-        let kind = if is_stranger { &mut moved.strangers } else { &mut moved.movers };
-        kind.insert(step.key.clone());
+        match zones.get(&step.key) {
+            Some(zone) if !inserted.contains(&step.key) && !is_in_reach(step, zone.as_deref()) => {
+                moved.strangers.insert(step.key.clone(), zone.clone());
+            }
+            _ => drop(moved.movers.insert(step.key.clone())),
+        }
     }
     Ok(moved)
 }

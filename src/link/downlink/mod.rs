@@ -70,13 +70,8 @@ impl Rules for HubRules {
 impl HubSource {
     /// True if the spoke holds the same zones by these routes as at the start of the link.
     fn holds_the_same(&self, routes: &Arc<Routes>) -> bool {
-        Arc::ptr_eq(routes, &self.rules.routes) || held(routes, &self.rules.zone) == self.held
+        Arc::ptr_eq(routes, &self.rules.routes) || routes.held_by(&self.rules.zone) == self.held
     }
-}
-
-/// The zones held by a spoke: first the own zone, then the watched zones.
-fn held(routes: &Routes, spoke: &Zone) -> Vec<Zone> {
-    routes.owner(spoke.as_str()).map(|number| routes.held(number).cloned().collect()).unwrap_or_default()
 }
 
 impl Source for HubSource {
@@ -104,7 +99,7 @@ impl Source for HubSource {
         }
         spoke.pair.foreign.load(destination.server()).await?;
         let routes = spoke.fanout.routes();
-        let held = held(&routes, &spoke.zone);
+        let held = routes.held_by(&spoke.zone);
         let (zone, partition_key) = (spoke.zone.clone(), server.partition_key().to_owned());
         Ok((Self { server, rules: HubRules { routes, zone, partition_key }, held }, Some(ledger)))
     }
@@ -118,7 +113,7 @@ impl Source for HubSource {
     }
 
     fn zones(&self) -> Vec<Zone> {
-        held(&self.rules.routes, &self.rules.zone)
+        self.rules.routes.held_by(&self.rules.zone)
     }
 
     async fn read(&mut self, wanted: &Wanted<'_>, _: &HashSet<Key>, time: Timestamp) -> Result<Vec<Snapshot>, Error> {

@@ -191,6 +191,7 @@ impl Link<'_, HubSource> {
             parked_at: bson::DateTime::now(),
             later_changes: 0,
             is_fresh: true,
+            is_deleted: false,
         };
         let mut event = rawdoc! { "operationType": "copy" };
         if let Some(document) = &candidate.hub {

@@ -15,7 +15,7 @@
 //! later_changes        int64      number of later changes of the document, which the link left out
 //! last_change_at       date       time of the newest later change, by the server's clock
 //! later_events         array      at the hub, for a document that the hub never had: the newest 20 events of later
-//!                                 changes, except for events larger than 16,000 bytes
+//!                                 changes; of an event larger than 16,000 bytes only `operationType`
 //! ```
 //!
 //! A dropped letter leaves a mark in `dropped_letters`, under the same `_id`:
@@ -113,10 +113,16 @@ pub(crate) fn count_later(link: &LinkName, later: &[Later<'_>]) -> RawDocumentBu
     let mut updates = RawArrayBuf::new();
     for Later { namespace, id: document, changes, events } in later {
         let mut update = rawdoc! { "$inc": { "later_changes": *changes }, "$currentDate": { "last_change_at": true } };
-        let small = events.iter().filter(|event| event.as_bytes().len() <= LARGEST_LATER_EVENT);
-        let events: RawArrayBuf = small.map(|event| RawBsonRef::Document(event)).collect();
+        let mut kept = RawArrayBuf::new();
+        for event in events {
+            if event.as_bytes().len() <= LARGEST_LATER_EVENT {
+                kept.push(event.clone());
+            } else {
+                kept.push(rawdoc! { "operationType": event.get_str("operationType").unwrap_or_default() });
+            }
+        }
         if !events.is_empty() {
-            update.append(cstr!("$push"), rawdoc! { "later_events": { "$each": events, "$slice": -LATER_EVENTS } });
+            update.append(cstr!("$push"), rawdoc! { "later_events": { "$each": kept, "$slice": -LATER_EVENTS } });
         }
         updates.push(rawdoc! { "q": id(link, namespace, *document), "u": update });
     }
@@ -169,6 +175,9 @@ pub(crate) struct Kept {
     pub(crate) later_changes: i64,
     /// The refused change was an insert or a copy, so the destination never had the document.
     pub(crate) is_fresh: bool,
+    /// The newest later change has deleted the document at the source. Known only while the letter keeps later events,
+    /// or while the link runs.
+    pub(crate) is_deleted: bool,
 }
 
 /// True for a refused change, as an event, that would have created the document.
@@ -183,6 +192,7 @@ pub(crate) async fn kept(server: &Server, link: &LinkName) -> Result<HashMap<Key
         let filter = doc! { "_id.link": link.to_string(), "_id.ns": namespace.to_string() };
         let fields = doc! {
             "reason": 1, "parked_at": 1, "later_changes": 1, "is_fresh": 1, "event.operationType": 1,
+            "later_events.operationType": 1,
         };
         let saved = all_of(server, DEAD_LETTERS, filter, fields).await?;
         letters.extend(saved.iter().filter_map(|saved| read(number, saved)));
@@ -230,6 +240,10 @@ fn read(namespace: u16, saved: &Document) -> Option<(Key, Kept)> {
         // Letters of 0.1.0 have no such field.
         is_fresh: saved.get_bool("is_fresh").unwrap_or_else(|_| {
             saved.get_document("event").is_ok_and(|event| event.get_str("operationType").is_ok_and(is_fresh))
+        }),
+        is_deleted: saved.get_array("later_events").is_ok_and(|later| {
+            let newest = later.last().and_then(Bson::as_document);
+            newest.is_some_and(|event| event.get_str("operationType").is_ok_and(|kind| kind == "delete"))
         }),
         id,
     };
