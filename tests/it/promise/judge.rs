@@ -164,11 +164,15 @@ fn lost(document: &str, writes: &[&Written], rest: &Rest, kept: &BTreeSet<String
                 && !past.contains(&other)
                 && match by.reach {
                     Reach::New => by.zone.as_ref().is_none_or(|zone| zones.contains(zone)),
-                    reach if by.lineage == written.lineage => {
+                    // Within a zone, an `_id` is one document: a later whole version or delete is about any earlier one.
+                    reach => {
+                        let is_same = by.lineage == written.lineage;
+                        let is_of_zone = by.zone_before().is_some_and(|zone| zones.iter().any(|other| *other == zone));
                         let is_concurrent = || !self::past(writes, other).contains(&index);
-                        reach == Reach::Whole || reach == written.field() || (by.travels_whole && is_concurrent())
+                        (is_same && reach == written.field())
+                            || ((is_same || is_of_zone)
+                                && (reach == Reach::Whole || (by.travels_whole && is_concurrent())))
                     }
-                    _ => false,
                 }
         };
         if !writes.iter().enumerate().any(overrules) {
@@ -180,6 +184,10 @@ fn lost(document: &str, writes: &[&Written], rest: &Rest, kept: &BTreeSet<String
 }
 
 impl Written {
+    fn zone_before(&self) -> Option<&str> {
+        self.before.as_ref()?.get_str("_pk").ok()
+    }
+
     /// The field that holds the write's value.
     fn field(&self) -> Reach {
         match self.reach {
@@ -294,6 +302,14 @@ mod tests {
         (delete.lineage, delete.value) = ("v8".to_owned(), None);
         let log = [write(0, "DFW", A, "v1", None), delete];
         assert_eq!(kinds(&log, &same(doc! { "_pk": "DFW" })), ["lost"]);
+    }
+
+    #[test]
+    fn a_delete_in_the_zone_overrules_whatever_the_id_stood_for() {
+        let mut delete = write(0, "DFW", Reach::Whole, "v9", None);
+        (delete.lineage, delete.value, delete.before) = ("v8".to_owned(), None, Some(doc! { "_pk": "DFW" }));
+        let log = [write(0, HUB, Reach::New, "v1", None), delete];
+        assert_eq!(kinds(&log, &same(doc! { "_pk": "DFW" })), [""; 0]);
     }
 
     #[test]
