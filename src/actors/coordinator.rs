@@ -95,6 +95,8 @@ pub(crate) struct Coordinator {
     spokes: HashMap<String, Addr<Spoke>>,
     /// Zones whose spoke is stopping, and starts again with the present configuration as soon as the old actor is gone.
     replaced: HashSet<String>,
+    /// Zones whose spoke an operator has paused. A pause outlives the spoke's actor.
+    paused: HashSet<String>,
     shutdown: Option<oneshot::Sender<Vec<String>>>,
     /// Stops a running verification when the process ends.
     pub(super) stop: CancellationToken,
@@ -112,6 +114,7 @@ impl Coordinator {
             restarts: Restarts::default(),
             spokes: HashMap::new(),
             replaced: HashSet::new(),
+            paused: HashSet::new(),
             shutdown: None,
             stop: CancellationToken::new(),
         };
@@ -145,7 +148,7 @@ impl Coordinator {
     fn start_spoke(&mut self, spoke: Arc<link::Shared>, context: &mut Context<Self>) {
         let zone = spoke.zone.to_string();
         let span = tracing::info_span!(parent: None, "spoke", actor = %format!("{zone}/spoke"));
-        let actor = Spoke::new(spoke, context.address().recipient());
+        let actor = Spoke::new(spoke, context.address().recipient(), self.paused.contains(&zone));
         let (parent, name) = (context.address(), zone.clone());
         let address = spawn(span, actor, move |error| {
             tracing::error!(zone = name, error, "the spoke's supervisor panicked, starting again");
@@ -164,6 +167,7 @@ impl Coordinator {
     /// Removes a spoke without a configuration from status and handles, and closes the connections.
     fn remove_spoke(&mut self, zone: &str, context: &mut Context<Self>) {
         self.handles.board.remove(zone);
+        self.paused.remove(zone);
         let Some(spoke) = self.handles.remove(zone) else { return };
         tracing::info!(zone, "spoke removed");
         let closing = async move { spoke.endpoint.shutdown(CLOSE_LIMIT).await };
@@ -278,6 +282,9 @@ impl Handler<Reload> for Coordinator {
         for section in self.config.fixed_sections_that_differ(&former) {
             tracing::warn!(section, "changed in the configuration, takes effect at the next start");
         }
+        // A verification compares what the process keeps in step.
+        self.config.hub = former.hub.clone();
+        self.config.sync = former.sync.clone();
         let by_zone = |config: &Config| -> HashMap<Zone, config::Spoke> {
             config.spokes.iter().map(|spoke| (spoke.zone.clone(), spoke.clone())).collect()
         };
@@ -329,18 +336,26 @@ impl Handler<Reload> for Coordinator {
 }
 
 impl Handler<ActOn> for Coordinator {
-    type Result = ResponseFuture<Result<(), Refused>>;
+    type Result = ResponseActFuture<Self, Result<(), Refused>>;
 
     fn handle(&mut self, ActOn { zone, action }: ActOn, _: &mut Self::Context) -> Self::Result {
         let spoke = self.spokes.get(&zone).cloned();
         // The future holds only the spoke's address, so the coordinator may handle other messages in the meantime.
-        Box::pin(async move {
+        let acting = async move {
             let Some(spoke) = spoke else { return Err(Refused::Unknown) };
             match spoke.send(spoke::Act(action)).await {
                 Ok(done) => done.map_err(Refused::Senseless),
                 Err(_) => Err(Refused::Unknown),
             }
-        })
+        };
+        Box::pin(acting.into_actor(self).map(move |done, coordinator, _| {
+            match (&done, action) {
+                (Ok(()), Action::Pause) => drop(coordinator.paused.insert(zone)),
+                (Ok(()), Action::Resume) => drop(coordinator.paused.remove(&zone)),
+                _ => {}
+            }
+            done
+        }))
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use crate::config::{self, Config};
 use crate::link;
 use crate::link::hub::fanout::Fanout;
+use crate::link::servers::ReplicaSets;
 use crate::mongo::server::Endpoint;
 use crate::observe::status::Board;
 use crate::rules::names::Zone;
@@ -31,6 +32,7 @@ pub(crate) struct Handles {
     pub(crate) hub: Arc<Endpoint>,
     spokes: Arc<Mutex<HashMap<Zone, Arc<link::Shared>>>>,
     starting: Arc<Semaphore>,
+    sets: Arc<ReplicaSets>,
 }
 
 impl Handles {
@@ -44,7 +46,7 @@ impl Handles {
         let hub_connections = links.saturating_add(2).saturating_mul(CONNECTIONS_PER_LINK);
         let hub = Arc::new(Endpoint::new("hub", config.hub.clone(), sync, hub_connections));
         let starting = Arc::new(Semaphore::new(STARTING_LINKS));
-        let handles = Self { board, fanout, hub, spokes: Arc::default(), starting };
+        let handles = Self { board, fanout, hub, spokes: Arc::default(), starting, sets: Arc::default() };
         for spoke in &config.spokes {
             handles.add(spoke);
         }
@@ -58,6 +60,7 @@ impl Handles {
 
     /// Creates a spoke as configured. An earlier spoke of the same zone is replaced.
     pub(super) fn add(&self, spoke: &config::Spoke) -> Arc<link::Shared> {
+        self.sets.release(spoke.zone.as_str());
         let name = format!("spoke {}", spoke.zone);
         let sync = self.hub.sync().clone();
         let endpoint = Endpoint::new(&name, spoke.uri.clone(), sync, 3 * CONNECTIONS_PER_LINK);
@@ -70,6 +73,7 @@ impl Handles {
             status: self.board.add(&spoke.zone, &spoke.watch),
             on_unwatch: spoke.on_unwatch,
             starting: self.starting.clone(),
+            sets: self.sets.clone(),
             holder: holder(),
         });
         self.map().insert(spoke.zone.clone(), spoke.clone());
@@ -77,6 +81,7 @@ impl Handles {
     }
 
     pub(super) fn remove(&self, zone: &str) -> Option<Arc<link::Shared>> {
+        self.sets.release(zone);
         self.map().remove(zone)
     }
 

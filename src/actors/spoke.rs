@@ -81,10 +81,11 @@ struct Supervised {
 }
 
 impl Spoke {
-    /// Creates a supervisor that sends [`Gone`] to `parent` as its last act.
-    pub(crate) fn new(spoke: Arc<link::Shared>, parent: Recipient<Gone>) -> Self {
+    /// Creates a supervisor that sends [`Gone`] to `parent` as its last act. `paused`: an operator paused the spoke
+    /// before the configuration was read again.
+    pub(crate) fn new(spoke: Arc<link::Shared>, parent: Recipient<Gone>, paused: bool) -> Self {
         let (reader, writer) = (Supervised::default(), Supervised::default());
-        Self { spoke, parent, reader, writer, paused: false, stopping: false }
+        Self { spoke, parent, reader, writer, paused, stopping: false }
     }
 
     fn child(&mut self, link: Direction) -> &mut Supervised {
@@ -179,9 +180,13 @@ impl Actor for Spoke {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Self::Context) {
-        tracing::info!(hosts = self.spoke.endpoint.hosts(), "starting");
-        self.start(Direction::Uplink, context);
-        self.start(Direction::Downlink, context);
+        tracing::info!(hosts = self.spoke.endpoint.hosts(), paused = self.paused, "starting");
+        for link in Direction::BOTH {
+            if self.paused {
+                self.spoke.status.link(link).set_state(State::Paused);
+            }
+            self.start(link, context);
+        }
         context.run_interval(PROGRESS, |spoke, _| spoke.report());
     }
 }

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use bson::{Document, doc};
+use bson::{Document, Uuid, doc};
 
 use super::Exit;
 use super::servers::endpoints;
 use crate::config::Config;
+use crate::link::servers::is_one_with;
 use crate::mongo::error::Error;
+use crate::mongo::metadata::identity;
 use crate::mongo::server::{Endpoint, Server, first_batch};
 use crate::mongo::{metadata, oplog, tail};
 use crate::rules::names::Namespace;
@@ -66,14 +68,29 @@ pub(super) fn run(config: &Config) -> Exit {
 }
 
 async fn all(config: &Config) -> Vec<(String, Vec<Finding>)> {
-    let looking = endpoints(config, CONNECTIONS).map(|(name, endpoint)| async move { (name, look(&endpoint).await) });
-    futures_util::future::join_all(looking).await
+    let looking = endpoints(config, CONNECTIONS).map(|(name, endpoint)| async move {
+        let (findings, id) = look(&endpoint).await;
+        (name, findings, id)
+    });
+    let mut looked = futures_util::future::join_all(looking).await;
+    // One replica set must not be configured twice.
+    for number in 0..looked.len() {
+        let Some(id) = looked[number].2 else { continue };
+        let others = if config.sync.allow_shared_replica_sets { number.min(1) } else { number };
+        let other = looked[..others].iter().find(|(_, _, other)| *other == Some(id)).map(|(name, ..)| name.clone());
+        if let Some(other) = other {
+            let other = if other == "hub" { "the hub".to_owned() } else { other };
+            looked[number].1.push(Finding::wrong(is_one_with(&other)));
+        }
+    }
+    looked.into_iter().map(|(name, findings, _)| (name, findings)).collect()
 }
 
-async fn look(endpoint: &Endpoint) -> Vec<Finding> {
+/// Checks a server. Returns also the identity of the replica set, if it can be read.
+async fn look(endpoint: &Endpoint) -> (Vec<Finding>, Option<Uuid>) {
     let server = match endpoint.connect().await {
         Ok(server) => server,
-        Err(error) => return vec![Finding::wrong(reason(&error))],
+        Err(error) => return (vec![Finding::wrong(reason(&error))], None),
     };
     // The server and its change stream.
     let (major, minor) = server.version();
@@ -85,11 +102,13 @@ async fn look(endpoint: &Endpoint) -> Vec<Finding> {
     // The privileges: writes to the metadata database, and `killSessions`, here for a session that no server knows.
     let writes = async {
         metadata::prepare(&server).await?;
-        server.tick().await
+        server.tick().await?;
+        identity::of(&server).await
     };
-    findings.push(match writes.await {
+    let id = writes.await;
+    findings.push(match &id {
         Ok(_) => Finding::well("its metadata database can be written"),
-        Err(error) => Finding::wrong(format!("{}; see the README for the privileges", reason(&error))),
+        Err(error) => Finding::wrong(format!("{}; see the README for the privileges", reason(error))),
     });
     let admin = server.client().database("admin");
     let kill = server.run("ending an unknown session", &admin, doc! { "killSessions": [{ "id": bson::Uuid::new() }] });
@@ -102,7 +121,7 @@ async fn look(endpoint: &Endpoint) -> Vec<Finding> {
     for namespace in server.namespaces() {
         findings.extend(indexes(&server, namespace).await);
     }
-    findings
+    (findings, id.ok())
 }
 
 async fn oplog(server: &Server) -> Finding {

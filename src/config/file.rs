@@ -210,6 +210,9 @@ fn sync<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>) -> Synced {
     if let Some(number) = reader.number(&mut table, "catch_up_streams", 1..=100) {
         sync.catch_up_streams = number.value;
     }
+    if let Some(allowed) = reader.boolean(&mut table, "allow_shared_replica_sets") {
+        sync.allow_shared_replica_sets = allowed;
+    }
     reader.finish(table);
     sync
 }

@@ -104,6 +104,8 @@ pub struct Synced {
     pub metadata_database: String,
     /// Spokes that may catch up at the same time, each on an own change stream of the hub.
     pub catch_up_streams: usize,
+    /// True to let several spokes be one replica set, for load tests: each sees the documents of all of them.
+    pub allow_shared_replica_sets: bool,
 }
 
 impl Default for Synced {
@@ -113,6 +115,7 @@ impl Default for Synced {
             partition_key: "_pk".to_owned(),
             metadata_database: "_syncmetadata".to_owned(),
             catch_up_streams: 4,
+            allow_shared_replica_sets: false,
         }
     }
 }

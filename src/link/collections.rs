@@ -9,7 +9,7 @@ use super::apply::mark::Mark;
 use super::lifecycle::Link;
 use super::source::Source;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::checkpoints::Identity;
+use crate::mongo::metadata::checkpoints::{Checkpoint, Identity};
 use crate::mongo::server::Server;
 use crate::rules::names::Namespace;
 
@@ -27,7 +27,23 @@ impl<S: Source> Link<'_, S> {
             .collect();
         replaced.extend(others(&source, &checkpoint.collections).await?);
         replaced.extend(others(&here, &checkpoint.destination_collections).await?);
+        // The configuration is part of the state: with another partition key every document may be in another zone, and
+        // the stream has no changes of a collection from the time in which it was not synced.
+        let is_other_key = checkpoint.partition_key.as_deref().is_some_and(|key| key != source.partition_key());
+        if is_other_key {
+            replaced.extend(source.namespaces().iter().map(ToString::to_string));
+        }
+        let unsynced = unsynced(&checkpoint, source.namespaces());
+        if !unsynced.is_empty() {
+            tracing::warn!(
+                ns = unsynced.join(", "),
+                "no longer synced: should it be synced again, it is copied again, deleting nothing"
+            );
+        }
         if replaced.is_empty() {
+            if !unsynced.is_empty() {
+                self.save(Some(Mark::Replaced(unsynced))).await?;
+            }
             pair.has_looked(S::DIRECTION, &lost);
             return Ok(());
         }
@@ -35,11 +51,12 @@ impl<S: Source> Link<'_, S> {
         replaced.dedup();
         tracing::warn!(
             ns = replaced.join(", "),
-            "the collection is another one than before: copying it again, deleting nothing"
+            is_other_key,
+            "the collection or the partition key is another one than before: copying again, deleting nothing"
         );
         // The opposite link must know first: otherwise missing documents would count as deleted.
         pair.must_look(S::DIRECTION.opposite());
-        self.save(Some(Mark::Replaced(replaced))).await?;
+        self.save(Some(Mark::Replaced(replaced.into_iter().chain(unsynced).collect()))).await?;
         pair.has_looked(S::DIRECTION, &lost);
         Ok(())
     }
@@ -68,6 +85,18 @@ impl<S: Source> Link<'_, S> {
         let Some(known) = known else { return Ok(false) };
         Ok(others(&source, std::slice::from_ref(&known)).await?.is_empty())
     }
+}
+
+/// The namespaces that the checkpoint knows and the configuration does not.
+fn unsynced(checkpoint: &Checkpoint, synced: &[Namespace]) -> Vec<String> {
+    let parts = checkpoint.copied.iter().chain(&checkpoint.left).chain(checkpoint.copying.iter().map(|it| &it.part));
+    let identities = checkpoint.collections.iter().chain(&checkpoint.destination_collections);
+    let known = parts.map(|part| &part.namespace).chain(identities.map(|known| &known.namespace));
+    let synced: Vec<String> = synced.iter().map(ToString::to_string).collect();
+    let mut unsynced: Vec<String> = known.filter(|namespace| !synced.contains(namespace)).cloned().collect();
+    unsynced.sort();
+    unsynced.dedup();
+    unsynced
 }
 
 /// The known namespaces with a different collection now.

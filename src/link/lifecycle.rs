@@ -13,6 +13,7 @@ use super::copy::Ended;
 use super::letters::{self, Retries};
 use super::pair::{Evidence, REMEMBERED_DOCUMENTS, Turn};
 use super::reached::Reached;
+use super::servers::{self, Found};
 use super::shared::Shared;
 use super::source::{Opening, Source};
 use crate::mongo::destination::Destination;
@@ -27,6 +28,7 @@ use crate::observe::status::{Cell, State};
 use crate::rules::ahead::Ahead;
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, LinkName};
+use crate::rules::past::Restored;
 use crate::rules::position::Position;
 
 /// The loop ended on request.
@@ -62,31 +64,47 @@ const UNKNOWN_READ_BYTES: usize = 100_000;
 
 /// Runs a link until a request to stop. Fails if a server fails, or if another process takes the link over.
 pub(super) async fn run<S: Source>(spoke: &Shared, stop: &CancellationToken) -> Result<Stopped, Error> {
-    let mut link = Link::<S>::claim(spoke).await?;
+    let (mut link, found) = Link::<S>::claim(spoke).await?;
+    link.greet(found).await?;
     link.anchor().await?;
     loop {
         link.look_at_collections().await?;
         // A comparison requested by an operator can wait for the opposite link. A first copy, or a copy after a lost
         // position, cannot wait.
-        let asked = link.checkpoint().reconciling == Reconciling::Asked;
-        let comparing = if asked { spoke.pair.compare(S::DIRECTION) } else { None };
-        let only_new = asked && comparing.is_none();
+        let reason = link.checkpoint().reconciling;
+        let can_wait = reason.keeps_position();
+        let comparing = if can_wait { spoke.pair.compare(S::DIRECTION, reason) } else { None };
+        let only_new = can_wait && comparing.is_none();
         if S::copy(&mut link, only_new, stop).await? == Ended::Stopped {
             return Ok(Stopped);
         }
         drop(comparing);
+        spoke.pair.has_due(S::DIRECTION, link.checkpoint().reconciling);
         link.set_complete();
         match S::stream(&mut link, stop).await {
             Err(error) if error.failure() == Failure::HistoryLost => {
                 tracing::warn!(%error, "history lost, reconciling");
                 link.cell().set_error(&error.to_string());
-                link.restart().await?;
+                // A server that was restored or replaced has lost its history as well, and then nothing counts as
+                // deleted.
+                let found = link.look_at_servers().await?;
+                link.greet(found).await?;
+                if !found.is_other {
+                    link.restart().await?;
+                }
             }
-            Ok(Turn::Compare) => {
-                tracing::info!("comparing everything, as an operator wants");
-                link.save(Some(Mark::Compares)).await?;
+            // A comparison that is saved already goes on where it was, unless somebody has asked again.
+            Ok(Turn::Compare(reason)) => {
+                let is_new = spoke.pair.asked(S::DIRECTION).take().is_some();
+                if is_new || link.checkpoint().reconciling != reason {
+                    tracing::info!(?reason, "comparing everything");
+                    link.compares(reason).await?;
+                }
             }
-            Ok(Turn::Look) => {}
+            Ok(Turn::Look) => {
+                let found = link.look_at_servers().await?;
+                link.greet(found).await?;
+            }
             Ok(Turn::Stopped) => return Ok(Stopped),
             Err(error) => return Err(error),
         }
@@ -100,20 +118,30 @@ impl From<&Kept> for Evidence {
 }
 
 impl<'s, S: Source> Link<'s, S> {
-    /// Connects both ends, and takes the link over at the destination.
-    async fn claim(spoke: &'s Shared) -> Result<Self, Error> {
+    /// Connects both ends, and takes the link over at the destination. Returns also what the link finds about the
+    /// servers.
+    async fn claim(spoke: &'s Shared) -> Result<(Self, Found), Error> {
         let cell = spoke.status.link(S::DIRECTION);
         cell.set_state(State::Connecting);
         let edge = spoke.endpoint.connect().await?;
         let starting = spoke.starting(S::DIRECTION).await;
         let hub = spoke.hub.connect().await?;
+        metadata::prepare(&edge).await?;
+        metadata::prepare(&hub).await?;
+        let found = servers::look(spoke, S::DIRECTION, &hub, &edge).await?;
         let (link, source, destination) = match S::DIRECTION {
             Direction::Uplink => (LinkName::uplink(&spoke.zone), edge, hub),
             Direction::Downlink => (LinkName::downlink(&spoke.zone), hub, edge),
         };
-        metadata::prepare(&source).await?;
         let (usual, moves) = S::sessions(spoke);
-        let destination = Destination::claim(&destination, &link, usual, moves, &spoke.holder).await?;
+        let mut destination = Destination::claim(&destination, &link, usual, moves, &spoke.holder).await?;
+        destination.set_source(found.source_id);
+        // The opposite link may not notice by itself: its stream goes on at the new server.
+        if found.is_other_for_opposite {
+            spoke.pair.must_look(S::DIRECTION.opposite());
+        }
+        spoke.pair.has_saved(S::DIRECTION, destination.sequence());
+        spoke.pair.has_due(S::DIRECTION, destination.checkpoint().reconciling);
         let ahead = Ahead::new(destination.checkpoint().ahead.clone(), REMEMBERED_DOCUMENTS);
         let parked = dead_letters::kept(destination.server(), destination.link()).await?;
         *spoke.pair.evidence_of(S::DIRECTION) =
@@ -148,7 +176,73 @@ impl<'s, S: Source> Link<'s, S> {
             cell.set_comparing(true);
         }
         cell.resumes_at(link.checkpoint().position.as_ref().map(Position::cluster_time));
-        Ok(link)
+        Ok((link, found))
+    }
+
+    async fn look_at_servers(&mut self) -> Result<Found, Error> {
+        let (source, destination) = (self.source.server().clone(), self.destination_server());
+        let (hub, edge) = match S::DIRECTION {
+            Direction::Uplink => (destination, source),
+            Direction::Downlink => (source, destination),
+        };
+        let found = servers::look(self.spoke, S::DIRECTION, &hub, &edge).await?;
+        self.destination.set_source(found.source_id);
+        Ok(found)
+    }
+
+    /// Reacts to a server that was restored from a backup, or that is another one than before.
+    async fn greet(&mut self, found: Found) -> Result<(), Error> {
+        if found.is_other {
+            let source = self.source.server().name().clone();
+            self.tell(&format!(
+                "{source} is another replica set than before: copying everything again, deleting nothing"
+            ));
+            self.set_incomplete();
+            self.source.lose_place(self.spoke);
+            let start = tail::present_position(self.source.server()).await?;
+            return self.save(Some(Mark::Anew(start))).await;
+        }
+        let Some(restored) = found.restored else { return Ok(()) };
+        let reason = Reconciling::Restored(restored);
+        if self.checkpoint().reconciling == reason {
+            return Ok(());
+        }
+        let (old, new) = match restored {
+            Restored::Spoke => (format!("spoke {}", self.spoke.zone), "the hub".to_owned()),
+            Restored::Hub => ("the hub".to_owned(), format!("spoke {}", self.spoke.zone)),
+        };
+        self.tell(&format!(
+            "{old} was restored from a backup: its checkpoint is older than {new} remembers. Comparing both; the newer \
+             versions at {new} win, and nothing is deleted"
+        ));
+        // The opposite link may have seen it by numbers that this link is about to replace.
+        self.spoke.pair.ask(S::DIRECTION.opposite(), reason);
+        self.compares(reason).await?;
+        // A position that the restored source has not reached says nothing: every change since then is behind it.
+        if self.position().cluster_time() > self.source.server().now().await? {
+            self.restart().await?;
+        }
+        Ok(())
+    }
+
+    /// Saves that parts must be compared for this reason.
+    async fn compares(&mut self, reason: Reconciling) -> Result<(), Error> {
+        let parts = match reason {
+            Reconciling::Restored(restored) => {
+                let mut parts = self.checkpoint().copied.clone();
+                parts.retain(|part| self.source.compares(&part.zone, restored));
+                Some(parts)
+            }
+            _ => None,
+        };
+        self.spoke.pair.has_due(S::DIRECTION, reason);
+        self.save(Some(Mark::Compares { reason, parts })).await
+    }
+
+    /// Tells an operator, in the log and in the status.
+    fn tell(&self, what: &str) {
+        tracing::warn!("{what}");
+        self.cell().set_error(what);
     }
 
     /// Saves the present end of the source's change stream as the first position of a new link: the link will carry all

@@ -17,6 +17,7 @@
 //! - [`copy`]: the first copy of a zone, and the reconcile
 //! - [`shared`], [`pair`]: what the two links of one spoke share, and what each must know of the other
 //! - [`reached`]: the place up to which a link has carried everything, for the opposite link to wait for
+//! - [`servers`]: noticing that a server was restored, or is another one
 //! - [`collections`]: noticing that a collection was dropped or renamed; [`foreign`]: documents of other zones at a
 //!   spoke
 //! - [`unsettled`]: documents that were not found as expected, until the decision about each is taken
@@ -37,6 +38,7 @@ mod lifecycle;
 pub(crate) mod pair;
 pub(crate) mod reached;
 mod retry;
+pub(crate) mod servers;
 pub(crate) mod shared;
 mod source;
 mod unsettled;

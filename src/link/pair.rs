@@ -1,7 +1,7 @@
 //! The state shared by both links of a spoke. The pair outlives the loops.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -25,8 +25,8 @@ pub(crate) const REMEMBERED_DOCUMENTS: usize = 50_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
     Stopped,
-    /// Everything must be compared.
-    Compare,
+    /// Everything must be compared, for this reason.
+    Compare(Reconciling),
     /// The collections may have been replaced.
     Look,
 }
@@ -42,8 +42,12 @@ pub(crate) struct Pair {
     pub(crate) downlink_session: Slot,
     conflicts: Mutex<Conflicts>,
     carried: [Carried; 2],
-    /// By link: an operator asked to compare everything.
-    resync: [AtomicBool; 2],
+    /// By link: the reason for which everything must be compared.
+    asked: [Mutex<Option<Reconciling>>; 2],
+    /// By link: a comparison is under way or still to come, or may be, because the link has not begun.
+    is_due: [AtomicBool; 2],
+    /// By link: the number of the newest claim or save of the checkpoint; 0 before the link has begun.
+    saved: [AtomicI64; 2],
     looking: [Mutex<Looking>; 2],
     pub(super) foreign: foreign::Known,
     /// Documents that one of the links did not find as expected.
@@ -84,7 +88,9 @@ impl Default for Pair {
             downlink_session: Slot::default(),
             conflicts: Mutex::new(Conflicts::new(REMEMBERED_DOCUMENTS)),
             carried: Default::default(),
-            resync: Default::default(),
+            asked: Default::default(),
+            is_due: Direction::BOTH.map(|_| AtomicBool::new(true)),
+            saved: Default::default(),
             looking: Default::default(),
             foreign: foreign::Known::default(),
             unsettled: Unsettled::default(),
@@ -105,9 +111,39 @@ impl Pair {
 
     /// Asks both links to compare everything at the next turn.
     pub(super) fn ask_for_resync(&self) {
-        for asked in &self.resync {
-            asked.store(true, Ordering::Relaxed);
+        for direction in Direction::BOTH {
+            self.ask(direction, Reconciling::Asked);
         }
+    }
+
+    /// Asks a link to compare everything. A restored server is the stronger reason: nothing is deleted then.
+    pub(super) fn ask(&self, direction: Direction, reason: Reconciling) {
+        let mut asked = self.asked(direction);
+        if !asked.is_some_and(Reconciling::is_restored) {
+            *asked = Some(reason);
+        }
+        self.is_due[direction as usize].store(true, Ordering::Relaxed);
+    }
+
+    /// The reason for which a link was asked to compare everything, until the comparison begins.
+    pub(super) fn asked(&self, direction: Direction) -> MutexGuard<'_, Option<Reconciling>> {
+        self.asked[direction as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records whether a link that begins, or has copied, still has a comparison to make.
+    pub(super) fn has_due(&self, direction: Direction, reconciling: Reconciling) {
+        let is_due = reconciling != Reconciling::No || self.asked(direction).is_some();
+        self.is_due[direction as usize].store(is_due, Ordering::Relaxed);
+    }
+
+    /// Records the number of a link's newest claim or save.
+    pub(super) fn has_saved(&self, direction: Direction, number: i64) {
+        self.saved[direction as usize].store(number, Ordering::Relaxed);
+    }
+
+    /// The number of a link's newest claim or save; 0 before the link has begun.
+    pub(super) fn saved(&self, direction: Direction) -> i64 {
+        self.saved[direction as usize].load(Ordering::Relaxed)
     }
 
     /// The dead letter of a document in one of the links, open or dropped.
@@ -179,23 +215,31 @@ impl Pair {
         }
     }
 
-    /// The link's next task instead of the change stream, if any: a check of the collections, or a requested comparison
-    /// as soon as the opposite link can carry changes meanwhile.
+    /// The link's next task instead of the change stream, if any: a check of the collections, or a comparison as soon as
+    /// the opposite link can carry changes meanwhile. `reconciling` is the reason saved in the link's checkpoint.
     pub(super) fn turn(&self, direction: Direction, reconciling: Reconciling) -> Option<Turn> {
         if self.looking(direction).is_needed {
             return Some(Turn::Look);
         }
-        let is_asked = self.resync[direction as usize].load(Ordering::Relaxed) || reconciling == Reconciling::Asked;
-        let can =
-            is_asked && self.comparing.available_permits() > 0 && self.carried(direction.opposite()).is_complete();
-        can.then_some(Turn::Compare)
+        let reason = self.asked(direction).or(Some(reconciling).filter(|reason| reason.keeps_position()))?;
+        let can = self.may_compare(direction, reason) && self.carried(direction.opposite()).is_complete();
+        can.then_some(Turn::Compare(reason))
     }
 
-    /// Begins a comparison, unless the opposite link compares.
-    pub(super) fn compare(&self, direction: Direction) -> Option<SemaphorePermit<'_>> {
-        let permit = self.comparing.try_acquire().ok()?;
-        self.resync[direction as usize].store(false, Ordering::Relaxed);
+    /// Begins a comparison for this reason, unless the opposite link compares, or must compare first.
+    pub(super) fn compare(&self, direction: Direction, reason: Reconciling) -> Option<SemaphorePermit<'_>> {
+        let permit = self.comparing.try_acquire().ok().filter(|_| !self.waits_for_opposite(direction, reason))?;
+        *self.asked(direction) = None;
         Some(permit)
+    }
+
+    fn may_compare(&self, direction: Direction, reason: Reconciling) -> bool {
+        self.comparing.available_permits() > 0 && !self.waits_for_opposite(direction, reason)
+    }
+
+    fn waits_for_opposite(&self, direction: Direction, reason: Reconciling) -> bool {
+        reason.first() == Some(direction.opposite())
+            && self.is_due[direction.opposite() as usize].load(Ordering::Relaxed)
     }
 
     pub(super) fn carried(&self, direction: Direction) -> &Carried {
@@ -206,6 +250,7 @@ impl Pair {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rules::past::Restored;
     use Direction::{Downlink, Uplink};
     use bson::rawdoc;
 
@@ -218,9 +263,12 @@ mod tests {
         let pair = Pair::default();
         for direction in Direction::BOTH {
             pair.has_carried(direction, &position());
+            pair.has_due(direction, Reconciling::No);
         }
         pair
     }
+
+    const ASKED: Option<Turn> = Some(Turn::Compare(Reconciling::Asked));
 
     #[test]
     fn a_link_follows_its_stream_until_somebody_asks_for_more() {
@@ -232,28 +280,45 @@ mod tests {
     fn a_comparison_waits_until_the_opposite_link_lacks_nothing() {
         let pair = Pair::default();
         pair.ask_for_resync();
-        assert_eq!(pair.turn(Uplink, Reconciling::No), None);
-        pair.has_carried(Downlink, &position());
-        assert_eq!(pair.turn(Uplink, Reconciling::No), Some(Turn::Compare));
-        pair.carried(Downlink).set(Reached::Incomplete);
-        assert_eq!(pair.turn(Uplink, Reconciling::No), None);
+        assert_eq!(pair.turn(Downlink, Reconciling::No), None);
+        pair.has_carried(Uplink, &position());
+        assert_eq!(pair.turn(Downlink, Reconciling::No), ASKED);
+        pair.carried(Uplink).set(Reached::Incomplete);
+        assert_eq!(pair.turn(Downlink, Reconciling::No), None);
     }
 
     #[test]
-    fn only_one_link_compares_at_a_time() {
+    fn the_hubs_versions_come_down_first_and_one_link_compares_at_a_time() {
         let pair = complete();
         pair.ask_for_resync();
-        let comparing = pair.compare(Uplink);
-        assert!(comparing.is_some() && pair.compare(Downlink).is_none());
-        assert_eq!(pair.turn(Downlink, Reconciling::No), None);
+        assert_eq!(pair.turn(Uplink, Reconciling::No), None);
+        assert!(pair.compare(Uplink, Reconciling::Asked).is_none());
+        let comparing = pair.compare(Downlink, Reconciling::Asked);
+        assert!(comparing.is_some() && pair.compare(Uplink, Reconciling::Asked).is_none());
+        assert_eq!(pair.turn(Downlink, Reconciling::No), None, "this one has begun");
         drop(comparing);
-        assert_eq!(pair.turn(Downlink, Reconciling::No), Some(Turn::Compare));
-        assert_eq!(pair.turn(Uplink, Reconciling::No), None, "this one has begun");
+        assert_eq!(pair.turn(Uplink, Reconciling::No), None, "the downlink has not ended");
+        pair.has_due(Downlink, Reconciling::No);
+        assert_eq!(pair.turn(Uplink, Reconciling::No), ASKED);
+    }
+
+    #[test]
+    fn the_newer_server_brings_its_documents_first_and_a_resync_does_not_change_that() {
+        for (restored, first) in [(Restored::Spoke, Downlink), (Restored::Hub, Uplink)] {
+            let (pair, reason) = (complete(), Reconciling::Restored(restored));
+            Direction::BOTH.into_iter().for_each(|direction| pair.ask(direction, reason));
+            pair.ask_for_resync();
+            assert_eq!(pair.turn(first.opposite(), Reconciling::No), None);
+            assert_eq!(pair.turn(first, Reconciling::No), Some(Turn::Compare(reason)));
+        }
     }
 
     #[test]
     fn a_comparison_asked_for_before_a_restart_is_known_by_the_checkpoint() {
-        assert_eq!(complete().turn(Uplink, Reconciling::Asked), Some(Turn::Compare));
+        assert_eq!(complete().turn(Uplink, Reconciling::Asked), ASKED);
+        let pair = complete();
+        pair.has_due(Downlink, Reconciling::Asked);
+        assert_eq!(pair.turn(Uplink, Reconciling::Asked), None);
     }
 
     #[test]

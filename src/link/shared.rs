@@ -6,6 +6,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::hub::fanout::Fanout;
 use super::pair::Pair;
+use super::servers::ReplicaSets;
 use crate::config::OnUnwatch;
 use crate::mongo::server::Endpoint;
 use crate::observe::status::SpokeCell;
@@ -24,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) on_unwatch: OnUnwatch,
     /// Permits to begin: limit the number of links that read the hub's metadata at the same time.
     pub(crate) starting: Arc<Semaphore>,
+    /// The replica sets of all spokes.
+    pub(crate) sets: Arc<ReplicaSets>,
     /// The name of the process in checkpoints.
     pub(crate) holder: String,
 }

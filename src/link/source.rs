@@ -20,6 +20,7 @@ use crate::mongo::read::{Snapshot, Wanted};
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, LinkName, Zone};
+use crate::rules::past::Restored;
 use crate::rules::step::Rules;
 
 /// Both ends of a link, for [`Source::open`]. The destination is already claimed.
@@ -47,6 +48,9 @@ pub(super) trait Source: Sized + Send + Sync {
 
     /// The zones of the link's documents at the destination.
     fn zones(&self) -> Vec<Zone>;
+
+    /// True if a zone of the link must be compared after a restore. The change stream brings the changes of the others.
+    fn compares(&self, zone: &Zone, restored: Restored) -> bool;
 
     /// Reads documents at the source as of `time` or later. Documents in `unstamped` first receive a partition key.
     /// Returns [`Error::Refused`] if the source refuses a partition key.

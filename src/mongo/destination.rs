@@ -14,7 +14,7 @@
 
 use std::collections::HashMap;
 
-use bson::{RawDocumentBuf, Timestamp};
+use bson::{RawDocumentBuf, Timestamp, Uuid};
 use mongodb::ClientSession;
 
 use super::error::Error;
@@ -103,6 +103,16 @@ impl Destination {
     pub(crate) fn set_collections(&mut self, source: Vec<Identity>, here: Vec<Identity>) {
         self.checkpoint.collections = source;
         self.checkpoint.destination_collections = here;
+    }
+
+    /// Sets the identity of the source's replica set, for the next saved checkpoint.
+    pub(crate) fn set_source(&mut self, id: Uuid) {
+        self.checkpoint.source_id = Some(id);
+    }
+
+    /// The number of the newest claim or save.
+    pub(crate) fn sequence(&self) -> i64 {
+        self.sequence
     }
 
     /// The server's cluster time of the claim.

@@ -43,6 +43,8 @@ pub enum Error {
         again: bool,
         /// True if the transaction may be committed despite the error (`UnknownTransactionCommitResult`).
         unsure: bool,
+        /// True if the driver found no primary.
+        without_primary: bool,
         /// The reaction of the link.
         failure: Failure,
     },
@@ -101,6 +103,11 @@ impl Error {
         }
     }
 
+    /// True if the driver found no primary in the time for a selection.
+    pub(crate) fn is_without_primary(&self) -> bool {
+        matches!(self, Self::Command { without_primary: true, .. })
+    }
+
     /// The server's error code, if the server returned one.
     pub(crate) fn code(&self) -> Option<i32> {
         match self {
@@ -114,9 +121,10 @@ impl Error {
         self.code().filter(|code| REFUSALS.contains(code))
     }
 
-    /// True if the transaction has left nothing behind and the server allows a retry.
+    /// True if the transaction has left nothing behind and the server allows a retry. Without a primary, the link starts
+    /// again from its checkpoint instead: the replica set may be another one.
     pub(crate) fn is_again(&self) -> bool {
-        matches!(self, Self::Command { again: true, .. })
+        matches!(self, Self::Command { again: true, without_primary: false, .. })
     }
 
     /// True if the transaction may or may not be committed. A second commit shows the outcome.
@@ -134,6 +142,7 @@ impl Error {
             code,
             again: error.contains_label(mongodb::error::TRANSIENT_TRANSACTION_ERROR),
             unsure: error.contains_label(mongodb::error::UNKNOWN_TRANSACTION_COMMIT_RESULT),
+            without_primary: matches!(error.kind.as_ref(), ErrorKind::ServerSelection { .. }),
             failure: classify(error, code),
         }
     }

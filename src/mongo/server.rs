@@ -9,7 +9,7 @@ use bson::{Bson, Document, Timestamp, doc};
 use mongodb::event::EventHandler;
 use mongodb::options::{ClientOptions, ServerMonitoringMode};
 use mongodb::{Client, Database};
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use super::error::{Error, codes};
 use super::round_trip::RoundTrip;
@@ -25,13 +25,14 @@ const SELECTION_LIMIT: Duration = Duration::from_secs(10);
 /// Oldest supported wire version: MongoDB 5.0, the first version that reads at a cluster time without a transaction.
 const OLDEST_WIRE_VERSION: i32 = 13;
 
-/// The address of a replica set. The first use creates the driver's client; all later uses share the client.
+/// The address of a replica set. The first use creates the driver's client; later uses share the client, until it finds
+/// no primary.
 pub struct Endpoint {
     name: Arc<str>,
     uri: Uri,
     sync: Arc<Synced>,
     connections: u32,
-    client: OnceCell<Client>,
+    client: Mutex<Slot>,
     round_trip: Arc<RoundTrip>,
     throughput: Arc<Throughput>,
 }
@@ -40,7 +41,7 @@ impl Endpoint {
     /// An endpoint that messages call `name`. At most `connections` of its commands run at the same time.
     pub fn new(name: &str, uri: Uri, sync: Arc<Synced>, connections: u32) -> Self {
         let (round_trip, throughput) = (Arc::default(), Arc::default());
-        Self { name: name.into(), uri, sync, connections, client: OnceCell::new(), round_trip, throughput }
+        Self { name: name.into(), uri, sync, connections, client: Mutex::default(), round_trip, throughput }
     }
 
     /// The hosts of the connection string, for messages.
@@ -57,7 +58,7 @@ impl Endpoint {
     /// # Errors
     /// If the server cannot be reached, or if it is unsuitable.
     pub async fn connect(&self) -> Result<Server, Error> {
-        let client = self.client.get_or_try_init(|| self.make_client()).await?.clone();
+        let (client, former) = self.client().await?;
         let server = Server {
             name: self.name.clone(),
             client,
@@ -66,13 +67,39 @@ impl Endpoint {
             round_trip: self.round_trip.clone(),
             throughput: self.throughput.clone(),
         };
-        server.checked().await
+        let checked = server.checked().await;
+        if checked.as_ref().is_err_and(Error::is_without_primary) {
+            self.forget(former).await;
+        }
+        checked
+    }
+
+    /// The client, with the number of the clients before it.
+    async fn client(&self) -> Result<(Client, u64), Error> {
+        let mut slot = self.client.lock().await;
+        let client = match &slot.client {
+            Some(client) => client.clone(),
+            None => slot.client.insert(self.make_client().await?).clone(),
+        };
+        Ok((client, slot.former))
+    }
+
+    /// Forgets the client, so that the next use makes a new one. A client remembers the newest election that it has
+    /// seen, and takes the primary of a replica set that was initiated anew for an old one:
+    /// <https://github.com/mongodb/specifications/blob/master/source/server-discovery-and-monitoring/server-discovery-and-monitoring.md#electionid-and-setversion-semantics>.
+    /// Other users keep their copies of the client until they end. `former` tells the client from a newer one.
+    async fn forget(&self, former: u64) {
+        let mut slot = self.client.lock().await;
+        if slot.former == former && slot.client.take().is_some() {
+            slot.former += 1;
+            tracing::debug!(server = %self.name, "no primary found, the next try begins with a new client");
+        }
     }
 
     /// Closes the connections, and gives up after `limit`.
     pub(crate) async fn shutdown(&self, limit: Duration) {
-        if let Some(client) = self.client.get() {
-            let closing = client.clone().shutdown().immediate(true);
+        if let Some(client) = self.client.lock().await.client.take() {
+            let closing = client.shutdown().immediate(true);
             if tokio::time::timeout(limit, closing).await.is_err() {
                 tracing::debug!(server = %self.name, "connections were still open at the end");
             }
@@ -99,6 +126,13 @@ impl Endpoint {
         options.sdam_event_handler = Some(EventHandler::callback(move |event| round_trip.learn_from(&event)));
         Client::with_options(options).map_err(|error| Error::of_driver(&self.name, "connecting", &error))
     }
+}
+
+/// The client in use, and the number of the clients before it.
+#[derive(Default)]
+struct Slot {
+    former: u64,
+    client: Option<Client>,
 }
 
 /// A connected replica set that the sync can use.
@@ -140,6 +174,11 @@ impl Server {
     /// The same field, as a name in a raw document.
     pub(crate) fn partition_field(&self) -> &bson::raw::CStr {
         self.partition_key().try_into().expect("the configuration has checked it")
+    }
+
+    /// True if several spokes may be one replica set.
+    pub(crate) fn allows_sharing(&self) -> bool {
+        self.sync.allow_shared_replica_sets
     }
 
     /// The database of [our own collections](super::metadata).
@@ -231,6 +270,7 @@ impl Server {
             code: Some(code),
             again: false,
             unsure: false,
+            without_primary: false,
             failure: super::error::Failure::Transient,
         }
     }
@@ -270,8 +310,8 @@ impl Server {
 
     /// The UUID of every synced collection, in the order of [`Self::namespaces`]; `None` for a collection that does not
     /// exist. `Ok(None)` if the user may not list collections. Fails if a collection cannot be synced: views and time
-    /// series have no change streams, and a collection with a collation may call two `_id`s or two zones equal that
-    /// change streams distinguish.
+    /// series have no change streams, a capped collection cannot be written in a transaction or read as of a cluster
+    /// time, and a collection with a collation may call two `_id`s or two zones equal that change streams distinguish.
     pub(crate) async fn collections(&self) -> Result<Option<Vec<Option<[u8; 16]>>>, Error> {
         let mut identities = Vec::new();
         for namespace in self.namespaces() {
@@ -287,12 +327,16 @@ impl Server {
             // Kinds of collections that cannot be synced.
             let options = found.and_then(|collection| collection.get_document("options").ok());
             let unusable = [
+                ("capped", "a fixed size (it is capped)"),
                 ("collation", "a collation of its own"),
                 ("timeseries", "time series"),
                 ("viewOn", "no documents of its own"),
             ];
             for (option, what) in unusable {
-                if options.is_some_and(|options| options.contains_key(option)) {
+                let is_set = |options: &Document| {
+                    options.get(option).is_some_and(|value| !matches!(value, Bson::Boolean(false) | Bson::Null))
+                };
+                if options.is_some_and(is_set) {
                     return Err(self
                         .unsuitable(&format!("the collection {namespace} has {what}, which cannot be kept in step")));
                 }

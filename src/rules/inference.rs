@@ -16,6 +16,8 @@ pub(crate) enum Inference {
     Retry,
     /// The decision about an unsettled document.
     Decision,
+    /// A live change of a server that was restored from a backup: the application has not seen the newer version.
+    Restored,
     /// The end of a zone that the spoke no longer watches.
     Purge,
 }
@@ -38,6 +40,8 @@ impl Inference {
             (Self::Retry, true) => "deleted by a retry",
             (Self::Decision, false) => "replaced by the hub's version",
             (Self::Decision, true) => "the hub has deleted it, or moved it to a zone that the spoke does not hold",
+            (Self::Restored, false) => "replaced by a change made at a restored server",
+            (Self::Restored, true) => "deleted at a restored server",
             (Self::Purge, _) => "in a zone that the spoke no longer watches",
         })
     }

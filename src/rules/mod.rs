@@ -1,7 +1,8 @@
 //! The rules of synchronization, as functions on values: no clock, no network, no actor, no random numbers.
 //!
 //! A change meets the modules in this order:
-//! - [`names`]: zones, namespaces and links. [`position`]: positions in a change stream
+//! - [`names`]: zones, namespaces and links. [`position`]: positions in a change stream. [`past`]: servers restored from a
+//!   backup
 //! - [`reply`]: `Reply`, one server answer of a change stream, decoded no further than the rules need
 //! - [`delta`], [`fields`], [`key`]: the content of an update, the fields touched, the identity of the document
 //! - [`hub_event`]: the zone of a hub event's document before and after. [`route`]: the spokes that receive the event,
@@ -37,6 +38,7 @@ mod interleavings;
 pub(crate) mod key;
 pub(crate) mod ladder;
 pub mod names;
+pub(crate) mod past;
 pub(crate) mod plan;
 pub mod position;
 pub(crate) mod queue;

@@ -153,6 +153,42 @@ impl Node {
         self.wait_for_primary().await
     }
 
+    /// Copies the data while the server is stopped, and starts the server again.
+    ///
+    /// # Errors
+    /// If the server does not stop or start, or the data cannot be copied.
+    pub async fn back_up(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the server is not running")?;
+        process.signal(Signal::SIGTERM)?;
+        self.until("the server has stopped", async || Ok(process.exit()?.is_some())).await?;
+        copy_folder(&self.folder.join("data"), &self.folder.join("backup"))?;
+        self.restart().await
+    }
+
+    /// Replaces the data by the newest copy, as after the loss of a disk, and starts the server again.
+    ///
+    /// # Errors
+    /// If the server does not start, or the data cannot be copied.
+    pub async fn restore(&mut self) -> Result<()> {
+        self.kill()?;
+        std::fs::remove_dir_all(self.folder.join("data")).context("cannot remove the data")?;
+        copy_folder(&self.folder.join("backup"), &self.folder.join("data"))?;
+        self.restart().await
+    }
+
+    /// Removes all data, and starts the server as a new replica set of the same name at the same address.
+    ///
+    /// # Errors
+    /// If the server does not start, or the data cannot be removed.
+    pub async fn wipe(&mut self) -> Result<()> {
+        self.kill()?;
+        let data = self.folder.join("data");
+        std::fs::remove_dir_all(&data).and_then(|()| std::fs::create_dir(&data)).context("cannot remove the data")?;
+        self.run()?;
+        self.initiate(&[self.host()]).await?;
+        self.wait_for_primary().await
+    }
+
     /// Freezes the server: connections stay open, and no request is answered.
     ///
     /// # Errors
@@ -266,6 +302,14 @@ fn new_folder(name: &str) -> Result<PathBuf> {
     let folder = base.join(format!("{}-{number}-{name}", std::process::id()));
     std::fs::create_dir_all(folder.join("data")).with_context(|| format!("cannot make {}", folder.display()))?;
     Ok(folder)
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    let copied = Command::new("cp").arg("-r").arg(from).arg(to).status().context("cannot run cp")?;
+    if !copied.success() {
+        bail!("cannot copy {}", from.display());
+    }
+    Ok(())
 }
 
 fn remove_leftovers(base: &Path) {

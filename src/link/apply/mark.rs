@@ -24,8 +24,14 @@ pub(in crate::link) enum Mark {
     Restarted(Position),
     /// The collections of these namespaces were replaced, and must be copied again like a first copy.
     Replaced(Vec<String>),
-    /// An operator asked to compare everything. The position in the change stream stays.
-    Compares,
+    /// Parts must be compared for this reason. The position in the change stream stays.
+    Compares {
+        reason: Reconciling,
+        /// `None`: all parts.
+        parts: Option<Vec<Part>>,
+    },
+    /// The source is another replica set than before: the link begins anew at this position, like a new link.
+    Anew(Position),
     /// The comparison, or the copy after a lost position, is done.
     Reconciled,
     /// The link no longer holds these parts.
@@ -46,8 +52,20 @@ impl Mark {
             // Changes between the lost and the new position are unknown, so every part is due again.
             Self::Restarted(position) => {
                 checkpoint.position = Some(position.clone());
-                forget_copied(checkpoint);
-                checkpoint.reconciling = Reconciling::Lost;
+                forget_copied(checkpoint, |_| true);
+                // What a restored server lacks still counts as newer, not as deleted.
+                if !checkpoint.reconciling.is_restored() {
+                    checkpoint.reconciling = Reconciling::Lost;
+                }
+            }
+            Self::Anew(position) => {
+                *checkpoint = Checkpoint {
+                    position: Some(position.clone()),
+                    notes: std::mem::take(&mut checkpoint.notes),
+                    source_id: checkpoint.source_id,
+                    partition_key: checkpoint.partition_key.take(),
+                    ..Checkpoint::default()
+                };
             }
             // A replaced collection counts as never copied, so that the copy deletes nothing.
             Self::Replaced(namespaces) => {
@@ -59,9 +77,9 @@ impl Mark {
                 checkpoint.copying = None;
             }
             // The stream's position stays valid, so the opposite link need not wait.
-            Self::Compares => {
-                forget_copied(checkpoint);
-                checkpoint.reconciling = Reconciling::Asked;
+            Self::Compares { reason, parts } => {
+                forget_copied(checkpoint, |part| parts.as_ref().is_none_or(|parts| parts.contains(part)));
+                checkpoint.reconciling = *reason;
             }
             Self::Reconciled => checkpoint.reconciling = Reconciling::No,
             // Kept parts are remembered as left: a later copy may have to delete documents.
@@ -93,7 +111,7 @@ impl Mark {
                 ahead.advance(position.cluster_time());
                 Some(position)
             }
-            Self::Restarted(position) => {
+            Self::Restarted(position) | Self::Anew(position) => {
                 ahead.advance(position.cluster_time());
                 None
             }
@@ -106,11 +124,11 @@ impl Mark {
     }
 }
 
-/// Everything must be copied again. Until then every copied part counts as left, because the link brought the
+/// These parts must be copied again. Until then every copied part counts as left, because the link brought the
 /// documents. An unfinished first copy begins again.
-fn forget_copied(checkpoint: &mut Checkpoint) {
+fn forget_copied(checkpoint: &mut Checkpoint, is_such: impl Fn(&Part) -> bool) {
     checkpoint.copying = None;
-    for part in checkpoint.copied.drain(..) {
+    for part in checkpoint.copied.extract_if(.., |part| is_such(part)) {
         if !checkpoint.left.contains(&part) {
             checkpoint.left.push(part);
         }
@@ -126,6 +144,7 @@ mod tests {
     use crate::rules::ahead::Standing;
     use crate::rules::key::Key;
     use crate::rules::names::{Namespace, Zone};
+    use crate::rules::past::Restored;
     use bson::raw::{RawBson, RawBsonRef};
     use bson::rawdoc;
 
@@ -165,7 +184,7 @@ mod tests {
 
     #[test]
     fn what_is_compared_again_is_still_known_to_be_ours() {
-        let compares = after(checkpoint(), &Mark::Compares);
+        let compares = after(checkpoint(), &Mark::Compares { reason: Reconciling::Asked, parts: None });
         assert_eq!((compares.copied.len(), compares.copying.is_none()), (0, true));
         assert_eq!(compares.left, [part("HOU"), part("DFW")]);
         assert_eq!((compares.reconciling, compares.position.clone()), (Reconciling::Asked, Some(position(5))));
@@ -187,6 +206,26 @@ mod tests {
         assert_eq!((lost.position, lost.reconciling), (Some(position(9)), Reconciling::Lost));
         assert_eq!((lost.copied, lost.left), (vec![], vec![part("HOU"), part("DFW")]));
         assert!(lost.copying.is_none());
+    }
+
+    #[test]
+    fn after_a_restore_only_some_parts_are_compared_and_a_lost_place_changes_nothing_about_it() {
+        let reason = Reconciling::Restored(Restored::Spoke);
+        let restored = after(checkpoint(), &Mark::Compares { reason, parts: Some(vec![part("DFW")]) });
+        assert_eq!(
+            (restored.copied.clone(), restored.left.clone()),
+            (vec![part("HOU")], vec![part("HOU"), part("DFW")])
+        );
+        assert_eq!(restored.reconciling, reason);
+        assert_eq!(after(restored, &Mark::Restarted(position(9))).reconciling, reason);
+    }
+
+    #[test]
+    fn another_source_makes_a_new_link() {
+        let before = Checkpoint { source_id: Some(bson::Uuid::new()), opposite_seq: 7, ..checkpoint() };
+        let anew = after(before.clone(), &Mark::Anew(position(9)));
+        let expected = Checkpoint { position: Some(position(9)), source_id: before.source_id, ..Checkpoint::default() };
+        assert_eq!(anew, expected);
     }
 
     #[test]
@@ -235,7 +274,7 @@ mod tests {
         let mut ahead = Ahead::new(HashMap::new(), 10);
         assert_eq!(Mark::Streamed(position(7)).advance(&mut ahead), Some(position(7)));
         assert_eq!(Mark::Restarted(position(9)).advance(&mut ahead), None);
-        assert_eq!(Mark::Compares.advance(&mut ahead), None);
+        assert_eq!(Mark::Compares { reason: Reconciling::Asked, parts: None }.advance(&mut ahead), None);
         let finished = Mark::Finished { part: part("HOU"), until: Some(at(12)) };
         assert_eq!(finished.advance(&mut ahead), None);
         let key = Key::new(0, RawBsonRef::Int32(1));

@@ -22,14 +22,17 @@ use super::lifecycle::Link;
 use super::pair::Evidence;
 use super::source::Source;
 use crate::mongo::error::Error;
+use crate::mongo::metadata::checkpoints::Reconciling;
 use crate::mongo::metadata::dead_letters::{self, DeadLetter, Kept, Later};
 use crate::mongo::metadata::hub_edits::Edit;
 use crate::mongo::metadata::unsettled;
 use crate::mongo::transaction::delays;
 use crate::rules::held_back::HeldBack;
+use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::ladder::{Next, Refusal};
 use crate::rules::names::Direction;
+use crate::rules::past::Restored;
 use crate::rules::size;
 use crate::rules::step::Step;
 use crate::rules::uplink::Cut;
@@ -43,6 +46,11 @@ impl<S: Source> Link<'_, S> {
     /// Applies a work. Returns the documents left out because the destination did not have the expected version. Fails
     /// if a server fails, or if another process has taken the link over; the saved checkpoint then shows the progress.
     pub(super) async fn apply(&mut self, mut work: Work<'_>) -> Result<Vec<Key>, Error> {
+        // Applications of a restored server have not seen the newer versions that their changes replace.
+        if work.origin.is_live() && self.is_source_restored() {
+            let changed = work.steps.iter().map(|step| step.key.clone());
+            work.inferred.extend(changed.map(|key| (key, Inference::Restored)));
+        }
         let mut attempt = Attempt::new(std::mem::take(&mut work.read_at));
         let mut held_back = HeldBack::default();
         held_back.take(&mut work.steps, 0, |key| !work.decides && self.is_held_back(key));
@@ -137,6 +145,15 @@ impl<S: Source> Link<'_, S> {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// True until the link has compared after a restore of its source.
+    fn is_source_restored(&self) -> bool {
+        let restored = match S::DIRECTION {
+            Direction::Uplink => Restored::Spoke,
+            Direction::Downlink => Restored::Hub,
+        };
+        self.checkpoint().reconciling == Reconciling::Restored(restored)
     }
 
     /// True if changes of the document wait: for a dead letter of this link or of the opposite one, or, on their way to

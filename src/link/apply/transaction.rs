@@ -179,6 +179,15 @@ impl<S: Source> Link<'_, S> {
         let mut checkpoint = former;
         let reads = written.read_at.iter().flat_map(|(_, zones, at)| zones.iter().map(|zone| (zone.as_str(), *at)));
         checkpoint.ahead = ahead.bounds(reads);
+        // A mark that forgets the copies made with another partition key comes first; no later save may do without.
+        if checkpoint.partition_key.is_none() || matches!(batch.mark, Some(Mark::Replaced(_))) {
+            checkpoint.partition_key = Some(server.partition_key().to_owned());
+        }
+        // Until a comparison after a restore has ended, the old number shows the restore.
+        let opposite = spoke.pair.saved(S::DIRECTION.opposite());
+        if opposite != 0 && !checkpoint.reconciling.is_restored() {
+            checkpoint.opposite_seq = opposite;
+        }
         if let Some(mark) = &batch.mark {
             mark.save_in(&mut checkpoint);
         }
@@ -225,6 +234,7 @@ impl<S: Source> Link<'_, S> {
         // Commit: the checkpoint is the last statement. The compare-and-swap fails if another process has the link.
         let at = open.commit(&ours, &checkpoint).await?;
         destination.committed(checkpoint);
+        spoke.pair.has_saved(S::DIRECTION, destination.sequence());
         if let (Some(ledger), Some(entered)) = (ledger.as_mut(), &entered) {
             ledger.committed(number, entered);
         }

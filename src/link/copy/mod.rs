@@ -24,12 +24,13 @@ use super::reached::Waited;
 use super::shared::Shared;
 use super::source::Source;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::checkpoints::{CopiedUpTo, Part};
+use crate::mongo::metadata::checkpoints::{CopiedUpTo, Part, Reconciling};
 use crate::mongo::scan::{self, Area, Which};
 use crate::mongo::server::Server;
 use crate::mongo::walk::{End, Walk};
 use crate::rules::copy::Policy;
 use crate::rules::names::{Direction, Zone};
+use crate::rules::past::Restored;
 use crate::rules::step::Zones;
 
 /// A part to copy, with both ends.
@@ -64,7 +65,13 @@ impl<S: Source> Link<'_, S> {
         let start = self.position().seen_until();
         tracing::info!(ns = part.namespace, zone = %job.zone, policy = ?job.policy, resumed = resumed.is_some(), "copying");
         // In a collection new to the link, a missing document does not count as deleted: the stream brings the deletes.
-        let may_delete = self.is_the_same_collection(job.namespace).await?;
+        // A restored server lacks what came after the backup: nothing counts as deleted.
+        let spares = match self.checkpoint().reconciling {
+            Reconciling::Restored(Restored::Spoke) => job.zone == self.spoke.zone,
+            Reconciling::Restored(Restored::Hub) => true,
+            _ => false,
+        };
+        let may_delete = self.is_the_same_collection(job.namespace).await? && !spares;
         let cell = self.cell();
         cell.begin_copying(&part.namespace, &job.zone, scan::estimate(&job.source, job.source_end().area).await);
         let mut walk = Walk::new(job.source_end(), job.destination_end(), resumed.map(|up_to| up_to.after));
@@ -117,8 +124,9 @@ impl<S: Source> Link<'_, S> {
             return Ok(ended);
         }
         // In the spoke's own zone, only documents that came down are newer at the spoke, and each document is
-        // remembered individually.
-        let until = (job.policy != Policy::HubReconciles).then_some(latest.max(unsettled.latest()));
+        // remembered individually. After a restore, the stream brings changes again that all documents contain.
+        let is_bound = job.policy != Policy::HubReconciles || spares;
+        let until = is_bound.then_some(latest.max(unsettled.latest()));
         tracing::info!(ns = part.namespace, zone = %job.zone, documents, differed = written, "copied");
         self.save(Some(Mark::Finished { part, until })).await?;
         self.learn_collections().await?;

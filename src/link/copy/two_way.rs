@@ -133,6 +133,7 @@ impl Unsettled {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mongo::metadata::checkpoints::Reconciling;
     use bson::raw::RawBsonRef;
     use bson::rawdoc;
 
@@ -163,10 +164,11 @@ mod tests {
 
     #[test]
     fn the_newest_mark_is_saved_and_a_page_without_one_keeps_the_last() {
+        let compares = Mark::Compares { reason: Reconciling::Asked, parts: None };
         let mut unsettled = Unsettled::new(true);
-        unsettled.add(Vec::new(), Some(Mark::Compares));
+        unsettled.add(Vec::new(), Some(compares.clone()));
         unsettled.add(vec![difference(1, 10)], None);
-        assert!(matches!(unsettled.mark, Some(Mark::Compares)));
+        assert!(matches!(unsettled.mark, Some(Mark::Compares { .. })));
         unsettled.add(Vec::new(), Some(Mark::Reconciled));
         assert!(matches!(unsettled.mark, Some(Mark::Reconciled)));
     }

@@ -53,7 +53,7 @@ impl Link<'_, HubSource> {
                 let policy = Policy::down(*zone == spoke.zone, remembered.left);
                 // The owner's documents go up first: otherwise the hub's older versions would replace the owner's
                 // documents.
-                if policy == Policy::HubReconciles && reconciling != Reconciling::Asked {
+                if policy == Policy::HubReconciles && !reconciling.keeps_position() {
                     let complete = spoke.pair.carried(Direction::Uplink).complete(stop);
                     if spoke.patiently(Direction::Downlink, complete).await == Waited::Stopped {
                         return Ok(Ended::Stopped);
@@ -64,7 +64,7 @@ impl Link<'_, HubSource> {
                     zone: zone.clone(),
                     within: within(&held, zone, &spoke.zone),
                     policy,
-                    can_wait: reconciling == Reconciling::Asked,
+                    can_wait: reconciling.keeps_position(),
                     source: hub.clone(),
                     destination: self.destination_server(),
                 };
@@ -86,7 +86,10 @@ impl Link<'_, HubSource> {
         let routes = self.source.rules.routes.clone();
         let Some(number) = routes.owner(self.spoke.zone.as_str()) else { return Ok(None) };
         let is_held = |part: &Part| routes.held(number).any(|zone| *zone == part.zone);
-        let mut parts = self.checkpoint().copied.clone();
+        // A part whose copy was interrupted has documents at the spoke as well.
+        let checkpoint = self.checkpoint();
+        let copying = checkpoint.copying.iter().map(|up_to| &up_to.part);
+        let mut parts: Vec<Part> = checkpoint.copied.iter().chain(copying).cloned().collect();
         parts.retain(|part| !is_held(part));
         match self.spoke.on_unwatch {
             OnUnwatch::Keep if parts.is_empty() => {}

@@ -34,6 +34,7 @@ use crate::mongo::server::Server;
 use crate::rules::downlink::Downlink;
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, Zone};
+use crate::rules::past::Restored;
 use crate::rules::position::Position;
 use crate::rules::route::Routes;
 use crate::rules::step::{Meaning, Rules};
@@ -114,6 +115,13 @@ impl Source for HubSource {
 
     fn zones(&self) -> Vec<Zone> {
         self.rules.routes.held_by(&self.rules.zone)
+    }
+
+    /// The owner's link brings the documents of a watched zone to a restored hub, and so to the spoke. A zone without
+    /// an owner has only the hub and its watchers.
+    fn compares(&self, zone: &Zone, restored: Restored) -> bool {
+        let has_owner = self.rules.routes.owner(zone.as_str()).is_some();
+        *zone == self.rules.zone || (restored == Restored::Hub && !has_owner)
     }
 
     async fn read(&mut self, wanted: &Wanted<'_>, _: &HashSet<Key>, time: Timestamp) -> Result<Vec<Snapshot>, Error> {

@@ -28,8 +28,8 @@ impl Link<'_, SpokeSource> {
             if !remembered.is_due(only_new) {
                 continue;
             }
-            // A comparison requested by an operator leaves the link's position valid.
-            if reconciling != Reconciling::Asked {
+            // A comparison for an operator or after a restore leaves the link's position valid.
+            if !reconciling.keeps_position() {
                 self.set_incomplete();
             }
             let is_first = reconciling == Reconciling::No;
@@ -45,7 +45,7 @@ impl Link<'_, SpokeSource> {
                 zone: spoke.zone.clone(),
                 within: vec![spoke.zone.clone()],
                 policy: Policy::up(remembered.left),
-                can_wait: reconciling == Reconciling::Asked,
+                can_wait: reconciling.keeps_position(),
                 source: self.source.server.clone(),
                 destination: self.destination_server(),
             };

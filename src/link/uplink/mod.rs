@@ -36,6 +36,7 @@ use crate::mongo::read::{self, Snapshot, Wanted};
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, Zone};
+use crate::rules::past::Restored;
 use crate::rules::position::Position;
 use crate::rules::step::Rules;
 use crate::rules::uplink::{Owner, Uplink};
@@ -103,6 +104,10 @@ impl Source for SpokeSource {
 
     fn zones(&self) -> Vec<Zone> {
         vec![self.rules.zone.clone()]
+    }
+
+    fn compares(&self, _: &Zone, _: Restored) -> bool {
+        true
     }
 
     async fn read(

@@ -14,10 +14,13 @@
 //! copied                   array      { ns: string, zone: string }, see [`Checkpoint::copied`]
 //! copying                  document   { ns: string, zone: string, after: any }; absent while no copy is unfinished
 //! left                     array      { ns: string, zone: string }, see [`Checkpoint::left`]
-//! reconciling              string     `no`, `lost` or `asked`, see [`Reconciling`]
+//! reconciling              string     `no`, `lost`, `asked`, `spoke_restored` or `hub_restored`, see [`Reconciling`]
 //! collections              array      { ns: string, uuid: binary }: collections at the source
 //! destination_collections  array      { ns: string, uuid: binary }: collections at the destination
 //! hub_edits                array      { number: int64, edits: array }, as in [`super::hub_edits`]; downlinks only
+//! source_id                binary     identity of the source's replica set, as in [`super::identity`]
+//! opposite_seq             int64      `seq` of the opposite link's checkpoint at the time of the save, 0 if unknown
+//! partition_key            string     field that named a document's zone at the time of the save
 //! ```
 //!
 //! - [`claim`] creates or takes over the document when a link starts, with write concern majority.
@@ -34,13 +37,14 @@ use std::collections::HashMap;
 
 use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf, cstr};
 use bson::spec::BinarySubtype;
-use bson::{Binary, Bson, DateTime, Document, Timestamp, doc, rawdoc};
+use bson::{Binary, Bson, DateTime, Document, Timestamp, Uuid, doc, rawdoc};
 
 use super::hub_edits::Note;
 use super::{CHECKPOINTS, majority, raw};
 use crate::mongo::error::Error;
 use crate::mongo::server::{Server, first_batch};
-use crate::rules::names::{LinkName, Namespace, Zone};
+use crate::rules::names::{Direction, LinkName, Namespace, Zone};
+use crate::rules::past::Restored;
 use crate::rules::position::Position;
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -63,6 +67,13 @@ pub(crate) struct Checkpoint {
     pub(crate) destination_collections: Vec<Identity>,
     /// The notes of hub edits that are small enough to be saved in the checkpoint.
     pub(crate) notes: Vec<Note>,
+    /// The identity of the source's replica set. `None` in a checkpoint of an earlier version.
+    pub(crate) source_id: Option<Uuid>,
+    /// The number of the opposite link's checkpoint, at the source, when this checkpoint was saved; 0 if unknown. A
+    /// smaller number shows that the source was [restored](crate::rules::past).
+    pub(crate) opposite_seq: i64,
+    /// The field that named a document's zone. `None` in a checkpoint of an earlier version.
+    pub(crate) partition_key: Option<String>,
 }
 
 /// The reason why a link compares parts again after a first copy.
@@ -75,6 +86,9 @@ pub(crate) enum Reconciling {
     Lost,
     /// An operator asked for a resync. The position is valid, so the change stream still brings every change.
     Asked,
+    /// A server was restored from a backup. The change stream still brings every change since the restore. What the
+    /// restored server lacks comes from the other one, and nothing is deleted.
+    Restored(Restored),
 }
 
 /// A collection with the UUID at one server.
@@ -157,6 +171,13 @@ pub(crate) async fn at(server: &Server, link: &LinkName, time: Timestamp) -> Res
     find_as(server, link, concern).await?.map(|saved| read(server, link, &saved)).transpose()
 }
 
+/// As [`peek`], with the number of the newest claim or save.
+pub(crate) async fn numbered(server: &Server, link: &LinkName) -> Result<Option<(i64, Checkpoint)>, Error> {
+    let Some(saved) = find(server, link).await? else { return Ok(None) };
+    let number = saved.get_i64("seq").map_err(|_| damaged(server, link, "seq"))?;
+    Ok(Some((number, read(server, link, &saved)?)))
+}
+
 async fn find(server: &Server, link: &LinkName) -> Result<Option<Document>, Error> {
     find_as(server, link, doc! { "level": "majority" }).await
 }
@@ -192,6 +213,7 @@ pub(crate) fn save(link: &LinkName, sequence: i64, checkpoint: &Checkpoint) -> R
         "collections": checkpoint.collections.iter().map(identity).collect::<Vec<_>>(),
         "destination_collections": checkpoint.destination_collections.iter().map(identity).collect::<Vec<_>>(),
         "reconciling": checkpoint.reconciling.as_str(),
+        "opposite_seq": checkpoint.opposite_seq,
         "saved_at": DateTime::now(),
     };
     // Fields that may be absent.
@@ -208,6 +230,12 @@ pub(crate) fn save(link: &LinkName, sequence: i64, checkpoint: &Checkpoint) -> R
     if let Some(position) = &checkpoint.position {
         set.insert("token", Document::try_from(position.token()).unwrap_or_default());
         set.insert("cluster_time", position.cluster_time());
+    }
+    if let Some(id) = checkpoint.source_id {
+        set.insert("source_id", id);
+    }
+    if let Some(key) = &checkpoint.partition_key {
+        set.insert("partition_key", key);
     }
     // Notes are raw documents, and join the raw form of the other fields.
     let mut set = raw(&set);
@@ -232,16 +260,43 @@ fn identity(identity: &Identity) -> Document {
 }
 
 impl Reconciling {
+    /// True if the position in the change stream is valid, so that the link streams until the comparison can begin.
+    pub(crate) fn keeps_position(self) -> bool {
+        matches!(self, Self::Asked | Self::Restored(_))
+    }
+
+    /// The link that compares first, if one must wait for the other. The hub's versions come down first, so that a link
+    /// that is quicker cannot make the hub's newer documents look deleted.
+    pub(crate) fn first(self) -> Option<Direction> {
+        match self {
+            Self::No | Self::Lost => None,
+            Self::Asked => Some(Direction::Downlink),
+            Self::Restored(restored) => Some(restored.first()),
+        }
+    }
+
+    /// True if the comparison deletes nothing in the spoke's own zone.
+    pub(crate) fn is_restored(self) -> bool {
+        matches!(self, Self::Restored(_))
+    }
+
     fn as_str(self) -> &'static str {
         match self {
             Self::No => "no",
             Self::Lost => "lost",
             Self::Asked => "asked",
+            Self::Restored(Restored::Spoke) => "spoke_restored",
+            Self::Restored(Restored::Hub) => "hub_restored",
         }
     }
 
     fn read(saved: &str) -> Self {
-        [Self::Lost, Self::Asked].into_iter().find(|reason| reason.as_str() == saved).unwrap_or_default()
+        let restored = [Restored::Spoke, Restored::Hub].map(Self::Restored);
+        [Self::Lost, Self::Asked]
+            .into_iter()
+            .chain(restored)
+            .find(|reason| reason.as_str() == saved)
+            .unwrap_or_default()
     }
 }
 
@@ -277,6 +332,12 @@ fn decode(saved: &Document) -> Result<Checkpoint, &'static str> {
         collections: documents(saved, "collections").filter_map(read_identity).collect(),
         destination_collections: documents(saved, "destination_collections").filter_map(read_identity).collect(),
         notes: documents(saved, "hub_edits").filter_map(|note| Note::read(&raw(note))).collect(),
+        source_id: match saved.get("source_id") {
+            Some(Bson::Binary(id)) => id.to_uuid().ok(),
+            _ => None,
+        },
+        opposite_seq: saved.get_i64("opposite_seq").unwrap_or(0),
+        partition_key: saved.get_str("partition_key").map(str::to_owned).ok(),
     })
 }
 
@@ -334,11 +395,14 @@ mod tests {
             ahead: HashMap::from([(Zone::new("HOU"), Timestamp { time: 5, increment: 6 })]),
             copied: vec![part("DFW"), part("HOU")],
             copying: Some(CopiedUpTo { part: part("BOS"), after: id }),
-            reconciling: Reconciling::Asked,
+            reconciling: Reconciling::Restored(Restored::Hub),
             left: vec![part("BOS")],
             collections: vec![identity(1)],
             destination_collections: vec![identity(2)],
             notes: vec![Note::new(41, &[edit])],
+            source_id: Some(Uuid::from_bytes([7; 16])),
+            opposite_seq: 12,
+            partition_key: Some("_pk".to_owned()),
         };
         assert_eq!(decode(&upserted(&save(&link(), 41, &checkpoint))), Ok(checkpoint));
     }

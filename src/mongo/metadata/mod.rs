@@ -10,6 +10,7 @@
 //! | [`foreign`] | spokes | document that an application wrote in a zone of another spoke |
 //! | [`set_aside`] | hub, spokes | version of a document that a link deleted or replaced |
 //! | [`unsettled`] | hub, spokes | document that a link did not find as expected |
+//! | [`identity`] | hub, spokes | replica set: always one |
 //! | [`verifications`] | hub | part of an unfinished verification |
 //! | [`ticks`] | hub, spokes | counter that advances the cluster time |
 //!
@@ -20,6 +21,7 @@ pub(crate) mod checkpoints;
 pub(crate) mod dead_letters;
 pub(crate) mod foreign;
 pub(crate) mod hub_edits;
+pub(crate) mod identity;
 pub(crate) mod sessions;
 pub(crate) mod set_aside;
 pub(crate) mod ticks;
@@ -40,18 +42,20 @@ const DEAD_LETTERS: &str = "dead_letters";
 const DROPPED_LETTERS: &str = "dropped_letters";
 const HUB_EDITS: &str = "hub_edits";
 const FOREIGN: &str = "foreign";
+const IDENTITY: &str = "identity";
 const SET_ASIDE: &str = "set_aside";
 const TICKS: &str = "ticks";
 const UNSETTLED: &str = "unsettled";
 const VERIFICATIONS: &str = "verifications";
 
-const ALL: [&str; 10] = [
+const ALL: [&str; 11] = [
     CHECKPOINTS,
     SESSIONS,
     DEAD_LETTERS,
     DROPPED_LETTERS,
     HUB_EDITS,
     FOREIGN,
+    IDENTITY,
     SET_ASIDE,
     TICKS,
     UNSETTLED,

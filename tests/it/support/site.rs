@@ -46,6 +46,9 @@ pub struct Site {
     pub more_config: String,
     /// More lines for the `[http]` table.
     pub http_config: String,
+    /// More lines for the `[sync]` table.
+    sync_config: String,
+    partition_key: String,
     database: String,
     folder: TempDir,
     port: u16,
@@ -84,7 +87,9 @@ impl Site {
             uris.insert((*zone).to_owned(), uri);
         }
         let nodes = BTreeMap::from([(HUB.to_owned(), hub), ("crowd".to_owned(), crowd)]);
-        Self::new(topology, uris, nodes).await
+        let mut site = Self::new(topology, uris, nodes).await;
+        site.sync_config = "allow_shared_replica_sets = true".to_owned();
+        site
     }
 
     /// Begins again on the same servers, with nothing of before.
@@ -163,6 +168,11 @@ impl Site {
         self.topology.retain(|(own, _)| own != zone);
     }
 
+    /// Sets the field that names a document's zone, from the next start on.
+    pub fn partition_key(&mut self, field: &str) {
+        field.clone_into(&mut self.partition_key);
+    }
+
     /// Sets the policy for zones that a spoke no longer watches.
     pub fn on_unwatch(&mut self, zone: &str, policy: &str) {
         self.on_unwatch.insert(zone.to_owned(), policy.to_owned());
@@ -216,6 +226,8 @@ impl Site {
             first_config: String::new(),
             more_config: String::new(),
             http_config: String::new(),
+            sync_config: String::new(),
+            partition_key: "_pk".to_owned(),
             database,
             folder: TempDir::new().unwrap(),
             port: free_port().unwrap(),
@@ -266,6 +278,7 @@ impl Site {
         writeln!(text, "[hub]\nuri = {:?}", self.uris[HUB]).unwrap();
         writeln!(text, "[sync]\nnamespaces = {:?}\nmetadata_database = {:?}", self.namespaces, self.metadata())
             .unwrap();
+        writeln!(text, "partition_key = {:?}\n{}", self.partition_key, self.sync_config).unwrap();
         writeln!(text, "[http]\nlisten = \"127.0.0.1:{}\"\n{}", self.port, self.http_config).unwrap();
         writeln!(text, "{}", self.more_config).unwrap();
         for (zone, watch) in &self.topology {

@@ -1,0 +1,109 @@
+//! The two servers of a spoke, as a link finds them at its start: whether they are the replica sets of before, and
+//! whether one of them was restored from a backup.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use bson::Uuid;
+
+use super::shared::Shared;
+use crate::mongo::error::Error;
+use crate::mongo::metadata::checkpoints::{self, Checkpoint};
+use crate::mongo::metadata::identity;
+use crate::mongo::server::Server;
+use crate::rules::names::{Direction, LinkName, Zone};
+use crate::rules::past::{self, Restored, Saved};
+
+/// The replica sets of the process's spokes, by identity. Each belongs to one spoke.
+#[derive(Debug, Default)]
+pub(crate) struct ReplicaSets(Mutex<HashMap<Uuid, Zone>>);
+
+impl ReplicaSets {
+    /// Records the replica set of a zone's spoke. Fails with the other zone if the replica set belongs to another spoke.
+    fn claim(&self, zone: &Zone, id: Uuid) -> Result<(), Zone> {
+        let mut sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match sets.get(&id) {
+            Some(other) if other != zone => return Err(other.clone()),
+            _ => {}
+        }
+        sets.retain(|_, other| other != zone);
+        sets.insert(id, zone.clone());
+        Ok(())
+    }
+
+    /// Forgets the replica set of a spoke that is no longer configured, or has another connection string now.
+    pub(crate) fn release(&self, zone: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, other| other.as_str() != zone);
+    }
+}
+
+/// What a link finds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found {
+    /// The identity of the source's replica set.
+    pub(super) source_id: Uuid,
+    /// The source is another replica set than before.
+    pub(super) is_other: bool,
+    /// The source of the opposite link is another replica set than before, and the opposite link has not begun anew.
+    pub(super) is_other_for_opposite: bool,
+    pub(super) restored: Option<Restored>,
+}
+
+/// Looks at both servers of a spoke, before a link claims its checkpoint.
+///
+/// # Errors
+/// If a server does not answer, or if one replica set is configured twice.
+pub(super) async fn look(spoke: &Shared, link: Direction, hub: &Server, edge: &Server) -> Result<Found, Error> {
+    let (hub_id, spoke_id) = (identity::of(hub).await?, identity::of(edge).await?);
+    let same = |other: &str| edge.unsuitable(&is_one_with(other));
+    if hub_id == spoke_id {
+        return Err(same("the hub"));
+    }
+    if !edge.allows_sharing() {
+        spoke.sets.claim(&spoke.zone, spoke_id).map_err(|other| same(&format!("spoke {other}")))?;
+    }
+    let uplink = checkpoints::numbered(hub, &LinkName::uplink(&spoke.zone)).await?;
+    let downlink = checkpoints::numbered(edge, &LinkName::downlink(&spoke.zone)).await?;
+    let restored = past::restored(saved(uplink.as_ref(), edge).await?, saved(downlink.as_ref(), hub).await?);
+    let is_other = |saved: Option<(i64, Checkpoint)>, id| {
+        saved.and_then(|(_, checkpoint)| checkpoint.source_id).is_some_and(|former| former != id)
+    };
+    let (at_spoke, at_hub) = (is_other(uplink, spoke_id), is_other(downlink, hub_id));
+    Ok(match link {
+        Direction::Uplink => Found { source_id: spoke_id, is_other: at_spoke, is_other_for_opposite: at_hub, restored },
+        Direction::Downlink => Found { source_id: hub_id, is_other: at_hub, is_other_for_opposite: at_spoke, restored },
+    })
+}
+
+/// The reason why a server cannot be a spoke, with the way out.
+pub(crate) fn is_one_with(other: &str) -> String {
+    format!(
+        "its connection string leads to the replica set of {other}: correct the uri. If the server was set up from a \
+         copy of the data of {other}, drop the metadata database at this server first"
+    )
+}
+
+async fn saved(numbered: Option<&(i64, Checkpoint)>, source: &Server) -> Result<Saved, Error> {
+    let Some((number, checkpoint)) = numbered else { return Ok(Saved::default()) };
+    let now = source.now().await?;
+    let is_beyond = checkpoint.position.as_ref().is_some_and(|position| position.cluster_time() > now);
+    Ok(Saved { number: *number, opposite: checkpoint.opposite_seq, is_beyond })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_set_belongs_to_one_spoke_until_that_spoke_is_released_or_has_another() {
+        let (sets, [one, two]) = (ReplicaSets::default(), [Uuid::new(), Uuid::new()]);
+        let (dfw, hou) = (Zone::new("DFW"), Zone::new("HOU"));
+        assert_eq!(sets.claim(&dfw, one), Ok(()));
+        assert_eq!(sets.claim(&dfw, one), Ok(()), "after a restart of the link");
+        assert_eq!(sets.claim(&hou, one), Err(dfw.clone()));
+        assert_eq!(sets.claim(&dfw, two), Ok(()));
+        assert_eq!(sets.claim(&hou, one), Ok(()));
+        sets.release("HOU");
+        assert_eq!(sets.claim(&dfw, one), Ok(()));
+    }
+}

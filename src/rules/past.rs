@@ -1,0 +1,86 @@
+//! The past of a spoke's two servers: whether one of them was restored from a backup.
+//!
+//! Every save of a checkpoint raises its number, and remembers the number of the opposite link's checkpoint, which is
+//! saved at the other server. A server whose checkpoint has a smaller number than the other server remembers has lost
+//! saves that were confirmed by a majority: it was restored from a backup. The same follows from a position in a change
+//! stream beyond the present cluster time of its server.
+
+use super::names::Direction;
+
+/// The server that was restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Restored {
+    Spoke,
+    Hub,
+}
+
+impl Restored {
+    /// The link that compares first: the one that brings the other server's newer documents to the restored one.
+    pub(crate) fn first(self) -> Direction {
+        match self {
+            Self::Spoke => Direction::Downlink,
+            Self::Hub => Direction::Uplink,
+        }
+    }
+}
+
+/// What a saved checkpoint says. All numbers are 0 without a checkpoint, and in one of an earlier version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Saved {
+    /// The number of the newest claim or save.
+    pub(crate) number: i64,
+    /// The number of the opposite link's checkpoint at the time of the newest save.
+    pub(crate) opposite: i64,
+    /// The position is beyond the present cluster time of the link's source.
+    pub(crate) is_beyond: bool,
+}
+
+/// Judges by both checkpoints of a spoke: the uplink's at the hub, and the downlink's at the spoke. The order of the
+/// questions is the same for both links, so that both come to the same answer.
+pub(crate) fn restored(uplink: Saved, downlink: Saved) -> Option<Restored> {
+    let has_lost = |number: i64, remembered: i64| number != 0 && number < remembered;
+    if has_lost(downlink.number, uplink.opposite) || uplink.is_beyond {
+        Some(Restored::Spoke)
+    } else if has_lost(uplink.number, downlink.opposite) || downlink.is_beyond {
+        Some(Restored::Hub)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved(number: i64, opposite: i64) -> Saved {
+        Saved { number, opposite, is_beyond: false }
+    }
+
+    #[test]
+    fn every_row_of_the_table() {
+        let table = [
+            // In step, or one ahead of what the other remembers.
+            (saved(7, 5), saved(5, 7), None),
+            (saved(9, 5), saved(6, 7), None),
+            // The spoke has fewer saves than the hub remembers, and the other way round.
+            (saved(7, 5), saved(4, 3), Some(Restored::Spoke)),
+            (saved(4, 3), saved(5, 7), Some(Restored::Hub)),
+            // An operator has deleted a checkpoint, or the link is new, or the checkpoint is of an earlier version.
+            (saved(7, 5), Saved::default(), None),
+            (Saved::default(), saved(5, 7), None),
+            (saved(7, 0), saved(5, 0), None),
+            // A position that its server has not reached.
+            (Saved { is_beyond: true, ..saved(7, 5) }, saved(5, 7), Some(Restored::Spoke)),
+            (saved(7, 5), Saved { is_beyond: true, ..saved(5, 7) }, Some(Restored::Hub)),
+        ];
+        for (uplink, downlink, expected) in table {
+            assert_eq!(restored(uplink, downlink), expected, "{uplink:?}, {downlink:?}");
+        }
+    }
+
+    #[test]
+    fn the_newer_side_brings_its_documents_first() {
+        assert_eq!(Restored::Spoke.first(), Direction::Downlink);
+        assert_eq!(Restored::Hub.first(), Direction::Uplink);
+    }
+}
