@@ -8,7 +8,7 @@ use super::Exit;
 use super::servers::endpoints;
 use crate::config::Config;
 use crate::link::servers::is_one_with;
-use crate::mongo::error::Error;
+use crate::mongo::error::{Error, codes};
 use crate::mongo::metadata::identity;
 use crate::mongo::server::{Endpoint, Server, first_batch};
 use crate::mongo::{metadata, oplog, tail};
@@ -97,7 +97,10 @@ async fn look(endpoint: &Endpoint) -> (Vec<Finding>, Option<Uuid>) {
     let mut findings = vec![Finding::well(format!("a replica set of MongoDB {major}.{minor} at {}", endpoint.hosts()))];
     findings.push(match tail::present_position(&server).await {
         Ok(_) => Finding::well("its change stream can be read"),
-        Err(error) => Finding::wrong(format!("{}; grant find and changeStream on the collections", reason(&error))),
+        Err(error) if error.code() == Some(codes::UNAUTHORIZED) => {
+            Finding::wrong(format!("{}; grant find and changeStream on the collections", reason(&error)))
+        }
+        Err(error) => Finding::wrong(format!("{}{}", reason(&error), advice(&error))),
     });
     // The privileges: writes to the metadata database, and `killSessions`, here for a session that no server knows.
     let writes = async {
@@ -108,7 +111,7 @@ async fn look(endpoint: &Endpoint) -> (Vec<Finding>, Option<Uuid>) {
     let id = writes.await;
     findings.push(match &id {
         Ok(_) => Finding::well("its metadata database can be written"),
-        Err(error) => Finding::wrong(format!("{}; see the README for the privileges", reason(error))),
+        Err(error) => Finding::wrong(format!("{}{}", reason(error), advice(error))),
     });
     let admin = server.client().database("admin");
     let kill = server.run("ending an unknown session", &admin, doc! { "killSessions": [{ "id": bson::Uuid::new() }] });
@@ -178,6 +181,17 @@ fn of_indexes(namespace: &Namespace, indexes: &[&Document], partition_key: &str)
         findings.push(Finding::well(text));
     }
     findings
+}
+
+/// The way out of a failed write to the metadata database.
+fn advice(error: &Error) -> &'static str {
+    match error.code() {
+        Some(codes::UNAUTHORIZED) => "; see the README for the privileges",
+        Some(codes::WRITE_CONCERN_FAILED) => {
+            "; no majority of the replica set confirms writes: see rs.status() for members that are down"
+        }
+        _ => "",
+    }
 }
 
 fn reason(error: &Error) -> String {

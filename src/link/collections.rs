@@ -49,10 +49,10 @@ impl<S: Source> Link<'_, S> {
         }
         replaced.sort();
         replaced.dedup();
+        let what = if is_other_key { "partition key" } else { "collection" };
         tracing::warn!(
             ns = replaced.join(", "),
-            is_other_key,
-            "the collection or the partition key is another one than before: copying again, deleting nothing"
+            "the {what} is another one than before: copying again, deleting nothing"
         );
         // The opposite link must know first: otherwise missing documents would count as deleted.
         pair.must_look(S::DIRECTION.opposite());

@@ -15,6 +15,7 @@ use super::pair::{Evidence, REMEMBERED_DOCUMENTS, Turn};
 use super::reached::Reached;
 use super::servers::{self, Found};
 use super::shared::Shared;
+use super::slow;
 use super::source::{Opening, Source};
 use crate::mongo::destination::Destination;
 use crate::mongo::error::{Error, Failure};
@@ -64,7 +65,10 @@ const UNKNOWN_READ_BYTES: usize = 100_000;
 
 /// Runs a link until a request to stop. Fails if a server fails, or if another process takes the link over.
 pub(super) async fn run<S: Source>(spoke: &Shared, stop: &CancellationToken) -> Result<Stopped, Error> {
-    let (mut link, found) = Link::<S>::claim(spoke).await?;
+    let what =
+        format!("the checkpoint is not claimed: the hub or spoke {} takes no writes, or does not answer,", spoke.zone);
+    let claiming = Link::<S>::claim(spoke);
+    let (mut link, found) = slow::shown(spoke.status.link(S::DIRECTION), &what, claiming).await?;
     link.greet(found).await?;
     link.anchor().await?;
     loop {
@@ -204,7 +208,8 @@ impl<'s, S: Source> Link<'s, S> {
         }
         let Some(restored) = found.restored else { return Ok(()) };
         let reason = Reconciling::Restored(restored);
-        if self.checkpoint().reconciling == reason {
+        // A new link has nothing to compare.
+        if self.checkpoint().reconciling == reason || self.checkpoint().position.is_none() {
             return Ok(());
         }
         let (old, new) = match restored {
@@ -219,7 +224,7 @@ impl<'s, S: Source> Link<'s, S> {
         self.spoke.pair.ask(S::DIRECTION.opposite(), reason);
         self.compares(reason).await?;
         // A position that the restored source has not reached says nothing: every change since then is behind it.
-        if self.position().cluster_time() > self.source.server().now().await? {
+        if servers::is_beyond(&self.position(), self.source.server()).await? {
             self.restart().await?;
         }
         Ok(())

@@ -22,7 +22,8 @@
 //!   spoke
 //! - [`unsettled`]: documents that were not found as expected, until the decision about each is taken
 //! - [`letters`]: an operator's requests about dead letters; [`retry`]: the retry of one
-//! - [`watch_oplog`]: the oplog window, for the status
+//! - [`slow`]: showing that a destination takes long to write
+//! - [`watch_oplog`]: the oplog window, for the status; [`watch_majority`]: a majority that confirms nothing
 //!
 //! A loop ends with an error or on request, and never restarts itself: the supervisor starts a new loop, which
 //! continues from the checkpoint.
@@ -40,9 +41,11 @@ pub(crate) mod reached;
 mod retry;
 pub(crate) mod servers;
 pub(crate) mod shared;
+mod slow;
 mod source;
 mod unsettled;
 pub(crate) mod uplink;
+mod watch_majority;
 mod watch_oplog;
 
 pub(crate) use lifecycle::Stopped;

@@ -16,6 +16,7 @@ use crate::rules::conflicts::Conflicts;
 use crate::rules::key::Key;
 use crate::rules::names::Direction;
 use crate::rules::position::Position;
+use crate::rules::pressure::Pressure;
 
 /// Maximum number of documents remembered individually, in each map of each link. Beyond the maximum, only zones are
 /// remembered.
@@ -60,6 +61,8 @@ pub(crate) struct Pair {
     /// Held by the comparing link: the opposite link must carry changes meanwhile.
     comparing: Semaphore,
     letters: [Requests; 2],
+    /// The size of transactions that each link's destination takes.
+    pressure: [Mutex<Pressure>; 2],
 }
 
 /// What a dead letter says about its document.
@@ -98,6 +101,7 @@ impl Default for Pair {
             replaced: Mutex::default(),
             comparing: Semaphore::new(1),
             letters: Default::default(),
+            pressure: Default::default(),
         }
     }
 }
@@ -171,6 +175,11 @@ impl Pair {
     /// The documents recorded by [`Self::has_replaced`] since the last call.
     pub(super) fn take_replaced(&self) -> Vec<Key> {
         std::mem::take(&mut *self.replaced.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The size of transactions that the link's destination takes.
+    pub(super) fn pressure(&self, direction: Direction) -> MutexGuard<'_, Pressure> {
+        self.pressure[direction as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Requests about the link's dead letters, by an operator or by the other link.

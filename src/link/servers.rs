@@ -13,6 +13,7 @@ use crate::mongo::metadata::identity;
 use crate::mongo::server::Server;
 use crate::rules::names::{Direction, LinkName, Zone};
 use crate::rules::past::{self, Restored, Saved};
+use crate::rules::position::Position;
 
 /// The replica sets of the process's spokes, by identity. Each belongs to one spoke.
 #[derive(Debug, Default)]
@@ -83,10 +84,22 @@ pub(crate) fn is_one_with(other: &str) -> String {
     )
 }
 
+/// A new change stream starts a tick beyond the newest operation of its server, as 6.0.5 shows. A restored server is
+/// behind by more than a second, or its checkpoint's number tells.
+const MARGIN_SECONDS: u32 = 1;
+
+/// True if the source has not reached the position.
+pub(super) async fn is_beyond(position: &Position, source: &Server) -> Result<bool, Error> {
+    let now = source.now().await?;
+    Ok(position.cluster_time().time > now.time.saturating_add(MARGIN_SECONDS))
+}
+
 async fn saved(numbered: Option<&(i64, Checkpoint)>, source: &Server) -> Result<Saved, Error> {
     let Some((number, checkpoint)) = numbered else { return Ok(Saved::default()) };
-    let now = source.now().await?;
-    let is_beyond = checkpoint.position.as_ref().is_some_and(|position| position.cluster_time() > now);
+    let is_beyond = match &checkpoint.position {
+        Some(position) => is_beyond(position, source).await?,
+        None => false,
+    };
     Ok(Saved { number: *number, opposite: checkpoint.opposite_seq, is_beyond })
 }
 

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use bson::{RawDocumentBuf, Timestamp, Uuid};
 use mongodb::ClientSession;
 
-use super::error::Error;
+use super::error::{APPLYING, Error};
 use super::metadata;
 use super::metadata::checkpoints::{self, Checkpoint, Identity};
 use super::metadata::sessions::{self, Slot, TaggedSession};
@@ -176,7 +176,7 @@ impl Open<'_> {
             let is_delta = matches!(step.write, Write::Update(_));
             Some(RefusedStep { key: step.key.clone(), event: Some(step.event), is_delta })
         };
-        let reply = self.transaction.write("applying a batch", &ready.database, ready.command, whose).await?;
+        let reply = self.transaction.write(APPLYING, &ready.database, ready.command, whose).await?;
         // Every statement of an update should match or insert one document.
         Ok(match ready.kind {
             CommandKind::Update => ready.steps.len().saturating_sub(count(&reply)),

@@ -103,6 +103,23 @@ impl Error {
         }
     }
 
+    /// True if the server rolled the transaction back because of its size, or because it met a write of an application.
+    pub(crate) fn is_rolled_back(&self) -> bool {
+        const CODES: [i32; 4] =
+            [codes::WRITE_CONFLICT, codes::LOCK_TIMEOUT, codes::TOO_LARGE_FOR_CACHE, codes::EXCEEDED_LIFETIME];
+        self.code().is_some_and(|code| CODES.contains(&code))
+    }
+
+    /// True if a transaction of the same size can hardly get through: it does not fit the cache, or lasts too long.
+    pub(crate) fn is_too_large(&self) -> bool {
+        matches!(self.code(), Some(codes::TOO_LARGE_FOR_CACHE | codes::EXCEEDED_LIFETIME)) || self.is_too_slow()
+    }
+
+    /// True if the server did not answer to a part of a transaction in time, perhaps because the transaction is large.
+    pub(crate) fn is_too_slow(&self) -> bool {
+        matches!(self, Self::Timeout { doing, .. } if [APPLYING, COMMITTING].contains(doing))
+    }
+
     /// True if the driver found no primary in the time for a selection.
     pub(crate) fn is_without_primary(&self) -> bool {
         matches!(self, Self::Command { without_primary: true, .. })
@@ -148,10 +165,21 @@ impl Error {
     }
 }
 
+/// What a link does while a transaction's size matters.
+pub(crate) const APPLYING: &str = "applying a batch";
+pub(crate) const COMMITTING: &str = "committing a transaction";
+
 /// Server error codes, from `error_codes.yml` of the server's source.
 pub(crate) mod codes {
     pub(crate) const UNAUTHORIZED: i32 = 13;
+    pub(crate) const LOCK_TIMEOUT: i32 = 24;
     pub(crate) const NAMESPACE_EXISTS: i32 = 48;
+    pub(crate) const WRITE_CONCERN_FAILED: i32 = 64;
+    pub(crate) const WRITE_CONFLICT: i32 = 112;
+    /// `TransactionExceededLifetimeLimitSeconds`.
+    pub(crate) const EXCEEDED_LIFETIME: i32 = 290;
+    /// `TransactionTooLargeForCache`.
+    pub(crate) const TOO_LARGE_FOR_CACHE: i32 = 388;
     pub(crate) const DUPLICATE_KEY: i32 = 11000;
     pub(crate) const CHANGE_STREAM_FATAL: i32 = 280;
     pub(crate) const INVALID_RESUME_TOKEN: i32 = 260;

@@ -3,6 +3,7 @@
 //! Connections and errors:
 //! - [`server`]: one replica set: connects, checks that the server is suitable, runs commands within a time limit
 //! - [`round_trip`], [`throughput`]: measured latency and bandwidth of the connection to a server
+//! - [`diagnose`]: the cause when no primary is found
 //! - [`error`]: errors in words, each classified once by the link's reaction
 //!
 //! Reads:
@@ -11,7 +12,7 @@
 //! - [`scan`]: a zone's documents in the order of `_id`, a page at a time
 //! - [`walk`]: compares two sides of a zone in the order of `_id`
 //! - [`digest`]: numbers, sizes and hashes of a zone's documents by bucket, computed by the server
-//! - [`oplog`]: asks for the oplog window
+//! - [`oplog`]: asks for the oplog window, and for the newest writes
 //!
 //! Writes:
 //! - [`statement`]: renders steps as write commands
@@ -26,9 +27,11 @@
 //! - [`hub_edits`](metadata::hub_edits): notes of hub edits
 //! - [`foreign`](metadata::foreign): documents of other zones at a spoke, which no link may delete
 //! - [`set_aside`](metadata::set_aside): copies of documents that a reconcile deletes
+//! - [`identity`](metadata::identity): the identity of the replica set
 //! - [`verifications`](metadata::verifications): the progress of each verification
 
 pub(crate) mod destination;
+mod diagnose;
 pub(crate) mod digest;
 pub mod error;
 pub(crate) mod ledger;

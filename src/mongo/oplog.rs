@@ -4,6 +4,7 @@ use bson::{Timestamp, doc};
 
 use super::error::{Error, codes};
 use super::server::Server;
+use crate::rules::standstill::Writes;
 
 /// The span of the operations in an oplog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,4 +23,16 @@ pub(crate) async fn window(server: &Server) -> Result<Option<Window>, Error> {
     let oplog = reply.get_document("oplog").ok();
     let time = |name: &str| oplog.and_then(|oplog| oplog.get_timestamp(name).ok());
     Ok(time("earliestOptime").zip(time("latestOptime")).map(|(earliest, latest)| Window { earliest, latest }))
+}
+
+/// The newest writes of the replica set, as the primary knows them. `None` if the reply does not say.
+///
+/// # Errors
+/// If the server does not answer.
+pub(crate) async fn writes(server: &Server) -> Result<Option<Writes>, Error> {
+    let reply =
+        server.run("asking for the newest writes", &server.client().database("admin"), doc! { "hello": 1 }).await?;
+    let time = |name: &str| reply.get_document("lastWrite").ok()?.get_document(name).ok()?.get_timestamp("ts").ok();
+    let (newest, confirmed) = (time("opTime"), time("majorityOpTime"));
+    Ok(newest.zip(confirmed).map(|(newest, confirmed)| Writes { newest, confirmed }))
 }

@@ -11,7 +11,7 @@ use mongodb::options::{ReadPreference, SelectionCriteria};
 use mongodb::raw_batch_cursor::RawBatch;
 
 use super::digest;
-use super::error::Error;
+use super::error::{Error, codes};
 use super::server::Server;
 use super::statement::in_zone;
 use crate::rules::names::Zone;
@@ -157,8 +157,25 @@ impl Range<'_> {
     }
 }
 
+/// Times that a page is read again because the server no longer had its snapshot.
+const AGAIN: u32 = 5;
+
 /// Reads the first documents of a range, all at the same cluster time. Only a page at the end of the range is empty.
-pub(crate) async fn page(server: &Server, area: Area<'_>, range: Range<'_>) -> Result<Page, Error> {
+pub(crate) async fn page(server: &Server, area: Area<'_>, mut range: Range<'_>) -> Result<Page, Error> {
+    for _ in 0..AGAIN {
+        match page_once(server, area, range).await {
+            // A later page of the same documents is as good: the copy takes the time of each page as it is.
+            Err(error) if error.code() == Some(codes::SNAPSHOT_TOO_OLD) => {
+                tracing::info!(server = %server.name(), "the snapshot of a page was too old, reading the page again");
+                range.not_before = server.now().await?;
+            }
+            page => return page,
+        }
+    }
+    page_once(server, area, range).await
+}
+
+async fn page_once(server: &Server, area: Area<'_>, range: Range<'_>) -> Result<Page, Error> {
     let bounds = Bounds::of(&range);
     let page = read(server, area, range, bounds).await?;
     match bounds {
@@ -255,9 +272,9 @@ async fn read(server: &Server, area: Area<'_>, range: Range<'_>, bounds: Bounds)
         let preference = ReadPreference::SecondaryPreferred { options: None };
         run = run.selection_criteria(SelectionCriteria::ReadPreference(preference));
     }
-    let mut cursor = server.bounded("reading a zone", run.batch()).await?;
+    let mut cursor = server.patiently("reading a zone", run.batch()).await?;
     let reply = futures_util::StreamExt::next(&mut cursor);
-    let reply = server.bounded("reading a zone", async { reply.await.transpose() }).await?;
+    let reply = server.patiently("reading a zone", async { reply.await.transpose() }).await?;
     let reply = reply.ok_or_else(|| server.unsuitable("its reply to a find is empty"))?;
     let at = reply.as_raw_document().get_document("cursor").and_then(|cursor| cursor.get_timestamp("atClusterTime"));
     let mut places = Vec::new();

@@ -11,6 +11,7 @@ use mongodb::options::{ClientOptions, ServerMonitoringMode};
 use mongodb::{Client, Database};
 use tokio::sync::Mutex;
 
+use super::diagnose::{self, Cause};
 use super::error::{Error, codes};
 use super::round_trip::RoundTrip;
 use super::throughput::Throughput;
@@ -67,11 +68,25 @@ impl Endpoint {
             round_trip: self.round_trip.clone(),
             throughput: self.throughput.clone(),
         };
-        let checked = server.checked().await;
-        if checked.as_ref().is_err_and(Error::is_without_primary) {
-            self.forget(former).await;
+        match server.checked().await {
+            Err(error) if error.is_without_primary() => {
+                self.forget(former).await;
+                Err(self.with_cause(error).await)
+            }
+            checked => checked,
         }
-        checked
+    }
+
+    /// The error with the cause, as far as the hosts themselves tell it.
+    async fn with_cause(&self, error: Error) -> Error {
+        let Ok(options) = self.options().await else { return error };
+        match (diagnose::cause(&options).await, error) {
+            (Some(Cause::Wrong(reason)), _) => Error::Unsuitable { server: self.name.clone(), reason },
+            (Some(Cause::Passing(cause)), Error::Command { server, doing, code, again, unsure, failure, .. }) => {
+                Error::Command { server, doing, reason: cause, code, again, unsure, without_primary: true, failure }
+            }
+            (_, error) => error,
+        }
     }
 
     /// The client, with the number of the clients before it.
@@ -106,9 +121,13 @@ impl Endpoint {
         }
     }
 
-    async fn make_client(&self) -> Result<Client, Error> {
+    async fn options(&self) -> Result<ClientOptions, Error> {
         let parse = ClientOptions::parse(self.uri.expose()).into_future();
-        let mut options = bounded(&self.name, "reading the connection string", CALL_LIMIT, parse).await?;
+        bounded(&self.name, "reading the connection string", CALL_LIMIT, parse).await
+    }
+
+    async fn make_client(&self) -> Result<Client, Error> {
+        let mut options = self.options().await?;
         options.app_name.get_or_insert_with(|| "spokesync".to_owned());
         options.server_selection_timeout.get_or_insert(SELECTION_LIMIT);
         // The driver waits for a free connection without a limit, so the pool has room for all commands that may run.
@@ -243,6 +262,33 @@ impl Server {
         call: impl Future<Output = mongodb::error::Result<T>>,
     ) -> Result<T, Error> {
         bounded(&self.name, doing, CALL_LIMIT, call).await
+    }
+
+    /// Awaits a call that may take the server long, such as the search for the next event among the changes of other
+    /// collections. Fails if the call fails, or if the server is silent: every [`CALL_LIMIT`] it must answer a question
+    /// that is no work, and the log says what is waited for.
+    pub(crate) async fn patiently<T>(
+        &self,
+        doing: &'static str,
+        call: impl Future<Output = mongodb::error::Result<T>>,
+    ) -> Result<T, Error> {
+        tokio::pin!(call);
+        let begun = Instant::now();
+        let failed = |error| Error::of_driver(&self.name, doing, &error);
+        loop {
+            if let Ok(done) = tokio::time::timeout(CALL_LIMIT, &mut call).await {
+                return done.map_err(failed);
+            }
+            let is_alive = tokio::select! {
+                done = &mut call => return done.map_err(failed),
+                now = self.now() => now.is_ok(),
+            };
+            if !is_alive {
+                return Err(Error::Timeout { server: self.name.clone(), doing, after: begun.elapsed() });
+            }
+            let seconds = begun.elapsed().as_secs();
+            tracing::warn!(server = %self.name, doing, seconds, "the server is still at work");
+        }
     }
 
     /// The server's present cluster time. No majority-committed write is later at this moment.

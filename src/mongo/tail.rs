@@ -6,6 +6,7 @@
 //!
 //! Promise: every event after the start comes once and in order, or the stream ends with an error.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bson::{Bson, Document, Timestamp, doc};
@@ -17,7 +18,7 @@ use super::metadata::sessions;
 use super::server::Server;
 use crate::rules::position::Position;
 use crate::rules::reply::{BARE, Reply, SessionId};
-use crate::rules::size::{self, CALL_LIMIT, Came};
+use crate::rules::size::{self, Came};
 
 /// Longest time that the server waits for an event. Afterwards the reply holds only a position.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -164,7 +165,7 @@ impl Replies {
                 database.aggregate(pipeline).batch_size(reply_events).max_await_time(PATIENCE).batch().await
             }
         };
-        let cursor = server.bounded("opening the change stream", call).await?;
+        let cursor = server.patiently("opening the change stream", call).await?;
         Ok(Self { cursor, opening: Some(begun.elapsed()) })
     }
 
@@ -183,17 +184,11 @@ impl Replies {
 
     /// Returns the next reply and the time that the reply took.
     async fn next(&mut self, server: &Server) -> Result<(Reply, Duration), Error> {
-        let doing = "reading the change stream";
-        let limit = PATIENCE + CALL_LIMIT;
         let begun = Instant::now();
-        let Ok(reply) = tokio::time::timeout(limit, self.cursor.next()).await else {
-            return Err(Error::Timeout { server: server.name().clone(), doing, after: limit });
-        };
-        let reply = match reply {
-            Some(Ok(reply)) => reply,
-            Some(Err(error)) => return Err(Error::of_driver(server.name(), doing, &error)),
-            None => return Err(server.unsuitable("the change stream ended without an error")),
-        };
+        let cursor = &mut self.cursor;
+        let next = async { cursor.next().await.transpose() };
+        let reply = server.patiently("reading the change stream", next).await?;
+        let reply = reply.ok_or_else(|| server.unsuitable("the change stream ended without an error"))?;
         let took = self.opening.take().unwrap_or_default() + begun.elapsed();
         let reply = Reply::decode(Bytes(reply), server.namespaces()).map_err(|error| server.malformed(error))?;
         Ok((reply, took))
@@ -231,11 +226,16 @@ fn is_of_token(error: &Error) -> bool {
 fn filter(server: &Server, selection: &Selection) -> Option<Document> {
     let mut conditions = Vec::new();
     if server.namespaces().len() > 1 {
+        // One condition for each database: the server looks a name up in a list quickly, and tries pairs one by one.
+        let mut databases: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for namespace in server.namespaces() {
+            databases.entry(&namespace.database).or_default().push(&namespace.collection);
+        }
         let names = |key: &str| -> Vec<Document> {
-            let name = |ns: &crate::rules::names::Namespace| {
-                doc! { format!("{key}.db"): &ns.database, format!("{key}.coll"): &ns.collection }
-            };
-            server.namespaces().iter().map(name).collect()
+            let names = databases.iter().map(|(database, collections)| {
+                doc! { format!("{key}.db"): *database, format!("{key}.coll"): { "$in": collections.clone() } }
+            });
+            names.collect()
         };
         let either = [names("ns"), names("to")].concat();
         conditions.push(doc! { "$or": either });

@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use mongodb::ClientSession;
 use mongodb::options::{Acknowledgment, TransactionOptions, WriteConcern};
 
-use super::error::{Error, shorten};
+use super::error::{COMMITTING, Error, shorten};
 use super::read::Wanted;
 use super::server::Server;
 use crate::rules::key::Key;
@@ -149,7 +149,7 @@ impl<'s> Transaction<'s> {
         let mut delays = delays();
         loop {
             let commit = self.session.commit_transaction().into_future();
-            let error = match self.server.bounded("committing a transaction", commit).await {
+            let error = match self.server.bounded(COMMITTING, commit).await {
                 Ok(()) => break,
                 Err(error) => error,
             };

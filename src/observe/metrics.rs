@@ -148,7 +148,13 @@ fn process(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
 fn hub(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
     let hub = &view.hub;
     let is = |state: State| Some(truth(hub.state == state));
+    let standstill = Some(hub.standstill_seconds.unwrap_or(0.0));
     let gauges = [
+        (
+            "spokesync_hub_standstill_seconds",
+            "Seconds for which the hub has had changes that no majority confirms; 0 if it has none.",
+            standstill,
+        ),
         ("spokesync_hub_streaming", "1 if the hub's change stream is open and read.", is(State::Streaming)),
         ("spokesync_hub_halted", "1 if the hub's change stream is halted until an operator acts.", is(State::Halted)),
         ("spokesync_hub_lag_seconds", "Lag in seconds: every older change at the hub is distributed.", hub.lag_seconds),
@@ -211,7 +217,7 @@ struct LinkMetric {
     value: fn(&LinkView) -> Option<f64>,
 }
 
-const LINK_METRICS: [LinkMetric; 11] = [
+const LINK_METRICS: [LinkMetric; 12] = [
     LinkMetric {
         name: "spokesync_link_streaming",
         help: "1 if the link follows its change stream.",
@@ -247,6 +253,12 @@ const LINK_METRICS: [LinkMetric; 11] = [
         help: "Lag in seconds: every older change at the source is applied; 0 if no change waits.",
         kind: MetricKind::Gauge,
         value: |link| link.lag_seconds,
+    },
+    LinkMetric {
+        name: "spokesync_link_standstill_seconds",
+        help: "Seconds for which the link has waited for a server that delivers or confirms nothing; 0 if it does not.",
+        kind: MetricKind::Gauge,
+        value: |link| Some(link.standstill_seconds.unwrap_or(0.0)),
     },
     LinkMetric {
         name: "spokesync_link_checkpoint_age_seconds",

@@ -14,7 +14,9 @@
 //! - [`inference`]: what is set aside when no application has just changed a document
 //! - [`plan`]: many steps as few commands. [`ladder`]: the next attempt after a refusal. [`held_back`]: changes that
 //!   wait with a dead letter
-//! - [`queue`]: the bounded queue between the fan-out and a writer. [`size`]: the size of replies, batches and commands
+//! - [`queue`]: the bounded queue between the fan-out and a writer. [`size`]: the size of replies, batches and commands;
+//!   [`pressure`]: the size that a struggling destination takes
+//! - [`standstill`]: a replica set whose majority confirms nothing
 //! - [`difference`]: the paths at which two documents differ
 //!
 //! The tests in `interleavings` drive [`ahead`] and [`conflicts`] through random orders of concurrent edits;
@@ -41,11 +43,13 @@ pub mod names;
 pub(crate) mod past;
 pub(crate) mod plan;
 pub mod position;
+pub(crate) mod pressure;
 pub(crate) mod queue;
 pub mod reply;
 pub(crate) mod retry;
 pub(crate) mod route;
 pub(crate) mod settle;
 pub(crate) mod size;
+pub(crate) mod standstill;
 pub(crate) mod step;
 pub(crate) mod uplink;

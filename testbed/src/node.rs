@@ -239,7 +239,7 @@ impl Node {
         self.until("the node is primary", async || Ok(self.is_primary().await)).await
     }
 
-    async fn direct_client(&self) -> Result<Client> {
+    pub(crate) async fn direct_client(&self) -> Result<Client> {
         let mut options =
             ClientOptions::parse(format!("mongodb://127.0.0.1:{}/?directConnection=true", self.port)).await?;
         options.server_selection_timeout = Some(Duration::from_secs(1));

@@ -1,6 +1,7 @@
 //! A replica set with three members, which can lose its majority.
 
 use anyhow::{Context, Result};
+use bson::doc;
 
 use crate::node::{Node, Options};
 
@@ -47,6 +48,34 @@ impl Set {
     /// If a member is not running.
     pub fn regain_majority(&self) -> Result<()> {
         self.members.iter().try_for_each(Node::thaw)
+    }
+
+    /// Stops the replication to all members except the primary, while they still vote: the primary stays, and no
+    /// majority confirms its writes.
+    ///
+    /// # Errors
+    /// If the set has no primary, or a member does not answer.
+    pub async fn stop_replication(&self) -> Result<()> {
+        self.set_replication("alwaysOn").await
+    }
+
+    /// Resumes the replication.
+    ///
+    /// # Errors
+    /// If the set has no primary, or a member does not answer.
+    pub async fn resume_replication(&self) -> Result<()> {
+        self.set_replication("off").await
+    }
+
+    async fn set_replication(&self, mode: &str) -> Result<()> {
+        let primary = self.primary().await.context("the set has no primary")?;
+        for (number, member) in self.members.iter().enumerate() {
+            if number != primary {
+                let admin = member.direct_client().await?.database("admin");
+                admin.run_command(doc! { "configureFailPoint": "rsSyncApplyStop", "mode": mode }).await?;
+            }
+        }
+        Ok(())
     }
 
     /// True if the set has a primary.

@@ -16,6 +16,7 @@ mod imports;
 mod initial;
 mod left_out;
 mod logs;
+mod pressure;
 mod process;
 mod promise;
 mod quiet;

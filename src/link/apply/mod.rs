@@ -20,6 +20,7 @@ use self::transaction::{Batch, Committed};
 use self::work::{Commit, Nowhere, Work};
 use super::lifecycle::Link;
 use super::pair::Evidence;
+use super::slow;
 use super::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::checkpoints::Reconciling;
@@ -60,6 +61,7 @@ impl<S: Source> Link<'_, S> {
             // work's end. An earlier batch ends just before the event of the next step.
             let bytes = self.destination.server().line().batch().bytes;
             let mut range = attempt.range(work.steps.len());
+            range.end = range.end.min(range.start.saturating_add(self.spoke.pair.pressure(S::DIRECTION).most()));
             let cut = cut_after(&work, range.start);
             if let Some(cut) = cut {
                 let end = work.steps.partition_point(|step| step.event < cut.event);
@@ -83,6 +85,7 @@ impl<S: Source> Link<'_, S> {
             self.read_bytes = attempt.bytes_of_a_read().unwrap_or(self.read_bytes);
             match committed {
                 Ok(mut committed) => {
+                    self.spoke.pair.pressure(S::DIRECTION).committed(batch.steps.len());
                     // The committed batch is recorded immediately: the link's memory must match the saved checkpoint.
                     work.to_settle.clear();
                     skipped.append(&mut committed.written.skipped);
@@ -142,8 +145,26 @@ impl<S: Source> Link<'_, S> {
                         }
                     }
                 }
-                Err(error) => return Err(error),
+                // The batch is tried once more, and then in halves.
+                Err(error) if error.is_rolled_back() && batch.steps.len() > 1 => {
+                    self.has_rolled_back(&error, batch.steps.len());
+                }
+                Err(error) => {
+                    if error.is_too_slow() {
+                        self.has_rolled_back(&error, batch.steps.len());
+                    }
+                    return Err(error);
+                }
             }
+        }
+    }
+
+    /// Records the rollback of a batch of so many steps.
+    fn has_rolled_back(&self, error: &Error, steps: usize) {
+        let mut pressure = self.spoke.pair.pressure(S::DIRECTION);
+        if pressure.rolled_back(steps, error.is_too_large()) {
+            let (link, most) = (self.destination.link(), pressure.most());
+            tracing::info!(%link, %error, steps, most, "transaction rolled back, going on with smaller ones");
         }
     }
 
@@ -237,16 +258,32 @@ impl<S: Source> Link<'_, S> {
         }
     }
 
-    /// Commits a batch. Retries after errors that left nothing behind, as declared by the server.
+    /// Commits a batch, and shows if that takes long.
     async fn commit(&mut self, batch: &Batch<'_, '_>, attempt: &mut Attempt) -> Result<Committed, Error> {
+        let (cell, what) = (self.cell(), format!("{}: a batch is not confirmed", self.destination.server().name()));
+        slow::shown(cell, &what, self.commit_again_and_again(batch, attempt)).await
+    }
+
+    /// Retries after errors that left nothing behind, as declared by the server.
+    async fn commit_again_and_again(
+        &mut self,
+        batch: &Batch<'_, '_>,
+        attempt: &mut Attempt,
+    ) -> Result<Committed, Error> {
         let mut delays = delays();
         loop {
             let error = match self.transact(batch, attempt).await {
                 Ok(committed) => return Ok(committed),
-                Err(error) if error.is_again() || matches!(error, Error::Refused { .. }) => error,
+                Err(error) if error.is_again() || error.is_rolled_back() || matches!(error, Error::Refused { .. }) => {
+                    error
+                }
                 Err(error) => return Err(error),
             };
             self.destination.abort().await;
+            // A batch of several steps may become smaller.
+            if error.is_rolled_back() && batch.steps.len() > 1 {
+                return Err(error);
+            }
             let Some(delay) = delays.next().filter(|_| error.is_again()) else { return Err(error) };
             tracing::debug!(%error, ?delay, "transaction is tried again");
             tokio::time::sleep(delay).await;

@@ -79,10 +79,13 @@ impl<S: Source> Link<'_, S> {
         let mut unsettled = Unsettled::new(may_delete);
         while !walk.is_finished() {
             // One page of the source, then the destination's pages over the same range.
-            let source_at = walk.lead(start.max(job.source.now().await?)).await?;
+            // A server may look through a whole collection for the last documents of a zone.
+            let reading = cell.pulse().while_waiting(walk.lead(start.max(job.source.now().await?)));
+            let Some(source_at) = stop.run_until_cancelled(reading).await else { return Ok(Ended::Stopped) };
+            let source_at = source_at?;
             latest = latest.max(source_at);
             let destination_from = job.destination.now().await?;
-            while let Some((chunk, followed_at)) = walk.follow(destination_from).await? {
+            while let Some((chunk, followed_at)) = cell.pulse().while_waiting(walk.follow(destination_from)).await? {
                 if stop.is_cancelled() {
                     return Ok(Ended::Stopped);
                 }

@@ -63,9 +63,13 @@ impl Link<'_, HubSource> {
         cell.set_state(State::CatchingUp);
         let lane = cell.pulse().while_waiting(fanout.lane());
         let Some(_lane) = stop.run_until_cancelled(lane).await else { return Ok(None) };
-        let mut feed = Feed::open(&self.source.server, &self.position(), fanout.routes()).await?;
+        let from = self.position();
+        let opening = cell.pulse().while_waiting(Feed::open(&self.source.server, &from, fanout.routes()));
+        let Some(feed) = stop.run_until_cancelled(opening).await else { return Ok(None) };
+        let mut feed = feed?;
         loop {
-            let Some(reply) = stop.run_until_cancelled(feed.read()).await else { return Ok(None) };
+            let reading = cell.pulse().while_waiting(feed.read());
+            let Some(reply) = stop.run_until_cancelled(reading).await else { return Ok(None) };
             // A change of the held zones ends the catch-up: a new loop copies new zones first.
             let routes = fanout.routes();
             let Some(number) = routes.owner(zone.as_str()).filter(|_| self.source.holds_the_same(&routes)) else {

@@ -19,7 +19,7 @@ use super::left_out;
 use super::routed::Routed;
 use super::subscribers::{Distributed, Subscribers};
 use crate::link::lifecycle::Stopped;
-use crate::link::watch_oplog;
+use crate::link::{watch_majority, watch_oplog};
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::server::{Endpoint, Server};
 use crate::mongo::{metadata, tail};
@@ -240,17 +240,21 @@ pub(crate) async fn run(
     let Some(position) = start.await? else { return Ok(Stopped) };
     cell.resumes_at(Some(position.cluster_time()));
     // If the hub no longer has the position, all spokes must start again.
-    let mut feed = match Feed::open(&server, &position, fanout.routes()).await {
+    // The server may look for the next event for minutes, among the changes of other collections.
+    let opening = cell.pulse().while_waiting(Feed::open(&server, &position, fanout.routes()));
+    let Some(opened) = stop.run_until_cancelled(opening).await else { return Ok(Stopped) };
+    let mut feed = match opened {
         Ok(feed) => feed,
         Err(error) => return Err(lost(fanout, error)),
     };
     let _stream = fanout.board.hub_streams().counted();
-    let _watching = watch_oplog::watch(&server, fanout.board.hub_window());
+    let _watching =
+        [watch_oplog::watch(&server, fanout.board.hub_window()), watch_majority::watch(&server, fanout.board.hub())];
     cell.set_state(State::Streaming);
     loop {
         // Spokes and routes may change between two replies, so each read uses the present state.
         let (place, routes, left_out) = fanout.next_part().expect("it has started, and is not lost");
-        let reading = feed.read_after(&place, &routes, &left_out);
+        let reading = cell.pulse().while_waiting(feed.read_after(&place, &routes, &left_out));
         let Some(reply) = stop.run_until_cancelled(reading).await else { return Ok(Stopped) };
         let reply = reply.map_err(|error| lost(fanout, error))?;
         if !reply.lost_collections().is_empty() {

@@ -28,7 +28,7 @@ use super::lifecycle::{self, Link, Stopped};
 use super::pair::Turn;
 use super::shared::Shared;
 use super::source::{Opening, Source};
-use super::watch_oplog;
+use super::{watch_majority, watch_oplog};
 use crate::mongo::error::Error;
 use crate::mongo::ledger::Ledger;
 use crate::mongo::metadata::sessions::Slot;
@@ -55,7 +55,7 @@ struct SpokeSource {
     stamper: Stamper,
     /// The hub's cluster time of the uplink's last commit.
     last_push: Timestamp,
-    _watching: AbortOnDropHandle<()>,
+    _watching: [AbortOnDropHandle<()>; 2],
 }
 
 impl SpokeSource {
@@ -89,7 +89,10 @@ impl Source for SpokeSource {
         };
         let stamper = Stamper::new(&server, link, &spoke.pair.stamp_session).await?;
         spoke.pair.foreign.load(&server).await?;
-        let watching = watch_oplog::watch(&server, spoke.status.window());
+        let watching = [
+            watch_oplog::watch(&server, spoke.status.window()),
+            watch_majority::watch(&server, spoke.status.link(Direction::Uplink)),
+        ];
         let last_push = destination.claimed_at();
         Ok((Self { rules: Arc::new(rules), server, stamper, last_push, _watching: watching }, None))
     }

@@ -33,7 +33,10 @@ impl Link<'_, SpokeSource> {
     pub(super) async fn follow_spoke(&mut self, stop: &CancellationToken) -> Result<Turn, Error> {
         let (rules, cell) = (self.source.rules.clone(), self.cell());
         let position = self.checkpoint().position.clone();
-        let source = Echoless::open(&self.source.server, position.as_ref()).await?;
+        // The server may look for the first event for minutes, among the changes of other collections.
+        let opening = cell.pulse().while_waiting(Echoless::open(&self.source.server, position.as_ref()));
+        let Some(source) = stop.run_until_cancelled(opening).await else { return Ok(Turn::Stopped) };
+        let source = source?;
         cell.set_state(State::Streaming);
         // The reader fetches the next reply while the present reply is applied.
         let (sender, mut replies) = mpsc::channel(1);
@@ -44,7 +47,9 @@ impl Link<'_, SpokeSource> {
             if let Some(turn) = self.spoke.pair.turn(Direction::Uplink, self.checkpoint().reconciling) {
                 return Ok(turn);
             }
-            let Some(first) = stop.run_until_cancelled(replies.recv()).await else { return Ok(Turn::Stopped) };
+            let Some(first) = stop.run_until_cancelled(cell.pulse().while_waiting(replies.recv())).await else {
+                return Ok(Turn::Stopped);
+            };
             // Only the reader's end closes the channel: the reader's error is the loop's error.
             let Some(first) = first else {
                 return match reader.await {

@@ -44,7 +44,18 @@ pub(super) struct Facts {
     received_at: Option<Instant>,
     /// True if a comparison requested by an operator is due or in progress.
     comparing: bool,
+    /// Times since which the link waits for a server, by [`Waits`].
+    standing: [Option<Instant>; 2],
     history: History,
+}
+
+/// What a link that stands still waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// Changes that the source does not deliver, although there are some.
+    Source,
+    /// The destination's confirmation of a batch.
+    Destination,
 }
 
 /// Progress of an initial sync or a reconcile in one zone of one collection.
@@ -183,6 +194,7 @@ impl Cell {
     pub(crate) fn failed(&self, error: &str) {
         let mut facts = self.facts();
         facts.copying = None;
+        facts.standing[Waits::Destination as usize] = None;
         facts.restarts += 1;
         facts.last_error = Some(error.to_owned());
         facts.last_error_at = Some(super::now_text());
@@ -193,6 +205,23 @@ impl Cell {
         let mut facts = self.facts();
         facts.last_error = Some(error.to_owned());
         facts.last_error_at = Some(super::now_text());
+    }
+
+    /// Shows that the link waits for a server since this time, and what for. Logs a warning once, until the link
+    /// [moves](Self::moves) again.
+    pub(crate) fn stands_still(&self, waits: Waits, since: Instant, what: &str) {
+        if self.facts().standing[waits as usize].replace(since).is_none() {
+            tracing::warn!("{what}");
+            self.set_error(what);
+        }
+    }
+
+    /// Shows that the link no longer waits.
+    pub(crate) fn moves(&self, waits: Waits) {
+        let since = self.facts().standing[waits as usize].take();
+        if let Some(since) = since {
+            tracing::info!(seconds = since.elapsed().as_secs(), "the wait is over");
+        }
     }
 
     /// Sets whether a comparison requested by an operator is due or in progress.
@@ -234,7 +263,19 @@ impl Cell {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Seconds for which the link has waited for a server without progress.
+    pub(super) fn standstill_seconds(facts: &Facts) -> Option<f64> {
+        let longest = facts.standing.iter().flatten().map(Instant::elapsed).max()?;
+        Some(longest.as_secs_f64())
+    }
+
     pub(super) fn lag_seconds(facts: &Facts) -> Option<f64> {
+        let standing = Self::standstill_seconds(facts);
+        let lag = Self::lag_by_changes(facts);
+        if standing > lag { standing } else { lag }
+    }
+
+    fn lag_by_changes(facts: &Facts) -> Option<f64> {
         let answers = facts.answered_at.is_some_and(|at| at.elapsed() < ANSWERS_WITHIN);
         if answers && !facts.waiting {
             return Some(0.0);
@@ -256,6 +297,7 @@ impl Cell {
             applied_total: facts.applied,
             foreign_total: facts.foreign,
             lag_seconds: Self::lag_seconds(&facts),
+            standstill_seconds: Self::standstill_seconds(&facts),
             position: facts.position.map(show),
             checkpoint,
             time_to_loss_seconds: None,
@@ -272,6 +314,7 @@ impl Cell {
         HubView {
             state: facts.state,
             lag_seconds: Self::lag_seconds(&facts),
+            standstill_seconds: Self::standstill_seconds(&facts),
             events_total: facts.applied,
             open_streams: 0,
             restarts: facts.restarts,

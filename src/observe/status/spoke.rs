@@ -15,15 +15,15 @@ use crate::rules::queue::Weight;
 pub(crate) struct SpokeCell {
     zone: Zone,
     watch: Mutex<Vec<Zone>>,
-    uplink: Cell,
-    downlink: Cell,
+    uplink: Arc<Cell>,
+    downlink: Arc<Cell>,
     window: Window,
     hub_window: Window,
     queue: Depth,
 }
 
 impl SpokeCell {
-    pub(crate) fn link(&self, direction: Direction) -> &Cell {
+    pub(crate) fn link(&self, direction: Direction) -> &Arc<Cell> {
         match direction {
             Direction::Uplink => &self.uplink,
             Direction::Downlink => &self.downlink,
@@ -43,8 +43,8 @@ impl SpokeCell {
         Self {
             zone: zone.clone(),
             watch: Mutex::default(),
-            uplink: Cell::default(),
-            downlink: Cell::default(),
+            uplink: Arc::default(),
+            downlink: Arc::default(),
             window: Window::default(),
             hub_window,
             queue: Depth::default(),

@@ -54,6 +54,8 @@ impl StatusView {
 pub(crate) struct HubView {
     pub(crate) state: State,
     pub(crate) lag_seconds: Option<f64>,
+    /// Time for which the hub has had changes that no majority confirms; absent while there is none.
+    pub(crate) standstill_seconds: Option<f64>,
     pub(crate) events_total: u64,
     pub(crate) open_streams: usize,
     pub(crate) restarts: u64,
@@ -78,6 +80,8 @@ pub(crate) struct LinkView {
     pub(crate) applied_total: u64,
     pub(crate) foreign_total: u64,
     pub(crate) lag_seconds: Option<f64>,
+    /// Time for which the link has waited for a server that delivers or confirms nothing; absent while it does not.
+    pub(crate) standstill_seconds: Option<f64>,
     /// Cluster time up to which the source's changes are applied. The checkpoint of a quiet link is a little older.
     pub(crate) position: Option<String>,
     pub(crate) checkpoint: Option<CheckpointView>,

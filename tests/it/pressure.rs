@@ -1,0 +1,206 @@
+//! Destinations that roll transactions back, servers that need long, and servers whose majority stands still: the links
+//! go on, or say what they wait for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bson::{Document, doc};
+use mongodb::options::{Acknowledgment, WriteConcern};
+use nix::sys::signal::Signal;
+use testbed::node::Options;
+use testbed::set::Set;
+
+use super::support::site::{HUB, Topology};
+use super::support::{Site, eventually};
+
+const PAIR: Topology<'static> = &[("DFW", &[]), ("HOU", &["DFW"])];
+
+/// Runs the changes while the program stands still, so that they come in one batch.
+async fn in_one_batch(site: &Site, changes: impl AsyncFnOnce()) {
+    let process = site.program.as_ref().unwrap().process();
+    process.signal(Signal::SIGSTOP).unwrap();
+    changes().await;
+    process.signal(Signal::SIGCONT).unwrap();
+}
+
+/// Lets the next commands of this name fail at a server.
+async fn fail(site: &Site, name: &str, command: &str, code: i32, times: i32) {
+    let data = doc! { "failCommands": [command], "errorCode": code, "appName": "spokesync" };
+    let point = doc! { "configureFailPoint": "failCommand", "mode": { "times": times }, "data": data };
+    site.nodes[name].admin(point).await.unwrap();
+}
+
+fn restarts(site: &Site, zone: &str) -> u64 {
+    let status = site.spoke_status(zone);
+    ["uplink", "downlink"].iter().map(|link| status[link]["restarts"].as_u64().unwrap()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_the_destination_changes_all_the_time_does_not_hold_up_a_batch() {
+    let mut site = Site::own(PAIR, Options::default()).await;
+    let documents = (0..3_000).map(|id| doc! { "_id": id, "_pk": "DFW", "n": 0, "text": "x".repeat(200) });
+    site.at("DFW").insert_many(documents).await.unwrap();
+    site.at("DFW").insert_one(doc! { "_id": "hot", "_pk": "DFW", "n": 0, "heat": 0 }).await.unwrap();
+    site.start().await;
+    site.settle().await;
+    let ended = Arc::new(AtomicBool::new(false));
+    let heating = (0..3).map(|_| {
+        let (hub, ended) = (site.at(HUB), ended.clone());
+        tokio::spawn(async move {
+            while !ended.load(Ordering::Relaxed) {
+                hub.update_one(doc! { "_id": "hot" }, doc! { "$inc": { "heat": 1 } }).await.unwrap();
+            }
+        })
+    });
+    let heating: Vec<_> = heating.collect();
+    in_one_batch(&site, async || {
+        site.at("DFW").update_many(doc! {}, doc! { "$set": { "n": 1 } }).await.unwrap();
+    })
+    .await;
+    eventually("everything is at the hub", async || {
+        site.at(HUB).count_documents(doc! { "n": 1 }).await.unwrap() == 3_001
+    })
+    .await;
+    ended.store(true, Ordering::Relaxed);
+    for task in heating {
+        task.await.unwrap();
+    }
+    assert_eq!(restarts(&site, "DFW"), 0, "{}", site.log());
+    site.assert_converged().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_does_not_fit_the_destination_is_sent_in_halves() {
+    const TOO_LARGE_FOR_CACHE: i32 = 388;
+    const EXCEEDED_LIFETIME: i32 = 290;
+    for code in [TOO_LARGE_FOR_CACHE, EXCEEDED_LIFETIME] {
+        let mut site = Site::own(PAIR, Options::default()).await;
+        site.start().await;
+        site.settle().await;
+        in_one_batch(&site, async || {
+            let documents = (0..100).map(|id| doc! { "_id": id, "_pk": "DFW" });
+            site.at("DFW").insert_many(documents).await.unwrap();
+            fail(&site, HUB, "insert", code, 3).await;
+        })
+        .await;
+        eventually("everything is at the hub", async || site.at(HUB).count_documents(doc! {}).await.unwrap() == 100)
+            .await;
+        assert_eq!(site.log().matches("going on with smaller ones").count(), 3, "{}", site.log());
+        assert_eq!(restarts(&site, "DFW"), 0);
+        site.assert_converged().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_whose_snapshot_is_too_old_is_read_again() {
+    const SNAPSHOT_TOO_OLD: i32 = 239;
+    let mut site = Site::own(PAIR, Options::default()).await;
+    site.at(HUB).insert_many((0..100).map(|id| doc! { "_id": id, "_pk": "DFW" })).await.unwrap();
+    let data = doc! {
+        "failCommands": ["find"], "errorCode": SNAPSHOT_TOO_OLD, "appName": "spokesync",
+        "namespace": &site.namespaces[0],
+    };
+    let point = doc! { "configureFailPoint": "failCommand", "mode": { "times": 3 }, "data": data };
+    site.nodes[HUB].admin(point).await.unwrap();
+    site.launch();
+    eventually("the page is read again", async || site.log().contains("reading the page again")).await;
+    site.ready().await;
+    site.assert_converged().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_still_at_work_is_waited_for_and_a_silent_one_is_given_up() {
+    let mut site = Site::own(PAIR, Options::default()).await;
+    site.at(HUB).insert_many((0..10).map(|id| doc! { "_id": id, "_pk": "DFW" })).await.unwrap();
+    // The hub answers every read of a zone after 40 s, and everything else at once.
+    let data = doc! {
+        "failCommands": ["find"], "blockConnection": true, "blockTimeMS": 40_000, "appName": "spokesync",
+        "namespace": &site.namespaces[0],
+    };
+    let point = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data };
+    site.nodes[HUB].admin(point).await.unwrap();
+    site.launch();
+    eventually("the log says what is waited for", async || site.log().contains("the server is still at work")).await;
+    site.ready().await;
+    assert_eq!(restarts(&site, "DFW") + restarts(&site, "HOU"), 0, "{}", site.log());
+    site.assert_converged().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_majority_that_confirms_nothing_is_told_within_seconds() {
+    let set = Set::start("DFW", &Options::default()).await.unwrap();
+    let mut site = Site::shared(&[("HOU", &["DFW"])]).await;
+    site.adopt("DFW", &set.uri()).await;
+    site.add("DFW", &[]);
+    site.start().await;
+    site.at("DFW").insert_one(doc! { "_id": 1, "_pk": "DFW" }).await.unwrap();
+    site.settle().await;
+    set.stop_replication().await.unwrap();
+    let (collection, one) = (site.at("DFW"), WriteConcern::builder().w(Acknowledgment::Nodes(1)).build());
+    collection.insert_one(doc! { "_id": 2, "_pk": "DFW" }).write_concern(one).await.unwrap();
+    eventually("the status says what is waited for", async || {
+        let uplink = &site.spoke_status("DFW")["uplink"];
+        uplink["last_error"].as_str().is_some_and(|error| error.contains("no majority"))
+            && uplink["lag_seconds"].as_f64().is_some_and(|lag| lag > 3.0)
+            && uplink["standstill_seconds"].as_f64().is_some()
+    })
+    .await;
+    assert_eq!(site.log().matches("no majority of the replica set confirms writes").count(), 1);
+    set.resume_replication().await.unwrap();
+    eventually("it goes on", async || {
+        site.at(HUB).find_one(doc! { "_id": 2 }).await.unwrap().is_some()
+            && site.spoke_status("DFW")["uplink"]["standstill_seconds"].is_null()
+    })
+    .await;
+    site.assert_converged().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_takes_no_writes_is_told_within_seconds() {
+    let mut site = Site::own(PAIR, Options::default()).await;
+    site.start().await;
+    site.settle().await;
+    site.nodes[HUB].admin(doc! { "fsync": 1, "lock": true }).await.unwrap();
+    site.at("DFW").insert_one(doc! { "_id": 1, "_pk": "DFW" }).await.unwrap();
+    eventually("the status says what is waited for", async || {
+        let uplink = &site.spoke_status("DFW")["uplink"];
+        uplink["last_error"].as_str().is_some_and(|error| error.contains("is not confirmed"))
+            && uplink["standstill_seconds"].as_f64().is_some()
+    })
+    .await;
+    site.nodes[HUB].admin(doc! { "fsyncUnlock": 1 }).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    site.ready().await;
+    site.assert_converged().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_name_of_a_replica_set_is_told_with_the_right_one() {
+    let mut site = Site::shared(PAIR).await;
+    let wrong = site.uri("DFW").replace("replicaSet=rs", "replicaSet=edge");
+    site.reach("DFW", &wrong);
+    let (done, output) = site.command(&["check"]);
+    assert!(!done && output.contains("its replica set is named \"rs\", not \"edge\""), "{output}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_collections_of_two_databases_are_kept_in_step() {
+    let mut site = Site::shared(PAIR).await;
+    let database = site.namespaces[0].split_once('.').unwrap().0.to_owned();
+    site.namespaces.extend((0..40).map(|number| format!("{database}.c{number}")));
+    site.namespaces.push(format!("{database}-two.c0"));
+    site.start().await;
+    for number in 0..site.namespaces.len() {
+        site.collection("DFW", number).insert_one(doc! { "_id": 1, "_pk": "DFW" }).await.unwrap();
+        site.collection(HUB, number).insert_one(doc! { "_id": 2, "_pk": "DFW" }).await.unwrap();
+    }
+    let other = site.client("DFW").database(&database).collection::<Document>("other");
+    other.insert_one(doc! { "_id": 1, "_pk": "DFW" }).await.unwrap();
+    site.assert_converged().await;
+    for number in 0..site.namespaces.len() {
+        assert_eq!(site.collection("HOU", number).count_documents(doc! {}).await.unwrap(), 2);
+    }
+    let at_hub = site.client(HUB).database(&database).collection::<Document>("other");
+    assert_eq!(at_hub.count_documents(doc! {}).await.unwrap(), 0);
+}
