@@ -9,6 +9,7 @@
 //! - [`throughput`], [`updates`], [`latency`], [`loaded`]: rates and latencies of changes
 //! - [`wire`], [`bytes`]: a long wire to the servers, and the bytes on the wires
 //! - [`copies`]: [`initial`], [`catch_up`], [`reconcile`], [`verify`]: many documents from before the start
+//! - [`small`]: a destination with little memory
 //! - [`scale`]: the cost of each spoke; [`reference`]: the way of working that this program replaces
 
 mod application;
@@ -29,6 +30,7 @@ mod reference;
 mod running;
 mod scale;
 mod site;
+mod small;
 mod throughput;
 mod updates;
 mod usage;
@@ -73,6 +75,9 @@ async fn measure(parts: &Parts, figures: &mut Vec<Figure>) -> Result<()> {
     }
     if parts.have_any(&["initial", "catch-up", "reconcile", "verify"]) {
         add(figures, "copies", copies::measure(parts)).await?;
+    }
+    if parts.have("small") {
+        add(figures, "small", small::measure(parts)).await?;
     }
     if parts.have("scale") {
         add(figures, "scale", scale::measure(parts)).await?;

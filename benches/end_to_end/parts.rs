@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "inserts",
     "updates",
     "deletes",
@@ -18,6 +18,7 @@ const NAMES: [&str; 13] = [
     "catch-up",
     "reconcile",
     "verify",
+    "small",
     "scale",
     "reference",
 ];

@@ -56,6 +56,8 @@ impl Running {
         let folder = TempDir::new()?;
         let address = format!("127.0.0.1:{}", free_port()?);
         let mut text = format!("[hub]\nuri = {hub_uri:?}\n[sync]\nnamespaces = [{NAMESPACE:?}]\n");
+        // One server may play many spokes.
+        writeln!(text, "allow_shared_replica_sets = true")?;
         writeln!(text, "[http]\nlisten = {address:?}")?;
         for Spoke { zone, uri, watch } in spokes {
             writeln!(text, "[[spoke]]\nzone = {zone:?}\nuri = {uri:?}\nwatch = {watch:?}")?;

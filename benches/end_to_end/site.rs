@@ -78,7 +78,12 @@ impl Site {
 
     /// Starts the servers only.
     pub async fn prepare(spokes: usize, wires: Wires) -> Result<Self> {
-        let starting = (1..=spokes).map(async |number| Place::start(&format!("S{number}"), Options::default()).await);
+        Self::prepare_with(spokes, wires, &Options::default()).await
+    }
+
+    /// Starts the servers only, the spokes with these options.
+    pub async fn prepare_with(spokes: usize, wires: Wires, options: &Options) -> Result<Self> {
+        let starting = (1..=spokes).map(async |number| Place::start(&format!("S{number}"), options.clone()).await);
         let starting = futures_util::future::try_join_all(starting);
         let (hub, spokes) = tokio::try_join!(Place::start("hub", Options::default()), starting)?;
         let hub_wire = if wires == Wires::All { Some(Proxy::to(hub.port()).await?) } else { None };

@@ -47,6 +47,7 @@ async fn serve(config: &Config, logs: Logs) -> anyhow::Result<Exit> {
     let http = server.handle();
     let serving = actix::spawn(server);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %config.http.listen, "spokesync");
+    say_source(&config.source);
     if config.source == Source::Environment {
         actix::spawn(say_ready(handles.clone()));
     }
@@ -65,6 +66,18 @@ async fn serve(config: &Config, logs: Logs) -> anyhow::Result<Exit> {
     } else {
         tracing::error!(left = left.join(", "), "stopped, but some actors did not end in time");
         Ok(Exit::Failed)
+    }
+}
+
+/// Says which configuration is used, where two could be meant.
+fn say_source(source: &Source) {
+    match source {
+        Source::File(file) if Variables::of_this_process().describe_a_spoke() => tracing::warn!(
+            file = %file.display(),
+            "the file is used; the environment variables ZONENAME, WATCHZONES, CONSTREDGE and CONSTRFAR are ignored"
+        ),
+        Source::File(file) => tracing::info!(file = %file.display(), "configuration"),
+        Source::Environment => tracing::info!("configuration from the environment variables: there is no spokes.toml"),
     }
 }
 

@@ -224,8 +224,8 @@ impl Pair {
         }
     }
 
-    /// The link's next task instead of the change stream, if any: a check of the collections, or a comparison as soon as
-    /// the opposite link can carry changes meanwhile. `reconciling` is the reason saved in the link's checkpoint.
+    /// The link's next task instead of the change stream, if any: a check of the collections, or a comparison as soon
+    /// as the opposite link can carry changes meanwhile. `reconciling` is the reason saved in the link's checkpoint.
     pub(super) fn turn(&self, direction: Direction, reconciling: Reconciling) -> Option<Turn> {
         if self.looking(direction).is_needed {
             return Some(Turn::Look);

@@ -20,7 +20,7 @@ use crate::rules::position::Position;
 pub(crate) struct ReplicaSets(Mutex<HashMap<Uuid, Zone>>);
 
 impl ReplicaSets {
-    /// Records the replica set of a zone's spoke. Fails with the other zone if the replica set belongs to another spoke.
+    /// Records the replica set of a zone's spoke. Fails with the other zone if the replica set is another spoke's.
     fn claim(&self, zone: &Zone, id: Uuid) -> Result<(), Zone> {
         let mut sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match sets.get(&id) {

@@ -138,8 +138,8 @@ impl Error {
         self.code().filter(|code| REFUSALS.contains(code))
     }
 
-    /// True if the transaction has left nothing behind and the server allows a retry. Without a primary, the link starts
-    /// again from its checkpoint instead: the replica set may be another one.
+    /// True if the transaction has left nothing behind and the server allows a retry. Without a primary, the link
+    /// starts again from its checkpoint instead: the replica set may be another one.
     pub(crate) fn is_again(&self) -> bool {
         matches!(self, Self::Command { again: true, without_primary: false, .. })
     }

@@ -1,8 +1,8 @@
 //! The rules of synchronization, as functions on values: no clock, no network, no actor, no random numbers.
 //!
 //! A change meets the modules in this order:
-//! - [`names`]: zones, namespaces and links. [`position`]: positions in a change stream. [`past`]: servers restored from a
-//!   backup
+//! - [`names`]: zones, namespaces and links. [`position`]: positions in a change stream. [`past`]: servers restored
+//!   from a backup
 //! - [`reply`]: `Reply`, one server answer of a change stream, decoded no further than the rules need
 //! - [`delta`], [`fields`], [`key`]: the content of an update, the fields touched, the identity of the document
 //! - [`hub_event`]: the zone of a hub event's document before and after. [`route`]: the spokes that receive the event,
@@ -14,8 +14,8 @@
 //! - [`inference`]: what is set aside when no application has just changed a document
 //! - [`plan`]: many steps as few commands. [`ladder`]: the next attempt after a refusal. [`held_back`]: changes that
 //!   wait with a dead letter
-//! - [`queue`]: the bounded queue between the fan-out and a writer. [`size`]: the size of replies, batches and commands;
-//!   [`pressure`]: the size that a struggling destination takes
+//! - [`queue`]: the bounded queue between the fan-out and a writer. [`size`]: the size of replies, batches and
+//!   commands; [`pressure`]: the size that a struggling destination takes
 //! - [`standstill`]: a replica set whose majority confirms nothing
 //! - [`difference`]: the paths at which two documents differ
 //!

@@ -1,24 +1,33 @@
 //! The number of steps in a transaction at a destination under pressure.
 //!
 //! A destination rolls a transaction back if it does not fit the cache, lasts too long, or meets a write of an
-//! application. Sent again in the same size, the transaction may never get through. So a batch that is rolled back twice
-//! is halved, down to a single step: a document that applications write all the time then goes alone. The size that went
-//! through is remembered, and grows: by a quarter while the size is well below the last one that failed, and slowly from
-//! there.
+//! application. Sent again in the same size, the transaction may never get through. So a batch that is rolled back
+//! twice is halved, down to a single step: a document that applications write all the time then goes alone. A large
+//! batch costs the server much before it is rolled back, and is quartered the first time. The size that went through is
+//! remembered, and grows by a quarter each time, until a batch is rolled back again; then the size before that one is
+//! kept for a while.
 
 /// The size that the destination takes, as far as known.
 #[derive(Debug, Default)]
 pub(crate) struct Pressure {
     /// Most steps of the next transaction; `None`: as many as fit.
     most: Option<usize>,
-    /// The number of steps that was rolled back twice most recently.
-    failed: Option<usize>,
+    /// The number of steps of the newest transaction that got through at the limit.
+    good: Option<usize>,
+    /// Transactions until the limit may grow.
+    hold: u32,
     /// Times that the present batch was rolled back.
     tries: u32,
 }
 
-/// Rollbacks of the same size before a batch is halved.
+/// Rollbacks of the same size before a batch becomes smaller.
 const TRIES: u32 = 2;
+
+/// A batch of more steps is large.
+const LARGE: usize = 500;
+
+/// Transactions at a size that gets through, after a larger one did not.
+const HOLD: u32 = 16;
 
 /// A size at which the limit ends.
 const ENOUGH: usize = 20_000;
@@ -29,16 +38,24 @@ impl Pressure {
         self.most.unwrap_or(usize::MAX)
     }
 
-    /// Records the rollback of a batch of so many steps. `for_good`: the same size can never get through. Returns true if
-    /// the next attempt must be smaller.
+    /// Records the rollback of a batch of so many steps. `for_good`: the same size can never get through. Returns true
+    /// if the next attempt must be smaller.
     pub(crate) fn rolled_back(&mut self, steps: usize, for_good: bool) -> bool {
         self.tries += 1;
-        if steps <= 1 || (self.tries < TRIES && !for_good) {
+        let is_large = steps > LARGE;
+        if steps <= 1 || (self.tries < TRIES && !for_good && !is_large) {
             return false;
         }
         self.tries = 0;
-        self.failed = Some(steps);
-        self.most = Some(steps / 2);
+        self.most = Some(match self.good.take() {
+            // The limit had grown too far.
+            Some(good) if good < steps => {
+                self.hold = HOLD;
+                good
+            }
+            _ if is_large => steps / 4,
+            _ => steps / 2,
+        });
         true
     }
 
@@ -46,13 +63,11 @@ impl Pressure {
     pub(crate) fn committed(&mut self, steps: usize) {
         self.tries = 0;
         let Some(most) = self.most.filter(|most| steps >= *most) else { return };
-        if self.failed.is_some_and(|failed| steps >= failed) {
-            self.failed = None;
+        self.good = Some(steps);
+        match self.hold.checked_sub(1) {
+            Some(rest) => self.hold = rest,
+            None => self.most = Some(most + (most / 4).max(1)).filter(|next| *next < ENOUGH),
         }
-        let quick = most + (most / 4).max(1);
-        let slow = most + (most / 32).max(1);
-        let next = if self.failed.is_some_and(|failed| quick >= failed) { slow } else { quick };
-        self.most = (next < ENOUGH).then_some(next);
     }
 }
 
@@ -85,6 +100,7 @@ mod tests {
         assert!(pressure.rolled_back(100, false) && pressure.most() == 50);
         let mut too_large = Pressure::default();
         assert!(too_large.rolled_back(100, true) && too_large.most() == 50);
+        assert!(too_large.rolled_back(4_000, false) && too_large.most() == 1_000);
     }
 
     #[test]

@@ -110,8 +110,8 @@ impl Cuts {
 
 /// True if a change that gives a document to `new_zone` is the change of a copy: the hub has the document in that zone,
 /// which the spoke watches. Such a change stays at the spoke. In any other zone, the hub has moved the spoke's document
-/// meanwhile, and the two moves cross. If the hub moved the document to the same watched zone, the hub's move comes down
-/// with the whole document.
+/// meanwhile, and the two moves cross. If the hub moved the document to the same watched zone, the hub's move comes
+/// down with the whole document.
 pub(crate) fn changes_a_copy(new_zone: Option<&str>, at_hub: &str, held: &[Zone]) -> bool {
     new_zone == Some(at_hub) && held.iter().any(|zone| zone.as_str() == at_hub)
 }

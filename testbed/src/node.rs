@@ -31,6 +31,8 @@ pub struct Options {
     pub bind: Option<String>,
     /// Requires users to log in. The administrator is `root` with the password `secret`.
     pub users: bool,
+    /// The size of the cache in gigabytes; by default 0.5.
+    pub cache_gigabytes: Option<f32>,
     /// Further arguments of `mongod`.
     pub arguments: Vec<String>,
 }
@@ -218,7 +220,8 @@ impl Node {
             .arg(self.folder.join("data"))
             .arg("--logpath")
             .arg(self.folder.join("mongod.log"))
-            .args(["--logappend", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.5"])
+            .args(["--logappend", "--nounixsocket", "--wiredTigerCacheSizeGB"])
+            .arg(self.options.cache_gigabytes.unwrap_or(0.5).to_string())
             .args(["--setParameter", "enableTestCommands=1"])
             .args(["--setParameter", "diagnosticDataCollectionEnabled=false"])
             .args(&self.options.arguments);

@@ -164,7 +164,7 @@ fn lost(document: &str, writes: &[&Written], rest: &Rest, kept: &BTreeSet<String
                 && !past.contains(&other)
                 && match by.reach {
                     Reach::New => by.zone.as_ref().is_none_or(|zone| zones.contains(zone)),
-                    // Within a zone, an `_id` is one document: a later whole version or delete is about any earlier one.
+                    // Within a zone, an `_id` is one document: a later whole version or delete is about any earlier.
                     reach => {
                         let is_same = by.lineage == written.lineage;
                         let is_of_zone = by.zone_before().is_some_and(|zone| zones.iter().any(|other| *other == zone));
