@@ -15,7 +15,7 @@ use super::parts::Parts;
 use super::site::{SHARED, Site, Wires};
 
 /// Documents of a round.
-const DOCUMENTS: usize = 10_000;
+const DOCUMENTS: usize = 4_000;
 
 /// Fields of a document, of about 1 kB together.
 const FIELDS: i64 = 100;
@@ -27,7 +27,7 @@ const TOGETHER: usize = 1_000;
 const CACHE_GIGABYTES: f32 = 0.25;
 
 /// Rounds that count.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 2;
 
 /// Measures how fast a hub application's documents reach the spoke, as a share of ordered bulk writes at the spoke.
 pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {

@@ -230,7 +230,9 @@ impl Pair {
         if self.looking(direction).is_needed {
             return Some(Turn::Look);
         }
-        let reason = self.asked(direction).or(Some(reconciling).filter(|reason| reason.keeps_position()))?;
+        // After a restore nothing may count as deleted, whoever asks for a comparison meanwhile.
+        let saved = Some(reconciling).filter(|reason| reason.keeps_position());
+        let reason = saved.filter(|reason| reason.is_restored()).or(*self.asked(direction)).or(saved)?;
         let can = self.may_compare(direction, reason) && self.carried(direction.opposite()).is_complete();
         can.then_some(Turn::Compare(reason))
     }
@@ -319,6 +321,10 @@ mod tests {
             pair.ask_for_resync();
             assert_eq!(pair.turn(first.opposite(), Reconciling::No), None);
             assert_eq!(pair.turn(first, Reconciling::No), Some(Turn::Compare(reason)));
+            // After a restart, the checkpoint knows the reason.
+            let pair = complete();
+            pair.ask_for_resync();
+            assert_eq!(pair.turn(first, reason), Some(Turn::Compare(reason)));
         }
     }
 

@@ -204,3 +204,24 @@ async fn many_collections_of_two_databases_are_kept_in_step() {
     let at_hub = site.client(HUB).database(&database).collection::<Document>("other");
     assert_eq!(at_hub.count_documents(doc! {}).await.unwrap(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_refuse_to_scan_collections_stop_no_link() {
+    let arguments = vec!["--setParameter".to_owned(), "notablescan=1".to_owned()];
+    let mut site = Site::own(PAIR, Options { arguments, ..Options::default() }).await;
+    // Two starts: the second one has former sessions to end, and old entries to look for.
+    for start in 0..2 {
+        site.start().await;
+        site.at("DFW").insert_one(doc! { "_id": start, "_pk": "DFW" }).await.unwrap();
+        site.at(HUB).insert_one(doc! { "_id": format!("hub {start}"), "_pk": "DFW" }).await.unwrap();
+        site.settle().await;
+        assert_eq!(restarts(&site, "DFW") + restarts(&site, "HOU"), 0, "{}", site.log());
+        site.stop().await;
+    }
+    site.start().await;
+    assert_eq!(site.at("HOU").count_documents(doc! {}).hint(by_id()).await.unwrap(), 4);
+}
+
+fn by_id() -> mongodb::options::Hint {
+    mongodb::options::Hint::Keys(doc! { "_id": 1 })
+}

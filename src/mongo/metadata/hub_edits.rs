@@ -93,7 +93,9 @@ impl Note {
 pub(crate) fn delete(link: &LinkName, up_to: i64) -> RawDocumentBuf {
     rawdoc! {
         "delete": HUB_EDITS,
-        "deletes": [{ "q": { "_id.link": link.to_string(), "_id.number": { "$lte": up_to } }, "limit": 0 }],
+        "deletes": [{
+            "q": { "_id.link": link.to_string(), "_id.number": { "$lte": up_to } }, "limit": 0, "hint": { "_id": 1 },
+        }],
     }
 }
 
@@ -104,7 +106,7 @@ pub(crate) async fn load(server: &Server, link: &LinkName) -> Result<Vec<Note>, 
     loop {
         let find = doc! {
             "find": HUB_EDITS, "filter": { "_id.link": link.to_string(), "_id.number": { "$gt": after } },
-            "sort": { "_id.number": 1 }, "limit": 100, "singleBatch": true, "readConcern": { "level": "majority" },
+            "sort": { "_id.number": 1 }, "hint": { "_id": 1 }, "limit": 100, "singleBatch": true, "readConcern": { "level": "majority" },
         };
         let reply = server.run("reading saved hub edits", &server.metadata(), find).await?;
         let before = notes.len();

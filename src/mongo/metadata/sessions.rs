@@ -16,7 +16,7 @@
 //! event's session. The next session of the same name, or the end of a repair, sets `ended_at`. 60 days later the next
 //! end of a session of the same name deletes the registration.
 //!
-//! Index: only `_id`. The queries by `link`, `opened_at` and `ended_at` scan the collection.
+//! Index: only `_id`. The queries by `link`, `opened_at` and `ended_at` read all documents, in the order of `_id`.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -101,7 +101,7 @@ impl Tags {
         // time or later finds the registrations of all events seen so far.
         let now = self.server.now().await?;
         let find = doc! {
-            "find": SESSIONS, "filter": filter, "batchSize": 100_000, "singleBatch": true,
+            "find": SESSIONS, "filter": filter, "hint": { "_id": 1 }, "batchSize": 100_000, "singleBatch": true,
             "readConcern": { "level": "majority", "afterClusterTime": now },
         };
         let reply = self.server.run("reading sessions", &self.server.metadata(), find).await?;
@@ -195,7 +195,7 @@ async fn kill_former(server: &Server, name: &str, present: &ClientSession) -> Re
     const AT_MOST: i32 = 1_000;
     let former = doc! { "link": name, "_id": { "$ne": id(present) }, "ended_at": { "$exists": false } };
     let find = doc! {
-        "find": SESSIONS, "filter": former, "sort": { "opened_at": -1 },
+        "find": SESSIONS, "filter": former, "sort": { "opened_at": -1 }, "hint": { "_id": 1 },
         "limit": AT_MOST, "batchSize": AT_MOST, "singleBatch": true,
     };
     let reply = server.run("reading sessions", &server.metadata(), find).await?;
