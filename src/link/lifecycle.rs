@@ -29,7 +29,7 @@ use crate::observe::status::{Cell, State};
 use crate::rules::ahead::Ahead;
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, LinkName};
-use crate::rules::past::Restored;
+use crate::rules::past::{Evidence as Restore, Restored};
 use crate::rules::position::Position;
 
 /// The loop ended on request.
@@ -102,7 +102,8 @@ pub(super) async fn run<S: Source>(spoke: &Shared, stop: &CancellationToken) -> 
                 let is_new = spoke.pair.asked(S::DIRECTION).take().is_some();
                 if is_new || link.checkpoint().reconciling != reason {
                     tracing::info!(?reason, "comparing everything");
-                    link.compares(reason).await?;
+                    let found = if reason.is_restored() { link.look_at_servers().await?.restored } else { None };
+                    link.compares(reason, found.map_or(0, |restore| restore.number)).await?;
                 }
             }
             Ok(Turn::Look) => {
@@ -144,7 +145,6 @@ impl<'s, S: Source> Link<'s, S> {
         if found.is_other_for_opposite {
             spoke.pair.must_look(S::DIRECTION.opposite());
         }
-        spoke.pair.has_saved(S::DIRECTION, destination.sequence());
         spoke.pair.has_due(S::DIRECTION, destination.checkpoint().reconciling);
         let ahead = Ahead::new(destination.checkpoint().ahead.clone(), REMEMBERED_DOCUMENTS);
         let parked = dead_letters::kept(destination.server(), destination.link()).await?;
@@ -206,10 +206,10 @@ impl<'s, S: Source> Link<'s, S> {
             let start = tail::present_position(self.source.server()).await?;
             return self.save(Some(Mark::Anew(start))).await;
         }
-        let Some(restored) = found.restored else { return Ok(()) };
+        let Some(Restore { restored, number }) = found.restored else { return Ok(()) };
         let reason = Reconciling::Restored(restored);
         // A new link has nothing to compare.
-        if self.checkpoint().reconciling == reason || self.checkpoint().position.is_none() {
+        if self.checkpoint().reconciling.is_restored() || self.checkpoint().position.is_none() {
             return Ok(());
         }
         let (old, new) = match restored {
@@ -220,18 +220,17 @@ impl<'s, S: Source> Link<'s, S> {
             "{old} was restored from a backup: its checkpoint is older than {new} remembers. Comparing both; the newer \
              versions at {new} win, and nothing is deleted"
         ));
-        // The opposite link may have seen it by numbers that this link is about to replace.
+        // The opposite link keeps its number from now on, even if it has not looked yet.
         self.spoke.pair.ask(S::DIRECTION.opposite(), reason);
-        self.compares(reason).await?;
         // A position that the restored source has not reached says nothing: every change since then is behind it.
         if servers::is_beyond(&self.position(), self.source.server()).await? {
             self.restart().await?;
         }
-        Ok(())
+        self.compares(reason, number).await
     }
 
-    /// Saves that parts must be compared for this reason.
-    async fn compares(&mut self, reason: Reconciling) -> Result<(), Error> {
+    /// Saves that parts must be compared for this reason. `answers`: the number that has shown a restore, or 0.
+    async fn compares(&mut self, reason: Reconciling, answers: i64) -> Result<(), Error> {
         let parts = match reason {
             Reconciling::Restored(restored) => {
                 let mut parts = self.checkpoint().copied.clone();
@@ -241,7 +240,7 @@ impl<'s, S: Source> Link<'s, S> {
             _ => None,
         };
         self.spoke.pair.has_due(S::DIRECTION, reason);
-        self.save(Some(Mark::Compares { reason, parts })).await
+        self.save(Some(Mark::Compares { reason, parts, answers })).await
     }
 
     /// Tells an operator, in the log and in the status.

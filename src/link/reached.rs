@@ -39,6 +39,17 @@ impl Carried {
         self.0.send_replace(reached);
     }
 
+    /// Records that the link has a position in the source's change stream. What was known of its progress stays.
+    pub(super) fn begin(&self) {
+        self.0.send_if_modified(|reached| {
+            let is_new = *reached == Reached::Nothing;
+            if is_new {
+                *reached = Reached::Incomplete;
+            }
+            is_new
+        });
+    }
+
     /// True if the destination has everything up to the link's position.
     pub(super) fn is_complete(&self) -> bool {
         matches!(*self.0.borrow(), Reached::Until(_))
@@ -92,6 +103,17 @@ mod tests {
 
     const fn at(time: u32) -> Timestamp {
         Timestamp { time, increment: 1 }
+    }
+
+    #[test]
+    fn a_position_is_known_before_anything_is_complete() {
+        let carried = Carried::default();
+        carried.begin();
+        assert_eq!(*carried.0.borrow(), Reached::Incomplete);
+        let until = Reached::Until(Timestamp { time: 5, increment: 0 });
+        carried.set(until);
+        carried.begin();
+        assert_eq!(*carried.0.borrow(), until, "a new loop of the same link");
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use crate::mongo::metadata::checkpoints::{self, Checkpoint};
 use crate::mongo::metadata::identity;
 use crate::mongo::server::Server;
 use crate::rules::names::{Direction, LinkName, Zone};
-use crate::rules::past::{self, Restored, Saved};
+use crate::rules::past::{self, Evidence, Saved};
 use crate::rules::position::Position;
 
 /// The replica sets of the process's spokes, by identity. Each belongs to one spoke.
@@ -47,7 +47,7 @@ pub(super) struct Found {
     pub(super) is_other: bool,
     /// The source of the opposite link is another replica set than before, and the opposite link has not begun anew.
     pub(super) is_other_for_opposite: bool,
-    pub(super) restored: Option<Restored>,
+    pub(super) restored: Option<Evidence>,
 }
 
 /// Looks at both servers of a spoke, before a link claims its checkpoint.
@@ -63,9 +63,14 @@ pub(super) async fn look(spoke: &Shared, link: Direction, hub: &Server, edge: &S
     if !edge.allows_sharing() {
         spoke.sets.claim(&spoke.zone, spoke_id).map_err(|other| same(&format!("spoke {other}")))?;
     }
+    // Each number is read after the one that the other checkpoint remembers: another process may save meanwhile.
     let uplink = checkpoints::numbered(hub, &LinkName::uplink(&spoke.zone)).await?;
     let downlink = checkpoints::numbered(edge, &LinkName::downlink(&spoke.zone)).await?;
-    let restored = past::restored(saved(uplink.as_ref(), edge).await?, saved(downlink.as_ref(), hub).await?);
+    let again = checkpoints::numbered(hub, &LinkName::uplink(&spoke.zone)).await?;
+    let (at_hub, at_spoke) = (saved(uplink.as_ref(), edge).await?, saved(downlink.as_ref(), hub).await?);
+    let at_hub = Saved { number: again.map_or(0, |(number, _)| number), ..at_hub };
+    let own = if link == Direction::Uplink { &uplink } else { &downlink };
+    let restored = past::restored(at_hub, at_spoke, own.as_ref().map_or(0, |(_, own)| own.answered));
     let is_other = |saved: Option<(i64, Checkpoint)>, id| {
         saved.and_then(|(_, checkpoint)| checkpoint.source_id).is_some_and(|former| former != id)
     };

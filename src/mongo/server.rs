@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bson::oid::ObjectId;
 use bson::{Bson, Document, Timestamp, doc};
 use mongodb::event::EventHandler;
 use mongodb::options::{ClientOptions, ServerMonitoringMode};
@@ -65,6 +66,7 @@ impl Endpoint {
             client,
             sync: self.sync.clone(),
             version: (0, 0),
+            election: None,
             round_trip: self.round_trip.clone(),
             throughput: self.throughput.clone(),
         };
@@ -161,6 +163,8 @@ pub struct Server {
     client: Client,
     sync: Arc<Synced>,
     version: (i32, i32),
+    /// The election of the primary, at the time of connecting.
+    election: Option<ObjectId>,
     round_trip: Arc<RoundTrip>,
     throughput: Arc<Throughput>,
 }
@@ -266,7 +270,8 @@ impl Server {
 
     /// Awaits a call that may take the server long, such as the search for the next event among the changes of other
     /// collections. Fails if the call fails, or if the server is silent: every [`CALL_LIMIT`] it must answer a question
-    /// that is no work, and the log says what is waited for.
+    /// that is no work, and still be the primary of the same election, because another primary cannot answer the call.
+    /// The log says what is waited for.
     pub(crate) async fn patiently<T>(
         &self,
         doing: &'static str,
@@ -281,7 +286,7 @@ impl Server {
             }
             let is_alive = tokio::select! {
                 done = &mut call => return done.map_err(failed),
-                now = self.now() => now.is_ok(),
+                election = self.present_election() => election.is_ok_and(|election| election == self.election),
             };
             if !is_alive {
                 return Err(Error::Timeout { server: self.name.clone(), doing, after: begun.elapsed() });
@@ -289,6 +294,11 @@ impl Server {
             let seconds = begun.elapsed().as_secs();
             tracing::warn!(server = %self.name, doing, seconds, "the server is still at work");
         }
+    }
+
+    async fn present_election(&self) -> Result<Option<ObjectId>, Error> {
+        let hello = self.run("greeting", &self.client.database("admin"), doc! { "hello": 1 }).await?;
+        Ok(hello.get_object_id("electionId").ok())
     }
 
     /// The server's present cluster time. No majority-committed write is later at this moment.
@@ -341,6 +351,7 @@ impl Server {
         if hello.get_i32("maxWireVersion").unwrap_or(0) < OLDEST_WIRE_VERSION {
             return Err(self.unsuitable("it is older than MongoDB 5.0, the oldest version that is supported"));
         }
+        self.election = hello.get_object_id("electionId").ok();
         // The version, and the first measurement of a round trip: the connection is open by now, and the command costs
         // the server next to nothing.
         let begun = Instant::now();

@@ -27,25 +27,39 @@ impl Restored {
 /// What a saved checkpoint says. All numbers are 0 without a checkpoint, and in one of an earlier version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Saved {
-    /// The number of the newest claim or save.
+    /// The number of the newest save.
     pub(crate) number: i64,
-    /// The number of the opposite link's checkpoint at the time of the newest save.
+    /// The number of the opposite link's newest save, at the time of this one.
     pub(crate) opposite: i64,
     /// The position is beyond the present cluster time of the link's source.
     pub(crate) is_beyond: bool,
 }
 
+/// A restored server, with the number that shows it; 0 if a position shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Evidence {
+    pub(crate) restored: Restored,
+    pub(crate) number: i64,
+}
+
 /// Judges by both checkpoints of a spoke: the uplink's at the hub, and the downlink's at the spoke. The order of the
-/// questions is the same for both links, so that both come to the same answer.
-pub(crate) fn restored(uplink: Saved, downlink: Saved) -> Option<Restored> {
-    let has_lost = |number: i64, remembered: i64| number != 0 && number < remembered;
-    if has_lost(downlink.number, uplink.opposite) || uplink.is_beyond {
-        Some(Restored::Spoke)
-    } else if has_lost(uplink.number, downlink.opposite) || downlink.is_beyond {
-        Some(Restored::Hub)
+/// questions is the same for both links, so that both come to the same answer. `answered`: the number for which the
+/// asking link has compared, or is to compare. The number stays in the other checkpoint until the other link has
+/// compared as well.
+pub(crate) fn restored(uplink: Saved, downlink: Saved, answered: i64) -> Option<Evidence> {
+    let has_lost = |number: i64, remembered: i64| number != 0 && number < remembered && remembered != answered;
+    let (restored, number) = if has_lost(downlink.number, uplink.opposite) {
+        (Restored::Spoke, uplink.opposite)
+    } else if has_lost(uplink.number, downlink.opposite) {
+        (Restored::Hub, downlink.opposite)
+    } else if uplink.is_beyond {
+        (Restored::Spoke, 0)
+    } else if downlink.is_beyond {
+        (Restored::Hub, 0)
     } else {
-        None
-    }
+        return None;
+    };
+    Some(Evidence { restored, number })
 }
 
 #[cfg(test)]
@@ -74,8 +88,17 @@ mod tests {
             (saved(7, 5), Saved { is_beyond: true, ..saved(5, 7) }, Some(Restored::Hub)),
         ];
         for (uplink, downlink, expected) in table {
-            assert_eq!(restored(uplink, downlink), expected, "{uplink:?}, {downlink:?}");
+            let found = restored(uplink, downlink, 0).map(|evidence| evidence.restored);
+            assert_eq!(found, expected, "{uplink:?}, {downlink:?}");
         }
+    }
+
+    #[test]
+    fn a_restore_is_answered_once_and_another_one_again() {
+        let evidence = Evidence { restored: Restored::Spoke, number: 5 };
+        assert_eq!(restored(saved(7, 5), saved(4, 3), 0), Some(evidence));
+        assert_eq!(restored(saved(7, 5), saved(4, 3), 5), None);
+        assert_eq!(restored(saved(7, 5), saved(4, 3), 9), Some(evidence));
     }
 
     #[test]

@@ -183,7 +183,10 @@ async fn a_retried_dead_letter_brings_the_present_document_and_a_dropped_one_let
     site.at("DFW").update_one(doc! { "_id": "healed" }, doc! { "$set": { "key": 2, "now": true } }).await.unwrap();
     site.at("DFW").delete_one(doc! { "_id": "gone" }).await.unwrap();
     site.settle().await;
-    assert_eq!(site.spoke_status("DFW")["dead_letters"], 4);
+    eventually("the letter of the deleted document ends by itself", async || {
+        site.spoke_status("DFW")["dead_letters"].as_u64().is_some_and(|letters| letters <= 3)
+    })
+    .await;
     let (done, text) = site.command(&["dead-letters", "retry", "NYC"]);
     assert!(!done && text.contains("there is no spoke NYC"), "{text}");
     assert!(site.command(&["dead-letters", "retry", "DFW"]).0);

@@ -29,6 +29,8 @@ pub(in crate::link) enum Mark {
         reason: Reconciling,
         /// `None`: all parts.
         parts: Option<Vec<Part>>,
+        /// The number that has shown a restore, or 0.
+        answers: i64,
     },
     /// The source is another replica set than before: the link begins anew at this position, like a new link.
     Anew(Position),
@@ -54,9 +56,8 @@ impl Mark {
                 checkpoint.position = Some(position.clone());
                 forget_copied(checkpoint, |_| true);
                 // What a restored server lacks still counts as newer, not as deleted.
-                if !checkpoint.reconciling.is_restored() {
-                    checkpoint.reconciling = Reconciling::Lost;
-                }
+                let is_restored = checkpoint.reconciling.is_restored();
+                checkpoint.reconciling = if is_restored { Reconciling::RestoredLost } else { Reconciling::Lost };
             }
             Self::Anew(position) => {
                 *checkpoint = Checkpoint {
@@ -77,7 +78,10 @@ impl Mark {
                 checkpoint.copying = None;
             }
             // The stream's position stays valid, so the opposite link need not wait.
-            Self::Compares { reason, parts } => {
+            Self::Compares { reason, parts, answers } => {
+                if *answers != 0 {
+                    checkpoint.answered = *answers;
+                }
                 forget_copied(checkpoint, |part| parts.as_ref().is_none_or(|parts| parts.contains(part)));
                 checkpoint.reconciling = *reason;
             }
@@ -184,7 +188,7 @@ mod tests {
 
     #[test]
     fn what_is_compared_again_is_still_known_to_be_ours() {
-        let compares = after(checkpoint(), &Mark::Compares { reason: Reconciling::Asked, parts: None });
+        let compares = after(checkpoint(), &Mark::Compares { reason: Reconciling::Asked, parts: None, answers: 0 });
         assert_eq!((compares.copied.len(), compares.copying.is_none()), (0, true));
         assert_eq!(compares.left, [part("HOU"), part("DFW")]);
         assert_eq!((compares.reconciling, compares.position.clone()), (Reconciling::Asked, Some(position(5))));
@@ -209,15 +213,15 @@ mod tests {
     }
 
     #[test]
-    fn after_a_restore_only_some_parts_are_compared_and_a_lost_place_changes_nothing_about_it() {
+    fn after_a_restore_only_some_parts_are_compared_and_after_a_lost_place_as_well_nothing_is_deleted() {
         let reason = Reconciling::Restored(Restored::Spoke);
-        let restored = after(checkpoint(), &Mark::Compares { reason, parts: Some(vec![part("DFW")]) });
+        let restored = after(checkpoint(), &Mark::Compares { reason, parts: Some(vec![part("DFW")]), answers: 7 });
         assert_eq!(
             (restored.copied.clone(), restored.left.clone()),
             (vec![part("HOU")], vec![part("HOU"), part("DFW")])
         );
-        assert_eq!(restored.reconciling, reason);
-        assert_eq!(after(restored, &Mark::Restarted(position(9))).reconciling, reason);
+        assert_eq!((restored.reconciling, restored.answered), (reason, 7));
+        assert_eq!(after(restored, &Mark::Restarted(position(9))).reconciling, Reconciling::RestoredLost);
     }
 
     #[test]
@@ -274,7 +278,7 @@ mod tests {
         let mut ahead = Ahead::new(HashMap::new(), 10);
         assert_eq!(Mark::Streamed(position(7)).advance(&mut ahead), Some(position(7)));
         assert_eq!(Mark::Restarted(position(9)).advance(&mut ahead), None);
-        assert_eq!(Mark::Compares { reason: Reconciling::Asked, parts: None }.advance(&mut ahead), None);
+        assert_eq!(Mark::Compares { reason: Reconciling::Asked, parts: None, answers: 0 }.advance(&mut ahead), None);
         let finished = Mark::Finished { part: part("HOU"), until: Some(at(12)) };
         assert_eq!(finished.advance(&mut ahead), None);
         let key = Key::new(0, RawBsonRef::Int32(1));

@@ -174,7 +174,7 @@ impl<S: Source> Link<'_, S> {
             Direction::Uplink => Restored::Spoke,
             Direction::Downlink => Restored::Hub,
         };
-        self.checkpoint().reconciling == Reconciling::Restored(restored)
+        [Reconciling::Restored(restored), Reconciling::RestoredLost].contains(&self.checkpoint().reconciling)
     }
 
     /// True if changes of the document wait: for a dead letter of this link or of the opposite one, or, on their way to

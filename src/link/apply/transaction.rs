@@ -16,6 +16,7 @@ use crate::link::shared::Shared;
 use crate::link::source::Source;
 use crate::mongo::destination::Open;
 use crate::mongo::error::Error;
+use crate::mongo::metadata::checkpoints::Reconciling;
 use crate::mongo::metadata::hub_edits::Edit;
 use crate::mongo::metadata::{dead_letters, unsettled};
 use crate::mongo::read::Wanted;
@@ -183,13 +184,14 @@ impl<S: Source> Link<'_, S> {
         if checkpoint.partition_key.is_none() || matches!(batch.mark, Some(Mark::Replaced(_))) {
             checkpoint.partition_key = Some(server.partition_key().to_owned());
         }
-        // Until a comparison after a restore has ended, the old number shows the restore.
-        let opposite = spoke.pair.saved(S::DIRECTION.opposite());
-        if opposite != 0 && !checkpoint.reconciling.is_restored() {
-            checkpoint.opposite_seq = opposite;
-        }
         if let Some(mark) = &batch.mark {
             mark.save_in(&mut checkpoint);
+        }
+        // Until a comparison after a restore has ended, the old number shows the restore.
+        let opposite = spoke.pair.saved(S::DIRECTION.opposite());
+        let is_restored = || spoke.pair.asked(S::DIRECTION).is_some_and(Reconciling::is_restored);
+        if opposite != 0 && !checkpoint.reconciling.is_restored() && !is_restored() {
+            checkpoint.opposite_seq = opposite;
         }
         let mut ours = Vec::new();
         let entered = ledger.as_ref().map(|ledger| ledger.enter(number, &written.edits, &mut checkpoint));

@@ -24,13 +24,12 @@ use super::reached::Waited;
 use super::shared::Shared;
 use super::source::Source;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::checkpoints::{CopiedUpTo, Part, Reconciling};
+use crate::mongo::metadata::checkpoints::{CopiedUpTo, Part};
 use crate::mongo::scan::{self, Area, Which};
 use crate::mongo::server::Server;
 use crate::mongo::walk::{End, Walk};
 use crate::rules::copy::Policy;
 use crate::rules::names::{Direction, Zone};
-use crate::rules::past::Restored;
 use crate::rules::step::Zones;
 
 /// A part to copy, with both ends.
@@ -66,11 +65,7 @@ impl<S: Source> Link<'_, S> {
         tracing::info!(ns = part.namespace, zone = %job.zone, policy = ?job.policy, resumed = resumed.is_some(), "copying");
         // In a collection new to the link, a missing document does not count as deleted: the stream brings the deletes.
         // A restored server lacks what came after the backup: nothing counts as deleted.
-        let spares = match self.checkpoint().reconciling {
-            Reconciling::Restored(Restored::Spoke) => job.zone == self.spoke.zone,
-            Reconciling::Restored(Restored::Hub) => true,
-            _ => false,
-        };
+        let spares = self.checkpoint().reconciling.is_restored();
         let may_delete = self.is_the_same_collection(job.namespace).await? && !spares;
         let cell = self.cell();
         cell.begin_copying(&part.namespace, &job.zone, scan::estimate(&job.source, job.source_end().area).await);

@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn the_newest_mark_is_saved_and_a_page_without_one_keeps_the_last() {
-        let compares = Mark::Compares { reason: Reconciling::Asked, parts: None };
+        let compares = Mark::Compares { reason: Reconciling::Asked, parts: None, answers: 0 };
         let mut unsettled = Unsettled::new(true);
         unsettled.add(Vec::new(), Some(compares.clone()));
         unsettled.add(vec![difference(1, 10)], None);

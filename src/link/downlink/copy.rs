@@ -1,5 +1,7 @@
 //! The first copy of the held zones, the comparison after a lost position, and the end of zones no longer watched.
 
+use std::collections::HashMap;
+
 use tokio_util::sync::CancellationToken;
 
 use super::HubSource;
@@ -10,9 +12,11 @@ use crate::link::foreign;
 use crate::link::lifecycle::{Link, Stopped};
 use crate::link::reached::Waited;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::checkpoints::{Part, Reconciling};
+use crate::mongo::metadata::checkpoints::{CopiedUpTo, Part, Reconciling};
+use crate::mongo::scan::{self, Area, Range, Which};
 use crate::observe::status::State;
 use crate::rules::copy::{Policy, Remembered};
+use crate::rules::key::Key;
 use crate::rules::names::{Direction, Zone};
 
 impl Link<'_, HubSource> {
@@ -46,7 +50,8 @@ impl Link<'_, HubSource> {
                 // A new watched zone takes nothing from the spoke's own zone: the link stays complete.
                 let own = Part::new(namespace, &spoke.zone);
                 let has_own = checkpoint.copied.contains(&own);
-                if reconciling == Reconciling::Lost || (reconciling == Reconciling::No && !has_own) {
+                let is_lost = is_again && !reconciling.keeps_position();
+                if is_lost || (reconciling == Reconciling::No && !has_own) {
                     self.set_incomplete();
                 }
                 self.cell().set_state(if is_again { State::Reconciling } else { State::InitialSync });
@@ -86,7 +91,12 @@ impl Link<'_, HubSource> {
         let routes = self.source.rules.routes.clone();
         let Some(number) = routes.owner(self.spoke.zone.as_str()) else { return Ok(None) };
         let is_held = |part: &Part| routes.held(number).any(|zone| *zone == part.zone);
-        // A part whose copy was interrupted has documents at the spoke as well.
+        // A part whose copy was interrupted has documents at the spoke as well. Those that the copy has not reached are
+        // the spoke's own, and are registered like those that it has reached.
+        let interrupted = self.checkpoint().copying.clone().filter(|up_to| !is_held(&up_to.part));
+        if let Some(up_to) = interrupted {
+            self.register_rest(&up_to).await?;
+        }
         let checkpoint = self.checkpoint();
         let copying = checkpoint.copying.iter().map(|up_to| &up_to.part);
         let mut parts: Vec<Part> = checkpoint.copied.iter().chain(copying).cloned().collect();
@@ -104,6 +114,10 @@ impl Link<'_, HubSource> {
                 // Also parts left before: by another policy, or in the middle of a reconcile.
                 let left = self.checkpoint().left.iter().filter(|part| !is_held(part) && !parts.contains(part));
                 let left: Vec<Part> = left.cloned().collect();
+                // A purge waits for the uplink, and the uplink's first copy waits until the downlink has a position.
+                if !parts.is_empty() || !left.is_empty() {
+                    self.spoke.pair.carried(Direction::Downlink).begin();
+                }
                 for part in parts.into_iter().chain(left) {
                     if let Some(stopped) = self.purge(&part, stop).await? {
                         return Ok(Some(stopped));
@@ -112,6 +126,32 @@ impl Link<'_, HubSource> {
             }
         }
         Ok(None)
+    }
+}
+
+impl Link<'_, HubSource> {
+    /// Registers the spoke's documents after the place of an interrupted first copy as foreign, except for those that
+    /// the hub has as well.
+    async fn register_rest(&mut self, up_to: &CopiedUpTo) -> Result<(), Error> {
+        if self.checkpoint().left.contains(&up_to.part) {
+            return Ok(());
+        }
+        let (hub, spoke) = (self.source.server.clone(), self.destination_server());
+        let number = spoke.namespaces().iter().position(|namespace| namespace.to_string() == up_to.part.namespace);
+        let Some(number) = number.and_then(|number| u16::try_from(number).ok()) else { return Ok(()) };
+        let mut after = up_to.after.clone();
+        loop {
+            let range = Range::from(Some(after.as_raw_bson_ref()), spoke.now().await?);
+            let page = scan::page(&spoke, Area::of(number, Which::Of(&up_to.part.zone)), range).await?;
+            let Some(last) = page.documents().next_back() else { return Ok(()) };
+            after = scan::id_of(&spoke, last)?;
+            let mut found = HashMap::new();
+            for document in page.documents() {
+                let key = Key::new(number, scan::id_of(&spoke, document)?.as_raw_bson_ref());
+                found.insert(key, document.to_owned());
+            }
+            foreign::register(&self.spoke.pair.foreign, &spoke, &hub, &found).await?;
+        }
     }
 }
 

@@ -14,12 +14,16 @@
 //! copied                   array      { ns: string, zone: string }, see [`Checkpoint::copied`]
 //! copying                  document   { ns: string, zone: string, after: any }; absent while no copy is unfinished
 //! left                     array      { ns: string, zone: string }, see [`Checkpoint::left`]
-//! reconciling              string     `no`, `lost`, `asked`, `spoke_restored` or `hub_restored`, see [`Reconciling`]
+//! reconciling              string     `no`, `lost`, `asked`, `spoke_restored`, `hub_restored` or `restored_lost`, see
+//!                                     [`Reconciling`]
+//! claims                   int64      number of claims since the newest save; each raised `seq` without a change
 //! collections              array      { ns: string, uuid: binary }: collections at the source
 //! destination_collections  array      { ns: string, uuid: binary }: collections at the destination
 //! hub_edits                array      { number: int64, edits: array }, as in [`super::hub_edits`]; downlinks only
 //! source_id                binary     identity of the source's replica set, as in [`super::identity`]
 //! opposite_seq             int64      `seq` of the opposite link's checkpoint at the time of the save, 0 if unknown
+//! answered                 int64      `opposite_seq`, in either checkpoint, of the newest restore that the link has
+//!                                     compared for, or is to compare for
 //! partition_key            string     field that named a document's zone at the time of the save
 //! ```
 //!
@@ -72,6 +76,9 @@ pub(crate) struct Checkpoint {
     /// The number of the opposite link's checkpoint, at the source, when this checkpoint was saved; 0 if unknown. A
     /// smaller number shows that the source was [restored](crate::rules::past).
     pub(crate) opposite_seq: i64,
+    /// The number that has shown the newest restore for which the link has compared, or is to compare; 0 if there was
+    /// none.
+    pub(crate) answered: i64,
     /// The field that named a document's zone. `None` in a checkpoint of an earlier version.
     pub(crate) partition_key: Option<String>,
 }
@@ -89,6 +96,8 @@ pub(crate) enum Reconciling {
     /// A server was restored from a backup. The change stream still brings every change since the restore. What the
     /// restored server lacks comes from the other one, and nothing is deleted.
     Restored(Restored),
+    /// A server was restored, and the position has left the source's oplog: as [`Self::Lost`], but nothing is deleted.
+    RestoredLost,
 }
 
 /// A collection with the UUID at one server.
@@ -138,7 +147,7 @@ pub(crate) async fn claim(server: &Server, link: &LinkName, holder: &str) -> Res
         "findAndModify": CHECKPOINTS,
         "query": { "_id": link.to_string() },
         "update": {
-            "$inc": { "seq": 1_i64 },
+            "$inc": { "seq": 1_i64, "claims": 1_i64 },
             "$set": { "holder": holder, "claimed_at": DateTime::now(), "zone": link.zone.as_str() },
         },
         "new": true,
@@ -171,11 +180,12 @@ pub(crate) async fn at(server: &Server, link: &LinkName, time: Timestamp) -> Res
     find_as(server, link, concern).await?.map(|saved| read(server, link, &saved)).transpose()
 }
 
-/// As [`peek`], with the number of the newest claim or save.
+/// As [`peek`], with the number of the newest save; 0 before the first one. Claims since then do not count.
 pub(crate) async fn numbered(server: &Server, link: &LinkName) -> Result<Option<(i64, Checkpoint)>, Error> {
     let Some(saved) = find(server, link).await? else { return Ok(None) };
     let number = saved.get_i64("seq").map_err(|_| damaged(server, link, "seq"))?;
-    Ok(Some((number, read(server, link, &saved)?)))
+    let claims = saved.get_i64("claims").unwrap_or(0);
+    Ok(Some((number - claims, read(server, link, &saved)?)))
 }
 
 async fn find(server: &Server, link: &LinkName) -> Result<Option<Document>, Error> {
@@ -214,6 +224,8 @@ pub(crate) fn save(link: &LinkName, sequence: i64, checkpoint: &Checkpoint) -> R
         "destination_collections": checkpoint.destination_collections.iter().map(identity).collect::<Vec<_>>(),
         "reconciling": checkpoint.reconciling.as_str(),
         "opposite_seq": checkpoint.opposite_seq,
+        "answered": checkpoint.answered,
+        "claims": 0_i64,
         "saved_at": DateTime::now(),
     };
     // Fields that may be absent.
@@ -269,15 +281,15 @@ impl Reconciling {
     /// that is quicker cannot make the hub's newer documents look deleted.
     pub(crate) fn first(self) -> Option<Direction> {
         match self {
-            Self::No | Self::Lost => None,
+            Self::No | Self::Lost | Self::RestoredLost => None,
             Self::Asked => Some(Direction::Downlink),
             Self::Restored(restored) => Some(restored.first()),
         }
     }
 
-    /// True if the comparison deletes nothing in the spoke's own zone.
+    /// True if the comparison deletes nothing.
     pub(crate) fn is_restored(self) -> bool {
-        matches!(self, Self::Restored(_))
+        matches!(self, Self::Restored(_) | Self::RestoredLost)
     }
 
     fn as_str(self) -> &'static str {
@@ -287,12 +299,13 @@ impl Reconciling {
             Self::Asked => "asked",
             Self::Restored(Restored::Spoke) => "spoke_restored",
             Self::Restored(Restored::Hub) => "hub_restored",
+            Self::RestoredLost => "restored_lost",
         }
     }
 
     fn read(saved: &str) -> Self {
         let restored = [Restored::Spoke, Restored::Hub].map(Self::Restored);
-        [Self::Lost, Self::Asked]
+        [Self::Lost, Self::Asked, Self::RestoredLost]
             .into_iter()
             .chain(restored)
             .find(|reason| reason.as_str() == saved)
@@ -337,6 +350,7 @@ fn decode(saved: &Document) -> Result<Checkpoint, &'static str> {
             _ => None,
         },
         opposite_seq: saved.get_i64("opposite_seq").unwrap_or(0),
+        answered: saved.get_i64("answered").unwrap_or(0),
         partition_key: saved.get_str("partition_key").map(str::to_owned).ok(),
     })
 }
@@ -402,6 +416,7 @@ mod tests {
             notes: vec![Note::new(41, &[edit])],
             source_id: Some(Uuid::from_bytes([7; 16])),
             opposite_seq: 12,
+            answered: 11,
             partition_key: Some("_pk".to_owned()),
         };
         assert_eq!(decode(&upserted(&save(&link(), 41, &checkpoint))), Ok(checkpoint));
