@@ -73,7 +73,8 @@ impl Server {
         let listed = database.run_command(list).await.unwrap();
         let listed = listed.get_document("cursor").unwrap().get_array("firstBatch").unwrap()[0].as_document().unwrap();
         let uuid = listed.get_document("info").unwrap().get("uuid").unwrap().clone();
-        let stream = site.client(name).watch().await.unwrap();
+        // Nobody changes this collection meanwhile, unlike those of other sites on the same server.
+        let stream = collection.watch().await.unwrap();
         let token = stream.resume_token().expect("an empty reply has a token");
         let token = bson::serialize_to_document(&token).unwrap();
         let time = Position::from_token(&RawDocumentBuf::try_from(&token).unwrap()).unwrap().cluster_time();
