@@ -13,7 +13,7 @@ use super::copy::Ended;
 use super::letters::{self, Retries};
 use super::pair::{Evidence, REMEMBERED_DOCUMENTS, Turn};
 use super::reached::Reached;
-use super::servers::{self, Found};
+use super::servers::{self, Ends};
 use super::shared::Shared;
 use super::slow;
 use super::source::{Opening, Source};
@@ -29,7 +29,7 @@ use crate::observe::status::{Cell, State};
 use crate::rules::ahead::Ahead;
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, LinkName};
-use crate::rules::past::{Evidence as Restore, Restored};
+use crate::rules::past::{Restore, Restored};
 use crate::rules::position::Position;
 
 /// The loop ended on request.
@@ -125,7 +125,7 @@ impl From<&Kept> for Evidence {
 impl<'s, S: Source> Link<'s, S> {
     /// Connects both ends, and takes the link over at the destination. Returns also what the link finds about the
     /// servers.
-    async fn claim(spoke: &'s Shared) -> Result<(Self, Found), Error> {
+    async fn claim(spoke: &'s Shared) -> Result<(Self, Ends), Error> {
         let cell = spoke.status.link(S::DIRECTION);
         cell.set_state(State::Connecting);
         let edge = spoke.endpoint.connect().await?;
@@ -183,7 +183,7 @@ impl<'s, S: Source> Link<'s, S> {
         Ok((link, found))
     }
 
-    async fn look_at_servers(&mut self) -> Result<Found, Error> {
+    async fn look_at_servers(&mut self) -> Result<Ends, Error> {
         let (source, destination) = (self.source.server().clone(), self.destination_server());
         let (hub, edge) = match S::DIRECTION {
             Direction::Uplink => (destination, source),
@@ -195,7 +195,7 @@ impl<'s, S: Source> Link<'s, S> {
     }
 
     /// Reacts to a server that was restored from a backup, or that is another one than before.
-    async fn greet(&mut self, found: Found) -> Result<(), Error> {
+    async fn greet(&mut self, found: Ends) -> Result<(), Error> {
         if found.is_other {
             let source = self.source.server().name().clone();
             self.tell(&format!(

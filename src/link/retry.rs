@@ -15,7 +15,7 @@ use crate::rules;
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, Zone};
-use crate::rules::retry::{Found, Present, Retry};
+use crate::rules::retry::{Present, RefusedDocument, Retry};
 use crate::rules::step::{Read, Step, Write, Zones};
 
 /// Tries a refused change again. At the hub, the document is read at the spoke and applied. At the spoke, the hub's
@@ -39,7 +39,7 @@ pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: 
         document.as_ref().map(|document| document.get(field).ok().flatten().map(RawBson::from))
     };
     let (zone, hub_zone) = (zone_of(&document), zone_of(&at_hub));
-    let retry = rules::retry::retry(Found {
+    let retry = rules::retry::retry(RefusedDocument {
         present: match &zone {
             None => Present::Absent,
             Some(None) => Present::Unstamped,

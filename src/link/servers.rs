@@ -12,7 +12,7 @@ use crate::mongo::metadata::checkpoints::{self, Checkpoint};
 use crate::mongo::metadata::identity;
 use crate::mongo::server::Server;
 use crate::rules::names::{Direction, LinkName, Zone};
-use crate::rules::past::{self, Evidence, Saved};
+use crate::rules::past::{self, Numbers, Restore};
 use crate::rules::position::Position;
 
 /// The replica sets of the process's spokes, by identity. Each belongs to one spoke.
@@ -40,21 +40,21 @@ impl ReplicaSets {
 
 /// What a link finds.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found {
+pub(super) struct Ends {
     /// The identity of the source's replica set.
     pub(super) source_id: Uuid,
     /// The source is another replica set than before.
     pub(super) is_other: bool,
     /// The source of the opposite link is another replica set than before, and the opposite link has not begun anew.
     pub(super) is_other_for_opposite: bool,
-    pub(super) restored: Option<Evidence>,
+    pub(super) restored: Option<Restore>,
 }
 
 /// Looks at both servers of a spoke, before a link claims its checkpoint.
 ///
 /// # Errors
 /// If a server does not answer, or if one replica set is configured twice.
-pub(super) async fn look(spoke: &Shared, link: Direction, hub: &Server, edge: &Server) -> Result<Found, Error> {
+pub(super) async fn look(spoke: &Shared, link: Direction, hub: &Server, edge: &Server) -> Result<Ends, Error> {
     let (hub_id, spoke_id) = (identity::of(hub).await?, identity::of(edge).await?);
     let same = |other: &str| edge.unsuitable(&is_one_with(other));
     if hub_id == spoke_id {
@@ -68,7 +68,7 @@ pub(super) async fn look(spoke: &Shared, link: Direction, hub: &Server, edge: &S
     let downlink = checkpoints::numbered(edge, &LinkName::downlink(&spoke.zone)).await?;
     let again = checkpoints::numbered(hub, &LinkName::uplink(&spoke.zone)).await?;
     let (at_hub, at_spoke) = (saved(uplink.as_ref(), edge).await?, saved(downlink.as_ref(), hub).await?);
-    let at_hub = Saved { number: again.map_or(0, |(number, _)| number), ..at_hub };
+    let at_hub = Numbers { number: again.map_or(0, |(number, _)| number), ..at_hub };
     let own = if link == Direction::Uplink { &uplink } else { &downlink };
     let restored = past::restored(at_hub, at_spoke, own.as_ref().map_or(0, |(_, own)| own.answered));
     let is_other = |saved: Option<(i64, Checkpoint)>, id| {
@@ -76,8 +76,8 @@ pub(super) async fn look(spoke: &Shared, link: Direction, hub: &Server, edge: &S
     };
     let (at_spoke, at_hub) = (is_other(uplink, spoke_id), is_other(downlink, hub_id));
     Ok(match link {
-        Direction::Uplink => Found { source_id: spoke_id, is_other: at_spoke, is_other_for_opposite: at_hub, restored },
-        Direction::Downlink => Found { source_id: hub_id, is_other: at_hub, is_other_for_opposite: at_spoke, restored },
+        Direction::Uplink => Ends { source_id: spoke_id, is_other: at_spoke, is_other_for_opposite: at_hub, restored },
+        Direction::Downlink => Ends { source_id: hub_id, is_other: at_hub, is_other_for_opposite: at_spoke, restored },
     })
 }
 
@@ -99,13 +99,13 @@ pub(super) async fn is_beyond(position: &Position, source: &Server) -> Result<bo
     Ok(position.cluster_time().time > now.time.saturating_add(MARGIN_SECONDS))
 }
 
-async fn saved(numbered: Option<&(i64, Checkpoint)>, source: &Server) -> Result<Saved, Error> {
-    let Some((number, checkpoint)) = numbered else { return Ok(Saved::default()) };
+async fn saved(numbered: Option<&(i64, Checkpoint)>, source: &Server) -> Result<Numbers, Error> {
+    let Some((number, checkpoint)) = numbered else { return Ok(Numbers::default()) };
     let is_beyond = match &checkpoint.position {
         Some(position) => is_beyond(position, source).await?,
         None => false,
     };
-    Ok(Saved { number: *number, opposite: checkpoint.opposite_seq, is_beyond })
+    Ok(Numbers { number: *number, opposite: checkpoint.opposite_seq, is_beyond })
 }
 
 #[cfg(test)]

@@ -607,7 +607,7 @@ impl Model {
         let Some(letter) = self.spokes[number].letter else { return };
         let (hub, document) = (self.hub.document, self.spokes[number].side.document);
         let is_own = |document: &Document| document.zone == number;
-        let found = retry::Found {
+        let found = retry::RefusedDocument {
             present: match document {
                 None => Present::Absent,
                 Some(there) if is_own(&there) => Present::Own,

@@ -26,7 +26,7 @@ impl Restored {
 
 /// What a saved checkpoint says. All numbers are 0 without a checkpoint, and in one of an earlier version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Saved {
+pub(crate) struct Numbers {
     /// The number of the newest save.
     pub(crate) number: i64,
     /// The number of the opposite link's newest save, at the time of this one.
@@ -37,7 +37,7 @@ pub(crate) struct Saved {
 
 /// A restored server, with the number that shows it; 0 if a position shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Evidence {
+pub(crate) struct Restore {
     pub(crate) restored: Restored,
     pub(crate) number: i64,
 }
@@ -46,7 +46,7 @@ pub(crate) struct Evidence {
 /// questions is the same for both links, so that both come to the same answer. `answered`: the number for which the
 /// asking link has compared, or is to compare. The number stays in the other checkpoint until the other link has
 /// compared as well.
-pub(crate) fn restored(uplink: Saved, downlink: Saved, answered: i64) -> Option<Evidence> {
+pub(crate) fn restored(uplink: Numbers, downlink: Numbers, answered: i64) -> Option<Restore> {
     let has_lost = |number: i64, remembered: i64| number != 0 && number < remembered && remembered != answered;
     let (restored, number) = if has_lost(downlink.number, uplink.opposite) {
         (Restored::Spoke, uplink.opposite)
@@ -59,15 +59,15 @@ pub(crate) fn restored(uplink: Saved, downlink: Saved, answered: i64) -> Option<
     } else {
         return None;
     };
-    Some(Evidence { restored, number })
+    Some(Restore { restored, number })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn saved(number: i64, opposite: i64) -> Saved {
-        Saved { number, opposite, is_beyond: false }
+    fn saved(number: i64, opposite: i64) -> Numbers {
+        Numbers { number, opposite, is_beyond: false }
     }
 
     #[test]
@@ -80,12 +80,12 @@ mod tests {
             (saved(7, 5), saved(4, 3), Some(Restored::Spoke)),
             (saved(4, 3), saved(5, 7), Some(Restored::Hub)),
             // An operator has deleted a checkpoint, or the link is new, or the checkpoint is of an earlier version.
-            (saved(7, 5), Saved::default(), None),
-            (Saved::default(), saved(5, 7), None),
+            (saved(7, 5), Numbers::default(), None),
+            (Numbers::default(), saved(5, 7), None),
             (saved(7, 0), saved(5, 0), None),
             // A position that its server has not reached.
-            (Saved { is_beyond: true, ..saved(7, 5) }, saved(5, 7), Some(Restored::Spoke)),
-            (saved(7, 5), Saved { is_beyond: true, ..saved(5, 7) }, Some(Restored::Hub)),
+            (Numbers { is_beyond: true, ..saved(7, 5) }, saved(5, 7), Some(Restored::Spoke)),
+            (saved(7, 5), Numbers { is_beyond: true, ..saved(5, 7) }, Some(Restored::Hub)),
         ];
         for (uplink, downlink, expected) in table {
             let found = restored(uplink, downlink, 0).map(|evidence| evidence.restored);
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_restore_is_answered_once_and_another_one_again() {
-        let evidence = Evidence { restored: Restored::Spoke, number: 5 };
+        let evidence = Restore { restored: Restored::Spoke, number: 5 };
         assert_eq!(restored(saved(7, 5), saved(4, 3), 0), Some(evidence));
         assert_eq!(restored(saved(7, 5), saved(4, 3), 5), None);
         assert_eq!(restored(saved(7, 5), saved(4, 3), 9), Some(evidence));

@@ -14,7 +14,7 @@ pub(crate) enum Present {
 
 /// The document of a dead letter, with the evidence about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct RefusedDocument {
     pub(crate) present: Present,
     /// The hub refused the insert, so the hub's document of the same `_id`, if any, is another one.
     pub(crate) never_accepted: bool,
@@ -45,8 +45,8 @@ pub(crate) enum Retry {
 }
 
 /// Decides about the retry of a refused change. Pure: the caller reads both versions and the evidence.
-pub(crate) fn retry(found: Found) -> Retry {
-    let Found { present, never_accepted, is_deleted, is_same_zone, is_foreign } = found;
+pub(crate) fn retry(found: RefusedDocument) -> Retry {
+    let RefusedDocument { present, never_accepted, is_deleted, is_same_zone, is_foreign } = found;
     match present {
         Present::Absent if never_accepted => Retry::GiveUp,
         Present::Absent => Retry::Delete,
@@ -63,8 +63,8 @@ pub(crate) fn retry(found: Found) -> Retry {
 mod tests {
     use super::*;
 
-    fn found(present: Present) -> Found {
-        Found { present, never_accepted: true, is_deleted: false, is_same_zone: false, is_foreign: false }
+    fn found(present: Present) -> RefusedDocument {
+        RefusedDocument { present, never_accepted: true, is_deleted: false, is_same_zone: false, is_foreign: false }
     }
 
     #[test]
@@ -77,7 +77,7 @@ mod tests {
             (Elsewhere, [Retry::Move, Retry::InsertAndMove]),
         ];
         for (present, [accepted, never_accepted]) in table {
-            assert_eq!(retry(Found { never_accepted: false, ..found(present) }), accepted, "{present:?}");
+            assert_eq!(retry(RefusedDocument { never_accepted: false, ..found(present) }), accepted, "{present:?}");
             assert_eq!(retry(found(present)), never_accepted, "{present:?}");
         }
     }
@@ -85,14 +85,14 @@ mod tests {
     #[test]
     fn another_document_in_another_zone_ends_the_letter() {
         let elsewhere = found(Present::Elsewhere);
-        let accepted = Found { never_accepted: false, ..elsewhere };
+        let accepted = RefusedDocument { never_accepted: false, ..elsewhere };
         let table = [
-            (Found { is_same_zone: true, ..elsewhere }, Retry::GiveUp),
-            (Found { is_same_zone: true, ..accepted }, Retry::GiveUp),
-            (Found { is_foreign: true, ..elsewhere }, Retry::GiveUp),
-            (Found { is_deleted: true, ..elsewhere }, Retry::GiveUp),
+            (RefusedDocument { is_same_zone: true, ..elsewhere }, Retry::GiveUp),
+            (RefusedDocument { is_same_zone: true, ..accepted }, Retry::GiveUp),
+            (RefusedDocument { is_foreign: true, ..elsewhere }, Retry::GiveUp),
+            (RefusedDocument { is_deleted: true, ..elsewhere }, Retry::GiveUp),
             // The hub has the document that the spoke deleted, and moves it: the delete waits in the stream.
-            (Found { is_deleted: true, ..accepted }, Retry::Move),
+            (RefusedDocument { is_deleted: true, ..accepted }, Retry::Move),
         ];
         for (found, expected) in table {
             assert_eq!(retry(found), expected, "{found:?}");
@@ -101,6 +101,6 @@ mod tests {
 
     #[test]
     fn a_document_inserted_again_after_its_delete_is_the_spokes() {
-        assert_eq!(retry(Found { is_deleted: true, is_same_zone: true, ..found(Present::Own) }), Retry::Put);
+        assert_eq!(retry(RefusedDocument { is_deleted: true, is_same_zone: true, ..found(Present::Own) }), Retry::Put);
     }
 }

@@ -41,7 +41,7 @@ pub(super) struct Reading<'r> {
 
 /// What is known of the spoke's document of an `_id`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Known {
+pub(super) enum AtSpoke {
     Nothing,
     /// The hub never accepted the document: the hub's document of the same `_id` is another one.
     Another,
@@ -98,7 +98,7 @@ impl Changes {
         reading: Reading<'a>,
         ahead: &Ahead,
         conflicts: &Conflicts,
-        known: impl Fn(&Key) -> Known,
+        known: impl Fn(&Key) -> AtSpoke,
     ) -> Result<Work<'a>, Malformed> {
         let (mut steps, mut to_settle, mut inferred) = (Vec::new(), Vec::new(), HashMap::new());
         let mut read_at: HashMap<Key, Timestamp> = HashMap::new();
@@ -131,16 +131,16 @@ impl Changes {
             };
             match known(&key) {
                 _ if matches!(picked.action, Action::Own) => {}
-                Known::Another => {
+                AtSpoke::Another => {
                     to_settle.push((key, RawBson::from(event.id()?)));
                     continue;
                 }
-                Known::Foreign if !is_certain => {
+                AtSpoke::Foreign if !is_certain => {
                     to_settle.push((key, RawBson::from(event.id()?)));
                     continue;
                 }
-                Known::Foreign => drop(inferred.insert(key.clone(), Inference::Decision)),
-                Known::Nothing => {}
+                AtSpoke::Foreign => drop(inferred.insert(key.clone(), Inference::Decision)),
+                AtSpoke::Nothing => {}
             }
             // The rules decide with the recorded and the pending hub edits.
             let standing = |zones: &Zones<'_>| ahead.standing(&key, zones.names(), at);

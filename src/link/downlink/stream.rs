@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::HubSource;
-use super::changes::{Changes, Known, Reading, weigh};
+use super::changes::{AtSpoke, Changes, Reading, weigh};
 use crate::link::hub::feed::Feed;
 use crate::link::hub::inbox::{Delivery, Inbox};
 use crate::link::letters;
@@ -152,10 +152,10 @@ impl Link<'_, HubSource> {
             let (pair, conflicts) = (&self.spoke.pair, self.spoke.pair.conflicts());
             // With a dead letter at the spoke, somebody has been told already, and the change waits with the letter.
             let known = |key: &Key| match self.parked.contains_key(key) {
-                true => Known::Nothing,
-                false if pair.has_another(key) => Known::Another,
-                false if pair.foreign.holds(key) => Known::Foreign,
-                false => Known::Nothing,
+                true => AtSpoke::Nothing,
+                false if pair.has_another(key) => AtSpoke::Another,
+                false if pair.foreign.holds(key) => AtSpoke::Foreign,
+                false => AtSpoke::Nothing,
             };
             let work = changes.work(reading, &self.ahead, &conflicts, known);
             work.map_err(|error| server.malformed(error))?
