@@ -56,7 +56,15 @@ async fn assert_nothing_lost(site: &mut Site) {
         for name in [HUB, "DFW", "HOU"] {
             waiting += site.own_collection(name, "checkpoints").count_documents(restored.clone()).await.unwrap();
         }
-        waiting == 0 && site.log().contains("was restored from a backup")
+        // A quiet link notices with its next save: only the documents tell that every link has.
+        let mut has_all = true;
+        for name in [HUB, "DFW"] {
+            let expected = doc! { "_id": { "$in": ["day-spoke", "day-hub", "day-hou", "after"] } };
+            has_all &= site.at(name).count_documents(expected).await.is_ok_and(|documents| documents == 4);
+            has_all &= site.at(name).count_documents(doc! { "_id": "d1", "n": 2 }).await.is_ok_and(|found| found == 1);
+            has_all &= site.at(name).count_documents(doc! { "_id": "d0", "n": 1 }).await.is_ok_and(|found| found == 1);
+        }
+        waiting == 0 && has_all && site.log().contains("was restored from a backup")
     })
     .await;
     site.ready().await;
