@@ -65,10 +65,11 @@ const UNKNOWN_READ_BYTES: usize = 100_000;
 
 /// Runs a link until a request to stop. Fails if a server fails, or if another process takes the link over.
 pub(super) async fn run<S: Source>(spoke: &Shared, stop: &CancellationToken) -> Result<Stopped, Error> {
-    let what =
-        format!("the checkpoint is not claimed: the hub or spoke {} takes no writes, or does not answer,", spoke.zone);
+    let what = || {
+        format!("the checkpoint is not claimed: the hub or spoke {} takes no writes, or does not answer,", spoke.zone)
+    };
     let claiming = Link::<S>::claim(spoke);
-    let (mut link, found) = slow::shown(spoke.status.link(S::DIRECTION), &what, claiming).await?;
+    let (mut link, found) = slow::shown(spoke.status.link(S::DIRECTION), what, claiming).await?;
     link.greet(found).await?;
     link.anchor().await?;
     loop {
@@ -94,7 +95,7 @@ pub(super) async fn run<S: Source>(spoke: &Shared, stop: &CancellationToken) -> 
                 let found = link.look_at_servers().await?;
                 link.greet(found).await?;
                 if !found.is_other {
-                    link.restart().await?;
+                    link.start_again(Mark::Restarted).await?;
                 }
             }
             // A comparison that is saved already goes on where it was, unless somebody has asked again.
@@ -201,10 +202,7 @@ impl<'s, S: Source> Link<'s, S> {
             self.tell(&format!(
                 "{source} is another replica set than before: copying everything again, deleting nothing"
             ));
-            self.set_incomplete();
-            self.source.lose_place(self.spoke);
-            let start = tail::present_position(self.source.server()).await?;
-            return self.save(Some(Mark::Anew(start))).await;
+            return self.start_again(Mark::Anew).await;
         }
         let Some(Restore { restored, number }) = found.restored else { return Ok(()) };
         let reason = Reconciling::Restored(restored);
@@ -224,7 +222,7 @@ impl<'s, S: Source> Link<'s, S> {
         self.spoke.pair.ask(S::DIRECTION.opposite(), reason);
         // A position that the restored source has not reached says nothing: every change since then is behind it.
         if servers::is_beyond(&self.position(), self.source.server()).await? {
-            self.restart().await?;
+            self.start_again(Mark::Restarted).await?;
         }
         self.compares(reason, number).await
     }
@@ -259,12 +257,13 @@ impl<'s, S: Source> Link<'s, S> {
         Ok(())
     }
 
-    /// Continues from the present after a lost position. Everything must be copied again.
-    async fn restart(&mut self) -> Result<(), Error> {
+    /// Continues from the source's present position, with the mark made of it, after a lost position or at another
+    /// source. Everything must be copied again.
+    async fn start_again(&mut self, mark: impl FnOnce(Position) -> Mark) -> Result<(), Error> {
         self.set_incomplete();
         self.source.lose_place(self.spoke);
         let start = tail::present_position(self.source.server()).await?;
-        self.save(Some(Mark::Restarted(start))).await
+        self.save(Some(mark(start))).await
     }
 
     /// The saved checkpoint.

@@ -47,7 +47,7 @@ pub(crate) struct Pair {
     asked: [Mutex<Option<Reconciling>>; 2],
     /// By link: a comparison is under way or still to come, or may be, because the link has not begun.
     is_due: [AtomicBool; 2],
-    /// By link: the number of the newest claim or save of the checkpoint; 0 before the link has begun.
+    /// By link: the number of the checkpoint's newest save by this process; 0 before the first one.
     saved: [AtomicI64; 2],
     looking: [Mutex<Looking>; 2],
     pub(super) foreign: foreign::Known,
@@ -140,12 +140,12 @@ impl Pair {
         self.is_due[direction as usize].store(is_due, Ordering::Relaxed);
     }
 
-    /// Records the number of a link's newest claim or save.
+    /// Records the number of a link's newest save.
     pub(super) fn has_saved(&self, direction: Direction, number: i64) {
         self.saved[direction as usize].store(number, Ordering::Relaxed);
     }
 
-    /// The number of a link's newest claim or save; 0 before the link has begun.
+    /// The number of a link's newest save by this process; 0 before the first one.
     pub(super) fn saved(&self, direction: Direction) -> i64 {
         self.saved[direction as usize].load(Ordering::Relaxed)
     }

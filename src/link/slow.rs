@@ -9,7 +9,7 @@ use crate::observe::status::{Cell, Waits};
 const SLOW: Duration = Duration::from_secs(8);
 
 /// Awaits something that writes. If it takes long, the status and the log say `what` is waited for.
-pub(super) async fn shown<T>(cell: &Cell, what: &str, writing: impl Future<Output = T>) -> T {
+pub(super) async fn shown<T>(cell: &Cell, what: impl Fn() -> String, writing: impl Future<Output = T>) -> T {
     tokio::pin!(writing);
     let begun = Instant::now();
     loop {
@@ -19,7 +19,7 @@ pub(super) async fn shown<T>(cell: &Cell, what: &str, writing: impl Future<Outpu
                 return done;
             }
             () = tokio::time::sleep(SLOW) => {
-                let what = format!("{what} after {} s", begun.elapsed().as_secs());
+                let what = format!("{} after {} s", what(), begun.elapsed().as_secs());
                 cell.stands_still(Waits::Destination, begun, &what);
             }
         }

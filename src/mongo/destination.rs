@@ -18,7 +18,6 @@ use bson::{RawDocumentBuf, Timestamp, Uuid};
 use mongodb::ClientSession;
 
 use super::error::{APPLYING, Error};
-use super::metadata;
 use super::metadata::checkpoints::{self, Checkpoint, Identity};
 use super::metadata::sessions::{self, Slot, TaggedSession};
 use super::read::Wanted;
@@ -58,7 +57,7 @@ impl Sessions {
 
 impl Destination {
     /// Takes the link over at the server, with a tagged session, and with a second session for moves if `moves` has a
-    /// slot.
+    /// slot. The metadata collections must be [prepared](super::metadata::prepare).
     pub(crate) async fn claim(
         server: &Server,
         link: &LinkName,
@@ -66,7 +65,6 @@ impl Destination {
         moves: Option<&Slot>,
         holder: &str,
     ) -> Result<Self, Error> {
-        metadata::prepare(server).await?;
         // The sessions first: all writes of earlier sessions then precede the claim.
         let usual = sessions::tagged_session(server, &link.to_string(), &link.zone, slot).await?;
         let moves = match moves {

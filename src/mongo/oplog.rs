@@ -30,8 +30,7 @@ pub(crate) async fn window(server: &Server) -> Result<Option<Window>, Error> {
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn writes(server: &Server) -> Result<Option<Writes>, Error> {
-    let reply =
-        server.run("asking for the newest writes", &server.client().database("admin"), doc! { "hello": 1 }).await?;
+    let reply = server.hello().await?;
     let time = |name: &str| reply.get_document("lastWrite").ok()?.get_document(name).ok()?.get_timestamp("ts").ok();
     let (newest, confirmed) = (time("opTime"), time("majorityOpTime"));
     Ok(newest.zip(confirmed).map(|(newest, confirmed)| Writes { newest, confirmed }))

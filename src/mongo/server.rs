@@ -297,8 +297,15 @@ impl Server {
     }
 
     async fn present_election(&self) -> Result<Option<ObjectId>, Error> {
-        let hello = self.run("greeting", &self.client.database("admin"), doc! { "hello": 1 }).await?;
-        Ok(hello.get_object_id("electionId").ok())
+        Ok(self.hello().await?.get_object_id("electionId").ok())
+    }
+
+    /// What the primary says about itself and its replica set.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(super) async fn hello(&self) -> Result<Document, Error> {
+        self.run("greeting", &self.client.database("admin"), doc! { "hello": 1 }).await
     }
 
     /// The server's present cluster time. No majority-committed write is later at this moment.
@@ -339,7 +346,7 @@ impl Server {
     async fn checked(mut self) -> Result<Self, Error> {
         // The kind of deployment, and the oldest supported version.
         let admin = self.client.database("admin");
-        let hello = self.run("greeting", &admin, doc! { "hello": 1 }).await?;
+        let hello = self.hello().await?;
         if hello.get_str("msg").is_ok_and(|message| message == "isdbgrid") {
             return Err(self.unsuitable("it is a mongos: spokesync keeps replica sets in step, not sharded clusters"));
         }

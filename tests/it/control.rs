@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bson::doc;
-use nix::sys::signal::Signal;
 
 use super::support::site::{HUB, TRIANGLE};
 use super::support::{Site, eventually};
@@ -14,13 +13,6 @@ async fn insert(site: &Site, name: &str, id: &str, zone: &str) {
 
 async fn count(site: &Site, name: &str, zone: &str) -> usize {
     site.zone(name, 0, zone).await.len()
-}
-
-async fn reload(site: &Site) {
-    let before = site.log().matches("configuration").count();
-    site.write_config();
-    site.program.as_ref().unwrap().process().signal(Signal::SIGHUP).unwrap();
-    eventually("the configuration is read again", async || site.log().matches("configuration").count() > before).await;
 }
 
 fn restarts_of(site: &Site, zone: &str) -> usize {
@@ -42,7 +34,7 @@ async fn a_spoke_is_added_widened_narrowed_and_removed_while_the_others_go_on() 
     // BOS is added.
     site.add("BOS", &["DFW"]);
     insert(&site, "BOS", "BOS 1", "BOS").await;
-    reload(&site).await;
+    site.reload().await;
     eventually("BOS streams", async || site.status()["spokes"].as_array().unwrap().len() == 3).await;
     site.ready().await;
     site.assert_converged().await;
@@ -50,7 +42,7 @@ async fn a_spoke_is_added_widened_narrowed_and_removed_while_the_others_go_on() 
 
     // BOS watches one more zone.
     site.watch("BOS", &["DFW", "HOU"]);
-    reload(&site).await;
+    site.reload().await;
     eventually("the wider zone is copied", async || count(&site, "BOS", "HOU").await == 2).await;
     site.ready().await;
     insert(&site, "HOU", "HOU 3", "HOU").await;
@@ -59,7 +51,7 @@ async fn a_spoke_is_added_widened_narrowed_and_removed_while_the_others_go_on() 
     // BOS watches a zone no longer, and its copy is purged.
     site.watch("BOS", &["HOU"]);
     site.on_unwatch("BOS", "purge");
-    reload(&site).await;
+    site.reload().await;
     eventually("the zone is purged", async || count(&site, "BOS", "DFW").await == 0).await;
     site.ready().await;
     insert(&site, "DFW", "DFW 3", "DFW").await;
@@ -69,7 +61,7 @@ async fn a_spoke_is_added_widened_narrowed_and_removed_while_the_others_go_on() 
     // BOS watches the other zone no longer, and its copy is kept.
     site.on_unwatch("BOS", "keep");
     site.watch("BOS", &[]);
-    reload(&site).await;
+    site.reload().await;
     eventually("the status shows that BOS watches nothing", async || {
         site.spoke_status("BOS")["watch"].as_array().unwrap().is_empty()
     })
@@ -81,14 +73,14 @@ async fn a_spoke_is_added_widened_narrowed_and_removed_while_the_others_go_on() 
 
     // A kept zone is brought up to date after the next watch, including deletes.
     site.watch("BOS", &["HOU"]);
-    reload(&site).await;
+    site.reload().await;
     eventually("the kept zone is up to date", async || count(&site, "BOS", "HOU").await == 2).await;
     site.ready().await;
     site.assert_converged().await;
 
     // BOS is removed.
     site.remove("BOS");
-    reload(&site).await;
+    site.reload().await;
     eventually("BOS is gone", async || site.status()["spokes"].as_array().unwrap().len() == 2).await;
     insert(&site, "DFW", "DFW 4", "DFW").await;
     site.assert_converged().await;
@@ -104,11 +96,11 @@ async fn a_zone_that_is_unwatched_and_immediately_watched_again_misses_nothing()
     for round in 0..8 {
         insert(&site, "HOU", &format!("HOU before {round}"), "HOU").await;
         site.watch("DFW", &[]);
-        reload(&site).await;
+        site.reload().await;
         insert(&site, "HOU", &format!("HOU between {round}"), "HOU").await;
         insert(&site, "DFW", &format!("DFW {round}"), "DFW").await;
         site.watch("DFW", &["HOU"]);
-        reload(&site).await;
+        site.reload().await;
     }
     site.ready().await;
     site.assert_converged().await;
@@ -130,12 +122,12 @@ async fn a_zone_that_gets_a_watcher_under_load_is_copied_completely() {
     while !writing.is_finished() {
         for watch in [&["DFW"] as &[&str], &[]] {
             site.watch("HOU", watch);
-            reload(&site).await;
+            site.reload().await;
         }
     }
     writing.await.unwrap();
     site.watch("HOU", &["DFW"]);
-    reload(&site).await;
+    site.reload().await;
     site.ready().await;
     site.assert_converged().await;
     assert_eq!(count(&site, "HOU", "DFW").await, 36_000);
@@ -153,7 +145,7 @@ async fn a_document_whose_content_the_stream_omits_is_read_for_a_new_watcher() {
     for round in 0..3 {
         tokio::time::sleep(Duration::from_secs(3)).await;
         site.watch("HOU", &["DFW"]);
-        reload(&site).await;
+        site.reload().await;
         let copied = 2 + round;
         eventually("the zone is copied", async || count(&site, "HOU", "DFW").await == copied).await;
         site.ready().await;
@@ -164,7 +156,7 @@ async fn a_document_whose_content_the_stream_omits_is_read_for_a_new_watcher() {
         site.assert_converged().await;
         site.watch("HOU", &[]);
         site.on_unwatch("HOU", "purge");
-        reload(&site).await;
+        site.reload().await;
         eventually("the zone is purged", async || count(&site, "HOU", "DFW").await == 0).await;
     }
 }
@@ -174,13 +166,13 @@ async fn a_broken_file_changes_nothing_and_is_reported() {
     let mut site = Site::shared(TRIANGLE).await;
     site.start().await;
     site.more_config = "[synch]\nnamespaces = []".to_owned();
-    reload(&site).await;
+    site.reload().await;
     let error = |site: &Site| site.status()["configuration_error"].clone();
     assert!(error(&site).as_str().unwrap().contains("synch"), "{}", error(&site));
     insert(&site, "DFW", "1", "DFW").await;
     site.assert_converged().await;
     site.more_config = String::new();
-    reload(&site).await;
+    site.reload().await;
     eventually("the error is gone", async || error(&site).is_null()).await;
     assert_eq!(restarts_of(&site, "DFW"), 1);
 }

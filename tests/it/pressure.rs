@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bson::{Document, doc};
 use mongodb::options::{Acknowledgment, WriteConcern};
-use nix::sys::signal::Signal;
 use testbed::node::Options;
 use testbed::set::Set;
 
@@ -16,17 +15,10 @@ use super::support::{Site, eventually};
 
 const PAIR: Topology<'static> = &[("DFW", &[]), ("HOU", &["DFW"])];
 
-/// Runs the changes while the program stands still, so that they come in one batch.
-async fn in_one_batch(site: &Site, changes: impl AsyncFnOnce()) {
-    let process = site.program.as_ref().unwrap().process();
-    process.signal(Signal::SIGSTOP).unwrap();
-    changes().await;
-    process.signal(Signal::SIGCONT).unwrap();
-}
-
-/// Lets the next commands of this name fail at a server.
-async fn fail(site: &Site, name: &str, command: &str, code: i32, times: i32) {
-    let data = doc! { "failCommands": [command], "errorCode": code, "appName": "spokesync" };
+/// Sets what happens to the program's next commands at a server, so many times.
+async fn fail(site: &Site, name: &str, times: i32, how: Document) {
+    let mut data = doc! { "appName": "spokesync" };
+    data.extend(how);
     let point = doc! { "configureFailPoint": "failCommand", "mode": { "times": times }, "data": data };
     site.nodes[name].admin(point).await.unwrap();
 }
@@ -54,7 +46,7 @@ async fn a_document_that_the_destination_changes_all_the_time_does_not_hold_up_a
         })
     });
     let heating: Vec<_> = heating.collect();
-    in_one_batch(&site, async || {
+    site.in_one_batch(async || {
         site.at("DFW").update_many(doc! {}, doc! { "$set": { "n": 1 } }).await.unwrap();
     })
     .await;
@@ -78,10 +70,10 @@ async fn a_transaction_that_does_not_fit_the_destination_is_sent_in_halves() {
         let mut site = Site::own(PAIR, Options::default()).await;
         site.start().await;
         site.settle().await;
-        in_one_batch(&site, async || {
+        site.in_one_batch(async || {
             let documents = (0..100).map(|id| doc! { "_id": id, "_pk": "DFW" });
             site.at("DFW").insert_many(documents).await.unwrap();
-            fail(&site, HUB, "insert", code, 3).await;
+            fail(&site, HUB, 3, doc! { "failCommands": ["insert"], "errorCode": code }).await;
         })
         .await;
         eventually("everything is at the hub", async || site.at(HUB).count_documents(doc! {}).await.unwrap() == 100)
@@ -97,12 +89,8 @@ async fn a_page_whose_snapshot_is_too_old_is_read_again() {
     const SNAPSHOT_TOO_OLD: i32 = 239;
     let mut site = Site::own(PAIR, Options::default()).await;
     site.at(HUB).insert_many((0..100).map(|id| doc! { "_id": id, "_pk": "DFW" })).await.unwrap();
-    let data = doc! {
-        "failCommands": ["find"], "errorCode": SNAPSHOT_TOO_OLD, "appName": "spokesync",
-        "namespace": &site.namespaces[0],
-    };
-    let point = doc! { "configureFailPoint": "failCommand", "mode": { "times": 3 }, "data": data };
-    site.nodes[HUB].admin(point).await.unwrap();
+    let how = doc! { "failCommands": ["find"], "errorCode": SNAPSHOT_TOO_OLD, "namespace": &site.namespaces[0] };
+    fail(&site, HUB, 3, how).await;
     site.launch();
     eventually("the page is read again", async || site.log().contains("reading the page again")).await;
     site.ready().await;
@@ -114,12 +102,10 @@ async fn a_server_that_is_still_at_work_is_waited_for_and_a_silent_one_is_given_
     let mut site = Site::own(PAIR, Options::default()).await;
     site.at(HUB).insert_many((0..10).map(|id| doc! { "_id": id, "_pk": "DFW" })).await.unwrap();
     // The hub answers every read of a zone after 40 s, and everything else at once.
-    let data = doc! {
-        "failCommands": ["find"], "blockConnection": true, "blockTimeMS": 40_000, "appName": "spokesync",
-        "namespace": &site.namespaces[0],
+    let how = doc! {
+        "failCommands": ["find"], "blockConnection": true, "blockTimeMS": 40_000, "namespace": &site.namespaces[0],
     };
-    let point = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data };
-    site.nodes[HUB].admin(point).await.unwrap();
+    fail(&site, HUB, 1, how).await;
     site.launch();
     eventually("the log says what is waited for", async || site.log().contains("the server is still at work")).await;
     site.ready().await;

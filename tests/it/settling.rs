@@ -4,7 +4,6 @@
 use bson::{DateTime, Decimal128, Document, doc};
 use mongodb::IndexModel;
 use mongodb::options::IndexOptions;
-use nix::sys::signal::Signal;
 
 use super::support::site::{HUB, TRIANGLE, Topology};
 use super::support::{Site, eventually};
@@ -36,14 +35,6 @@ async fn with_a_refused_insert() -> Site {
     site.at("DFW").insert_one(doc! { "_id": "own", "_pk": "DFW", "key": 1 }).await.unwrap();
     eventually("the hub refuses it", async || letters(&site, HUB).await == 1).await;
     site
-}
-
-/// Runs the changes while the program stands still, so that they come in one batch.
-async fn in_one_batch(site: &Site, changes: impl AsyncFnOnce()) {
-    let process = site.program.as_ref().expect("the program runs").process();
-    process.signal(Signal::SIGSTOP).unwrap();
-    changes().await;
-    process.signal(Signal::SIGCONT).unwrap();
 }
 
 async fn set(site: &Site, name: &str, id: &str, fields: Document) {
@@ -147,7 +138,7 @@ async fn a_refused_change_is_not_overwritten_at_its_source() {
 async fn a_document_handed_over_in_the_batch_of_its_insert_reaches_its_new_zone() {
     let mut site = Site::shared(PAIR).await;
     site.start().await;
-    in_one_batch(&site, async || {
+    site.in_one_batch(async || {
         for (id, insert) in [
             ("plain", doc! { "_id": "plain", "_pk": "DFW", "n": { "a": 0 } }),
             ("nested", doc! { "_id": "nested", "_pk": "DFW", "n": { "a": 0 } }),
@@ -187,7 +178,7 @@ async fn a_foreign_insert_behind_a_nested_change_does_not_pass_for_it() {
     let mut site = Site::shared(PAIR).await;
     site.at("DFW").insert_one(doc! { "_id": "x", "_pk": "DFW", "n": { "a": 0 } }).await.unwrap();
     site.start().await;
-    in_one_batch(&site, async || {
+    site.in_one_batch(async || {
         set(&site, "DFW", "x", doc! { "n.a": 1 }).await;
         site.at("DFW").delete_one(doc! { "_id": "x" }).await.unwrap();
         site.at("DFW").insert_one(doc! { "_id": "x", "_pk": "HOU", "local": true }).await.unwrap();
@@ -206,7 +197,7 @@ async fn a_hub_applications_nested_changes_and_moves_make_no_dead_letter() {
     site.at("DFW").insert_many(documents).await.unwrap();
     site.start().await;
     site.settle().await;
-    in_one_batch(&site, async || {
+    site.in_one_batch(async || {
         for id in ["moved", "moved and back"] {
             set(&site, HUB, id, doc! { "n.a": 1 }).await;
             set(&site, HUB, id, doc! { "_pk": "HOU" }).await;
@@ -239,7 +230,7 @@ async fn an_owners_move_that_crosses_a_hub_edit_or_a_hub_delete_ends_equal_every
     site.at("DFW").insert_many(documents).await.unwrap();
     site.start().await;
     site.settle().await;
-    in_one_batch(&site, async || {
+    site.in_one_batch(async || {
         for id in ["edited", "deleted"] {
             set(&site, "DFW", id, doc! { "_pk": "HOU" }).await;
         }
@@ -282,7 +273,7 @@ async fn ids_that_differ_only_in_the_type_of_a_number_are_one_document() {
     site.start().await;
     site.assert_converged().await;
     let four: Decimal128 = "4.0".parse().unwrap();
-    in_one_batch(&site, async || {
+    site.in_one_batch(async || {
         site.at(HUB).update_many(doc! {}, doc! { "$set": { "ack": 1 } }).await.unwrap();
         site.at("DFW").delete_many(doc! {}).await.unwrap();
         let again = [doc! { "_id": { "k": 1.0 }, "_pk": "DFW", "n": 1 }, doc! { "_id": four, "_pk": "DFW", "n": 1 }];
@@ -356,7 +347,7 @@ async fn what_a_link_removed_is_listed_shown_and_restored() {
     site.start().await;
     site.at("DFW").insert_one(doc! { "_id": "x", "_pk": "DFW", "n": 1 }).await.unwrap();
     site.assert_converged().await;
-    in_one_batch(&site, async || {
+    site.in_one_batch(async || {
         set(&site, HUB, "x", doc! { "_pk": "HOU" }).await;
         set(&site, "DFW", "x", doc! { "n": 2 }).await;
     })
@@ -439,7 +430,7 @@ async fn a_hand_over_to_a_watched_zone_that_crosses_a_hub_edit_ends_equal() {
     let ids: Vec<String> = (0..20).map(|n| format!("d{n}")).collect();
     site.at("DFW").insert_many(ids.iter().map(|id| doc! { "_id": id, "_pk": "DFW", "a": 1 })).await.unwrap();
     site.assert_converged().await;
-    in_one_batch(&site, async || {
+    site.in_one_batch(async || {
         for id in &ids {
             set(&site, HUB, id, doc! { "a": 2 }).await;
             set(&site, "DFW", id, doc! { "a": 3, "_pk": "HOU" }).await;

@@ -2,18 +2,11 @@
 
 use bson::doc;
 use mongodb::options::CreateCollectionOptions;
-use nix::sys::signal::Signal;
 
 use super::support::site::{HUB, Topology};
 use super::support::{Site, eventually};
 
 const PAIR: Topology<'static> = &[("DFW", &["HOU"]), ("HOU", &[])];
-
-/// Lets the program read its configuration again.
-fn reload(site: &Site) {
-    site.write_config();
-    site.program.as_ref().unwrap().process().signal(Signal::SIGHUP).unwrap();
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collection_that_is_synced_again_is_copied_again_and_nothing_is_deleted() {
@@ -117,7 +110,7 @@ async fn a_pause_survives_a_reload_that_changes_the_spoke() {
     let is_paused = |site: &Site| site.spoke_status("DFW")["state"] == "paused";
     eventually("it pauses", async || is_paused(&site)).await;
     site.watch("DFW", &[]);
-    reload(&site);
+    site.reload().await;
     eventually("the reload is done", async || site.log().contains("configuration read again")).await;
     eventually("the spoke is renewed", async || site.log().matches("paused=true").count() == 1).await;
     site.at("DFW").insert_one(doc! { "_id": 1, "_pk": "DFW" }).await.unwrap();

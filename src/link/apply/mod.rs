@@ -260,8 +260,9 @@ impl<S: Source> Link<'_, S> {
 
     /// Commits a batch, and shows if that takes long.
     async fn commit(&mut self, batch: &Batch<'_, '_>, attempt: &mut Attempt) -> Result<Committed, Error> {
-        let (cell, what) = (self.cell(), format!("{}: a batch is not confirmed", self.destination.server().name()));
-        slow::shown(cell, &what, self.commit_again_and_again(batch, attempt)).await
+        let (cell, server) = (self.cell(), self.destination.server().name().clone());
+        let what = || format!("{server}: a batch is not confirmed");
+        slow::shown(cell, what, self.commit_again_and_again(batch, attempt)).await
     }
 
     /// Retries after errors that left nothing behind, as declared by the server.

@@ -180,7 +180,7 @@ impl<S: Source> Link<'_, S> {
         let mut checkpoint = former;
         let reads = written.read_at.iter().flat_map(|(_, zones, at)| zones.iter().map(|zone| (zone.as_str(), *at)));
         checkpoint.ahead = ahead.bounds(reads);
-        // A mark that forgets the copies made with another partition key comes first; no later save may do without.
+        // Another partition key is recorded only with the mark that forgets the copies made with the former one.
         if checkpoint.partition_key.is_none() || matches!(batch.mark, Some(Mark::Replaced(_))) {
             checkpoint.partition_key = Some(server.partition_key().to_owned());
         }

@@ -254,6 +254,23 @@ impl Site {
         self.program.as_mut().expect("the program runs").ready(LIMIT).await.unwrap();
     }
 
+    /// Lets the program read its configuration again, and waits until it has.
+    pub async fn reload(&self) {
+        let before = self.log().matches("configuration").count();
+        self.write_config();
+        self.program.as_ref().expect("the program runs").process().signal(Signal::SIGHUP).unwrap();
+        eventually("the configuration is read again", async || self.log().matches("configuration").count() > before)
+            .await;
+    }
+
+    /// Runs the changes while the program stands still, so that they come in one batch.
+    pub async fn in_one_batch(&self, changes: impl AsyncFnOnce()) {
+        let process = self.program.as_ref().expect("the program runs").process();
+        process.signal(Signal::SIGSTOP).unwrap();
+        changes().await;
+        process.signal(Signal::SIGCONT).unwrap();
+    }
+
     /// Stops the program as an operator does, and expects exit code 0.
     pub async fn stop(&mut self) {
         let mut program = self.program.take().expect("the program runs");
