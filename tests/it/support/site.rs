@@ -381,10 +381,12 @@ impl Site {
         }
     }
 
-    /// Waits until a link has applied every present change of its source.
+    /// Waits until a link has applied every present change of its source. Several events of one transaction share a
+    /// cluster time, so the position that counts is that of a later entry, which changes nothing.
     async fn wait_for(&self, zone: &str, link: &str, source: &str) {
-        let now = self.clients[source].database("admin").run_command(doc! { "ping": 1 }).await.unwrap();
-        let now = now.get_timestamp("operationTime").unwrap();
+        let note = doc! { "appendOplogNote": 1, "data": { "test": "everything before has been applied" } };
+        let noted = self.clients[source].database("admin").run_command(note).await.unwrap();
+        let now = noted.get_timestamp("operationTime").unwrap();
         eventually(&format!("{zone}'s {link} has applied {now}; {}", self.log()), async || {
             let status = self.spoke_status(zone);
             let position = status[link]["position"].as_str().and_then(parse_time);
