@@ -55,10 +55,15 @@ pub(super) struct Link<'s, S> {
     is_complete: bool,
     /// Time of the newest change in the present batch, in milliseconds since 1970.
     pub(super) wall_time: Option<i64>,
+    /// The moment at which the link last applied changes of the stream during a copy, or began to copy.
+    kept_up: Instant,
 }
 
 /// Interval at which a quiet link saves the stream's position, to stay within the oplog window.
 pub(super) const QUIET_CHECKPOINT: Duration = Duration::from_secs(5);
+
+/// Duration of a copy after which the stream's changes are applied between two pages.
+const LONG_COPY: Duration = Duration::from_secs(2);
 
 /// Expected bytes of a document before the first read: large, so that the first batch reads few documents.
 const UNKNOWN_READ_BYTES: usize = 100_000;
@@ -73,20 +78,7 @@ pub(super) async fn run<S: Source>(spoke: &Shared, stop: &CancellationToken) -> 
     link.greet(found).await?;
     link.anchor().await?;
     loop {
-        link.look_at_collections().await?;
-        // A comparison requested by an operator can wait for the opposite link. A first copy, or a copy after a lost
-        // position, cannot wait.
-        let reason = link.checkpoint().reconciling;
-        let can_wait = reason.keeps_position();
-        let comparing = if can_wait { spoke.pair.compare(S::DIRECTION, reason) } else { None };
-        let only_new = can_wait && comparing.is_none();
-        if S::copy(&mut link, only_new, stop).await? == Ended::Stopped {
-            return Ok(Stopped);
-        }
-        drop(comparing);
-        spoke.pair.has_due(S::DIRECTION, link.checkpoint().reconciling);
-        link.set_complete();
-        match S::stream(&mut link, stop).await {
+        match link.copy_and_stream(stop).await {
             Err(error) if error.failure() == Failure::HistoryLost => {
                 tracing::warn!(%error, "history lost, reconciling");
                 link.cell().set_error(&error.to_string());
@@ -175,6 +167,7 @@ impl<'s, S: Source> Link<'s, S> {
             read_bytes: UNKNOWN_READ_BYTES,
             is_complete: false,
             wall_time: None,
+            kept_up: Instant::now(),
         };
         letters::show(&link);
         if link.checkpoint().reconciling == Reconciling::Asked {
@@ -182,6 +175,25 @@ impl<'s, S: Source> Link<'s, S> {
         }
         cell.resumes_at(link.checkpoint().position.as_ref().map(Position::cluster_time));
         Ok((link, found))
+    }
+
+    /// Copies what is due, and follows the change stream until the link has another task.
+    async fn copy_and_stream(&mut self, stop: &CancellationToken) -> Result<Turn, Error> {
+        self.look_at_collections().await?;
+        // A comparison requested by an operator can wait for the opposite link. A first copy, or a copy after a lost
+        // position, cannot wait.
+        let (spoke, reason) = (self.spoke, self.checkpoint().reconciling);
+        let can_wait = reason.keeps_position();
+        let comparing = if can_wait { spoke.pair.compare(S::DIRECTION, reason) } else { None };
+        let only_new = can_wait && comparing.is_none();
+        self.kept_up = Instant::now();
+        if S::copy(self, only_new, stop).await? == Ended::Stopped {
+            return Ok(Turn::Stopped);
+        }
+        drop(comparing);
+        spoke.pair.has_due(S::DIRECTION, self.checkpoint().reconciling);
+        self.set_complete();
+        S::stream(self, stop).await
     }
 
     async fn look_at_servers(&mut self) -> Result<Ends, Error> {
@@ -264,6 +276,16 @@ impl<'s, S: Source> Link<'s, S> {
         self.source.lose_place(self.spoke);
         let start = tail::present_position(self.source.server()).await?;
         self.save(Some(mark(start))).await
+    }
+
+    /// True if the link copies for long without changes of the stream.
+    pub(super) fn must_keep_up(&self) -> bool {
+        self.kept_up.elapsed() >= LONG_COPY
+    }
+
+    /// Records that the link has applied the stream's changes during a copy.
+    pub(super) fn has_kept_up(&mut self) {
+        self.kept_up = Instant::now();
     }
 
     /// The saved checkpoint.

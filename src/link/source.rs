@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::apply::work::Commit;
 use super::copy::Ended;
-use super::lifecycle::Link;
+use super::lifecycle::{Link, Stopped};
 use super::pair::Turn;
 use super::shared::Shared;
 use crate::mongo::destination::Destination;
@@ -72,9 +72,15 @@ pub(super) trait Source: Sized + Send + Sync {
         stop: &CancellationToken,
     ) -> impl Future<Output = Result<Ended, Error>> + Send;
 
+    /// Applies the changes of the stream that have come meanwhile, during a long copy. `Some` after a request to stop.
+    fn keep_up(
+        link: &mut Link<'_, Self>,
+        stop: &CancellationToken,
+    ) -> impl Future<Output = Result<Option<Stopped>, Error>> + Send;
+
     /// Follows the change stream, until the link has another task.
     fn stream(link: &mut Link<'_, Self>, stop: &CancellationToken) -> impl Future<Output = Result<Turn, Error>> + Send;
 
     /// Reacts to the loss of the link's position.
-    fn lose_place(&self, spoke: &Shared);
+    fn lose_place(&mut self, spoke: &Shared);
 }

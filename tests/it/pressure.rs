@@ -98,6 +98,41 @@ async fn a_page_whose_snapshot_is_too_old_is_read_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_long_copy_carries_the_changes_of_the_stream_meanwhile() {
+    const DOCUMENTS: i32 = 5_000;
+    // The copy up of DFW's own zone, and the copy down to HOU, which watches DFW.
+    for (source, destination) in [("DFW", HUB), (HUB, "HOU")] {
+        let mut site = Site::own(PAIR, Options::default()).await;
+        let documents = (0..DOCUMENTS).map(|id| doc! { "_id": id, "_pk": "DFW", "text": "x".repeat(8_000) });
+        site.at(source).insert_many(documents).await.unwrap();
+        // About ten pages, each of which takes a second.
+        let slow = doc! { "failCommands": ["find"], "blockConnection": true, "blockTimeMS": 1_000, "namespace": &site.namespaces[0], "appName": "spokesync" };
+        let point = |mode: &str| doc! { "configureFailPoint": "failCommand", "mode": mode, "data": slow.clone() };
+        site.nodes[source].admin(point("alwaysOn")).await.unwrap();
+        site.launch();
+        let filled = async || site.at(destination).estimated_document_count().await.unwrap();
+        eventually("the copy has begun", async || filled().await > 0).await;
+        // Documents that the copy has passed, and documents before it.
+        for id in [0, DOCUMENTS - 1] {
+            site.at(source).update_one(doc! { "_id": id }, doc! { "$set": { "changed": true } }).await.unwrap();
+        }
+        for id in [1, DOCUMENTS - 2] {
+            site.at(source).delete_one(doc! { "_id": id }).await.unwrap();
+        }
+        site.at(source).insert_one(doc! { "_id": -1, "_pk": "DFW", "changed": true }).await.unwrap();
+        eventually("the changes have arrived", async || {
+            let changed = site.at(destination).count_documents(doc! { "changed": true }).await.unwrap();
+            changed == 3 && site.at(destination).count_documents(doc! { "_id": 1 }).await.unwrap() == 0
+        })
+        .await;
+        assert!(filled().await < u64::try_from(DOCUMENTS - 2).unwrap(), "the copy is still under way");
+        site.nodes[source].admin(doc! { "configureFailPoint": "failCommand", "mode": "off" }).await.unwrap();
+        site.ready().await;
+        site.assert_converged().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_still_at_work_is_waited_for_and_a_silent_one_is_given_up() {
     let mut site = Site::own(PAIR, Options::default()).await;
     site.at(HUB).insert_many((0..10).map(|id| doc! { "_id": id, "_pk": "DFW" })).await.unwrap();

@@ -4,6 +4,7 @@ use bson::Timestamp;
 
 use crate::mongo::metadata::checkpoints::{Checkpoint, CopiedUpTo, Part, Reconciling};
 use crate::rules::ahead::Ahead;
+use crate::rules::names::Zone;
 use crate::rules::position::Position;
 
 /// The progress of a link after a batch, or after a part of a work.
@@ -12,7 +13,11 @@ pub(in crate::link) enum Mark {
     /// After this position in the change stream.
     Streamed(Position),
     /// After this document of a copy.
-    Copied(CopiedUpTo),
+    Copied {
+        up_to: CopiedUpTo,
+        /// As in [`Self::Finished`], so that the stream can go on before the copy ends.
+        until: Option<Timestamp>,
+    },
     /// This part is copied.
     Finished {
         part: Part,
@@ -50,7 +55,10 @@ impl Mark {
     pub(super) fn save_in(&self, checkpoint: &mut Checkpoint) {
         match self {
             Self::Streamed(position) => checkpoint.position = Some(position.clone()),
-            Self::Copied(up_to) => checkpoint.copying = Some(up_to.clone()),
+            Self::Copied { up_to, until } => {
+                checkpoint.copying = Some(up_to.clone());
+                may_be_ahead(checkpoint, &up_to.part.zone, *until);
+            }
             // Changes between the lost and the new position are unknown, so every part is due again.
             Self::Restarted(position) => {
                 checkpoint.position = Some(position.clone());
@@ -100,10 +108,7 @@ impl Mark {
                     parts.retain(|copied| copied != part);
                 }
                 checkpoint.copied.push(part.clone());
-                if let Some(until) = *until {
-                    let bound = checkpoint.ahead.entry(part.zone.clone()).or_insert(until);
-                    *bound = until.max(*bound);
-                }
+                may_be_ahead(checkpoint, &part.zone, *until);
             }
         }
     }
@@ -119,12 +124,21 @@ impl Mark {
                 ahead.advance(position.cluster_time());
                 None
             }
-            Self::Finished { part, until: Some(until) } => {
+            Self::Finished { part, until: Some(until) }
+            | Self::Copied { up_to: CopiedUpTo { part, .. }, until: Some(until) } => {
                 ahead.has_copied(&part.zone, until);
                 None
             }
             _ => None,
         }
+    }
+}
+
+/// Any document of the zone may be newer than the link's position, up to this time. A bound never goes back.
+fn may_be_ahead(checkpoint: &mut Checkpoint, zone: &Zone, until: Option<Timestamp>) {
+    if let Some(until) = until {
+        let bound = checkpoint.ahead.entry(zone.clone()).or_insert(until);
+        *bound = until.max(*bound);
     }
 }
 
@@ -147,7 +161,7 @@ mod tests {
     use crate::mongo::metadata::checkpoints::Identity;
     use crate::rules::ahead::Standing;
     use crate::rules::key::Key;
-    use crate::rules::names::{Namespace, Zone};
+    use crate::rules::names::Namespace;
     use crate::rules::past::Restored;
     use bson::raw::{RawBson, RawBsonRef};
     use bson::rawdoc;
@@ -235,8 +249,10 @@ mod tests {
     #[test]
     fn a_copy_continues_after_the_document_of_its_mark() {
         let up_to = CopiedUpTo { part: part("BOS"), after: RawBson::Int32(8) };
-        let copying = after(checkpoint(), &Mark::Copied(up_to)).copying.expect("it copies");
+        let copied = after(checkpoint(), &Mark::Copied { up_to, until: Some(at(6)) });
+        let copying = copied.copying.expect("it copies");
         assert_eq!((copying.part, copying.after), (part("BOS"), RawBson::Int32(8)));
+        assert_eq!(copied.ahead, HashMap::from([(Zone::new("BOS"), at(6))]), "the stream may go on before the end");
     }
 
     #[test]
@@ -284,5 +300,9 @@ mod tests {
         let key = Key::new(0, RawBsonRef::Int32(1));
         let standing = |time| ahead.standing(&key, ["HOU"].into_iter(), at(time));
         assert_eq!((standing(12), standing(13)), (Standing::Unknown, Standing::Behind));
+        let up_to = CopiedUpTo { part: part("HOU"), after: RawBson::Int32(8) };
+        assert_eq!(Mark::Copied { up_to, until: Some(at(13)) }.advance(&mut ahead), None);
+        let standing = |time| ahead.standing(&key, ["HOU"].into_iter(), at(time));
+        assert_eq!((standing(13), standing(14)), (Standing::Unknown, Standing::Behind));
     }
 }

@@ -5,6 +5,9 @@
 //! before the read of a document is therefore in the document, and a later change is in the stream. The checkpoint
 //! holds the last finished `_id`: an interrupted copy continues after the `_id`.
 //!
+//! A copy may take longer than the oplog goes back, so a long copy applies the stream's changes between two pages
+//! ([`Source::keep_up`]). Every page saves the time up to which its documents may be ahead of the stream.
+//!
 //! - [`rules::copy`](crate::rules::copy): the decision to write, overwrite, delete or leave a document
 //! - [`found`]: converts differences into work; [`two_way`]: differences in a zone with writes at both sides
 //! - [`purge`]: the end of a zone no longer watched
@@ -19,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use self::found::{Found, Mode};
 use self::two_way::Unsettled;
 use super::apply::mark::Mark;
-use super::lifecycle::Link;
+use super::lifecycle::{Link, Stopped};
 use super::reached::Waited;
 use super::shared::Shared;
 use super::source::Source;
@@ -72,7 +75,17 @@ impl<S: Source> Link<'_, S> {
         let mut walk = Walk::new(job.source_end(), job.destination_end(), resumed.map(|up_to| up_to.after));
         let (mut latest, mut documents, mut written) = (start, 0, 0);
         let mut unsettled = Unsettled::new(may_delete);
+        // In the spoke's own zone, only documents that came down are newer at the spoke, and each document is
+        // remembered individually. After a restore, the stream brings changes again that all documents contain.
+        let is_bound = job.policy != Policy::HubReconciles || spares;
         while !walk.is_finished() {
+            // Between two pages, so that no change comes between the reads of both sides.
+            if self.must_keep_up() {
+                if S::keep_up(self, stop).await? == Some(Stopped) {
+                    return Ok(Ended::Stopped);
+                }
+                self.has_kept_up();
+            }
             // One page of the source, then the destination's pages over the same range.
             // A server may look through a whole collection for the last documents of a zone.
             let reading = cell.pulse().while_waiting(walk.lead(start.max(job.source.now().await?)));
@@ -87,7 +100,8 @@ impl<S: Source> Link<'_, S> {
                 documents += chunk.documents;
                 cell.copied(chunk.documents);
                 written += chunk.differences.len();
-                let mark = chunk.done_up_to.map(|after| Mark::Copied(CopiedUpTo { part: part.clone(), after }));
+                let up_to = chunk.done_up_to.map(|after| CopiedUpTo { part: part.clone(), after });
+                let mark = up_to.map(|up_to| Mark::Copied { up_to, until: is_bound.then_some(latest) });
                 // With writes at both sides, differences are collected and settled together.
                 if job.policy.is_two_way() {
                     unsettled.add(chunk.differences, mark);
@@ -121,9 +135,6 @@ impl<S: Source> Link<'_, S> {
         if let Some(ended) = unsettled.settle(self, job, stop).await? {
             return Ok(ended);
         }
-        // In the spoke's own zone, only documents that came down are newer at the spoke, and each document is
-        // remembered individually. After a restore, the stream brings changes again that all documents contain.
-        let is_bound = job.policy != Policy::HubReconciles || spares;
         let until = is_bound.then_some(latest.max(unsettled.latest()));
         tracing::info!(ns = part.namespace, zone = %job.zone, documents, differed = written, "copied");
         self.save(Some(Mark::Finished { part, until })).await?;

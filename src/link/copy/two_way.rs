@@ -122,7 +122,11 @@ impl Unsettled {
         }
         // The mark is saved only after all differences before the mark are settled.
         self.bytes = 0;
-        if let Some(mark) = self.mark.take() {
+        if let Some(mut mark) = self.mark.take() {
+            // The documents settled here are newer than their pages.
+            if let Mark::Copied { until: Some(until), .. } = &mut mark {
+                *until = self.latest.max(*until);
+            }
             link.save(Some(mark)).await?;
         }
         self.saved = Instant::now();

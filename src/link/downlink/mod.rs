@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::apply::work::Commit;
 use super::copy::Ended;
+use super::hub::inbox::Inbox;
 use super::lifecycle::{self, Link, Stopped};
 use super::pair::Turn;
 use super::shared::Shared;
@@ -49,6 +50,8 @@ struct HubSource {
     rules: HubRules,
     /// The zones held at the start of the link.
     held: Vec<Zone>,
+    /// The inbox that a long copy has attached to the fan-out.
+    inbox: Option<Arc<Inbox>>,
 }
 
 /// The rules for the hub's documents at one spoke.
@@ -102,7 +105,7 @@ impl Source for HubSource {
         let routes = spoke.fanout.routes();
         let held = routes.held_by(&spoke.zone);
         let (zone, partition_key) = (spoke.zone.clone(), server.partition_key().to_owned());
-        Ok((Self { server, rules: HubRules { routes, zone, partition_key }, held }, Some(ledger)))
+        Ok((Self { server, rules: HubRules { routes, zone, partition_key }, held, inbox: None }, Some(ledger)))
     }
 
     fn server(&self) -> &Server {
@@ -144,11 +147,16 @@ impl Source for HubSource {
         link.copy_held_zones(only_new, stop).await
     }
 
+    async fn keep_up(link: &mut Link<'_, Self>, stop: &CancellationToken) -> Result<Option<Stopped>, Error> {
+        link.keep_up_with_hub(stop).await
+    }
+
     async fn stream(link: &mut Link<'_, Self>, stop: &CancellationToken) -> Result<Turn, Error> {
         link.follow_hub(stop).await
     }
 
-    fn lose_place(&self, spoke: &Shared) {
+    fn lose_place(&mut self, spoke: &Shared) {
+        self.inbox = None;
         spoke.fanout.detach(&spoke.zone);
     }
 }

@@ -11,7 +11,7 @@ use super::changes::{AtSpoke, Changes, Reading, weigh};
 use crate::link::hub::feed::Feed;
 use crate::link::hub::inbox::{Delivery, Inbox};
 use crate::link::letters;
-use crate::link::lifecycle::{Link, QUIET_CHECKPOINT};
+use crate::link::lifecycle::{Link, QUIET_CHECKPOINT, Stopped};
 use crate::link::pair::Turn;
 use crate::mongo::error::Error;
 use crate::observe::status::State;
@@ -29,7 +29,11 @@ impl Link<'_, HubSource> {
     /// Applies delivery after delivery, until the link has another task.
     pub(super) async fn follow_hub(&mut self, stop: &CancellationToken) -> Result<Turn, Error> {
         loop {
-            let Some(inbox) = self.reach_fanout(stop).await? else { return Ok(Turn::Stopped) };
+            let attached = match self.source.inbox.take() {
+                Some(inbox) => Some(inbox),
+                None => self.reach_fanout(stop).await?,
+            };
+            let Some(inbox) = attached else { return Ok(Turn::Stopped) };
             self.cell().set_state(State::Streaming);
             if let Some(turn) = self.empty(&inbox, stop).await? {
                 // The fan-out must not wait for an abandoned inbox.
@@ -37,6 +41,31 @@ impl Link<'_, HubSource> {
                 return Ok(turn);
             }
         }
+    }
+
+    /// Applies the deliveries that wait, during a copy. The inbox stays attached for the next call, and for the time
+    /// after the copy.
+    pub(super) async fn keep_up_with_hub(&mut self, stop: &CancellationToken) -> Result<Option<Stopped>, Error> {
+        let (cell, state) = (self.cell(), self.cell().state());
+        let attached = match self.source.inbox.take() {
+            Some(inbox) => Some(inbox),
+            None => self.reach_fanout(stop).await?,
+        };
+        cell.set_state(state);
+        let Some(inbox) = attached else { return Ok(Some(Stopped)) };
+        while let Some(first) = inbox.try_next() {
+            let limit = self.destination.server().line().batch();
+            let deliveries = gather(first, limit, weigh, || inbox.try_next());
+            // As in the stream: the link begins again, with the zones that the spoke holds now.
+            if !deliveries.iter().all(|delivery| self.source.holds_the_same(&delivery.routes)) {
+                self.spoke.fanout.detach(&self.spoke.zone);
+                return Ok(Some(Stopped));
+            }
+            self.deliver(deliveries).await?;
+        }
+        // A detached inbox gets nothing more: the next call attaches again.
+        self.source.inbox = Some(inbox).filter(|inbox| !inbox.is_detached());
+        Ok(None)
     }
 
     /// Attaches to the fan-out, after catching up on a separate stream if necessary. `None` after a request to stop, or

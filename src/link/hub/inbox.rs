@@ -103,8 +103,8 @@ impl Inbox {
         self.changed.notify_one();
     }
 
-    #[cfg(test)]
-    pub(super) fn is_detached(&self) -> bool {
+    /// True if the inbox gets no more deliveries.
+    pub(in crate::link) fn is_detached(&self) -> bool {
         self.detached.load(Ordering::Acquire)
     }
 

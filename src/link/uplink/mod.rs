@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::stamp::Stamper;
+use self::stream::Following;
 use super::apply::work::Commit;
 use super::copy::Ended;
 use super::lifecycle::{self, Link, Stopped};
@@ -55,6 +56,8 @@ struct SpokeSource {
     stamper: Stamper,
     /// The hub's cluster time of the uplink's last commit.
     last_push: Timestamp,
+    /// The stream that a long copy has opened.
+    following: Option<Following>,
     _watching: [AbortOnDropHandle<()>; 2],
 }
 
@@ -94,7 +97,7 @@ impl Source for SpokeSource {
             watch_majority::watch(&server, spoke.status.link(Direction::Uplink)),
         ];
         let last_push = destination.claimed_at();
-        Ok((Self { rules: Arc::new(rules), server, stamper, last_push, _watching: watching }, None))
+        Ok((Self { rules: Arc::new(rules), server, stamper, last_push, following: None, _watching: watching }, None))
     }
 
     fn server(&self) -> &Server {
@@ -154,9 +157,15 @@ impl Source for SpokeSource {
         link.copy_own_zone(only_new, stop).await
     }
 
+    async fn keep_up(link: &mut Link<'_, Self>, stop: &CancellationToken) -> Result<Option<Stopped>, Error> {
+        link.keep_up_with_spoke(stop).await
+    }
+
     async fn stream(link: &mut Link<'_, Self>, stop: &CancellationToken) -> Result<Turn, Error> {
         link.follow_spoke(stop).await
     }
 
-    fn lose_place(&self, _: &Shared) {}
+    fn lose_place(&mut self, _: &Shared) {
+        self.following = None;
+    }
 }

@@ -13,7 +13,7 @@ use super::SpokeSource;
 use super::changes::Changes;
 use super::echoless::Echoless;
 use crate::link::apply::mark::Mark;
-use crate::link::lifecycle::{Link, QUIET_CHECKPOINT};
+use crate::link::lifecycle::{Link, QUIET_CHECKPOINT, Stopped};
 use crate::link::pair::Turn;
 use crate::link::{foreign, letters};
 use crate::mongo::error::Error;
@@ -28,70 +28,110 @@ use crate::rules::uplink::Owner;
 const COLLECTION_LOST: &str =
     "a synced collection was dropped or renamed at the spoke: the hub and the other spokes keep its documents";
 
+/// An open stream. A task fetches the next reply while the present reply is applied.
+pub(super) struct Following {
+    replies: mpsc::Receiver<Reply>,
+    reader: AbortOnDropHandle<Error>,
+    /// The moment of the last save of the position.
+    saved: Instant,
+}
+
+impl Following {
+    /// The error that has ended the stream: only the reader's end closes the channel.
+    async fn error(self) -> Error {
+        match self.reader.await {
+            Ok(error) => error,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+}
+
 impl Link<'_, SpokeSource> {
     /// Applies reply after reply, until the link has another task.
     pub(super) async fn follow_spoke(&mut self, stop: &CancellationToken) -> Result<Turn, Error> {
-        let (rules, cell) = (self.source.rules.clone(), self.cell());
-        let position = self.checkpoint().position.clone();
-        // The server may look for the first event for minutes, among the changes of other collections.
-        let opening = cell.pulse().while_waiting(Echoless::open(&self.source.server, position.as_ref()));
-        let Some(source) = stop.run_until_cancelled(opening).await else { return Ok(Turn::Stopped) };
-        let source = source?;
+        let Some(mut following) = self.following(stop).await? else { return Ok(Turn::Stopped) };
+        let cell = self.cell();
         cell.set_state(State::Streaming);
-        // The reader fetches the next reply while the present reply is applied.
-        let (sender, mut replies) = mpsc::channel(1);
-        let reader = AbortOnDropHandle::new(tokio::spawn(source.read_into(sender).in_current_span()));
-        let mut saved = Instant::now();
         loop {
             // Another task comes before the next reply.
             if let Some(turn) = self.spoke.pair.turn(Direction::Uplink, self.checkpoint().reconciling) {
                 return Ok(turn);
             }
-            let Some(first) = stop.run_until_cancelled(cell.pulse().while_waiting(replies.recv())).await else {
-                return Ok(Turn::Stopped);
-            };
-            // Only the reader's end closes the channel: the reader's error is the loop's error.
-            let Some(first) = first else {
-                return match reader.await {
-                    Ok(error) => Err(error),
-                    Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-                };
-            };
-            // Replies that wait already share the transaction, up to the size of a batch.
-            let limit = self.destination.server().line().batch();
-            let weigh = |reply: &Reply| Weight { events: reply.len(), bytes: reply.bytes() };
-            let replies = gather(first, limit, weigh, || replies.try_recv().ok());
+            let next = cell.pulse().while_waiting(following.replies.recv());
+            let Some(first) = stop.run_until_cancelled(next).await else { return Ok(Turn::Stopped) };
+            let Some(first) = first else { return Err(following.error().await) };
             letters::attend(self).await?;
-            // A quiet stream moves only the position, and saves the position every few seconds, to stay within the
-            // oplog window.
-            let end = replies.last().expect("there is a first").end().clone();
-            if replies.iter().all(|reply| reply.is_empty()) {
-                self.source.pushed_up_to(self.spoke, &end);
-                self.has_carried(&end);
-                cell.quiet(end.cluster_time());
-                if saved.elapsed() >= QUIET_CHECKPOINT {
-                    self.save(Some(Mark::Streamed(end))).await?;
-                    saved = Instant::now();
-                }
-                continue;
-            }
-            cell.received();
-            let changes = Changes(replies);
-            // Both links must check lost collections before a missing document may count as deleted.
-            let lost: Vec<u16> = changes.0.iter().flat_map(Reply::lost_collections).collect();
-            if !lost.is_empty() {
-                cell.set_error(COLLECTION_LOST);
-                self.spoke.pair.have_lost_collections(&lost);
-            }
-            // Foreign documents are registered before the link's position passes the inserts.
-            self.register_foreign(&changes).await?;
-            self.wall_time = changes.events().filter_map(|event| event.wall_time()).last();
-            let work = changes.work(&rules, &self.ahead).map_err(|error| self.source.server.malformed(error))?;
-            self.apply(work).await?;
-            self.learn_collections().await?;
-            letters::show(self);
-            saved = Instant::now();
+            self.carry(first, &mut following).await?;
         }
+    }
+
+    /// Applies the replies that wait, during a copy. The stream stays open for the next call, and for the time after
+    /// the copy.
+    pub(super) async fn keep_up_with_spoke(&mut self, stop: &CancellationToken) -> Result<Option<Stopped>, Error> {
+        let Some(mut following) = self.following(stop).await? else { return Ok(Some(Stopped)) };
+        loop {
+            match following.replies.try_recv() {
+                Ok(reply) => self.carry(reply, &mut following).await?,
+                Err(mpsc::error::TryRecvError::Empty) => break,
+                Err(mpsc::error::TryRecvError::Disconnected) => return Err(following.error().await),
+            }
+        }
+        self.source.following = Some(following);
+        Ok(None)
+    }
+
+    /// The stream left open by a copy, or a new one after the link's position. `None` after a request to stop.
+    async fn following(&mut self, stop: &CancellationToken) -> Result<Option<Following>, Error> {
+        if let Some(following) = self.source.following.take() {
+            return Ok(Some(following));
+        }
+        let position = self.checkpoint().position.clone();
+        // The server may look for the first event for minutes, among the changes of other collections.
+        let opening = Echoless::open(&self.source.server, position.as_ref());
+        let opening = self.cell().pulse().while_waiting(opening);
+        let Some(source) = stop.run_until_cancelled(opening).await else { return Ok(None) };
+        let (sender, replies) = mpsc::channel(1);
+        let reader = AbortOnDropHandle::new(tokio::spawn(source?.read_into(sender).in_current_span()));
+        Ok(Some(Following { replies, reader, saved: Instant::now() }))
+    }
+
+    /// Applies a reply, together with the replies that wait behind it.
+    async fn carry(&mut self, first: Reply, following: &mut Following) -> Result<(), Error> {
+        let (rules, cell) = (self.source.rules.clone(), self.cell());
+        // Replies that wait already share the transaction, up to the size of a batch.
+        let limit = self.destination.server().line().batch();
+        let weigh = |reply: &Reply| Weight { events: reply.len(), bytes: reply.bytes() };
+        let replies = gather(first, limit, weigh, || following.replies.try_recv().ok());
+        // A quiet stream moves only the position, and saves the position every few seconds, to stay within the oplog
+        // window.
+        let end = replies.last().expect("there is a first").end().clone();
+        if replies.iter().all(|reply| reply.is_empty()) {
+            self.source.pushed_up_to(self.spoke, &end);
+            self.has_carried(&end);
+            cell.quiet(end.cluster_time());
+            if following.saved.elapsed() >= QUIET_CHECKPOINT {
+                self.save(Some(Mark::Streamed(end))).await?;
+                following.saved = Instant::now();
+            }
+            return Ok(());
+        }
+        cell.received();
+        let changes = Changes(replies);
+        // Both links must check lost collections before a missing document may count as deleted.
+        let lost: Vec<u16> = changes.0.iter().flat_map(Reply::lost_collections).collect();
+        if !lost.is_empty() {
+            cell.set_error(COLLECTION_LOST);
+            self.spoke.pair.have_lost_collections(&lost);
+        }
+        // Foreign documents are registered before the link's position passes the inserts.
+        self.register_foreign(&changes).await?;
+        self.wall_time = changes.events().filter_map(|event| event.wall_time()).last();
+        let work = changes.work(&rules, &self.ahead).map_err(|error| self.source.server.malformed(error))?;
+        self.apply(work).await?;
+        self.learn_collections().await?;
+        letters::show(self);
+        following.saved = Instant::now();
+        Ok(())
     }
 
     /// Registers other zones' documents inserted at the spoke: a reconcile must not delete foreign documents.
