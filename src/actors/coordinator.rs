@@ -364,10 +364,12 @@ impl Handler<Letters> for Coordinator {
 
     fn handle(&mut self, Letters { zone, request }: Letters, _: &mut Self::Context) -> Self::Result {
         let spoke = self.handles.get(&zone).ok_or(Refused::Unknown)?;
-        for link in Direction::BOTH {
-            spoke.pair.letters(link).add(request.clone());
+        let asked = Direction::BOTH.map(|link| spoke.pair.letters(link).ask(request.clone()));
+        if asked.contains(&true) {
+            Ok(())
+        } else {
+            Err(Refused::Senseless("too many requests wait for the spoke's links already: they go on first".to_owned()))
         }
-        Ok(())
     }
 }
 

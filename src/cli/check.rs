@@ -12,6 +12,7 @@ use crate::mongo::error::{Error, codes};
 use crate::mongo::metadata::identity;
 use crate::mongo::server::{Endpoint, Server, first_batch};
 use crate::mongo::{metadata, oplog, tail};
+use crate::observe::logs;
 use crate::rules::names::Namespace;
 
 /// A shorter oplog window causes a warning: an outage of a few hours would exceed the window.
@@ -47,6 +48,10 @@ impl Finding {
 }
 
 pub(super) fn run(config: &Config) -> Exit {
+    if let Err(invalid) = logs::try_directory(&config.log) {
+        eprintln!("{invalid}");
+        return Exit::Usage;
+    }
     println!("ok       configuration: {} spokes", config.spokes.len());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the system gives threads");
     let findings = runtime.block_on(all(config));

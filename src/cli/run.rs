@@ -23,7 +23,13 @@ const READY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Runs the process until SIGTERM or SIGINT.
 pub(super) fn run(config: &Config) -> Exit {
-    let logs = logs::start(&config.log);
+    let logs = match logs::start(&config.log) {
+        Ok(logs) => logs,
+        Err(invalid) => {
+            eprintln!("{invalid}");
+            return Exit::Usage;
+        }
+    };
     // Actors run on this thread; loops and the driver run on the thread pool.
     let runtime = || {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the operating system gives threads")

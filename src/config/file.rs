@@ -13,6 +13,9 @@ use super::uri::Uri;
 use super::{Config, Http, Invalid, Log, LogFormat, OnUnwatch, Source, Spoke, Synced, Verify, zone};
 use crate::rules::names::{Namespace, Zone};
 
+/// Shortest token for HTTP, in bytes: a shorter one can be guessed.
+const LEAST_TOKEN: usize = 16;
+
 /// Reads a file. Paths in the file are relative to the file's folder. An error lists all problems of the file, with
 /// line numbers.
 pub(crate) fn read(path: &Path, variables: &Variables) -> Result<Config, Invalid> {
@@ -235,8 +238,10 @@ fn http<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>, folder: &Path) -> Htt
     });
     let token = secret(reader, &mut table, ["token", "token_file"], folder).flatten();
     if let Some(token) = token {
-        if token.value.is_empty() {
-            reader.problem(&token.span, "[http]: the token is empty".to_owned());
+        if token.value.len() < LEAST_TOKEN {
+            let advice = "openssl rand -hex 16 makes a good one";
+            let message = format!("[http]: the token has fewer than {LEAST_TOKEN} characters: {advice}");
+            reader.problem(&token.span, message);
         }
         http.token = Some(SecretString::from(token.value));
     }

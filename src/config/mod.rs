@@ -224,7 +224,7 @@ impl Invalid {
         Self { source: source.to_owned(), problems }
     }
 
-    fn whole(source: &str, message: String) -> Self {
+    pub(crate) fn whole(source: &str, message: String) -> Self {
         Self::new(source, vec![Problem { line: None, message }])
     }
 }

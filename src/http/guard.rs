@@ -1,9 +1,16 @@
 //! Access control: requests need the token of `[http]`, and pages of other sites may change nothing.
+//!
+//! Without a token, only names of this machine are accepted as `Host`. A page of another site could otherwise read
+//! everything, by a DNS server that gives the site's name the address 127.0.0.1 (DNS rebinding).
+
+use std::net::IpAddr;
+use std::time::Duration;
 
 use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::Method;
 use actix_web::http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, ORIGIN, WWW_AUTHENTICATE};
+use actix_web::http::uri::Authority;
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpResponse, web};
 use base64::Engine;
@@ -34,7 +41,11 @@ impl Guard {
     }
 }
 
-/// Middleware: passes a request on, or refuses it with 401 (no token) or 403 (a page of another site).
+/// Longest time for a request that changes something, from its head to the answer.
+const POST_TIME: Duration = Duration::from_secs(10);
+
+/// Middleware: passes a request on, or refuses it with 401 (no token), 403 (a page of another site) or 408 (a body that
+/// does not come).
 pub(super) async fn check<B: MessageBody + 'static>(
     guard: web::Data<Guard>,
     request: ServiceRequest,
@@ -45,6 +56,9 @@ pub(super) async fn check<B: MessageBody + 'static>(
         response.append_header((WWW_AUTHENTICATE, "Basic realm=\"spokesync\""));
         response.append_header((WWW_AUTHENTICATE, "Bearer"));
         Some(error(&mut response, "send the token of [http] as a bearer token, or as the password with any user name"))
+    } else if guard.token.is_none() && !is_for_this_machine(request.headers()) {
+        let message = "without a token in [http], only localhost, 127.0.0.1 and [::1] are accepted as Host";
+        Some(error(&mut HttpResponse::Forbidden(), message))
     } else if request.method() != Method::GET && is_of_another_site(request.headers()) {
         Some(error(&mut HttpResponse::Forbidden(), "requests from pages of other sites are refused"))
     } else {
@@ -52,7 +66,18 @@ pub(super) async fn check<B: MessageBody + 'static>(
     };
     match refusal {
         Some(response) => Ok(request.into_response(response).map_into_right_body()),
-        None => next.call(request).await.map(ServiceResponse::map_into_left_body),
+        None if request.method() == Method::GET => next.call(request).await.map(ServiceResponse::map_into_left_body),
+        None => {
+            let head = request.request().clone();
+            match tokio::time::timeout(POST_TIME, next.call(request)).await {
+                Ok(answered) => answered.map(ServiceResponse::map_into_left_body),
+                Err(_) => {
+                    let mut response = HttpResponse::RequestTimeout();
+                    let response = error(response.force_close(), "the request did not come within 10 s");
+                    Ok(ServiceResponse::new(head, response).map_into_right_body())
+                }
+            }
+        }
     }
 }
 
@@ -64,6 +89,16 @@ fn token_of(header: &str) -> Option<String> {
     let decoded = BASE64_STANDARD.decode(header.strip_prefix("Basic ")?).ok()?;
     let (_, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
     Some(password.to_owned())
+}
+
+/// True if the request names this machine, by a name that no DNS server can give to another site.
+fn is_for_this_machine(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(HOST);
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    let Some(authority) = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()) else { return false };
+    let host = authority.host();
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// True if a browser sends the request for a page of another site. Other clients do not send the headers
@@ -107,6 +142,30 @@ mod tests {
         }
         assert!(!guard.knows(&headers(&[])));
         assert!(Guard::new(None).knows(&headers(&[])));
+    }
+
+    #[test]
+    fn without_a_token_only_names_of_this_machine_are_hosts() {
+        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "127.1.2.3", "[::1]:8080", "[::1]"] {
+            assert!(is_for_this_machine(&headers(&[("host", host)])), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "localhost.evil.example:8080",
+            "evil.example:127",
+            "10.0.0.1",
+            "0.0.0.0:8080",
+            "[::]",
+            "",
+            "a b",
+            "::1",
+        ] {
+            assert!(!is_for_this_machine(&headers(&[("host", host)])), "{host}");
+        }
+        assert!(!is_for_this_machine(&headers(&[])));
+        let mut two = headers(&[("host", "localhost")]);
+        two.append(HOST, HeaderValue::from_static("evil.example"));
+        assert!(!is_for_this_machine(&two));
     }
 
     #[test]

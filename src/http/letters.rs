@@ -8,6 +8,9 @@ use super::{Sources, answer, error};
 use crate::actors::coordinator::{Letters, Refused};
 use crate::link::letters::{LetterAction, Request};
 
+/// Dead letters named in one request, at most.
+const MOST_IDS: usize = 10_000;
+
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Chosen {
@@ -36,6 +39,10 @@ pub(super) async fn attend(
         false => serde_json::from_slice::<Chosen>(&body),
     };
     let ids = match selection {
+        Ok(Chosen { ids: Some(ids) }) if ids.len() > MOST_IDS => {
+            let message = format!("name at most {MOST_IDS} dead letters in one request, or no ids for all");
+            return error(&mut HttpResponse::BadRequest(), &message);
+        }
         Ok(selection) => selection.ids,
         Err(reason) => {
             return error(&mut HttpResponse::BadRequest(), &format!("the body is not {{\"ids\": […]}}: {reason}"));

@@ -77,6 +77,10 @@ pub(super) struct LevelChange {
 
 pub(super) async fn set_level(wanted: web::Json<LevelChange>, sources: web::Data<Sources>) -> HttpResponse {
     let Ok(level) = wanted.level.parse::<LevelFilter>() else { return wrong_level() };
+    // Only for actors that exist, so that requests fill no memory.
+    if let Some(actor) = wanted.actor.as_deref().filter(|actor| sources.logs.streams.get(actor).is_none()) {
+        return error(&mut HttpResponse::NotFound(), &format!("there is no actor {actor}"));
+    }
     sources.logs.levels.set(wanted.actor.as_deref(), level);
     HttpResponse::Accepted().json(serde_json::json!({ "status": "accepted" }))
 }

@@ -16,17 +16,29 @@ mod spokes;
 mod verify;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use actix::Addr;
 use actix_web::dev::Server;
-use actix_web::middleware::from_fn;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::error::InternalError;
+use actix_web::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
+use actix_web::middleware::{DefaultHeaders, from_fn};
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, ResponseError, web};
 
 use crate::actors::coordinator::{Coordinator, Refused};
 use crate::config::Http;
 use crate::observe::logs::Logs;
 use crate::observe::metrics;
 use crate::observe::status::Board;
+
+/// Longest body of a request, in bytes: some ten thousand `_id`s of dead letters.
+const MOST_BODY_BYTES: usize = 262_144;
+
+/// Connections served at the same time. Further ones wait, so that requests take no descriptors from the links.
+const MOST_CONNECTIONS: usize = 256;
+
+/// Connections that wait to be served, before the operating system refuses more.
+const BACKLOG: u32 = 128;
 
 #[derive(Clone)]
 struct Sources {
@@ -65,14 +77,22 @@ pub(crate) fn start(
             .route("/metrics", web::get().to(metrics))
             .service(api)
             .default_service(web::to(unknown));
+        // Answers hold the state of the databases: no cache keeps them, and no browser guesses their type.
+        let headers = DefaultHeaders::new().add((CACHE_CONTROL, "no-store")).add((X_CONTENT_TYPE_OPTIONS, "nosniff"));
         App::new()
             .app_data(web::Data::new(sources.clone()))
             .app_data(web::Data::new(guard.clone()))
+            .app_data(web::PayloadConfig::new(MOST_BODY_BYTES))
+            .app_data(web::JsonConfig::default().limit(MOST_BODY_BYTES).error_handler(refused))
+            .app_data(web::QueryConfig::default().error_handler(refused))
+            .app_data(web::PathConfig::default().error_handler(refused))
+            .wrap(headers)
             .route("/healthz", web::get().to(healthz))
             .route("/readyz", web::get().to(readyz))
             .service(guarded)
     };
-    let server = HttpServer::new(app).workers(1).disable_signals().shutdown_timeout(1).bind(http.listen)?;
+    let server = HttpServer::new(app).workers(1).max_connections(MOST_CONNECTIONS).backlog(BACKLOG);
+    let server = server.disable_signals().shutdown_timeout(1).bind(http.listen)?;
     Ok(server.run())
 }
 
@@ -98,14 +118,20 @@ async fn history(sources: web::Data<Sources>) -> HttpResponse {
 }
 
 async fn metrics(sources: web::Data<Sources>) -> HttpResponse {
-    match metrics::render(&sources.board) {
+    match metrics::render(&sources.board, sources.logs.lost.load(Ordering::Relaxed)) {
         Ok(text) => HttpResponse::Ok().content_type(metrics::CONTENT_TYPE).body(text),
         Err(failed) => error(&mut HttpResponse::InternalServerError(), &failed.to_string()),
     }
 }
 
 async fn unknown(request: HttpRequest) -> HttpResponse {
-    error(&mut HttpResponse::NotFound(), &format!("there is no {}", request.path()))
+    error(&mut HttpResponse::NotFound(), &format!("there is no {} {}", request.method(), request.path()))
+}
+
+/// An answer to a request that cannot be read, in the same format as all others.
+fn refused<E: std::fmt::Display + ResponseError + 'static>(reason: E, _: &HttpRequest) -> actix_web::Error {
+    let response = error(&mut HttpResponse::build(reason.status_code()), &reason.to_string());
+    InternalError::from_response(reason, response).into()
 }
 
 /// Turns the coordinator's reply about a spoke into an HTTP answer: 202, 404, 409, or 503 during a shutdown.

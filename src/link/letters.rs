@@ -2,7 +2,7 @@
 //! no locks are needed.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bson::raw::RawBson;
@@ -37,18 +37,32 @@ pub(crate) struct Request {
 #[derive(Debug, Default)]
 pub(crate) struct Requests(Mutex<Vec<Request>>);
 
+/// Requests that wait for a link at the same time, at most. A paused or failing link handles none.
+const WAITING: usize = 20;
+
 impl Requests {
-    pub(crate) fn add(&self, request: Request) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+    /// Adds an operator's request. False if too many requests wait already.
+    pub(crate) fn ask(&self, request: Request) -> bool {
+        let mut waiting = self.waiting();
+        let has_room = waiting.len() < WAITING;
+        if has_room {
+            waiting.push(request);
+        }
+        has_room
     }
 
     /// Asks for a retry of one document's letter.
     pub(super) fn retry(&self, id: &RawBson) {
-        self.add(Request { action: LetterAction::Retry, ids: Some(vec![shown(id)]) });
+        self.waiting().push(Request { action: LetterAction::Retry, ids: Some(vec![shown(id)]) });
     }
 
     fn take(&self) -> Vec<Request> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.waiting())
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Request>> {
+        // A list, changed in one step.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -54,23 +54,32 @@ impl Timings {
     }
 }
 
-/// Renders all metrics of the board as text. Writing to a string never fails.
-pub(crate) fn render(board: &Arc<Board>) -> Result<String, Error> {
+/// Renders all metrics of the board as text, and the number of lost log lines. Writing to a string never fails.
+pub(crate) fn render(board: &Arc<Board>, lost_lines: u64) -> Result<String, Error> {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Metrics(board.clone())));
+    registry.register_collector(Box::new(Metrics { board: board.clone(), lost_lines }));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)?;
     Ok(text)
 }
 
 #[derive(Debug)]
-struct Metrics(Arc<Board>);
+struct Metrics {
+    board: Arc<Board>,
+    lost_lines: u64,
+}
 
 impl Collector for Metrics {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
-        let view = self.0.view();
+        let view = self.board.view();
         let mut out = Output(encoder);
         process(&mut out, &view)?;
+        out.single(
+            "spokesync_log_lines_lost",
+            "Log lines that could not be written to their file.",
+            MetricKind::Counter,
+            Some(self.lost_lines as f64),
+        )?;
         hub(&mut out, &view)?;
         verification(&mut out, &view)?;
         for metric in LINK_METRICS {
@@ -79,7 +88,7 @@ impl Collector for Metrics {
         for metric in SPOKE_METRICS {
             metric.write(&mut out, &view)?;
         }
-        timings(&mut out, &self.0)
+        timings(&mut out, &self.board)
     }
 }
 
@@ -388,7 +397,7 @@ mod tests {
         let spoke = board.add(&Zone::new("DFW"), &[]);
         spoke.link(Direction::Uplink).received();
         spoke.link(Direction::Uplink).applied(7, 1, None, Some(bson::DateTime::now().timestamp_millis()));
-        render(&board).expect("a text")
+        render(&board, 0).expect("a text")
     }
 
     #[test]
@@ -415,7 +424,7 @@ mod tests {
         cell.link(Direction::Uplink).begin_copying("a.b", &Zone::new("DFW"), Some(7));
         assert!(board.verification().begin());
         board.verification().end(0, None);
-        let text = render(&board).expect("a text");
+        let text = render(&board, 0).expect("a text");
         let known: Vec<&str> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
         let mut named = 0;

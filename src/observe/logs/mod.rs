@@ -12,8 +12,10 @@ pub(crate) mod levels;
 pub(crate) mod streams;
 
 use std::fmt::Write as _;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
@@ -26,7 +28,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
-use crate::config::{Log, LogFormat};
+use crate::config::{Invalid, Log, LogFormat};
 use files::Files;
 use levels::Levels;
 use streams::{Line, Streams};
@@ -39,24 +41,50 @@ const NOBODY: &str = "coordinator";
 pub(crate) struct Logs {
     pub(crate) streams: Arc<Streams>,
     pub(crate) levels: Arc<Levels>,
+    /// Lines that could not be written to their file.
+    pub(crate) lost: Arc<AtomicU64>,
 }
 
 /// Starts logging. Other libraries log only warnings and errors.
-pub(crate) fn start(log: &Log) -> Logs {
-    let logs = Logs { streams: Arc::default(), levels: Arc::new(Levels::new(log.level)) };
+///
+/// # Errors
+/// If `log.directory` cannot be used.
+pub(crate) fn start(log: &Log) -> Result<Logs, Invalid> {
+    let logs = Logs { levels: Arc::new(Levels::new(log.level)), ..Logs::default() };
+    let files = files(log, &logs.lost)?;
     let colours = std::io::stderr().is_terminal();
     let console = match log.format {
         LogFormat::Text => fmt::layer().with_ansi(colours).with_target(false).with_writer(std::io::stderr).boxed(),
         LogFormat::Json => fmt::layer().json().with_target(false).with_writer(std::io::stderr).boxed(),
     };
-    let files = log.directory.as_ref().map(|directory| Files::new(directory, log.format));
     let cut = Cut { streams: logs.streams.clone(), files };
     let registry = tracing_subscriber::registry();
     registry
         .with(cut.with_filter(levels::filter(&logs.levels)))
         .with(console.with_filter(levels::filter(&logs.levels)))
         .init();
-    logs
+    Ok(logs)
+}
+
+/// Finds out whether the log files could be written, and leaves nothing behind.
+///
+/// # Errors
+/// If `log.directory` cannot be used.
+pub(crate) fn try_directory(log: &Log) -> Result<(), Invalid> {
+    log.directory
+        .as_ref()
+        .map_or(Ok(()), |directory| files::could_write(directory).map_err(|e| unusable(directory, &e)))
+}
+
+fn files(log: &Log, lost: &Arc<AtomicU64>) -> Result<Option<Files>, Invalid> {
+    let Some(directory) = &log.directory else { return Ok(None) };
+    let files = Files::new(directory, log.format, lost.clone());
+    files.map(Some).map_err(|error| unusable(directory, &error))
+}
+
+fn unusable(directory: &Path, error: &io::Error) -> Invalid {
+    let advice = "name a folder in which spokesync's user may write";
+    Invalid::whole(&directory.display().to_string(), format!("[log] directory: {error}: {advice}"))
 }
 
 #[derive(Clone, Debug)]
@@ -163,7 +191,7 @@ mod tests {
 
     /// Runs `work` with a separate log, and returns the log.
     fn logged(level: LevelFilter, work: impl FnOnce(&Logs)) -> Logs {
-        let logs = Logs { streams: Arc::default(), levels: Arc::new(Levels::new(level)) };
+        let logs = Logs { levels: Arc::new(Levels::new(level)), ..Logs::default() };
         let cut = Cut { streams: logs.streams.clone(), files: None };
         let subscriber = tracing_subscriber::registry().with(cut.with_filter(levels::filter(&logs.levels)));
         tracing::subscriber::with_default(subscriber, || work(&logs));
