@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::error::InternalError;
 use actix_web::http::Method;
 use actix_web::http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, ORIGIN, WWW_AUTHENTICATE};
 use actix_web::http::uri::Authority;
@@ -67,17 +68,15 @@ pub(super) async fn check<B: MessageBody + 'static>(
     match refusal {
         Some(response) => Ok(request.into_response(response).map_into_right_body()),
         None if request.method() == Method::GET => next.call(request).await.map(ServiceResponse::map_into_left_body),
-        None => {
-            let head = request.request().clone();
-            match tokio::time::timeout(POST_TIME, next.call(request)).await {
-                Ok(answered) => answered.map(ServiceResponse::map_into_left_body),
-                Err(_) => {
-                    let mut response = HttpResponse::RequestTimeout();
-                    let response = error(response.force_close(), "the request did not come within 10 s");
-                    Ok(ServiceResponse::new(head, response).map_into_right_body())
-                }
+        None => match tokio::time::timeout(POST_TIME, next.call(request)).await {
+            Ok(answered) => answered.map(ServiceResponse::map_into_left_body),
+            // The rest of the body would be taken for the next request.
+            Err(late) => {
+                let mut response = HttpResponse::RequestTimeout();
+                let response = error(response.force_close(), "the request did not come within 10 s");
+                Err(InternalError::from_response(late, response).into())
             }
-        }
+        },
     }
 }
 

@@ -19,11 +19,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use actix::Addr;
-use actix_web::dev::Server;
-use actix_web::error::InternalError;
+use actix_web::body::{EitherBody, MessageBody};
+use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
-use actix_web::middleware::{DefaultHeaders, from_fn};
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, ResponseError, web};
+use actix_web::middleware::{DefaultHeaders, Next, from_fn};
+use actix_web::{App, Error, HttpRequest, HttpResponse, HttpServer, web};
 
 use crate::actors::coordinator::{Coordinator, Refused};
 use crate::config::Http;
@@ -69,7 +69,8 @@ pub(crate) fn start(
             .route("/verify", web::post().to(verify::begin))
             .route("/dead-letters", web::get().to(letters::list))
             .route("/spokes/{zone}/dead-letters/{wanted}", web::post().to(letters::attend))
-            .route("/spokes/{zone}/{action}", web::post().to(spokes::act));
+            .route("/spokes/{zone}/{action}", web::post().to(spokes::act))
+            .default_service(web::to(unknown));
         let guarded = web::scope("")
             .wrap(from_fn(guard::check))
             .route("/", web::get().to(page::index))
@@ -83,9 +84,8 @@ pub(crate) fn start(
             .app_data(web::Data::new(sources.clone()))
             .app_data(web::Data::new(guard.clone()))
             .app_data(web::PayloadConfig::new(MOST_BODY_BYTES))
-            .app_data(web::JsonConfig::default().limit(MOST_BODY_BYTES).error_handler(refused))
-            .app_data(web::QueryConfig::default().error_handler(refused))
-            .app_data(web::PathConfig::default().error_handler(refused))
+            .app_data(web::JsonConfig::default().limit(MOST_BODY_BYTES))
+            .wrap(from_fn(in_json))
             .wrap(headers)
             .route("/healthz", web::get().to(healthz))
             .route("/readyz", web::get().to(readyz))
@@ -128,10 +128,15 @@ async fn unknown(request: HttpRequest) -> HttpResponse {
     error(&mut HttpResponse::NotFound(), &format!("there is no {} {}", request.method(), request.path()))
 }
 
-/// An answer to a request that cannot be read, in the same format as all others.
-fn refused<E: std::fmt::Display + ResponseError + 'static>(reason: E, _: &HttpRequest) -> actix_web::Error {
-    let response = error(&mut HttpResponse::build(reason.status_code()), &reason.to_string());
-    InternalError::from_response(reason, response).into()
+/// Middleware: answers to requests that cannot be read get the same format as all others.
+async fn in_json<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+    let answered = next.call(request).await?;
+    let Some(reason) = answered.response().error() else { return Ok(answered.map_into_left_body()) };
+    let response = error(&mut HttpResponse::build(answered.status()), &reason.to_string());
+    Ok(answered.into_response(response).map_into_right_body())
 }
 
 /// Turns the coordinator's reply about a spoke into an HTTP answer: 202, 404, 409, or 503 during a shutdown.

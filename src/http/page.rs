@@ -1,7 +1,7 @@
 //! `GET /`, `GET /page/{name}`: the dashboard. The program contains all files of the page, the page loads nothing from
 //! other sites, and its data comes from the public paths.
 
-use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS};
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY};
 use actix_web::{HttpRequest, HttpResponse, web};
 
 /// Content security policy: the page loads files of its own origin only, and no other page may embed it.
@@ -55,7 +55,6 @@ fn answer(kind: &'static str, text: &'static str) -> HttpResponse {
     HttpResponse::Ok()
         .content_type(kind)
         .insert_header((CONTENT_SECURITY_POLICY, POLICY))
-        .insert_header((X_CONTENT_TYPE_OPTIONS, "nosniff"))
         // Without a check at every load, a browser would show old files after an update of the program.
         .insert_header((CACHE_CONTROL, "no-cache"))
         .body(text)

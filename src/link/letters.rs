@@ -215,7 +215,7 @@ mod tests {
     fn requests_wait_in_their_order_and_are_taken_once() {
         let requests = Requests::default();
         for action in [LetterAction::Retry, LetterAction::Drop] {
-            requests.add(Request { action, ids: None });
+            requests.ask(Request { action, ids: None });
         }
         let taken: Vec<LetterAction> = requests.take().iter().map(|request| request.action).collect();
         assert_eq!(taken, [LetterAction::Retry, LetterAction::Drop]);

@@ -96,6 +96,23 @@ fn a_wrong_configuration_ends_with_2_and_says_why() {
 }
 
 #[test]
+fn a_log_directory_that_cannot_be_used_is_a_configuration_error() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let file = folder.path().join("spokes.toml");
+    for directory in ["/proc/nope", "spokes.toml/logs", "/dev/null"] {
+        let servers =
+            "[hub]\nuri = \"mongodb://127.0.0.1:9\"\n[[spoke]]\nzone = \"DFW\"\nuri = \"mongodb://127.0.0.1:8\"";
+        std::fs::write(&file, format!("{servers}\n[log]\ndirectory = \"{directory}\"")).unwrap();
+        for command in ["check", "run"] {
+            let output = run(&[command, "--config", file.to_str().unwrap()], &[]);
+            let shown = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{command} with {directory}: {shown}");
+            assert!(shown.contains("[log] directory: ") && !shown.contains("panicked"), "{shown}");
+        }
+    }
+}
+
+#[test]
 fn the_repositorys_own_file_is_valid() {
     assert_eq!(load(Path::new("spokes.toml")).unwrap().spokes.len(), 3);
 }

@@ -116,13 +116,13 @@ async fn status_metrics_and_dashboard_agree_on_paused_and_failing_spokes_and_a_f
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_brings_the_token_as_a_password() {
     let mut site = Site::shared(&[("DFW", &[])]).await;
-    site.http_config = "token = \"open-sesame\"".to_owned();
+    site.http_config = "token = \"open-sesame-and-all\"".to_owned();
     site.start().await;
     for path in ["/", "/page/main.js", "/metrics", "/api/v1/history", "/nowhere"] {
         assert_eq!(site.program.as_ref().unwrap().get(path).unwrap().0, 401, "{path}");
     }
     let browser = Browser::start(800, 600).await;
-    browser.page.goto(&format!("http://operator:open-sesame@{}/", site.address())).await.unwrap();
+    browser.page.goto(&format!("http://operator:open-sesame-and-all@{}/", site.address())).await.unwrap();
     browser.shows("#ready", "the one spoke streams both ways").await;
     browser.end().await;
 }

@@ -62,7 +62,7 @@ async fn a_follower_gets_lines_as_they_come_and_one_that_never_reads_holds_up_no
     let follow = || {
         let mut stream = TcpStream::connect(&address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let request = "GET /api/v1/logs?actor=DFW/reader&follow=true HTTP/1.1\r\nhost: x\r\n\r\n";
+        let request = "GET /api/v1/logs?actor=DFW/reader&follow=true HTTP/1.1\r\nhost: localhost\r\n\r\n";
         stream.write_all(request.as_bytes()).unwrap();
         stream
     };

@@ -9,6 +9,7 @@ mod config;
 mod control;
 mod crash;
 mod dashboard;
+mod doors;
 mod faults;
 mod fidelity;
 mod history;

@@ -107,13 +107,13 @@ async fn health_readiness_and_status_have_the_agreed_form() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_asked_for_on_all_but_health_and_readiness() {
     let mut site = Site::shared(&[("DFW", &[])]).await;
-    site.http_config = "token = \"open sesame\"".to_owned();
+    site.http_config = "token = \"open sesame and all\"".to_owned();
     site.start().await;
     let program = site.program.as_ref().unwrap();
     assert_eq!(program.get("/healthz").unwrap().0, 200);
     assert_eq!(program.get("/api/v1/status").unwrap().0, 401);
-    assert_eq!(program.get_with_token("/api/v1/status", "open sesame").unwrap().0, 200);
-    assert_eq!(program.get_with_token("/api/v1/status", "open Sesame").unwrap().0, 401);
+    assert_eq!(program.get_with_token("/api/v1/status", "open sesame and all").unwrap().0, 200);
+    assert_eq!(program.get_with_token("/api/v1/status", "open Sesame and all").unwrap().0, 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! A hub and its spokes, with spokesync between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
@@ -373,26 +373,30 @@ impl Site {
 
     /// Waits until every write so far has arrived everywhere.
     pub async fn settle(&self) {
-        for (zone, _) in &self.topology {
-            self.wait_for(zone, "uplink", zone).await;
-        }
-        for (zone, _) in &self.topology {
-            self.wait_for(zone, "downlink", HUB).await;
-        }
+        // Several events of one transaction share a cluster time, so the position that counts is that of a later entry,
+        // which changes nothing.
+        self.pass(doc! { "appendOplogNote": 1, "data": { "test": "everything before has been applied" } }).await;
     }
 
-    /// Waits until a link has applied every present change of its source. Several events of one transaction share a
-    /// cluster time, so the position that counts is that of a later entry, which changes nothing.
-    async fn wait_for(&self, zone: &str, link: &str, source: &str) {
-        let note = doc! { "appendOplogNote": 1, "data": { "test": "everything before has been applied" } };
-        let noted = self.clients[source].database("admin").run_command(note).await.unwrap();
-        let now = noted.get_timestamp("operationTime").unwrap();
-        eventually(&format!("{zone}'s {link} has applied {now}; {}", self.log()), async || {
-            let status = self.spoke_status(zone);
-            let position = status[link]["position"].as_str().and_then(parse_time);
-            position >= Some(now)
-        })
-        .await;
+    /// Waits until every link has reached the cluster time that its source answers a command with: first all uplinks,
+    /// then all downlinks.
+    async fn pass(&self, command: Document) {
+        for link in ["uplink", "downlink"] {
+            let mut times = HashMap::new();
+            for (zone, _) in &self.topology {
+                let source = if link == "uplink" { zone } else { HUB };
+                if !times.contains_key(source) {
+                    let reply = self.clients[source].database("admin").run_command(command.clone()).await.unwrap();
+                    times.insert(source, reply.get_timestamp("operationTime").unwrap());
+                }
+                let time = times[source];
+                eventually(&format!("{zone}'s {link} has applied {time}; {}", self.log()), async || {
+                    let position = self.spoke_status(zone)[link]["position"].as_str().and_then(parse_time);
+                    position >= Some(time)
+                })
+                .await;
+            }
+        }
     }
 
     /// The documents of a zone at the hub or at a spoke, in the order of `_id`.
@@ -406,15 +410,29 @@ impl Site {
     /// Waits until every write so far has arrived, and compares every zone at the hub with each spoke that holds the
     /// zone, byte by byte.
     pub async fn assert_converged(&self) {
-        self.settle().await;
+        // Usually the last event of every source is enough, and comes sooner than the note.
+        self.pass(doc! { "ping": 1 }).await;
+        if self.difference().await.is_some() {
+            self.settle().await;
+        }
+        if let Some(difference) = self.difference().await {
+            panic!("{difference}\n{}", self.log());
+        }
+    }
+
+    /// The first difference between the hub and a spoke in a zone that the spoke holds.
+    async fn difference(&self) -> Option<String> {
         for number in 0..self.namespaces.len() {
             for (owner, watch) in &self.topology {
                 for zone in std::iter::once(owner).chain(watch) {
                     let (hub, spoke) = (self.zone(HUB, number, zone).await, self.zone(owner, number, zone).await);
-                    assert_same(&hub, &spoke, &format!("zone {zone} at the hub and at {owner}"), self);
+                    if let Some(difference) = first_difference(&hub, &spoke) {
+                        return Some(format!("zone {zone} at the hub and at {owner} differ{difference}"));
+                    }
                 }
             }
         }
+        None
     }
 }
 
@@ -435,13 +453,14 @@ async fn forget_the_beginning(node: &Node) {
     admin.run_command(doc! { "replSetResizeOplog": 1, "size": 990.0 }).await.unwrap();
 }
 
-fn assert_same(one: &[RawDocumentBuf], other: &[RawDocumentBuf], what: &str, site: &Site) {
-    let first = one.iter().zip(other).find(|(one, other)| one.as_bytes() != other.as_bytes());
-    if let Some((one, other)) = first {
-        let read = |raw: &RawDocumentBuf| Document::try_from(raw.clone());
-        panic!("{what} differ:\n{:?}\n{:?}\n{}", read(one), read(other), site.log());
+fn first_difference(one: &[RawDocumentBuf], other: &[RawDocumentBuf]) -> Option<String> {
+    let differ = |(one, other): &(&RawDocumentBuf, &RawDocumentBuf)| one.as_bytes() != other.as_bytes();
+    let read = |raw: &RawDocumentBuf| Document::try_from(raw.clone());
+    match one.iter().zip(other).find(differ) {
+        Some((one, other)) => Some(format!(":\n{:?}\n{:?}", read(one), read(other))),
+        None if one.len() != other.len() => Some(format!(" in number: {} and {}", one.len(), other.len())),
+        None => None,
     }
-    assert_eq!(one.len(), other.len(), "{what} differ in number\n{}", site.log());
 }
 
 fn parse_time(text: &str) -> Option<Timestamp> {
