@@ -4,7 +4,7 @@ use actix_web::{HttpResponse, web};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Sources, answer, error};
+use super::{Sources, answer, error, selection};
 use crate::actors::coordinator::{Letters, Refused};
 use crate::link::letters::{LetterAction, Request};
 
@@ -33,12 +33,7 @@ pub(super) async fn attend(
         "drop" => LetterAction::Drop,
         other => return error(&mut HttpResponse::NotFound(), &format!("{other:?} is neither retry nor drop")),
     };
-    // A malformed body is an error. An empty body would select all dead letters.
-    let selection = match body.is_empty() {
-        true => Ok(Chosen::default()),
-        false => serde_json::from_slice::<Chosen>(&body),
-    };
-    let ids = match selection {
+    let ids = match selection::<Chosen>(&body) {
         Ok(Chosen { ids: Some(ids) }) if ids.len() > MOST_IDS => {
             let message = format!("name at most {MOST_IDS} dead letters in one request, or no ids for all");
             return error(&mut HttpResponse::BadRequest(), &message);

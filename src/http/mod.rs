@@ -24,6 +24,7 @@ use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
 use actix_web::middleware::{DefaultHeaders, Next, from_fn};
 use actix_web::{App, Error, HttpRequest, HttpResponse, HttpServer, web};
+use serde::de::DeserializeOwned;
 
 use crate::actors::coordinator::{Coordinator, Refused};
 use crate::config::Http;
@@ -149,7 +150,40 @@ fn answer(zone: &str, done: Result<(), Refused>) -> HttpResponse {
     }
 }
 
+/// Reads the body of a request that selects something. Without a body, everything is selected; anything but a JSON
+/// object is an error, so that no mistake selects everything.
+fn selection<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, serde_json::Error> {
+    if body.is_empty() {
+        return Ok(T::default());
+    }
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body)?;
+    serde_json::from_value(serde_json::Value::Object(object))
+}
+
 /// An error answer, in the same format for all paths.
 fn error(response: &mut actix_web::HttpResponseBuilder, message: &str) -> HttpResponse {
     response.json(serde_json::json!({ "error": message }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Chosen {
+        ids: Option<Vec<i32>>,
+    }
+
+    #[test]
+    fn only_no_body_or_an_object_without_a_choice_selects_everything() {
+        for everything in ["", "{}"] {
+            assert_eq!(selection::<Chosen>(everything.as_bytes()).expect(everything), Chosen::default());
+        }
+        assert_eq!(selection::<Chosen>(br#"{"ids": [1]}"#).expect("ids"), Chosen { ids: Some(vec![1]) });
+        for mistake in ["[]", "null", "7", "\"\"", "{\"id\": 1}", "{} {}", " "] {
+            assert!(selection::<Chosen>(mistake.as_bytes()).is_err(), "{mistake}");
+        }
+    }
 }

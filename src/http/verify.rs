@@ -2,18 +2,13 @@
 
 use actix_web::{HttpResponse, web};
 
-use super::{Sources, error};
+use super::{Sources, error, selection};
 use crate::actors::coordinator::Refused;
 use crate::actors::verification::Verify;
 use crate::verify::scope::ScopeRequest;
 
 pub(super) async fn begin(body: web::Bytes, sources: web::Data<Sources>) -> HttpResponse {
-    // A malformed body is an error. An empty body would select everything.
-    let wanted = match body.is_empty() {
-        true => Ok(ScopeRequest::default()),
-        false => serde_json::from_slice::<ScopeRequest>(&body),
-    };
-    let wanted = match wanted {
+    let wanted = match selection::<ScopeRequest>(&body) {
         Ok(wanted) => wanted,
         Err(reason) => return error(&mut HttpResponse::BadRequest(), &format!("invalid body: {reason}")),
     };
