@@ -283,7 +283,12 @@ impl Handler<Reload> for Coordinator {
             tracing::warn!(section, "changed in the configuration, takes effect at the next start");
         }
         // A verification compares what the process keeps in step.
-        self.config.hub = former.hub.clone();
+        if self.config.hub.hosts() != former.hub.hosts() {
+            self.config.hub = former.hub.clone();
+        } else if self.config.hub != former.hub {
+            tracing::info!("other credentials for the hub: new connections use them");
+            self.handles.hub.set_uri(self.config.hub.clone());
+        }
         self.config.sync = former.sync.clone();
         let by_zone = |config: &Config| -> HashMap<Zone, config::Spoke> {
             config.spokes.iter().map(|spoke| (spoke.zone.clone(), spoke.clone())).collect()
@@ -294,6 +299,7 @@ impl Handler<Reload> for Coordinator {
         {
             context.cancel_future(waiting);
             self.restarts.forget();
+            self.handles.hub.renew();
             self.start_fanout(context);
         }
         // New routes come first, because spokes that start below need routes to attach.

@@ -49,7 +49,8 @@ pub(crate) enum Action {
     Pause,
     /// Start the links of a paused spoke.
     Resume,
-    /// Start both links again from their checkpoints, without waiting for a delay after failures.
+    /// Start both links again from their checkpoints, without waiting for a delay after failures, and with new
+    /// connections to the spoke.
     Restart,
     /// Compare all documents of the spoke with the hub's, and apply the differences.
     Resync,
@@ -275,7 +276,10 @@ impl Handler<Act> for Spoke {
                 self.paused = false;
                 self.renew(context);
             }
-            Action::Restart => self.renew(context),
+            Action::Restart => {
+                self.spoke.endpoint.renew();
+                self.renew(context);
+            }
             Action::Resync => {
                 self.spoke.ask_for_resync();
                 self.renew(context);
@@ -296,6 +300,7 @@ impl Handler<Retry> for Spoke {
             if let Some(waiting) = self.child(link).waiting.take() {
                 context.cancel_future(waiting);
                 self.child(link).restarts.forget();
+                self.spoke.endpoint.renew();
                 self.start(link, context);
             }
         }

@@ -107,7 +107,7 @@ async fn look(endpoint: &Endpoint) -> (Vec<Finding>, Option<Uuid>) {
         }
         Err(error) => Finding::wrong(format!("{}{}", reason(&error), advice(&error))),
     });
-    // The privileges: writes to the metadata database, and `killSessions`, here for a session that no server knows.
+    // The privileges: writes to the metadata database.
     let writes = async {
         metadata::prepare(&server).await?;
         server.tick().await?;
@@ -118,12 +118,6 @@ async fn look(endpoint: &Endpoint) -> (Vec<Finding>, Option<Uuid>) {
         Ok(_) => Finding::well("its metadata database can be written"),
         Err(error) => Finding::wrong(format!("{}{}", reason(error), advice(error))),
     });
-    let admin = server.client().database("admin");
-    let kill = server.run("ending an unknown session", &admin, doc! { "killSessions": [{ "id": bson::Uuid::new() }] });
-    if let Err(error) = kill.await {
-        let advice = "without killAnySession the transaction of a killed process locks its documents for a minute";
-        findings.push(Finding::warning(format!("{}: {advice}", reason(&error))));
-    }
     // The oplog, and the indexes of every synced collection.
     findings.push(oplog(&server).await);
     for namespace in server.namespaces() {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::Addr;
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -57,8 +56,17 @@ async fn serve(config: &Config, logs: Logs) -> anyhow::Result<Exit> {
     if config.source == Source::Environment {
         actix::spawn(say_ready(handles.clone()));
     }
-    while signals.next().await == Wish::Reload {
-        reload(config, &handles, &coordinator);
+    let mut present = config.clone();
+    loop {
+        let wish = signals.next().await;
+        if wish == Wish::Stop {
+            break;
+        }
+        if let Some(config) = read_again(&present, wish, &handles) {
+            present = config.clone();
+            signals.watch(&present);
+            coordinator.do_send(Reload(Box::new(config)));
+        }
     }
     // The actors stop first: the HTTP interface shows their state to the end.
     let (done, left) = oneshot::channel();
@@ -87,50 +95,76 @@ fn say_source(source: &Source) {
     }
 }
 
-/// Reads the configuration file again, and sends a valid configuration to the coordinator. An invalid file changes
-/// nothing.
-fn reload(config: &Config, handles: &Handles, coordinator: &Addr<Coordinator>) {
-    let Source::File(file) = &config.source else {
+/// Reads the configuration file again. `None` if nothing is to be applied: an invalid file changes nothing, and other
+/// credentials alone do not apply a file that an operator has changed but not asked for.
+fn read_again(present: &Config, wish: Wish, handles: &Handles) -> Option<Config> {
+    let Source::File(file) = &present.source else {
         tracing::warn!("the configuration comes from the environment, so there is no file to read again");
-        return;
+        return None;
     };
     let read = crate::config::load(Some(file), &Variables::of_this_process());
     handles.board.set_configuration_error(read.as_ref().err().map(ToString::to_string));
     match read {
-        Ok(config) => coordinator.do_send(Reload(Box::new(config))),
-        Err(invalid) => tracing::error!(error = %invalid, "the configuration is invalid, keeping the former one"),
+        Ok(config) if wish == Wish::Reload || config.has_the_text_of(present) => Some(config),
+        Ok(_) => {
+            tracing::warn!("a file with credentials has changed, but so has the configuration: SIGHUP applies both");
+            None
+        }
+        Err(invalid) => {
+            tracing::error!(error = %invalid, "the configuration is invalid, keeping the former one");
+            None
+        }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {
     Stop,
+    /// Read the configuration again.
     Reload,
+    /// A file with credentials has changed.
+    Renew,
 }
 
-/// Signals of the operating system, and with `reload_on_change` changes of the configuration file.
+/// Signals of the operating system, changes of the files with credentials, and with `reload_on_change` changes of the
+/// configuration file.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
     file: Option<Watched>,
+    credentials: Option<Watched>,
 }
 
 impl Signals {
     fn listen(config: &Config) -> anyhow::Result<Self> {
         let file = match &config.source {
             Source::File(file) if config.reload_on_change => {
-                Some(Watched::new(file).context("cannot watch the configuration file")?)
+                Some(Watched::new(std::iter::once(file.as_path())).context("cannot watch the configuration file")?)
             }
             _ => None,
         };
         let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self {
+        let mut signals = Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             hang_up: listen(SignalKind::hangup())?,
             file,
-        })
+            credentials: None,
+        };
+        signals.watch(config);
+        Ok(signals)
+    }
+
+    /// Watches the files with credentials that the configuration names. Without this, SIGHUP has the same effect.
+    fn watch(&mut self, config: &Config) {
+        self.credentials = None;
+        if config.credentials_files().next().is_some() {
+            match Watched::new(config.credentials_files()) {
+                Ok(watched) => self.credentials = Some(watched),
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "files with credentials are not watched"),
+            }
+        }
     }
 
     async fn next(&mut self) -> Wish {
@@ -139,6 +173,7 @@ impl Signals {
             _ = self.interrupt.recv() => Wish::Stop,
             _ = self.hang_up.recv() => Wish::Reload,
             () = changed(self.file.as_mut()) => Wish::Reload,
+            () = changed(self.credentials.as_mut()) => Wish::Renew,
         }
     }
 }

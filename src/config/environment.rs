@@ -94,6 +94,7 @@ pub fn read(variables: &Variables) -> Result<Config, Invalid> {
             verify: Verify::default(),
             reload_on_change: false,
             source: Source::Environment,
+            text: 0,
         }),
         _ => Err(Invalid::new("environment", problems)),
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
@@ -28,7 +28,7 @@ pub(crate) fn read(path: &Path, variables: &Variables) -> Result<Config, Invalid
     })?;
     let folder = path.parent().unwrap_or(Path::new("."));
     parse(&text, folder, variables)
-        .map(|config| Config { source: Source::File(path.to_owned()), ..config })
+        .map(|config| Config { source: Source::File(path.to_owned()), text: super::hash(text.as_bytes()), ..config })
         .map_err(|problems| Invalid::new(&shown, problems))
 }
 
@@ -60,6 +60,7 @@ fn parse(text: &str, folder: &Path, variables: &Variables) -> Result<Config, Vec
             verify,
             reload_on_change,
             source: Source::Environment,
+            text: 0,
         }),
         _ => Err(reader.problems),
     }
@@ -130,8 +131,10 @@ fn uri<'t>(reader: &mut Reader<'t>, table: &mut Table<'t>, folder: &Path) -> Opt
             format!("{}: uri is missing: give a connection string as uri, or a file with it as uri_file", table.name);
         reader.problem(&table.span.clone(), message);
     }
-    let At { value, span } = text?;
-    match Uri::parse(&value) {
+    let (At { value, span }, file) = text?;
+    // A path in the connection string is relative to the file that names it.
+    let folder = file.as_deref().and_then(Path::parent).unwrap_or(folder).to_owned();
+    match Uri::parse(&value).and_then(|uri| uri.with_files(&folder, file)) {
         Ok(value) => Some(At { value, span }),
         Err(problems) => {
             for problem in problems {
@@ -142,22 +145,22 @@ fn uri<'t>(reader: &mut Reader<'t>, table: &mut Table<'t>, folder: &Path) -> Opt
     }
 }
 
-/// Reads a text from a key, or from the file named by another key. Returns `None` after a problem, `Some(None)` if
-/// neither key is present.
+/// Reads a text from a key, or from the file named by another key, with that file's path. Returns `None` after a
+/// problem, `Some(None)` if neither key is present.
 #[expect(clippy::option_option, reason = "a problem, absent, present")]
 fn secret<'t>(
     reader: &mut Reader<'t>,
     table: &mut Table<'t>,
     [key, file_key]: [&'static str; 2],
     folder: &Path,
-) -> Option<Option<At<String>>> {
+) -> Option<Option<(At<String>, Option<PathBuf>)>> {
     let before = reader.problems.len();
     let (text, file) = (reader.text(table, key), reader.text(table, file_key));
     if reader.problems.len() > before {
         return None;
     }
     match (text, file) {
-        (text, None) => Some(text),
+        (text, None) => Some(text.map(|text| (text, None))),
         (Some(_), Some(file)) => {
             reader.problem(&file.span, format!("{}: give {key} or {file_key}, not both", table.name));
             None
@@ -165,7 +168,7 @@ fn secret<'t>(
         (None, Some(file)) => {
             let path = folder.join(&file.value);
             match std::fs::read_to_string(&path) {
-                Ok(text) => Some(Some(At { value: text.trim().to_owned(), span: file.span })),
+                Ok(text) => Some(Some((At { value: text.trim().to_owned(), span: file.span }, Some(path)))),
                 Err(error) => {
                     let message = format!("{}: {file_key}: {} cannot be read: {error}", table.name, path.display());
                     reader.problem(&file.span, message);
@@ -237,7 +240,7 @@ fn http<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>, folder: &Path) -> Htt
         })
     });
     let token = secret(reader, &mut table, ["token", "token_file"], folder).flatten();
-    if let Some(token) = token {
+    if let Some((token, _)) = token {
         if token.value.len() < LEAST_TOKEN {
             let advice = "openssl rand -hex 16 makes a good one";
             let message = format!("[http]: the token has fewer than {LEAST_TOKEN} characters: {advice}");

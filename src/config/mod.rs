@@ -12,6 +12,7 @@ mod table;
 pub mod uri;
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -43,14 +44,26 @@ pub struct Config {
     pub reload_on_change: bool,
     /// Origin of the configuration, for reloads.
     pub source: Source,
+    /// A hash of the file's text; 0 without a file.
+    text: u64,
 }
 
 impl Config {
+    /// The files with credentials that connection strings come from or name.
+    pub fn credentials_files(&self) -> impl Iterator<Item = &Path> {
+        self.spokes.iter().map(|spoke| &spoke.uri).chain([&self.hub]).flat_map(Uri::files)
+    }
+
+    /// True if both were read from the same text, so that only credentials may differ.
+    pub fn has_the_text_of(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+
     /// Returns the names of the sections that differ from `other` and take effect only at the next start.
     pub fn fixed_sections_that_differ(&self, other: &Self) -> Vec<&'static str> {
         let token = |config: &Self| config.http.token.as_ref().map(|token| token.expose_secret().to_owned());
         let sections = [
-            ("hub", self.hub != other.hub),
+            ("hub", self.hub.hosts() != other.hub.hosts()),
             ("sync", self.sync != other.sync),
             ("http", self.http.listen != other.http.listen || token(self) != token(other)),
             ("log", self.log != other.log),
@@ -227,6 +240,13 @@ impl Invalid {
     pub(crate) fn whole(source: &str, message: String) -> Self {
         Self::new(source, vec![Problem { line: None, message }])
     }
+}
+
+/// A hash that tells the present content of a file from a former one.
+fn hash(content: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    content.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Checks the name of a zone. The error describes the problem.

@@ -1,9 +1,11 @@
 //! Connection strings: checked without a connection, compared, and never printed with their password.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use mongodb::error::ErrorKind;
 use mongodb::options::{ConnectionString, HostInfo};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 
 /// A connection string that the driver accepts. `Debug` shows the hosts only.
@@ -11,7 +13,27 @@ use secrecy::{ExposeSecret, SecretString};
 pub struct Uri {
     text: SecretString,
     hosts: String,
+    /// The files that the connection string comes from, or that it names.
+    files: Vec<CredentialsFile>,
 }
+
+/// A file with credentials, as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct CredentialsFile {
+    path: PathBuf,
+    /// A hash of the content, which tells a renewed certificate from the former one.
+    content: u64,
+}
+
+impl CredentialsFile {
+    fn read(path: PathBuf) -> std::io::Result<Self> {
+        let content = super::hash(&std::fs::read(&path)?);
+        Ok(Self { path, content })
+    }
+}
+
+/// Options whose value is the path of a file with credentials.
+const FILE_OPTIONS: [&str; 2] = ["tlscafile", "tlscertificatekeyfile"];
 
 impl Uri {
     /// Checks a connection string.
@@ -38,10 +60,47 @@ impl Uri {
             return Err(problems);
         }
         match ConnectionString::parse(text) {
-            Ok(parsed) => Ok(Self { text: text.into(), hosts: describe_hosts(&parsed.host_info) }),
+            Ok(parsed) => Ok(Self { text: text.into(), hosts: describe_hosts(&parsed.host_info), files: Vec::new() }),
             // Hosts and options alone are valid: the problem is in the user's part.
             Err(_) => Err(vec![ENCODE.to_owned()]),
         }
+    }
+
+    /// Reads the files that the connection string names. A relative path is relative to `folder`. `file`: the file that
+    /// holds the connection string, if there is one.
+    ///
+    /// # Errors
+    /// Every file that cannot be read.
+    pub fn with_files(self, folder: &Path, file: Option<PathBuf>) -> Result<Self, Vec<String>> {
+        let (mut files, mut problems) = (Vec::new(), Vec::new());
+        let mut read = |what: &str, path: PathBuf| match CredentialsFile::read(path.clone()) {
+            Ok(file) => files.push(file),
+            Err(error) => problems.push(format!("{what} {} cannot be read: {error}", path.display())),
+        };
+        if let Some(file) = file {
+            read("the file", file);
+        }
+        // The options follow the last '?': a raw one in the password is refused.
+        let Some((before, options)) = self.expose().rsplit_once('?') else { return Ok(Self { files, ..self }) };
+        let options: Vec<String> = options
+            .split('&')
+            .map(|option| match option.split_once('=') {
+                Some((name, value)) if FILE_OPTIONS.contains(&name.to_ascii_lowercase().as_str()) => {
+                    let path = folder.join(&*percent_decode_str(value).decode_utf8_lossy());
+                    let value = utf8_percent_encode(&path.to_string_lossy(), NON_ALPHANUMERIC).to_string();
+                    read(&format!("the option {name} names a file, but"), path);
+                    format!("{name}={value}")
+                }
+                _ => option.to_owned(),
+            })
+            .collect();
+        let text = format!("{before}?{}", options.join("&"));
+        if problems.is_empty() { Ok(Self { text: text.into(), hosts: self.hosts, files }) } else { Err(problems) }
+    }
+
+    /// The files with credentials: a change of one makes another connection string.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
     }
 
     /// The whole connection string with its password, for the driver only.
@@ -57,7 +116,7 @@ impl Uri {
 
 impl PartialEq for Uri {
     fn eq(&self, other: &Self) -> bool {
-        self.expose() == other.expose()
+        self.expose() == other.expose() && self.files == other.files
     }
 }
 
@@ -175,6 +234,33 @@ mod tests {
         assert_eq!(found.len(), 4, "{found:?}");
         assert!(found[0].contains("timeoutMS") && found[0].contains("spokesync bounds every call"), "{}", found[0]);
         assert!(found[3].contains("sokcetTimeout"), "{}", found[3]);
+    }
+
+    #[test]
+    fn a_renewed_certificate_makes_another_connection_string_and_its_path_is_relative_to_the_naming_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("ca & more.pem"), "one").expect("written");
+        let uri = || {
+            let uri = Uri::parse("mongodb://me:s3cret@host/?tls=true&tlsCAFile=ca%20%26%20more.pem").expect("valid");
+            uri.with_files(folder.path(), None).expect("it can be read")
+        };
+        let (one, path) = (uri(), folder.path().join("ca & more.pem"));
+        assert_eq!(one.files().collect::<Vec<_>>(), [path.as_path()]);
+        let parsed = ConnectionString::parse(one.expose()).expect("valid");
+        let Some(mongodb::options::Tls::Enabled(tls)) = parsed.tls else { panic!("{:?}", parsed.tls) };
+        assert_eq!(tls.ca_file_path.as_deref(), Some(path.as_path()));
+        assert!(one == uri());
+        std::fs::write(&path, "two").expect("written");
+        assert!(one != uri());
+    }
+
+    #[test]
+    fn a_missing_file_is_named_and_the_password_is_not() {
+        let text = "mongodb://me:s3cret@host/?tls=true&tlsCertificateKeyFile=no.pem";
+        let problems = Uri::parse(text).expect("valid").with_files(Path::new("/nowhere"), None).expect_err("missing");
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].contains("tlsCertificateKeyFile") && problems[0].contains("/nowhere/no.pem"));
+        assert!(!problems[0].contains("s3cret"));
     }
 
     #[test]

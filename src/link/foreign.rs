@@ -30,14 +30,39 @@ struct Keys {
 }
 
 impl Known {
+    /// Reads the register, up to the limit.
     pub(super) async fn load(&self, spoke: &Server) -> Result<(), Error> {
-        self.add(foreign::registered(spoke).await?.into_keys());
+        let mut pages = foreign::Pages::of(spoke);
+        while let Some(page) = pages.next().await? {
+            self.add(page.into_iter().map(|(key, _)| key));
+            if self.keys().any {
+                break;
+            }
+        }
         Ok(())
+    }
+
+    /// Those of these documents that are in the register. Asks the server only beyond the limit.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(super) async fn among(&self, spoke: &Server, wanted: &Wanted<'_>) -> Result<HashSet<Key>, Error> {
+        let known = {
+            let keys = self.keys();
+            (!keys.any).then(|| wanted.keys().filter(|key| keys.some.contains(*key)).cloned().collect())
+        };
+        match known {
+            Some(known) => Ok(known),
+            None => foreign::among(spoke, wanted).await,
+        }
     }
 
     /// These documents are, or will be, in the register.
     pub(super) fn add(&self, more: impl Iterator<Item = Key>) {
         let mut keys = self.keys();
+        if keys.any {
+            return;
+        }
         keys.some.extend(more);
         if keys.some.len() > REMEMBERED_DOCUMENTS {
             *keys = Keys { some: HashSet::new(), any: true };
@@ -143,17 +168,17 @@ const REPLACED: &str = "written in another spoke's zone, and changed or replaced
 
 /// Takes documents out of the register that hub and spoke have with the same bytes.
 pub(super) async fn forget_known(known: &Known, hub: &Server, spoke: &Server) -> Result<(), Error> {
-    let registered = foreign::registered(spoke).await?;
-    if registered.is_empty() {
-        return Ok(());
+    let mut pages = foreign::Pages::of(spoke);
+    while let Some(registered) = pages.next().await? {
+        let wanted: Wanted<'_> = registered.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
+        let at_hub = read::documents(hub, &wanted, None, When::NotBefore(hub.now().await?)).await?.documents;
+        let here = read::documents(spoke, &wanted, None, When::NotBefore(spoke.now().await?)).await?.documents;
+        let is_equal = |key: &Key| at_hub.get(key).is_some_and(Option::is_some) && at_hub.get(key) == here.get(key);
+        let equal = wanted.iter().filter(|(key, _)| is_equal(key));
+        let equal: Vec<_> = equal.map(|(key, id)| (spoke.namespace(key.namespace()), *id)).collect();
+        known.end(spoke, &equal).await?;
     }
-    let wanted: Wanted<'_> = registered.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
-    let at_hub = read::documents(hub, &wanted, None, When::NotBefore(hub.now().await?)).await?.documents;
-    let here = read::documents(spoke, &wanted, None, When::NotBefore(spoke.now().await?)).await?.documents;
-    let is_equal = |key: &Key| at_hub.get(key).is_some_and(Option::is_some) && at_hub.get(key) == here.get(key);
-    let equal = wanted.iter().filter(|(key, _)| is_equal(key));
-    let equal: Vec<_> = equal.map(|(key, id)| (spoke.namespace(key.namespace()), *id)).collect();
-    known.end(spoke, &equal).await
+    Ok(())
 }
 
 fn wanted<'d>(documents: &'d HashMap<Key, RawDocumentBuf>, server: &Server) -> Result<Wanted<'d>, Error> {
@@ -190,9 +215,10 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_limit_any_document_may_be_registered() {
+    fn beyond_the_limit_any_document_may_be_registered_and_none_is_kept() {
         let known = Known::default();
         known.add((0..=i32::try_from(REMEMBERED_DOCUMENTS).expect("few")).map(key));
-        assert!(!known.is_empty() && known.may_hold(&key(-1)));
+        known.add([key(7)].into_iter());
+        assert!(!known.is_empty() && known.may_hold(&key(-1)) && known.keys().some.is_empty());
     }
 }

@@ -70,6 +70,16 @@ const UNKNOWN_READ_BYTES: usize = 100_000;
 
 /// Runs a link until a request to stop. Fails if a server fails, or if another process takes the link over.
 pub(super) async fn run<S: Source>(spoke: &Shared, stop: &CancellationToken) -> Result<Stopped, Error> {
+    let ended = run_once::<S>(spoke, stop).await;
+    // The next generation of the link tries other credentials, if there are any by then.
+    if let Err(error) = &ended {
+        spoke.endpoint.renew_after(error);
+        spoke.hub.renew_after(error);
+    }
+    ended
+}
+
+async fn run_once<S: Source>(spoke: &Shared, stop: &CancellationToken) -> Result<Stopped, Error> {
     let what = || {
         format!("the checkpoint is not claimed: the hub or spoke {} takes no writes, or does not answer,", spoke.zone)
     };

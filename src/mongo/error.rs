@@ -181,8 +181,6 @@ pub(crate) mod codes {
     /// `TransactionTooLargeForCache`.
     pub(crate) const TOO_LARGE_FOR_CACHE: i32 = 388;
     pub(crate) const DUPLICATE_KEY: i32 = 11000;
-    pub(crate) const CHANGE_STREAM_FATAL: i32 = 280;
-    pub(crate) const INVALID_RESUME_TOKEN: i32 = 260;
     pub(crate) const CHANGE_STREAM_HISTORY_LOST: i32 = 286;
     pub(crate) const CAPPED_POSITION_LOST: i32 = 136;
     pub(crate) const SNAPSHOT_TOO_OLD: i32 = 239;

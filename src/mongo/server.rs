@@ -2,7 +2,8 @@
 //! message for people.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bson::oid::ObjectId;
@@ -13,7 +14,7 @@ use mongodb::{Client, Database};
 use tokio::sync::Mutex;
 
 use super::diagnose::{self, Cause};
-use super::error::{Error, codes};
+use super::error::{Error, Failure, codes};
 use super::round_trip::RoundTrip;
 use super::throughput::Throughput;
 use crate::config::Synced;
@@ -27,14 +28,22 @@ const SELECTION_LIMIT: Duration = Duration::from_secs(10);
 /// Oldest supported wire version: MongoDB 5.0, the first version that reads at a cluster time without a transaction.
 const OLDEST_WIRE_VERSION: i32 = 13;
 
+/// Age from which a refused client is replaced by a new one, so that many links together replace it once.
+const RENEWABLE: Duration = Duration::from_secs(5);
+
 /// The address of a replica set. The first use creates the driver's client; later uses share the client, until it finds
-/// no primary.
+/// no primary, or the server refuses its credentials.
 pub struct Endpoint {
     name: Arc<str>,
-    uri: Uri,
+    hosts: String,
+    uri: std::sync::Mutex<Uri>,
     sync: Arc<Synced>,
     connections: u32,
     client: Mutex<Slot>,
+    /// The next use makes a new client.
+    is_stale: AtomicBool,
+    /// The server has refused the client: the next use makes a new one, if the client is not new itself.
+    is_refused: AtomicBool,
     round_trip: Arc<RoundTrip>,
     throughput: Arc<Throughput>,
 }
@@ -42,13 +51,43 @@ pub struct Endpoint {
 impl Endpoint {
     /// An endpoint that messages call `name`. At most `connections` of its commands run at the same time.
     pub fn new(name: &str, uri: Uri, sync: Arc<Synced>, connections: u32) -> Self {
-        let (round_trip, throughput) = (Arc::default(), Arc::default());
-        Self { name: name.into(), uri, sync, connections, client: Mutex::default(), round_trip, throughput }
+        Self {
+            name: name.into(),
+            hosts: uri.hosts().to_owned(),
+            uri: std::sync::Mutex::new(uri),
+            sync,
+            connections,
+            client: Mutex::default(),
+            is_stale: AtomicBool::new(false),
+            is_refused: AtomicBool::new(false),
+            round_trip: Arc::default(),
+            throughput: Arc::default(),
+        }
     }
 
     /// The hosts of the connection string, for messages.
     pub(crate) fn hosts(&self) -> &str {
-        self.uri.hosts()
+        &self.hosts
+    }
+
+    /// Uses another connection string with the same hosts from now on: other credentials, or a renewed certificate.
+    /// Present users keep their client until they end.
+    pub(crate) fn set_uri(&self, uri: Uri) {
+        *self.uri.lock().unwrap_or_else(PoisonError::into_inner) = uri;
+        self.renew();
+    }
+
+    /// Makes the next use begin with a new client, with credentials and certificates as they are then.
+    pub(crate) fn renew(&self) {
+        self.is_stale.store(true, Ordering::Relaxed);
+    }
+
+    /// The same after an error by which this server refuses the client, which all links may meet at the same time. A
+    /// connection keeps the user of its beginning, even if the user is dropped and created again.
+    pub(crate) fn renew_after(&self, error: &Error) {
+        if matches!(error, Error::Command { server, failure: Failure::Fatal, .. } if *server == self.name) {
+            self.is_refused.store(true, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn sync(&self) -> &Arc<Synced> {
@@ -94,9 +133,19 @@ impl Endpoint {
     /// The client, with the number of the clients before it.
     async fn client(&self) -> Result<(Client, u64), Error> {
         let mut slot = self.client.lock().await;
+        let is_old = slot.made_at.is_some_and(|made_at| made_at.elapsed() >= RENEWABLE);
+        let is_due =
+            self.is_stale.swap(false, Ordering::Relaxed) || (is_old && self.is_refused.swap(false, Ordering::Relaxed));
+        if is_due && slot.client.take().is_some() {
+            slot.former += 1;
+            tracing::info!(server = %self.name, "connecting with a new client");
+        }
         let client = match &slot.client {
             Some(client) => client.clone(),
-            None => slot.client.insert(self.make_client().await?).clone(),
+            None => {
+                slot.made_at = Some(Instant::now());
+                slot.client.insert(self.make_client().await?).clone()
+            }
         };
         Ok((client, slot.former))
     }
@@ -124,7 +173,8 @@ impl Endpoint {
     }
 
     async fn options(&self) -> Result<ClientOptions, Error> {
-        let parse = ClientOptions::parse(self.uri.expose()).into_future();
+        let uri = self.uri.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let parse = ClientOptions::parse(uri.expose()).into_future();
         bounded(&self.name, "reading the connection string", CALL_LIMIT, parse).await
     }
 
@@ -154,6 +204,7 @@ impl Endpoint {
 struct Slot {
     former: u64,
     client: Option<Client>,
+    made_at: Option<Instant>,
 }
 
 /// A connected replica set that the sync can use.

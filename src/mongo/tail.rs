@@ -13,7 +13,7 @@ use bson::{Bson, Document, Timestamp, doc};
 use futures_util::StreamExt;
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
-use super::error::{Error, codes};
+use super::error::{Error, Failure};
 use super::metadata::sessions;
 use super::server::Server;
 use crate::rules::position::Position;
@@ -217,9 +217,11 @@ fn token(position: &Position) -> Bson {
     Document::try_from(position.token()).map_or(Bson::Null, Bson::Document)
 }
 
-/// True if the resume token names an event that the stream leaves out, or comes from another kind of stream.
+/// True if the server may refuse the resume token: the token names an event that the stream leaves out, comes from
+/// another kind of stream, or is damaged. A damaged token has one of many codes, so every error of a command counts for
+/// which no other reason is known.
 fn is_of_token(error: &Error) -> bool {
-    matches!(error.code(), Some(codes::CHANGE_STREAM_FATAL | codes::INVALID_RESUME_TOKEN))
+    error.code().is_some() && error.failure() == Failure::Transient
 }
 
 /// Selects events by fields that never change, so that a resumed stream selects the same events again.

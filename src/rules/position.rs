@@ -6,8 +6,11 @@
 
 use std::cmp::Ordering;
 
-use bson::Timestamp;
 use bson::raw::{RawDocument, RawDocumentBuf};
+use bson::{Timestamp, rawdoc};
+
+/// What follows the cluster time in a token that only reports a stream's progress: version 1, kind 0.
+const PROGRESS: &str = "2B0229";
 
 /// A resume token with its cluster time.
 #[derive(Clone)]
@@ -21,6 +24,14 @@ impl Position {
     pub fn from_token(token: &RawDocument) -> Option<Self> {
         let cluster_time = cluster_time(token.get_str("_data").ok()?)?;
         Some(Self { token: token.to_owned(), cluster_time })
+    }
+
+    /// The position before all events of this position's cluster time. Its token is made of the time alone, so it names
+    /// no event that a server could refuse.
+    pub fn before_its_time(&self) -> Self {
+        let Timestamp { time, increment } = self.cluster_time;
+        let data = format!("82{time:08X}{increment:08X}{PROGRESS}296E04");
+        Self { token: rawdoc! { "_data": data }, cluster_time: self.cluster_time }
     }
 
     /// The resume token, as accepted by the server in `startAfter`.
@@ -53,7 +64,7 @@ impl Position {
     /// of the same cluster time. After the cluster time, a token holds the version, 1, and the kind: 128 for an event,
     /// 0 otherwise (`resume_token.h`).
     fn is_of_event(&self) -> bool {
-        !self.data().get(18..).is_some_and(|rest| rest.starts_with("2B0229"))
+        !self.data().get(18..).is_some_and(|rest| rest.starts_with(PROGRESS))
     }
 
     /// The part of a token by which tokens compare.
@@ -105,7 +116,6 @@ fn cluster_time(data: &str) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::rawdoc;
 
     fn position(data: &str) -> Position {
         Position::from_token(&rawdoc! { "_data": data }).expect("a token")
@@ -131,6 +141,17 @@ mod tests {
         let time = Timestamp { time: 0x6B04_A69B, increment: 2 };
         assert_eq!(position("826B04A69B000000022B022C0100296E5A1004").moment(), time);
         assert_eq!(position("826B04A69B000000022B0229296E04").moment(), Timestamp { increment: 1, ..time });
+    }
+
+    #[test]
+    fn the_position_before_a_time_has_seen_no_event_of_it() {
+        let event = position("826B04A69B000000022B022C0100296E5A10045F9B00BC8A734FC9ABBD686F78A70DCD46");
+        for damaged in ["826B04A69B00000002ZZZZ", "826B04A69B00000002"] {
+            let before = position(damaged).before_its_time();
+            assert_eq!(before, event.before_its_time(), "{damaged}");
+            assert!(!before.has_seen(event.token()) && before < event);
+            assert_eq!(before.moment(), event.before_its_time().moment());
+        }
     }
 
     #[test]

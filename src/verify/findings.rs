@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use bson::raw::{RawBson, RawDocument};
+use bson::raw::RawDocument;
 use tokio_util::sync::CancellationToken;
 
 use super::examine::{self, Ids, Moment, Seen};
@@ -90,7 +90,7 @@ impl Part<'_> {
         }
         let mut found = Vec::new();
         if !persisting.differing.is_empty() {
-            let known = Known::load(self).await?;
+            let known = Known::load(self, &persisting.differing).await?;
             for (key, seen) in persisting.differing {
                 // A document in a zone held by the spoke is reported by the part of the zone.
                 if self.zone.is_none() && seen.hub.as_deref().is_some_and(|document| self.holds(document)) {
@@ -116,7 +116,7 @@ impl Part<'_> {
             (_, None) => Kind::Missing,
             (_, Some(document)) if !has_zone(document) => Kind::Unstamped,
             (Some(_), Some(_)) => Kind::Different,
-            (None, Some(document)) if !self.holds(document) || known.foreign.contains_key(key) => Kind::Foreign,
+            (None, Some(document)) if !self.holds(document) || known.foreign.contains(key) => Kind::Foreign,
             (None, Some(_)) => Kind::Extra,
         }
     }
@@ -142,13 +142,14 @@ impl Part<'_> {
 /// Documents with a known reason to differ.
 struct Known {
     parked: HashSet<Key>,
-    foreign: HashMap<Key, RawBson>,
+    foreign: HashSet<Key>,
 }
 
 impl Known {
-    async fn load(part: &Part<'_>) -> Result<Self, Error> {
+    async fn load(part: &Part<'_>, differing: &HashMap<Key, Seen>) -> Result<Self, Error> {
         let mut parked: HashSet<Key> = dead_letters::kept(part.spoke, &part.downlink()).await?.into_keys().collect();
         parked.extend(dead_letters::kept(part.hub, &part.uplink()).await?.into_keys());
-        Ok(Self { parked, foreign: foreign::registered(part.spoke).await? })
+        let wanted = differing.iter().map(|(key, seen)| (key.clone(), seen.id.as_raw_bson_ref())).collect();
+        Ok(Self { parked, foreign: foreign::among(part.spoke, &wanted).await? })
     }
 }

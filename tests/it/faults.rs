@@ -313,7 +313,7 @@ async fn wrong_credentials_halt_one_spoke_until_they_are_right_and_no_password_i
             { "resource": { "db": &collection.db, "collection": "" }, "actions": ["listCollections"] },
             { "resource": { "db": site.metadata(), "collection": "" },
               "actions": ["find", "insert", "update", "remove", "createCollection"] },
-            { "resource": { "cluster": true }, "actions": ["killAnySession", "serverStatus"] },
+            { "resource": { "cluster": true }, "actions": ["serverStatus"] },
         ] };
         admin.run_command(role).await.unwrap();
         let user = doc! { "createUser": "sync", "pwd": "hunter2", "roles": ["spokesync"] };

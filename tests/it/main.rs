@@ -29,5 +29,6 @@ mod soak;
 mod state;
 mod support;
 mod tokens;
+mod trust;
 mod upgrade;
 mod verify;

@@ -41,8 +41,8 @@ pub(super) struct Found {
 }
 
 impl Job {
-    /// The documents to keep at the destination although the source lacks them.
-    pub(super) async fn protected(&self, policy: Policy) -> Result<HashSet<Key>, Error> {
+    /// Those of the documents to keep at the destination although the source lacks them.
+    pub(super) async fn protected(&self, policy: Policy, differences: &[Difference]) -> Result<HashSet<Key>, Error> {
         match policy.protection() {
             Protection::DeadLetters(direction) => {
                 let name = |direction| match direction {
@@ -55,7 +55,11 @@ impl Job {
                 protected.extend(dropped.into_iter().map(|(key, _)| key));
                 Ok(protected)
             }
-            Protection::Foreign => Ok(foreign::registered(&self.destination).await?.into_keys().collect()),
+            Protection::Foreign => {
+                let extras = differences.iter().filter(|difference| difference.lead.is_none());
+                let wanted: Wanted<'_> = extras.map(|one| (one.key.clone(), one.id.as_raw_bson_ref())).collect();
+                foreign::among(&self.destination, &wanted).await
+            }
             Protection::None => Ok(HashSet::new()),
         }
     }

@@ -127,7 +127,8 @@ impl<S: Source> Link<'_, S> {
                 // Under other policies, the chunk's differences are written immediately, together with the progress.
                 let found = Found { differences: chunk.differences, source_at };
                 let mode = Mode { may_delete, policy: job.policy, is_guarded: false, leaves_taken: false };
-                let protected = if has_extras { job.protected(job.policy).await? } else { Default::default() };
+                let protected =
+                    if has_extras { job.protected(job.policy, &found.differences).await? } else { Default::default() };
                 self.bring(&found, job, mode, &protected, mark).await?;
             }
         }

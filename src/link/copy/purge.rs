@@ -46,15 +46,16 @@ impl<S: Source> Link<'_, S> {
             if uplink_has_carried(self.spoke, &spoke, page.at, stop).await? == Waited::Stopped {
                 return Ok(Some(Stopped));
             }
-            let foreign = foreign::registered(&spoke).await?;
             let mut differences = Vec::new();
             for document in page.documents() {
                 let id = scan::id_of(&spoke, document)?;
                 let key = Key::new(namespace, id.as_raw_bson_ref());
-                if !foreign.contains_key(&key) {
-                    differences.push(Difference { key, id, lead: None, follow: Some(document.to_owned()) });
-                }
+                differences.push(Difference { key, id, lead: None, follow: Some(document.to_owned()) });
             }
+            let wanted: Wanted<'_> =
+                differences.iter().map(|found| (found.key.clone(), found.id.as_raw_bson_ref())).collect();
+            let foreign = foreign::among(&spoke, &wanted).await?;
+            differences.retain(|found| !foreign.contains(&found.key));
             // A version that the hub does not have is set aside.
             let wanted: Wanted<'_> =
                 differences.iter().map(|found| (found.key.clone(), found.id.as_raw_bson_ref())).collect();

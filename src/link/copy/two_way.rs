@@ -110,7 +110,7 @@ impl Unsettled {
             let (here, source_at) = walk::these(job.source_end(), &self.ids, job.source.now().await?).await?;
             self.latest = self.latest.max(source_at);
             let mut differences = walk::compare(self.ids.clone(), here, there);
-            let protected = job.protected(mode.policy).await?;
+            let protected = job.protected(mode.policy, &differences).await?;
             // In small transactions. A document changed at the destination goes into the next round.
             let mut changed = HashSet::new();
             while !differences.is_empty() {

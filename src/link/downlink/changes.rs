@@ -10,6 +10,7 @@ use crate::link::apply::mark::Mark;
 use crate::link::apply::work::{Origin, Work};
 use crate::link::hub::inbox::Delivery;
 use crate::link::hub::routed::Routed;
+use crate::mongo::read::Wanted;
 use crate::rules::ahead::Ahead;
 use crate::rules::conflicts::Conflicts;
 use crate::rules::downlink::{Downlink, Incoming};
@@ -90,6 +91,12 @@ impl Changes {
             }));
         }
         Self { events, start: start.clone(), end }
+    }
+
+    /// The documents of the events.
+    pub(super) fn documents(&self) -> Wanted<'_> {
+        let events = self.events.iter().map(Picked::event);
+        events.filter_map(|event| Some((event.key().ok()?, event.id().ok()?))).collect()
     }
 
     /// The work for the spoke. `known` tells what is known of the spoke's document.

@@ -188,7 +188,12 @@ impl Fanout {
             tail::present_position(hub).await?
         } else {
             let Some(start) = stop.run_until_cancelled(self.gather()).await else { return Ok(None) };
-            start
+            // The place comes from a spoke's own server, so it is a claim: only its time counts, and the hub's present
+            // is the latest start. A stream that has read everything waits one tick after the present.
+            match start.seen_until() > hub.now().await? {
+                true => tail::present_position(hub).await?,
+                false => start.before_its_time(),
+            }
         };
         let mut subscribers = self.subscribers();
         subscribers.position = Some(start.clone());
@@ -232,6 +237,14 @@ pub(crate) async fn run(
     cell: &Cell,
     stop: &CancellationToken,
 ) -> Result<Stopped, Error> {
+    let ended = run_once(fanout, hub, cell, stop).await;
+    if let Err(error) = &ended {
+        hub.renew_after(error);
+    }
+    ended
+}
+
+async fn run_once(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &CancellationToken) -> Result<Stopped, Error> {
     cell.set_state(State::Connecting);
     let server = hub.connect().await?;
     metadata::prepare(&server).await?;

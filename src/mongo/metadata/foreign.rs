@@ -15,14 +15,14 @@
 //!   hub's document of the same `_id`, or at the start of a reconcile if the hub has the same document by then.
 //! - A repair removes the entries of all documents that its transaction writes or deletes at the spoke.
 //!
-//! Index: only `_id`. The query by `_id.ns` walks all entries in the order of `_id`.
+//! Index: only `_id`. The entries of a collection follow each other, because `ns` comes first.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
 use bson::{Bson, DateTime, Document, doc, rawdoc};
 
-use super::{FOREIGN, all_of, document_id};
+use super::{FOREIGN, all_of, document_id, page_of};
 use crate::mongo::error::Error;
 use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
@@ -50,14 +50,36 @@ pub(crate) fn forget(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentB
     rawdoc! { "delete": FOREIGN, "deletes": deletes }
 }
 
-pub(crate) async fn registered(server: &Server) -> Result<HashMap<Key, RawBson>, Error> {
-    let mut found = HashMap::new();
-    for (number, namespace) in (0u16..).zip(server.namespaces()) {
-        let filter = doc! { "_id.ns": namespace.to_string() };
-        let saved = all_of(server, FOREIGN, filter, doc! { "_id": 1 }).await?;
-        found.extend(saved.iter().filter_map(|saved| read(number, saved)));
+/// The register, a page at a time: it may hold more documents than fit into memory.
+pub(crate) struct Pages<'s> {
+    server: &'s Server,
+    namespace: u16,
+    /// `_id` of the last entry of the page before, in the present collection.
+    after: Option<Bson>,
+}
+
+impl<'s> Pages<'s> {
+    pub(crate) fn of(server: &'s Server) -> Self {
+        Self { server, namespace: 0, after: None }
     }
-    Ok(found)
+
+    /// The next registered documents; `None` at the end.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<(Key, RawBson)>>, Error> {
+        while let Some(namespace) = self.server.namespaces().get(usize::from(self.namespace)) {
+            let bound = |document: Bson| doc! { "ns": namespace.to_string(), "document": document };
+            let filter = doc! { "_id": { "$gt": bound(Bson::MinKey), "$lt": bound(Bson::MaxKey) } };
+            let saved = page_of(self.server, FOREIGN, filter, doc! { "_id": 1 }, self.after.clone()).await?;
+            self.after = saved.last().and_then(|last| last.get("_id")).cloned();
+            if self.after.is_some() {
+                return Ok(Some(saved.iter().filter_map(|saved| read(self.namespace, saved)).collect()));
+            }
+            self.namespace += 1;
+        }
+        Ok(None)
+    }
 }
 
 /// Those of these documents that are registered.

@@ -31,7 +31,7 @@ pub(crate) mod verifications;
 use std::time::Duration;
 
 use bson::raw::{RawBson, RawDocumentBuf};
-use bson::{DateTime, Document, doc};
+use bson::{Bson, DateTime, Document, doc};
 
 use super::error::{Error, codes};
 use super::server::{Server, first_batch};
@@ -74,31 +74,44 @@ pub(crate) async fn prepare(server: &Server) -> Result<(), Error> {
     Ok(())
 }
 
-/// All majority-committed documents of a collection that match the filter, in the order of `_id`. Every page starts
-/// after the last `_id` of the page before, so no cursor stays open at the server.
+/// All majority-committed documents of a collection that match the filter, in the order of `_id`.
 async fn all_of(
     server: &Server,
     collection: &str,
     filter: Document,
     projection: Document,
 ) -> Result<Vec<Document>, Error> {
-    const PAGE: i32 = 5_000;
     let mut all: Vec<Document> = Vec::new();
     loop {
         let after = all.last().and_then(|last| last.get("_id")).cloned();
-        let mut conditions = vec![filter.clone()];
-        conditions.extend(after.map(|after| doc! { "_id": { "$gt": after } }));
-        let find = doc! {
-            "find": collection, "filter": { "$and": conditions }, "projection": projection.clone(),
-            "sort": { "_id": 1 }, "hint": { "_id": 1 }, "batchSize": PAGE, "singleBatch": true, "readConcern": { "level": "majority" },
-        };
-        let reply = server.run("reading the metadata collections", &server.metadata(), find).await?;
-        let before = all.len();
-        all.extend(first_batch(&reply).cloned());
-        if all.len() == before {
+        let page = page_of(server, collection, filter.clone(), projection.clone(), after).await?;
+        if page.is_empty() {
             return Ok(all);
         }
+        all.extend(page);
     }
+}
+
+/// Documents in a page of [`page_of`], at most.
+const PAGE: usize = 5_000;
+
+/// A page of the majority-committed documents of a collection that match the filter, in the order of `_id`. A page
+/// starts after the last `_id` of the page before, so no cursor stays open at the server. An empty page is the end.
+async fn page_of(
+    server: &Server,
+    collection: &str,
+    filter: Document,
+    projection: Document,
+    after: Option<Bson>,
+) -> Result<Vec<Document>, Error> {
+    let mut conditions = vec![filter];
+    conditions.extend(after.map(|after| doc! { "_id": { "$gt": after } }));
+    let find = doc! {
+        "find": collection, "filter": { "$and": conditions }, "projection": projection, "sort": { "_id": 1 },
+        "hint": { "_id": 1 }, "batchSize": PAGE as i64, "singleBatch": true, "readConcern": { "level": "majority" },
+    };
+    let reply = server.run("reading the metadata collections", &server.metadata(), find).await?;
+    Ok(first_batch(&reply).cloned().collect())
 }
 
 /// The command that deletes every document that matches the filter. By the index on `_id`, like every query of this

@@ -46,6 +46,8 @@ pub struct Site {
     pub more_config: String,
     /// More lines for the `[http]` table.
     pub http_config: String,
+    /// The connection strings are in files of their own.
+    pub uris_in_files: bool,
     /// More lines for the `[sync]` table.
     sync_config: String,
     partition_key: String,
@@ -226,6 +228,7 @@ impl Site {
             first_config: String::new(),
             more_config: String::new(),
             http_config: String::new(),
+            uris_in_files: false,
             sync_config: String::new(),
             partition_key: "_pk".to_owned(),
             database,
@@ -292,14 +295,21 @@ impl Site {
     /// Writes the program's configuration, and returns its path.
     pub fn write_config(&self) -> PathBuf {
         let mut text = self.first_config.clone() + "\n";
-        writeln!(text, "[hub]\nuri = {:?}", self.uris[HUB]).unwrap();
+        let uri = |name: &str| {
+            if !self.uris_in_files {
+                return format!("uri = {:?}", self.uris[name]);
+            }
+            std::fs::write(self.folder.path().join(name), &self.uris[name]).unwrap();
+            format!("uri_file = {name:?}")
+        };
+        writeln!(text, "[hub]\n{}", uri(HUB)).unwrap();
         writeln!(text, "[sync]\nnamespaces = {:?}\nmetadata_database = {:?}", self.namespaces, self.metadata())
             .unwrap();
         writeln!(text, "partition_key = {:?}\n{}", self.partition_key, self.sync_config).unwrap();
         writeln!(text, "[http]\nlisten = \"127.0.0.1:{}\"\n{}", self.port, self.http_config).unwrap();
         writeln!(text, "{}", self.more_config).unwrap();
         for (zone, watch) in &self.topology {
-            writeln!(text, "[[spoke]]\nzone = {zone:?}\nuri = {:?}\nwatch = {watch:?}", self.uris[zone]).unwrap();
+            writeln!(text, "[[spoke]]\nzone = {zone:?}\n{}\nwatch = {watch:?}", uri(zone)).unwrap();
             if let Some(policy) = self.on_unwatch.get(zone) {
                 writeln!(text, "on_unwatch = {policy:?}").unwrap();
             }

@@ -1,0 +1,175 @@
+//! What one spoke's server, an ordinary rotation of credentials, or a server without some command can do to a link:
+//! it ends at the spoke, and heals.
+
+use bson::{Document, doc};
+use nix::sys::signal::Signal;
+use testbed::node::Options;
+
+use super::support::site::{HUB, TRIANGLE, Topology};
+use super::support::{Site, eventually};
+
+const PAIR: Topology<'static> = &[("DFW", &["HOU"]), ("HOU", &[])];
+
+/// Lets the user `sync` do everything, with this password.
+async fn create_user(site: &Site, name: &str, password: &str) {
+    let user = doc! { "createUser": "sync", "pwd": password, "roles": ["root"] };
+    site.client(name).database("admin").run_command(user).await.unwrap();
+}
+
+/// A site whose servers ask for a user and password.
+async fn with_users(password: &str) -> Site {
+    let mut site = Site::own(PAIR, Options { users: true, ..Options::default() }).await;
+    for name in [HUB, "DFW", "HOU"] {
+        create_user(&site, name, password).await;
+        let uri = site.nodes[name].uri_of(&format!("sync:{password}@"));
+        site.reach(name, &format!("{uri}&authSource=admin"));
+    }
+    site
+}
+
+async fn arrives(site: &Site, id: &str) {
+    site.at("HOU").insert_one(doc! { "_id": id, "_pk": "HOU" }).await.unwrap();
+    eventually(&format!("{id} is at DFW"), async || {
+        site.at("DFW").find_one(doc! { "_id": id }).await.unwrap().is_some()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_place_in_one_spokes_checkpoint_stops_no_other_spoke() {
+    let mut site = Site::shared(TRIANGLE).await;
+    site.start().await;
+    site.at("HOU").insert_one(doc! { "_id": "first", "_pk": "HOU" }).await.unwrap();
+    site.assert_converged().await;
+    for damage in ["ZZZZ", "FFFFFFFFFFFF", "", "2B0229", "2B022C0100296E5A1004"] {
+        site.stop().await;
+        let checkpoints = site.own_collection("HOU", "checkpoints");
+        let saved = checkpoints.find_one(doc! { "_id": "downlink:HOU" }).await.unwrap().unwrap();
+        let place = saved.get_document("token").unwrap().get_str("_data").unwrap()[..18].to_owned() + damage;
+        let set = doc! { "$set": { "token": { "_data": place } } };
+        checkpoints.update_one(doc! { "_id": "downlink:HOU" }, set).await.unwrap();
+        site.launch();
+        for zone in ["DFW", "HOU", "BOS"] {
+            let document = doc! { "_id": format!("{zone} after {damage}"), "_pk": zone };
+            site.at(HUB).insert_one(document).await.unwrap();
+        }
+        site.ready().await;
+        site.assert_converged().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_is_dropped_and_created_again_needs_no_new_process() {
+    let mut site = with_users("first").await;
+    site.start().await;
+    // At a spoke: a restart of the spoke is enough. At the hub: so is a reload.
+    for (name, is_hub) in [("HOU", false), (HUB, true)] {
+        site.client(name).database("admin").run_command(doc! { "dropUser": "sync" }).await.unwrap();
+        for zone in ["DFW", "HOU"].into_iter().filter(|zone| is_hub || *zone == name) {
+            let document = doc! { "_id": format!("{zone} waits for {name}"), "_pk": zone };
+            site.at(zone).insert_one(document).await.unwrap();
+            eventually("it halts", async || site.spoke_status(zone)["state"] == "halted").await;
+        }
+        if is_hub {
+            eventually("the hub's stream halts", async || site.status()["hub"]["state"] == "halted").await;
+        }
+        create_user(&site, name, "first").await;
+        let program = site.program.as_ref().unwrap();
+        if is_hub {
+            program.process().signal(Signal::SIGHUP).unwrap();
+        } else {
+            assert_eq!(program.post("/api/v1/spokes/HOU/restart").unwrap().0, 202);
+        }
+        site.ready().await;
+        site.assert_converged().await;
+    }
+    assert!(site.at(HUB).find_one(doc! { "_id": "HOU waits for HOU" }).await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_password_in_a_file_is_used_without_a_signal() {
+    let mut site = with_users("first").await;
+    site.uris_in_files = true;
+    site.start().await;
+    for name in [HUB, "DFW", "HOU"] {
+        let change = doc! { "updateUser": "sync", "pwd": "second" };
+        site.client(name).database("admin").run_command(change).await.unwrap();
+        let uri = site.nodes[name].uri_of("sync:second@");
+        site.reach(name, &format!("{uri}&authSource=admin"));
+    }
+    let read = || site.log().matches("configuration read again").count();
+    let before = read();
+    site.write_config();
+    eventually("the files are read again", async || read() > before).await;
+    eventually("the hub's password is known", async || site.log().contains("other credentials for the hub")).await;
+    site.ready().await;
+    arrives(&site, "with the second password").await;
+    for zone in ["DFW", "HOU"] {
+        let restart = format!("/api/v1/spokes/{zone}/restart");
+        assert_eq!(site.program.as_ref().unwrap().post(&restart).unwrap().0, 202);
+    }
+    arrives(&site, "over new connections").await;
+    assert!(!site.log().contains("second@") && !site.log().contains("first@"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_ends_no_sessions_stops_no_link() {
+    const ATLAS_ERROR: i32 = 8000;
+    let mut site = Site::own(PAIR, Options::default()).await;
+    for code in [ATLAS_ERROR, 13, 59, 115] {
+        let data = doc! { "failCommands": ["killSessions"], "errorCode": code };
+        for node in site.nodes.values() {
+            let point = doc! { "configureFailPoint": "failCommand", "mode": "alwaysOn", "data": data.clone() };
+            node.admin(point).await.unwrap();
+        }
+        site.start().await;
+        arrives(&site, &format!("{code} at first")).await;
+        assert_eq!(site.program.as_ref().unwrap().post("/api/v1/spokes/HOU/restart").unwrap().0, 202);
+        arrives(&site, &format!("{code} after a restart")).await;
+        site.kill();
+    }
+    // Said once for each of the four sessions of a spoke, in each of the four processes, and not once a restart.
+    let said = site.log().matches("earlier sessions are not ended").count();
+    assert!((1..=4 * 2 * 4).contains(&said), "{said} times");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_register_of_foreign_documents_that_is_too_large_for_memory_is_still_known() {
+    const DOCUMENTS: i32 = 51_000;
+    let mut site = Site::shared(PAIR).await;
+    site.start().await;
+    let foreign = (0..DOCUMENTS).map(|id| doc! { "_id": id, "_pk": "HOU", "from": "DFW" });
+    site.at("DFW").insert_many(foreign).await.unwrap();
+    let register = site.own_collection("DFW", "foreign");
+    eventually("all are registered", async || {
+        register.count_documents(doc! {}).await.unwrap() == u64::try_from(DOCUMENTS).unwrap()
+    })
+    .await;
+    for round in 0..2 {
+        // The hub's documents of the same `_id`s replace three of them, and copies are set aside.
+        let ids = || (0..3).map(|number| round * 3 + number);
+        site.at("HOU").insert_many(ids().map(|id| doc! { "_id": id, "_pk": "HOU", "from": "HOU" })).await.unwrap();
+        eventually("HOU's documents are at DFW", async || {
+            let ours = doc! { "_id": { "$in": ids().collect::<Vec<i32>>() }, "from": "HOU" };
+            site.at("DFW").count_documents(ours).await.unwrap() == 3
+        })
+        .await;
+        let aside = site.own_collection("DFW", "set_aside");
+        let kept: Vec<Document> = {
+            use futures_util::TryStreamExt;
+            aside.find(doc! {}).await.unwrap().try_collect().await.unwrap()
+        };
+        assert_eq!(kept.len(), usize::try_from((round + 1) * 3).unwrap(), "{kept:?}");
+        // A comparison deletes none of the others, before and after a new start.
+        assert_eq!(site.program.as_ref().unwrap().post("/api/v1/spokes/DFW/resync").unwrap().0, 202);
+        let begun = || site.log().matches("comparing everything").count() >= 2 * usize::try_from(round + 1).unwrap();
+        eventually("both links compare", async || begun()).await;
+        site.ready().await;
+        assert_eq!(
+            site.at("DFW").count_documents(doc! { "_pk": "HOU" }).await.unwrap(),
+            u64::try_from(DOCUMENTS).unwrap()
+        );
+        site.stop().await;
+        site.start().await;
+    }
+}
