@@ -7,6 +7,7 @@ use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use serde_json::{Value, json};
 
 use super::client::{Client, encode};
+use super::shown::shown;
 use crate::config::Config;
 
 #[derive(Subcommand)]
@@ -57,7 +58,8 @@ fn list(letters: &Value, json: bool) {
     for letter in all {
         let text = |key: &str| letter[key].as_str().unwrap_or_default().to_owned();
         let link = format!("{}:{}", text("link"), text("zone"));
-        table.add_row([link, text("ns"), letter["id"].to_string(), text("parked_at"), text("reason")]);
+        let row = [link, text("ns"), letter["id"].to_string(), text("parked_at"), text("reason")];
+        table.add_row(row.map(|text| shown(&text)));
     }
     println!("{table}");
 }

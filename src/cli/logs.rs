@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::client::{Client, encode};
+use super::shown::shown;
 use crate::config::Config;
 
 #[derive(clap::Args)]
@@ -25,7 +26,7 @@ pub(super) fn run(config: &Config, options: &Options) -> Result<()> {
     let path = format!("/api/v1/logs?{actor}level={}&follow={}", encode(&options.level), options.follow);
     for line in Client::of(config).lines(&path, options.follow)?.lines() {
         let line: Value = serde_json::from_str(&line?)?;
-        println!("{}", show(&line));
+        println!("{}", shown(&show(&line)));
     }
     Ok(())
 }

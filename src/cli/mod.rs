@@ -9,6 +9,7 @@ mod progress;
 mod run;
 mod servers;
 mod set_aside;
+mod shown;
 mod status;
 mod verify;
 mod watch;

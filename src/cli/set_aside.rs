@@ -11,6 +11,7 @@ use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use serde_json::json;
 
 use super::servers::endpoints;
+use super::shown::shown;
 use crate::config::Config;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::set_aside::{self, Saved};
@@ -87,7 +88,8 @@ async fn list(servers: &[Server], json: bool) -> Result<()> {
     for (server, saved) in &copies {
         let (version, server) = (saved.version.to_hex(), server.name().to_string());
         let row = [version, server, saved.namespace.clone(), id(saved).to_string(), at(saved)];
-        table.add_row(row.into_iter().chain([kind(saved).to_owned(), saved.reason.clone()]));
+        let row = row.into_iter().chain([kind(saved).to_owned(), saved.reason.clone()]);
+        table.add_row(row.map(|text| shown(&text)));
     }
     println!("{table}");
     Ok(())

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::act::copying as copying_of;
 use super::client::Client;
+use super::shown::shown;
 use crate::config::Config;
 
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -115,7 +116,7 @@ fn troubles(status: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     let mut look = |name: String, link: &Value| {
         if link["state"] != "streaming" && link["last_error"].is_string() {
-            lines.push(format!("{name}: {}", shorten(text(&link["last_error"]), ERROR_WIDTH)));
+            lines.push(format!("{name}: {}", shown(&shorten(text(&link["last_error"]), ERROR_WIDTH))));
         }
     };
     look("hub".to_owned(), &status["hub"]);

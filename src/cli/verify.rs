@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Exit;
 use super::progress::Progress;
+use super::shown::shown;
 use crate::config::Config;
 use crate::observe::status::verification::VerificationCell;
 use crate::rules::names::Zone;
@@ -123,7 +124,7 @@ fn show(report: &Report, json: bool) {
         return;
     }
     for finding in &report.findings {
-        println!("{}", line(finding));
+        println!("{}", shown(&line(finding)));
     }
     for untold in &report.untold {
         let zone = untold.zone.as_ref().map(|zone| format!(" zone {zone}")).unwrap_or_default();

@@ -1,13 +1,14 @@
 //! Errors of a server in words, each classified once by the link's reaction.
 //!
 //! The driver's own `Display` appends the server's whole reply, and a reply may hold documents. The text made here
-//! contains only the error's kind, code and message.
+//! contains only the error's kind, code and message, and the message ends where a value of a document may begin.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use mongodb::error::ErrorKind;
 
+use super::words;
 use crate::rules::ladder::Refusal;
 use crate::rules::reply::Malformed;
 
@@ -180,6 +181,8 @@ pub(crate) mod codes {
     pub(crate) const EXCEEDED_LIFETIME: i32 = 290;
     /// `TransactionTooLargeForCache`.
     pub(crate) const TOO_LARGE_FOR_CACHE: i32 = 388;
+    /// `BSONObjectTooLarge`.
+    pub(crate) const OBJECT_TOO_LARGE: i32 = 10334;
     pub(crate) const DUPLICATE_KEY: i32 = 11000;
     pub(crate) const CHANGE_STREAM_HISTORY_LOST: i32 = 286;
     pub(crate) const CAPPED_POSITION_LOST: i32 = 136;
@@ -232,31 +235,23 @@ fn code(error: &mongodb::error::Error) -> Option<i32> {
     }
 }
 
-/// Puts an error into words, without the server's reply that the driver keeps.
+/// Puts an error into words, without the server's reply that the driver keeps, and without values of documents.
 fn describe(error: &mongodb::error::Error) -> String {
     use mongodb::error::WriteFailure;
-    let text = match error.kind.as_ref() {
-        ErrorKind::Command(command) => format!("{} ({}): {}", command.code_name, command.code, command.message),
-        ErrorKind::Write(WriteFailure::WriteError(write)) => format!("error {}: {}", write.code, write.message),
+    match error.kind.as_ref() {
+        ErrorKind::Command(command) => {
+            format!("{} ({}): {}", command.code_name, command.code, words::of_command(&command.message))
+        }
+        ErrorKind::Write(WriteFailure::WriteError(write)) => {
+            format!("error {}: {}", write.code, words::of_write(write.code, &write.message))
+        }
         ErrorKind::Write(WriteFailure::WriteConcernError(concern)) => {
-            format!("{} ({}): {}", concern.code_name, concern.code, concern.message)
+            format!("{} ({}): {}", concern.code_name, concern.code, words::of_command(&concern.message))
         }
         // The driver's message quotes the `Display` of the error that cleared the pool.
         ErrorKind::ConnectionPoolCleared { .. } => {
             "the connection was closed after an error on another connection".to_owned()
         }
-        kind => kind.to_string(),
-    };
-    shorten(&text)
-}
-
-/// Cuts the text after 400 characters, so that a log line stays one line.
-pub(crate) fn shorten(text: &str) -> String {
-    // A duplicate key error quotes values of the document after the name of the index.
-    let text = text.split(" dup key: ").next().unwrap_or_default();
-    const LONGEST: usize = 400;
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
+        kind => words::shorten(&kind.to_string()),
     }
 }

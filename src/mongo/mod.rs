@@ -4,7 +4,7 @@
 //! - [`server`]: one replica set: connects, checks that the server is suitable, runs commands within a time limit
 //! - [`round_trip`], [`throughput`]: measured latency and bandwidth of the connection to a server
 //! - [`diagnose`]: the cause when no primary is found
-//! - [`error`]: errors in words, each classified once by the link's reaction
+//! - [`error`]: errors in words, each classified once by the link's reaction; [`words`]: without values of documents
 //!
 //! Reads:
 //! - [`tail`]: a change stream, one reply at a time
@@ -47,3 +47,4 @@ pub mod tail;
 mod throughput;
 pub(crate) mod transaction;
 pub(crate) mod walk;
+mod words;

@@ -17,6 +17,7 @@ use super::diagnose::{self, Cause};
 use super::error::{Error, Failure, codes};
 use super::round_trip::RoundTrip;
 use super::throughput::Throughput;
+use super::words;
 use crate::config::Synced;
 use crate::config::uri::Uri;
 use crate::rules::names::Namespace;
@@ -484,7 +485,10 @@ async fn bounded<T>(
 fn write_failure(reply: &Document) -> Option<(i32, String)> {
     let first = reply.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document());
     let failure = first.or_else(|| reply.get_document("writeConcernError").ok())?;
-    Some((failure.get_i32("code").unwrap_or(0), failure.get_str("errmsg").unwrap_or("no reason given").to_owned()))
+    let (code, message) =
+        (failure.get_i32("code").unwrap_or(0), failure.get_str("errmsg").unwrap_or("no reason given"));
+    // A write concern error is about the server, not about a document.
+    Some((code, if first.is_some() { words::of_write(code, message) } else { words::of_command(message) }))
 }
 
 /// The documents of a cursor's first batch, in the reply to `find`, `aggregate`, `listCollections` or `listIndexes`.

@@ -13,11 +13,11 @@ use bson::{Bson, Document, Timestamp, doc};
 use futures_util::StreamExt;
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
-use super::error::{Error, Failure};
+use super::error::{Error, Failure, codes};
 use super::metadata::sessions;
 use super::server::Server;
 use crate::rules::position::Position;
-use crate::rules::reply::{BARE, Reply, SessionId};
+use crate::rules::reply::{BARE, CUT, Reply, SessionId};
 use crate::rules::size::{self, Came};
 
 /// Longest time that the server waits for an event. Afterwards the reply holds only a position.
@@ -45,6 +45,8 @@ pub struct Tail {
     unproven: Option<Position>,
     /// Events up to this position were seen before, and the server sends some again.
     seen: Option<Position>,
+    /// The position after the last reply; `None` for a stream that began at the present, before its first reply.
+    place: Option<Position>,
     /// Newest cluster time so far.
     last: Timestamp,
 }
@@ -60,6 +62,10 @@ impl Tail {
         let start = position.map_or_else(Document::new, |position| doc! { "startAfter": token(position) });
         let (replies, unproven, seen) = match Replies::open(server, start, &selection, reply_events).await {
             Ok(replies) => (replies, position.cloned(), None),
+            // The first event is too large: the first read finds out.
+            Err(error) if is_too_large(&error) && position.is_some() => {
+                (Replies::broken(error), position.cloned(), None)
+            }
             Err(error) => {
                 let Some(position) = position.filter(|_| is_of_token(&error)) else { return Err(error) };
                 let replies = Replies::open_by_time(server, position, &selection, reply_events, &error).await?;
@@ -67,7 +73,8 @@ impl Tail {
             }
         };
         let last = position.map_or(Timestamp { time: 0, increment: 0 }, Position::cluster_time);
-        Ok(Self { server: server.clone(), selection, replies, reply_events, unproven, seen, last })
+        let place = position.cloned();
+        Ok(Self { server: server.clone(), selection, replies, reply_events, unproven, seen, place, last })
     }
 
     pub(crate) fn selection(&self) -> &Selection {
@@ -81,6 +88,7 @@ impl Tail {
     pub async fn next(&mut self) -> Result<Reply, Error> {
         let (reply, took) = match self.replies.next(&self.server).await {
             Ok(reply) => reply,
+            Err(error) if is_too_large(&error) => return self.next_alone(error).await,
             Err(error) => {
                 // The server looks for the token's event only when a later event comes.
                 let Some(place) = self.unproven.take().filter(|_| is_of_token(&error)) else { return Err(error) };
@@ -91,6 +99,7 @@ impl Tail {
             }
         };
         self.unproven = self.unproven.take().filter(|_| reply.is_empty()).map(|_| reply.end().clone());
+        self.place = Some(reply.end().clone());
         let came = Came { events: reply.len(), bytes: reply.bytes(), took };
         let reply_events = self.server.line().reply_events(self.reply_events, came);
         let reply = self.without_seen(reply);
@@ -100,8 +109,47 @@ impl Tail {
         if reply.is_closed() || reply_events != self.reply_events {
             self.reply_events = reply_events;
             let start = doc! { "startAfter": token(reply.end()) };
-            self.replies = Replies::open(&self.server, start, &self.selection, reply_events).await?;
+            self.replies = match Replies::open(&self.server, start, &self.selection, reply_events).await {
+                Err(error) if is_too_large(&error) => Replies::broken(error),
+                opened => opened?,
+            };
         }
+        Ok(reply)
+    }
+
+    /// Returns a reply with the next event alone, after a reply did not fit into a document. An event that does not fit
+    /// by itself comes without its content. The stream goes on after the event.
+    async fn next_alone(&mut self, error: Error) -> Result<Reply, Error> {
+        let Some(place) = self.place.clone() else { return Err(error) };
+        let start = || doc! { "startAfter": token(&place) };
+        let mut reply = None;
+        for is_cut in [false, true] {
+            let opened = Replies::open_in_form(&self.server, start(), &self.selection, 1, is_cut).await;
+            let read = match opened {
+                Ok(mut replies) => replies.next(&self.server).await,
+                Err(error) => Err(error),
+            };
+            match read {
+                Ok((read, _)) => {
+                    reply = Some((read, is_cut));
+                    break;
+                }
+                Err(error) if is_too_large(&error) && !is_cut => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let Some((reply, is_cut)) = reply else { return Err(error) };
+        if is_cut {
+            tracing::info!(server = %self.server.name(), "a change event is too large: its document is read instead");
+        }
+        let reply = self.without_seen(reply);
+        self.check_time(&reply)?;
+        let start = doc! { "startAfter": token(reply.end()) };
+        self.place = Some(reply.end().clone());
+        self.replies = match Replies::open(&self.server, start, &self.selection, self.reply_events).await {
+            Err(error) if is_too_large(&error) => Replies::broken(error),
+            opened => opened?,
+        };
         Ok(reply)
     }
 
@@ -132,13 +180,30 @@ impl Tail {
 
 /// Replies of one cursor. The opening already brings the first reply.
 struct Replies {
-    cursor: RawBatchCursor,
+    /// The cursor, or the reason why there is none.
+    cursor: Result<RawBatchCursor, Option<Error>>,
     /// Duration of the opening, until the first reply is returned.
     opening: Option<Duration>,
 }
 
 impl Replies {
     async fn open(server: &Server, start: Document, selection: &Selection, reply_events: u32) -> Result<Self, Error> {
+        Self::open_in_form(server, start, selection, reply_events, false).await
+    }
+
+    /// No cursor: the next read returns the error.
+    fn broken(error: Error) -> Self {
+        Self { cursor: Err(Some(error)), opening: None }
+    }
+
+    /// `is_cut`: the events come without their content.
+    async fn open_in_form(
+        server: &Server,
+        start: Document,
+        selection: &Selection,
+        reply_events: u32,
+        is_cut: bool,
+    ) -> Result<Self, Error> {
         let mut stage = start;
         if selection.zone_before && server.has_pre_images() {
             stage.insert("fullDocumentBeforeChange", "whenAvailable");
@@ -153,7 +218,7 @@ impl Replies {
         }
         let mut pipeline = vec![doc! { "$changeStream": stage }];
         pipeline.extend(filter(server, selection));
-        pipeline.push(projection(server, selection));
+        pipeline.push(if is_cut { cut_projection(server, selection) } else { projection(server, selection) });
         let client = server.client();
         let database = client.database(if one_database { &namespaces[0].database } else { "admin" });
         let begun = Instant::now();
@@ -166,7 +231,7 @@ impl Replies {
             }
         };
         let cursor = server.patiently("opening the change stream", call).await?;
-        Ok(Self { cursor, opening: Some(begun.elapsed()) })
+        Ok(Self { cursor: Ok(cursor), opening: Some(begun.elapsed()) })
     }
 
     /// Opens the stream at the cluster time of a position whose resume token the server cannot use. Events of that
@@ -185,7 +250,13 @@ impl Replies {
     /// Returns the next reply and the time that the reply took.
     async fn next(&mut self, server: &Server) -> Result<(Reply, Duration), Error> {
         let begun = Instant::now();
-        let cursor = &mut self.cursor;
+        let cursor = match &mut self.cursor {
+            Ok(cursor) => cursor,
+            Err(error) => {
+                let ended = || server.unsuitable("the change stream has ended");
+                return Err(error.take().unwrap_or_else(ended));
+            }
+        };
         let next = async { cursor.next().await.transpose() };
         let reply = server.patiently("reading the change stream", next).await?;
         let reply = reply.ok_or_else(|| server.unsuitable("the change stream ended without an error"))?;
@@ -215,6 +286,11 @@ pub async fn present_position(server: &Server) -> Result<Position, Error> {
 
 fn token(position: &Position) -> Bson {
     Document::try_from(position.token()).map_or(Bson::Null, Bson::Document)
+}
+
+/// True if a reply did not fit into a document (`BSONObjectTooLarge`).
+fn is_too_large(error: &Error) -> bool {
+    error.code() == Some(codes::OBJECT_TOO_LARGE)
 }
 
 /// True if the server may refuse the resume token: the token names an event that the stream leaves out, comes from
@@ -275,6 +351,29 @@ fn projection(server: &Server, selection: &Selection) -> Document {
         let only_its_key = doc! { field: format!("$fullDocument.{field}") };
         fields.insert("fullDocument", doc! { "$cond": [&is_bare, "$$REMOVE", "$fullDocument"] });
         fields.insert(BARE, doc! { "$cond": [is_bare, only_its_key, "$$REMOVE"] });
+    }
+    doc! { "$project": fields }
+}
+
+/// Keeps what names the document and its zone. Of an update, only the partition key among the changed fields stays.
+fn cut_projection(server: &Server, selection: &Selection) -> Document {
+    let field = server.partition_key();
+    let is_put = doc! { "$in": ["$operationType", ["insert", "replace"]] };
+    let key_of = |path: &str| doc! { field: format!("${path}.{field}") };
+    let removed = doc! { "$ifNull": ["$updateDescription.removedFields", []] };
+    let description = doc! {
+        "updatedFields": key_of("updateDescription.updatedFields"),
+        "removedFields": { "$filter": { "input": removed, "cond": { "$eq": ["$$this", field] } } },
+    };
+    let is_update = doc! { "$eq": ["$operationType", "update"] };
+    let mut fields = doc! {
+        "operationType": 1, "clusterTime": 1, "wallTime": 1, "ns": 1, "to": 1, "documentKey._id": 1, "lsid.id": 1,
+        BARE: { "$cond": [is_put, key_of("fullDocument"), "$$REMOVE"] },
+        "updateDescription": { "$cond": [is_update, description, "$$REMOVE"] },
+        CUT: { "$literal": true },
+    };
+    if selection.zone_before {
+        fields.insert(format!("fullDocumentBeforeChange.{field}"), 1);
     }
     doc! { "$project": fields }
 }

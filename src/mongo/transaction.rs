@@ -11,9 +11,10 @@ use futures_util::StreamExt;
 use mongodb::ClientSession;
 use mongodb::options::{Acknowledgment, TransactionOptions, WriteConcern};
 
-use super::error::{COMMITTING, Error, shorten};
+use super::error::{COMMITTING, Error};
 use super::read::Wanted;
 use super::server::Server;
+use super::words;
 use crate::rules::key::Key;
 use crate::rules::ladder::{Refusal, RefusedStep};
 use crate::rules::names::Namespace;
@@ -224,7 +225,8 @@ pub(super) fn write_error(reply: &Document) -> Option<(usize, i32, String)> {
     let error = reply.get_array("writeErrors").ok()?.first().and_then(Bson::as_document)?;
     let index = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok()).unwrap_or(usize::MAX);
     let message = error.get_str("errmsg").unwrap_or("no reason given");
-    Some((index, error.get_i32("code").unwrap_or(0), shorten(message)))
+    let code = error.get_i32("code").unwrap_or(0);
+    Some((index, code, words::of_write(code, message)))
 }
 
 /// True if the first write error is a duplicate of an `_id`, not of another unique index.

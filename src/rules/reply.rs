@@ -37,6 +37,10 @@ pub type SessionId = [u8; 16];
 /// The field of a bare event: holds only the partition key, in place of the document.
 pub(crate) const BARE: &str = "bare";
 
+/// The field of a change event whose content would not fit into a reply: the event names the document, and for an
+/// update only the partition key among the changed fields.
+pub(crate) const CUT: &str = "cut";
+
 /// The kind of an event, as far as the sync distinguishes kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -65,6 +69,8 @@ struct Event {
     document_key: Option<Span>,
     full_document: Option<Span>,
     bare: Option<Span>,
+    /// The stream left the event's content out because of its size.
+    cut: bool,
     update_description: Option<Span>,
     before: Option<Span>,
 }
@@ -266,9 +272,9 @@ impl<'a> EventRef<'a> {
         self.event.full_document.map(|span| self.document(span))
     }
 
-    /// True for an insert or a replace if the stream did not ask for the document.
+    /// True if the event lacks its content: the stream did not ask for the document, or the content was too large.
     pub(crate) fn is_bare(&self) -> bool {
-        self.event.bare.is_some()
+        self.event.bare.is_some() || self.event.cut
     }
 
     /// The part of an insert or a replace with the zone: the whole document, or only the partition key of a bare event.
@@ -330,6 +336,7 @@ fn decode_event<'b>(event: &'b RawDocument, reply: &[u8], namespaces: &mut Numbe
         document_key: None,
         full_document: None,
         bare: None,
+        cut: false,
         update_description: None,
         before: None,
     };
@@ -347,6 +354,7 @@ fn decode_event<'b>(event: &'b RawDocument, reply: &[u8], namespaces: &mut Numbe
             ("documentKey", RawBsonRef::Document(document)) => decoded.document_key = Some(span(document)),
             ("fullDocument", RawBsonRef::Document(document)) => decoded.full_document = Some(span(document)),
             (BARE, RawBsonRef::Document(document)) => decoded.bare = Some(span(document)),
+            (CUT, RawBsonRef::Boolean(cut)) => decoded.cut = cut,
             ("updateDescription", RawBsonRef::Document(document)) => {
                 decoded.update_description = Some(span(document));
             }

@@ -156,7 +156,7 @@ impl Uplink {
 
     /// The document's owner after the event. `None` if the event says nothing of the partition key.
     fn owner_after(&self, event: EventRef<'_>) -> Option<Owner> {
-        if let Some(document) = event.full_document() {
+        if let Some(document) = event.zoned() {
             return Some(self.owner(document));
         }
         match field_change(event.update_description()?, &self.partition_key) {
@@ -179,8 +179,15 @@ impl Uplink {
     }
 
     fn put<'a>(&self, event: EventRef<'a>) -> Option<Write<'a>> {
-        let document = event.full_document()?;
         let fresh = event.kind() == Kind::Insert;
+        let Some(document) = event.full_document() else {
+            // The document did not fit into its event.
+            return match self.owner(event.zoned()?) {
+                Owner::Unstamped => Some(Write::Read(Read::Stamp { fresh, document: None })),
+                Owner::Other if fresh => None,
+                Owner::Own | Owner::Other => Some(Write::Read(Read::Whole)),
+            };
+        };
         match self.owner(document) {
             Owner::Unstamped => Some(Write::Read(Read::Stamp { fresh, document: Some(document) })),
             Owner::Own if fresh => Some(Write::Insert(document)),
@@ -198,6 +205,7 @@ impl Uplink {
             Some(Owner::Unstamped) => return Write::Read(Read::Stamp { fresh: false, document: None }),
             Some(Owner::Own) => return Write::Read(Read::Whole),
             // A move to another zone: the filter holds the old zone.
+            Some(Owner::Other) | None if event.is_bare() => return Write::Read(Read::Whole),
             Some(Owner::Other) | None => {}
         }
         match Update::read(description, self.precise) {

@@ -173,3 +173,44 @@ async fn a_register_of_foreign_documents_that_is_too_large_for_memory_is_still_k
         site.start().await;
     }
 }
+
+/// A document of HOU's zone with many fields below a long name, all with this value.
+fn with_long_paths(id: &str, value: i32) -> Document {
+    let many: Document = (0..18_000).map(|field| (format!("f{field}"), value.into())).collect();
+    doc! { "_id": id, "_pk": "HOU", "p".repeat(1_000): many, "filler": "x".repeat(1_200_000) }
+}
+
+/// A document of HOU's zone that is as large as a document can be, with an `_id` of 6 kB.
+fn as_large_as_can_be(id: &str) -> Document {
+    const MOST: usize = 16 * 1_024 * 1_024;
+    let with = |bytes: usize| {
+        let bytes = bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes: vec![7; bytes] };
+        doc! { "_id": id.repeat(6_000 / id.len()), "_pk": "HOU", "bytes": bytes }
+    };
+    let empty = bson::serialize_to_vec(&with(0)).unwrap().len();
+    with(MOST - empty)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_whose_event_is_larger_than_a_document_can_be_holds_up_nobody() {
+    let mut site = Site::shared(PAIR).await;
+    site.start().await;
+    for name in ["HOU", HUB] {
+        let collection = site.at(name);
+        collection.insert_one(with_long_paths(name, 0)).await.unwrap();
+        site.settle().await;
+        let whole = vec![doc! { "$replaceWith": { "$literal": with_long_paths(name, 1) } }];
+        collection.update_one(doc! { "_id": name }, whole).await.unwrap();
+        collection.insert_one(as_large_as_can_be(name)).await.unwrap();
+        collection.insert_one(doc! { "_id": format!("after it at {name}"), "_pk": "HOU" }).await.unwrap();
+        for zone in ["DFW", "HOU"] {
+            let canary = doc! { "_id": format!("{zone}'s at {name}"), "_pk": zone };
+            site.at(HUB).insert_one(canary).await.unwrap();
+        }
+        site.assert_converged().await;
+        let changed = site.at("DFW").find_one(doc! { "_id": name }).await.unwrap().unwrap();
+        assert_eq!(changed, with_long_paths(name, 1));
+    }
+    assert_eq!(site.spoke_status("HOU")["dead_letters"], 0);
+    assert!(site.log().contains("a change event is too large"), "{}", site.log());
+}
