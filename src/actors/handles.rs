@@ -9,7 +9,7 @@ use crate::config::{self, Config};
 use crate::link;
 use crate::link::hub::fanout::Fanout;
 use crate::link::servers::ReplicaSets;
-use crate::mongo::server::Endpoint;
+use crate::mongo::endpoint::Endpoint;
 use crate::observe::status::Board;
 use crate::rules::names::Zone;
 use crate::rules::route::Routes;

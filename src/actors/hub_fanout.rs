@@ -9,7 +9,7 @@ use super::coordinator::FanoutExited;
 use super::run_loop;
 use super::spoke::StopChild;
 use crate::link::hub::fanout::{self, Fanout};
-use crate::mongo::server::Endpoint;
+use crate::mongo::endpoint::Endpoint;
 use crate::observe::status::Cell;
 
 /// Runs the fan-out's loop once. The coordinator replaces the actor when the loop ends.

@@ -14,7 +14,7 @@ use crate::actors::handles::Handles;
 use crate::config::environment::Variables;
 use crate::config::{Config, Source};
 use crate::http;
-use crate::mongo::server::Endpoint;
+use crate::mongo::endpoint::Endpoint;
 use crate::observe::logs::{self, Logs};
 
 /// Interval of the checks behind the reference container's "Ready" lines.

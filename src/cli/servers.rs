@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::config::Config;
-use crate::mongo::server::Endpoint;
+use crate::mongo::endpoint::Endpoint;
 
 /// The hub and the spokes, by name, each with at most this number of connections.
 pub(super) fn endpoints(config: &Config, connections: u32) -> impl Iterator<Item = (String, Endpoint)> {

@@ -172,18 +172,18 @@ mod tests {
 
     #[derive(Debug, Default, Deserialize, PartialEq)]
     #[serde(deny_unknown_fields)]
-    struct Chosen {
+    struct Choice {
         ids: Option<Vec<i32>>,
     }
 
     #[test]
     fn only_no_body_or_an_object_without_a_choice_selects_everything() {
         for everything in ["", "{}"] {
-            assert_eq!(selection::<Chosen>(everything.as_bytes()).expect(everything), Chosen::default());
+            assert_eq!(selection::<Choice>(everything.as_bytes()).expect(everything), Choice::default());
         }
-        assert_eq!(selection::<Chosen>(br#"{"ids": [1]}"#).expect("ids"), Chosen { ids: Some(vec![1]) });
+        assert_eq!(selection::<Choice>(br#"{"ids": [1]}"#).expect("ids"), Choice { ids: Some(vec![1]) });
         for mistake in ["[]", "null", "7", "\"\"", "{\"id\": 1}", "{} {}", " "] {
-            assert!(selection::<Chosen>(mistake.as_bytes()).is_err(), "{mistake}");
+            assert!(selection::<Choice>(mistake.as_bytes()).is_err(), "{mistake}");
         }
     }
 }

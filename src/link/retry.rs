@@ -15,12 +15,17 @@ use crate::rules;
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, Zone};
+use crate::rules::opaque;
 use crate::rules::retry::{Present, RefusedDocument, Retry};
 use crate::rules::step::{Read, Step, Write, Zones};
 
 /// Tries a refused change again. At the hub, the document is read at the spoke and applied. At the spoke, the hub's
 /// version is the truth, and the decision about the document brings it.
 pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: &Kept) -> Result<(), Error> {
+    // The letter stands for a document that cannot be named at the source.
+    if opaque::is_stand_in(&letter.id) {
+        return Ok(());
+    }
     if S::DIRECTION == Direction::Downlink {
         link.retries.decide(key);
         link.spoke.pair.unsettled.add(key.clone(), letter.id.clone());

@@ -8,7 +8,7 @@ use super::hub::fanout::Fanout;
 use super::pair::Pair;
 use super::servers::ReplicaSets;
 use crate::config::OnUnwatch;
-use crate::mongo::server::Endpoint;
+use crate::mongo::endpoint::Endpoint;
 use crate::observe::status::SpokeCell;
 use crate::rules::names::{Direction, Zone};
 

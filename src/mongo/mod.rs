@@ -1,7 +1,8 @@
 //! Access to MongoDB servers. The modules here read and write; [`crate::rules`] and the links decide on the content.
 //!
 //! Connections and errors:
-//! - [`server`]: one replica set: connects, checks that the server is suitable, runs commands within a time limit
+//! - [`endpoint`]: the address of one replica set, and the driver's client behind it
+//! - [`server`]: one connected replica set: checks that it is suitable, runs commands within a time limit
 //! - [`round_trip`], [`throughput`]: measured latency and bandwidth of the connection to a server
 //! - [`diagnose`]: the cause when no primary is found
 //! - [`error`]: errors in words, each classified once by the link's reaction; [`words`]: without values of documents
@@ -33,6 +34,7 @@
 pub(crate) mod destination;
 mod diagnose;
 pub(crate) mod digest;
+pub mod endpoint;
 pub mod error;
 pub(crate) mod ledger;
 pub(crate) mod metadata;

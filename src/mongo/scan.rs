@@ -15,6 +15,7 @@ use super::error::{Error, codes};
 use super::server::Server;
 use super::statement::in_zone;
 use crate::rules::names::Zone;
+use crate::rules::opaque;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Area<'a> {
@@ -85,6 +86,8 @@ pub(crate) struct Page {
     places: Vec<std::ops::Range<usize>>,
     /// Cluster time of the read.
     pub(crate) at: Timestamp,
+    /// Number of documents left out, because their `_id` cannot be read.
+    pub(crate) unreadable: usize,
 }
 
 impl Page {
@@ -277,14 +280,26 @@ async fn read(server: &Server, area: Area<'_>, range: Range<'_>, bounds: Bounds)
     let reply = server.patiently("reading a zone", async { reply.await.transpose() }).await?;
     let reply = reply.ok_or_else(|| server.unsuitable("its reply to a find is empty"))?;
     let at = reply.as_raw_document().get_document("cursor").and_then(|cursor| cursor.get_timestamp("atClusterTime"));
-    let mut places = Vec::new();
+    let (mut places, mut unreadable) = (Vec::new(), 0);
     let start = reply.as_raw_document().as_bytes().as_ptr().addr();
     let slices = reply.doc_slices().map_err(|error| Error::of_driver(server.name(), "reading a zone", &error))?;
     for document in slices {
         if let RawBsonRef::Document(document) = document.map_err(|error| server.malformed(error))? {
+            if !opaque::has_readable_id(document) {
+                unreadable += 1;
+                continue;
+            }
             let place = document.as_bytes().as_ptr().addr() - start;
             places.push(place..place + document.as_bytes().len());
         }
+    }
+    if unreadable > 0 {
+        // The next page begins after a document that can be read, and an empty page is the end.
+        if places.is_empty() && unreadable >= size.0 {
+            let reason = format!("{namespace} has {unreadable} documents in a row whose _id cannot be read");
+            return Err(server.unsuitable(&reason));
+        }
+        tracing::warn!(server = %server.name(), ns = %namespace, unreadable, "documents whose _id cannot be read are left out");
     }
     // The reply names no cluster time if the collection does not exist.
     let at = match at {
@@ -292,7 +307,7 @@ async fn read(server: &Server, area: Area<'_>, range: Range<'_>, bounds: Bounds)
         Err(_) if places.is_empty() => not_before,
         Err(_) => return Err(super::read::no_read_time(server)),
     };
-    Ok(Page { reply, places, at })
+    Ok(Page { reply, places, at, unreadable })
 }
 
 /// Approximate number of documents in all buckets of the area; `None` if the server cannot count within one second.

@@ -41,6 +41,8 @@ pub(crate) struct Chunk {
     pub(crate) differences: Vec<Difference>,
     /// Number of documents compared: all in the page of the follow side, and all that only the lead side has.
     pub(crate) documents: usize,
+    /// Number of documents left out at either side, because their `_id` cannot be read.
+    pub(crate) unreadable: usize,
     /// The zone is compared up to and including this `_id`; `None` if no further than before.
     pub(crate) done_up_to: Option<RawBson>,
 }
@@ -182,7 +184,8 @@ impl<'a> Walk<'a> {
     pub(crate) fn compare(&mut self, followed: Followed) -> Result<Chunk, Error> {
         let mut leading = self.leading.take().expect("a page of the lead side comes first");
         let Followed { page, last, reaches_end } = followed;
-        let mut chunk = Chunk { documents: page.len(), ..Chunk::default() };
+        let unreadable = page.unreadable + std::mem::take(&mut leading.page.unreadable);
+        let mut chunk = Chunk { documents: page.len(), unreadable, ..Chunk::default() };
         leading.compare(&page, self.follow, &mut chunk)?;
         if !reaches_end {
             // The lead side has no more documents, so the range of each page of the follow side is done.

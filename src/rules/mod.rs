@@ -16,6 +16,7 @@
 //!   wait with a dead letter
 //! - [`queue`]: the bounded queue between the fan-out and a writer. [`size`]: the size of replies, batches and
 //!   commands; [`pressure`]: the size that a struggling destination takes
+//! - [`opaque`]: `_id`s that cannot be read, and events that no document can hold
 //! - [`standstill`]: a replica set whose majority confirms nothing
 //! - [`difference`]: the paths at which two documents differ
 //!
@@ -40,6 +41,7 @@ mod interleavings;
 pub(crate) mod key;
 pub(crate) mod ladder;
 pub mod names;
+pub(crate) mod opaque;
 pub(crate) mod past;
 pub(crate) mod plan;
 pub mod position;

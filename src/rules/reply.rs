@@ -12,6 +12,7 @@ use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
 
 use super::key::Key;
 use super::names::Namespace;
+use super::opaque;
 use super::position::Position;
 
 /// A malformed reply of a change stream, with the reason as text.
@@ -261,6 +262,21 @@ impl<'a> EventRef<'a> {
         let key = self.event.document_key.ok_or_else(|| Malformed("an event has no documentKey".to_owned()))?;
         let id = self.document(key).get("_id")?;
         id.ok_or_else(|| Malformed("a documentKey has no _id".to_owned()))
+    }
+
+    /// True if the document's `_id` can be read.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.document_key().is_some_and(opaque::has_readable_id)
+    }
+
+    /// The event's `documentKey`.
+    pub(crate) fn document_key(&self) -> Option<&'a RawDocument> {
+        self.event.document_key.map(|key| self.document(key))
+    }
+
+    /// The number of the event's namespace.
+    pub(crate) fn namespace(&self) -> u16 {
+        self.event.namespace
     }
 
     pub(crate) fn key(&self) -> Result<Key, Malformed> {

@@ -150,7 +150,7 @@ impl Uplink {
     }
 
     /// True if the event makes the document the spoke's own, from any zone before.
-    fn claims(&self, event: EventRef<'_>) -> bool {
+    pub(crate) fn claims(&self, event: EventRef<'_>) -> bool {
         matches!(self.owner_after(event), Some(Owner::Own | Owner::Unstamped))
     }
 

@@ -34,11 +34,12 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
+use crate::mongo::endpoint::Endpoint;
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::metadata;
 use crate::mongo::metadata::verifications::{self, PartName};
 use crate::mongo::scan::{self, Area, Which};
-use crate::mongo::server::{Endpoint, Server};
+use crate::mongo::server::Server;
 use crate::observe::status::verification::VerificationCell;
 use crate::rules::names::Zone;
 use pace::Pace;

@@ -87,6 +87,10 @@ impl Part<'_> {
                 "too many documents differ to examine each of them: `spokesync resync` brings all of them".to_owned();
             report.untold.push(self.untold(reason));
         }
+        if saved.unreadable > 0 {
+            let number = saved.unreadable;
+            report.untold.push(self.untold(format!("{number} documents have an _id that cannot be read")));
+        }
         // Most suspects were only in transit. The rest persists.
         let suspects = self.by_key(saved.suspects);
         let persisting = self.persisting(suspects, run.stop).await?;

@@ -75,6 +75,7 @@ impl Part<'_> {
             let differing = chunk.differences.into_iter().map(|difference| (difference.key, difference.id)).collect();
             self.suspect(differing, saved, run.stop).await?;
             saved.documents += chunk.documents as u64;
+            saved.unreadable += chunk.unreadable as u64;
             run.counted.set(self, saved.documents);
             saved.after = chunk.done_up_to.or(saved.after.take());
             if saved.documents - noted >= SAVED_EVERY {

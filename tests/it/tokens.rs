@@ -7,7 +7,7 @@ use bson::raw::RawBsonRef;
 use bson::{RawDocumentBuf, doc};
 use spokesync::config::Synced;
 use spokesync::config::uri::Uri;
-use spokesync::mongo::server::Endpoint;
+use spokesync::mongo::endpoint::Endpoint;
 use spokesync::mongo::tail::{Selection, Tail, present_position};
 use spokesync::rules::names::Namespace;
 use spokesync::rules::position::Position;

@@ -1,7 +1,9 @@
 //! What one spoke's server, an ordinary rotation of credentials, or a server without some command can do to a link:
 //! it ends at the spoke, and heals.
 
-use bson::{Document, doc};
+use bson::{Document, RawDocumentBuf, doc, rawdoc};
+use mongodb::IndexModel;
+use mongodb::options::IndexOptions;
 use nix::sys::signal::Signal;
 use testbed::node::Options;
 
@@ -213,4 +215,116 @@ async fn a_change_whose_event_is_larger_than_a_document_can_be_holds_up_nobody()
     }
     assert_eq!(site.spoke_status("HOU")["dead_letters"], 0);
     assert!(site.log().contains("a change event is too large"), "{}", site.log());
+}
+
+/// An element of a document: its BSON type, name and bytes.
+fn element(kind: u8, name: &str, value: &[u8]) -> Vec<u8> {
+    [&[kind][..], name.as_bytes(), b"\0", value].concat()
+}
+
+fn document(elements: &[Vec<u8>]) -> RawDocumentBuf {
+    let body = elements.concat();
+    let length = i32::try_from(body.len() + 5).unwrap();
+    RawDocumentBuf::from_bytes([&length.to_le_bytes()[..], &body, b"\0"].concat()).unwrap()
+}
+
+fn text(name: &str, value: &[u8]) -> Vec<u8> {
+    let length = i32::try_from(value.len() + 1).unwrap();
+    element(2, name, &[&length.to_le_bytes()[..], value, b"\0"].concat())
+}
+
+/// `_id`s that a server stores and this program cannot read.
+fn unreadable_ids() -> Vec<Vec<u8>> {
+    let bad_binary = [&7_i32.to_le_bytes()[..], b"\x02", &99_i32.to_le_bytes(), b"abc"].concat();
+    let bad_text = |name: &str| text(name, b"a\xff\xfe\xc0z");
+    vec![
+        bad_text("_id"),
+        element(5, "_id", &bad_binary),
+        element(3, "_id", document(&[bad_text("in")]).as_bytes()),
+        // A symbol equals a text with the same bytes.
+        element(14, "_id", &text("", b"b\xff")[2..]),
+    ]
+}
+
+/// A document with so many levels below `n`.
+fn deep(id: &str, levels: usize) -> RawDocumentBuf {
+    let mut inner = rawdoc! { "v": 1 };
+    for _ in 1..levels {
+        inner = rawdoc! { "a": inner };
+    }
+    rawdoc! { "_id": id, "_pk": "HOU", "u": 1, "n": inner }
+}
+
+async fn insert_raw(site: &Site, name: &str, document: RawDocumentBuf) {
+    let collection = site.at(name).namespace();
+    let insert = rawdoc! { "insert": collection.coll.as_str(), "documents": [document] };
+    let reply = site.client(name).database(&collection.db).run_raw_command(insert).await.unwrap();
+    assert!(!reply.contains_key("writeErrors"), "{reply}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_whose_id_cannot_be_read_becomes_a_dead_letter_and_holds_up_nobody() {
+    let mut site = Site::shared(TRIANGLE).await;
+    let zone = |zone: &str| text("_pk", zone.as_bytes());
+    // Before the first start: a copy leaves them out.
+    let ids = unreadable_ids();
+    insert_raw(&site, "HOU", document(&[ids[0].clone(), zone("HOU"), text("x", b"before")])).await;
+    site.at("HOU").insert_many((0..700).map(|id| doc! { "_id": id, "_pk": "HOU" })).await.unwrap();
+    site.start().await;
+    eventually("the others are copied", async || site.at("DFW").count_documents(doc! {}).await.unwrap() == 700).await;
+    // Then in the stream of a spoke, in its own zone and in another one, and in the hub's.
+    for (number, id) in ids.iter().enumerate().skip(1) {
+        insert_raw(&site, "HOU", document(&[id.clone(), zone("HOU")])).await;
+        insert_raw(&site, "BOS", document(&[id.clone(), zone("HOU")])).await;
+        site.at("HOU").insert_one(doc! { "_id": format!("after {number}"), "_pk": "HOU" }).await.unwrap();
+    }
+    let count = doc! { "_id": { "$regex": "^after" } };
+    eventually("the spoke's later changes arrive", async || {
+        site.at("DFW").count_documents(count.clone()).await.unwrap() == 3
+    })
+    .await;
+    for id in &ids {
+        insert_raw(&site, HUB, document(&[id.clone(), zone("DFW")])).await;
+    }
+    for zone in ["DFW", "HOU", "BOS"] {
+        site.at(HUB).insert_one(doc! { "_id": format!("after it for {zone}"), "_pk": zone }).await.unwrap();
+        eventually("the hub's later changes arrive", async || {
+            let canary = doc! { "_id": format!("after it for {zone}") };
+            site.at(zone).find_one(canary).await.unwrap().is_some()
+        })
+        .await;
+    }
+    // HOU's uplink keeps three letters at the hub, and DFW's downlink keeps four at the spoke.
+    let kept = [site.own_collection(HUB, "dead_letters"), site.own_collection("DFW", "dead_letters")];
+    let letters = async |at: usize| kept[at].count_documents(doc! { "reason.code": 9 }).await.unwrap();
+    eventually("each is a dead letter", async || letters(0).await == 3 && letters(1).await == 4).await;
+    // They stay across a new start, and no retry takes them away.
+    site.stop().await;
+    site.start().await;
+    assert_eq!(site.program.as_ref().unwrap().post("/api/v1/spokes/HOU/dead-letters/retry").unwrap().0, 202);
+    site.at("HOU").insert_one(doc! { "_id": "after a retry", "_pk": "HOU" }).await.unwrap();
+    eventually("later changes arrive", async || {
+        site.at("DFW").find_one(doc! { "_id": "after a retry" }).await.unwrap().is_some()
+    })
+    .await;
+    assert_eq!((letters(0).await, letters(1).await), (3, 4));
+    // A verification does not call unequal or equal what it cannot read.
+    let (code, told) = site.command_code(&["verify"]);
+    assert!(code == 1 && told.contains("an _id that cannot be read"), "{code}: {told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_document_that_is_nested_deeply_becomes_a_dead_letter() {
+    let mut site = Site::shared(PAIR).await;
+    let unique =
+        IndexModel::builder().keys(doc! { "u": 1 }).options(IndexOptions::builder().unique(true).sparse(true).build());
+    site.at(HUB).create_index(unique.build()).await.unwrap();
+    site.start().await;
+    site.at(HUB).insert_one(doc! { "_id": "holder", "_pk": "NOBODY", "u": 1 }).await.unwrap();
+    for levels in [100, 170, 179] {
+        insert_raw(&site, "HOU", deep(&format!("{levels}"), levels)).await;
+    }
+    arrives(&site, "later").await;
+    eventually("each is a dead letter", async || site.spoke_status("HOU")["dead_letters"] == 3).await;
+    assert!(!site.log().contains("link failed"), "{}", site.log());
 }

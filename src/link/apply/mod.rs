@@ -17,7 +17,7 @@ use bson::raw::{RawBson, RawDocumentBuf};
 use self::attempt::Attempt;
 use self::mark::Mark;
 use self::transaction::{Batch, Committed};
-use self::work::{Commit, Nowhere, Work};
+use self::work::{Commit, Nowhere, Unreadable, Work};
 use super::lifecycle::Link;
 use super::pair::Evidence;
 use super::slow;
@@ -33,10 +33,16 @@ use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::ladder::{Next, Refusal};
 use crate::rules::names::Direction;
+use crate::rules::opaque;
 use crate::rules::past::Restored;
 use crate::rules::size;
 use crate::rules::step::Step;
 use crate::rules::uplink::Cut;
+
+/// The error code and the message in the dead letter of a document whose `_id` cannot be read.
+const FAILED_TO_PARSE: i32 = 9;
+const UNREADABLE: &str = "the document's _id cannot be read (text that is no UTF-8, or a damaged binary): write the \
+                          document under another _id";
 
 impl<S: Source> Link<'_, S> {
     /// Saves the link's mark, without any change. `None`: saves the present checkpoint.
@@ -51,6 +57,9 @@ impl<S: Source> Link<'_, S> {
         if work.origin.is_live() && self.is_source_restored() {
             let changed = work.steps.iter().map(|step| step.key.clone());
             work.inferred.extend(changed.map(|key| (key, Inference::Restored)));
+        }
+        for unreadable in std::mem::take(&mut work.unreadable) {
+            self.park_unreadable(&work, unreadable).await?;
         }
         let mut attempt = Attempt::new(std::mem::take(&mut work.read_at));
         let mut held_back = HeldBack::default();
@@ -373,6 +382,43 @@ impl<S: Source> Link<'_, S> {
             self.spoke.pair.unsettled.add(step.key.clone(), kept.id.clone());
         }
         self.parked.insert(step.key.clone(), kept);
+        self.has_committed(committed, batch.mark, 0, 0);
+        Ok(())
+    }
+
+    /// Saves a change of a document whose `_id` cannot be read as a dead letter. The link's mark stays: the work moves
+    /// the mark past the change.
+    async fn park_unreadable(&mut self, work: &Work<'_>, unreadable: Unreadable) -> Result<(), Error> {
+        let Unreadable { event, namespace: number, id } = unreadable;
+        let (event, cluster_time) = work.origin.event(event);
+        let event = opaque::in_bytes(&event);
+        let namespace = self.destination.server().namespace(number).clone();
+        tracing::error!(
+            link = %self.destination.link(), ns = %namespace, error = UNREADABLE,
+            "change refused, kept as a dead letter"
+        );
+        let letter = DeadLetter {
+            namespace: &namespace,
+            id: id.as_raw_bson_ref(),
+            code: FAILED_TO_PARSE,
+            message: UNREADABLE,
+            event: Some(&event),
+            cluster_time,
+        };
+        let ours = vec![dead_letters::park(self.destination.link(), &letter)];
+        let batch = Batch::without_steps(work, None, ours);
+        let committed = self.commit(&batch, &mut Attempt::new(HashMap::new())).await?;
+        let kept = Kept {
+            namespace: number,
+            code: FAILED_TO_PARSE,
+            message: UNREADABLE.to_owned(),
+            parked_at: bson::DateTime::now(),
+            later_changes: 0,
+            is_fresh: false,
+            is_deleted: false,
+            id,
+        };
+        self.parked.insert(Key::new(number, kept.id.as_raw_bson_ref()), kept);
         self.has_committed(committed, batch.mark, 0, 0);
         Ok(())
     }

@@ -10,7 +10,9 @@ use crate::rules::fields::Fields;
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::names::Zone;
+use crate::rules::opaque;
 use crate::rules::position::Position;
+use crate::rules::reply::EventRef;
 use crate::rules::step::Step;
 use crate::rules::uplink::Cut;
 
@@ -37,6 +39,8 @@ pub(in crate::link) struct Work<'a> {
     pub(in crate::link) inferred: HashMap<Key, Inference>,
     /// Documents about which a decision must be taken, noted in the transaction of the last step.
     pub(in crate::link) to_settle: Vec<(Key, RawBson)>,
+    /// Changes of documents whose `_id` cannot be read: each becomes a dead letter.
+    pub(in crate::link) unreadable: Vec<Unreadable>,
     /// Statements on our own collections, for the transaction of the last step.
     pub(in crate::link) ours: Vec<RawDocumentBuf>,
     /// A document whose `_id` is taken in another zone is left to the decision about the document, if one waits: the
@@ -62,11 +66,30 @@ impl<'a> Work<'a> {
             expected: None,
             inferred: HashMap::new(),
             to_settle: Vec::new(),
+            unreadable: Vec::new(),
             ours: Vec::new(),
             leaves_undecided: false,
             leaves_taken: false,
             decides: false,
         }
+    }
+}
+
+/// A change of a document whose `_id` cannot be read.
+pub(in crate::link) struct Unreadable {
+    /// The number of the event.
+    pub(in crate::link) event: usize,
+    /// The number of the document's namespace.
+    pub(in crate::link) namespace: u16,
+    /// The stand-in for the `_id`.
+    pub(in crate::link) id: RawBson,
+}
+
+impl Unreadable {
+    /// `None` for an event of no document.
+    pub(in crate::link) fn of(number: usize, event: EventRef<'_>) -> Option<Self> {
+        let id = opaque::stand_in(event.document_key()?);
+        Some(Self { event: number, namespace: event.namespace(), id })
     }
 }
 

@@ -7,7 +7,7 @@ use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
 
 use crate::link::apply::mark::Mark;
-use crate::link::apply::work::{Origin, Work};
+use crate::link::apply::work::{Origin, Unreadable, Work};
 use crate::link::hub::inbox::Delivery;
 use crate::link::hub::routed::Routed;
 use crate::mongo::read::Wanted;
@@ -108,6 +108,7 @@ impl Changes {
         known: impl Fn(&Key) -> AtSpoke,
     ) -> Result<Work<'a>, Malformed> {
         let (mut steps, mut to_settle, mut inferred) = (Vec::new(), Vec::new(), HashMap::new());
+        let mut unreadable = Vec::new();
         let mut read_at: HashMap<Key, Timestamp> = HashMap::new();
         // Hub edits by earlier events of the deliveries, not recorded yet.
         let mut pending: HashMap<Key, Fields> = HashMap::new();
@@ -122,6 +123,13 @@ impl Changes {
             let event = picked.event();
             let is_quiet = conflicts.is_empty() && pending.is_empty();
             if matches!(picked.action, Action::Own) && is_quiet && !downlink.hands_over(event) {
+                continue;
+            }
+            // What the spoke never got need not go.
+            if !event.is_readable() {
+                if matches!(picked.action, Action::Apply(..)) {
+                    unreadable.extend(Unreadable::of(number, event));
+                }
                 continue;
             }
             // A document read whole with the reply already contains the later events of the reply.
@@ -180,6 +188,7 @@ impl Changes {
             read_at,
             changes: self.events.len(),
             to_settle,
+            unreadable,
             inferred,
             ..Work::empty(self)
         })

@@ -91,7 +91,15 @@ impl Feed {
             let origin = tag.filter(|tag| comes_up(tag)).map(|tag| &tag.zone);
             let key = if needs_places { event.key().ok() } else { None };
             let known = key.as_ref().and_then(|key| places.get(key).copied());
-            let stated = rules.facts(event, origin, known).map_err(|error| self.hub.malformed(error))?;
+            let mut stated = rules.facts(event, origin, known).map_err(|error| self.hub.malformed(error))?;
+            // A document that cannot be named cannot be read either.
+            if stated.is_some() && !event.is_readable() {
+                stated = stated.filter(|facts| !facts.needs_zone() && !facts.must_read);
+                if stated.is_none() {
+                    let (ns, at) = (self.hub.namespace(event.namespace()), event.cluster_time());
+                    tracing::error!(%ns, %at, "a change is left out: the document's _id cannot be read");
+                }
+            }
             if let (Some(key), Some(place)) = (key, stated.as_ref().and_then(Facts::place_after)) {
                 places.insert(key, place);
             }

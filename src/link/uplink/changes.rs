@@ -6,7 +6,7 @@ use bson::Timestamp;
 use bson::raw::RawDocumentBuf;
 
 use crate::link::apply::mark::Mark;
-use crate::link::apply::work::{Origin, Work};
+use crate::link::apply::work::{Origin, Unreadable, Work};
 use crate::rules::ahead::Ahead;
 use crate::rules::reply::{EventRef, Kind, Malformed, Reply};
 use crate::rules::step::{Step, Write, Zones};
@@ -23,7 +23,7 @@ impl Changes {
     /// The work for the hub.
     pub(super) fn work<'a>(&'a self, rules: &'a Uplink, ahead: &Ahead) -> Result<Work<'a>, Malformed> {
         let zone = rules.zone.as_str();
-        let mut steps = Vec::new();
+        let (mut steps, mut unreadable) = (Vec::new(), Vec::new());
         let mut foreign = 0;
         let mut last = Timestamp { time: 0, increment: 0 };
         let (mut departures, mut cuts) = (Departures::default(), Cuts::default());
@@ -33,6 +33,14 @@ impl Changes {
                 tracing::warn!(zone, cluster_time = %last, "a synced collection was dropped or renamed at the spoke; the hub keeps its documents");
             }
             if matches!(event.kind(), Kind::CollectionLost | Kind::Other) {
+                continue;
+            }
+            // Another zone's document stays at the spoke in any case.
+            if !event.is_readable() {
+                match rules.claims(event) {
+                    true => unreadable.extend(Unreadable::of(number, event)),
+                    false => foreign += 1,
+                }
                 continue;
             }
             let key = event.key()?;
@@ -61,7 +69,17 @@ impl Changes {
         let end = Mark::Streamed(self.0.last().expect("there is at least one reply").end().clone());
         let changes = self.events().count();
         let (end, read_at) = (Some(end), HashMap::new());
-        Ok(Work { steps, cuts: cuts.into_cuts(), end, last, read_at, changes, foreign, ..Work::empty(self) })
+        Ok(Work {
+            steps,
+            cuts: cuts.into_cuts(),
+            end,
+            last,
+            read_at,
+            changes,
+            foreign,
+            unreadable,
+            ..Work::empty(self)
+        })
     }
 
     /// The number of the event's reply, and the event's number within the reply.

@@ -20,7 +20,7 @@ use crate::mongo::error::Error;
 use crate::observe::status::State;
 use crate::rules::names::Direction;
 use crate::rules::queue::Weight;
-use crate::rules::reply::{Kind, Reply};
+use crate::rules::reply::{EventRef, Kind, Reply};
 use crate::rules::size::gather;
 use crate::rules::uplink::Owner;
 
@@ -139,7 +139,7 @@ impl Link<'_, SpokeSource> {
         let (server, rules, hub) = (self.source.server.clone(), self.source.rules.clone(), self.destination_server());
         let known = &self.spoke.pair.foreign;
         let (mut new, mut gone) = (HashMap::new(), HashMap::new());
-        for event in changes.events() {
+        for event in changes.events().filter(EventRef::is_readable) {
             let is_foreign = |document: &&RawDocument| rules.owner(document) == Owner::Other;
             let inserted = event.full_document().filter(|_| event.kind() == Kind::Insert).filter(is_foreign);
             if let Some(document) = inserted {

@@ -45,6 +45,7 @@ use crate::mongo::error::Error;
 use crate::mongo::server::{Server, first_batch};
 use crate::rules::key::Key;
 use crate::rules::names::{LinkName, Namespace};
+use crate::rules::opaque;
 
 /// Size in bytes above which an event is left out of the dead letter. The source still has the document.
 const LARGEST_EVENT: usize = 8_000_000;
@@ -79,7 +80,7 @@ pub(crate) fn park(link: &LinkName, letter: &DeadLetter<'_>) -> RawDocumentBuf {
         set.append(cstr!("is_fresh"), event.get_str("operationType").is_ok_and(is_fresh));
     }
     match letter.event {
-        Some(event) if event.as_bytes().len() <= LARGEST_EVENT => set.append(cstr!("event"), event),
+        Some(event) if event.as_bytes().len() <= LARGEST_EVENT => set.append(cstr!("event"), opaque::storable(event)),
         Some(event) => {
             let bytes = i64::try_from(event.as_bytes().len()).unwrap_or(i64::MAX);
             set.append(cstr!("event_omitted_bytes"), bytes);
@@ -116,7 +117,7 @@ pub(crate) fn count_later(link: &LinkName, later: &[Later<'_>]) -> RawDocumentBu
         let mut kept = RawArrayBuf::new();
         for event in events {
             if event.as_bytes().len() <= LARGEST_LATER_EVENT {
-                kept.push(event.clone());
+                kept.push(opaque::storable(event));
             } else {
                 kept.push(rawdoc! { "operationType": event.get_str("operationType").unwrap_or_default() });
             }

@@ -5,6 +5,7 @@
 //! begun_at   date      time of the first save, by the process's clock
 //! after      any       last compared `_id`; absent before the first
 //! documents  int64     number of compared documents
+//! unreadable int64     number of documents left out, because their `_id` cannot be read
 //! suspects   array     `_id`s of documents that seemed to differ, to be examined again
 //! is_walked  bool      true once all documents of the part are compared
 //! ```
@@ -59,6 +60,8 @@ pub(crate) struct Saved {
     /// The last compared `_id`.
     pub(crate) after: Option<RawBson>,
     pub(crate) documents: u64,
+    /// Number of documents left out, because their `_id` cannot be read.
+    pub(crate) unreadable: u64,
     /// The `_id`s of documents that seemed to differ.
     pub(crate) suspects: Vec<RawBson>,
     pub(crate) is_walked: bool,
@@ -74,9 +77,11 @@ pub(crate) async fn load(hub: &Server, part: &PartName) -> Result<Saved, Error> 
 fn read(saved: &Document) -> Saved {
     let whole = raw(saved);
     let suspects = whole.get_array("suspects").ok().into_iter().flatten().flatten().map(RawBson::from);
+    let number = |name| saved.get_i64(name).ok().and_then(|number| u64::try_from(number).ok()).unwrap_or(0);
     Saved {
         after: whole.get("after").ok().flatten().map(RawBson::from),
-        documents: saved.get_i64("documents").ok().and_then(|number| u64::try_from(number).ok()).unwrap_or(0),
+        documents: number("documents"),
+        unreadable: number("unreadable"),
         suspects: suspects.collect(),
         is_walked: saved.get_bool("is_walked").unwrap_or(false),
     }
@@ -94,7 +99,8 @@ pub(crate) async fn save(hub: &Server, part: &PartName, saved: &Saved) -> Result
 fn fields(saved: &Saved) -> Document {
     let bson = |value: &RawBson| Bson::try_from(value.clone()).unwrap_or(Bson::Null);
     let mut fields = doc! {
-        "documents": i64::try_from(saved.documents).unwrap_or(i64::MAX), "is_walked": saved.is_walked,
+        "documents": i64::try_from(saved.documents).unwrap_or(i64::MAX),
+        "unreadable": i64::try_from(saved.unreadable).unwrap_or(i64::MAX), "is_walked": saved.is_walked,
         "suspects": saved.suspects.iter().map(bson).collect::<Vec<_>>(),
     };
     if let Some(after) = &saved.after {
@@ -122,7 +128,8 @@ mod tests {
     #[test]
     fn progress_is_read_as_it_was_saved() {
         let ids = [RawBson::Int32(7), RawBson::String("a".to_owned())];
-        let begun = Saved { after: Some(ids[0].clone()), documents: 9, suspects: ids.to_vec(), is_walked: true };
+        let (after, suspects) = (Some(ids[0].clone()), ids.to_vec());
+        let begun = Saved { after, documents: 9, unreadable: 2, suspects, is_walked: true };
         for saved in [Saved::default(), begun] {
             assert_eq!(read(&fields(&saved)), saved);
         }
