@@ -1,5 +1,7 @@
 //! `spokesync run`: starts the actors and the HTTP interface, reloads on SIGHUP, and stops on SIGTERM or SIGINT.
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -134,6 +136,8 @@ struct Signals {
     hang_up: Signal,
     file: Option<Watched>,
     credentials: Option<Watched>,
+    /// The files with credentials.
+    watched: BTreeSet<PathBuf>,
 }
 
 impl Signals {
@@ -151,6 +155,7 @@ impl Signals {
             hang_up: listen(SignalKind::hangup())?,
             file,
             credentials: None,
+            watched: BTreeSet::new(),
         };
         signals.watch(config);
         Ok(signals)
@@ -158,13 +163,19 @@ impl Signals {
 
     /// Watches the files with credentials that the configuration names. Without this, SIGHUP has the same effect.
     fn watch(&mut self, config: &Config) {
+        let files: BTreeSet<PathBuf> = config.credentials_files().map(Path::to_owned).collect();
+        // The same watcher goes on if it can, so that no change is missed.
+        if files == self.watched {
+            return;
+        }
         self.credentials = None;
-        if config.credentials_files().next().is_some() {
-            match Watched::new(config.credentials_files()) {
+        if !files.is_empty() {
+            match Watched::new(files.iter().map(PathBuf::as_path)) {
                 Ok(watched) => self.credentials = Some(watched),
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "files with credentials are not watched"),
             }
         }
+        self.watched = files;
     }
 
     async fn next(&mut self) -> Wish {

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use bson::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::apply::mark::Mark;
@@ -57,6 +58,8 @@ pub(super) struct Link<'s, S> {
     pub(super) wall_time: Option<i64>,
     /// The moment at which the link last applied changes of the stream during a copy, or began to copy.
     kept_up: Instant,
+    /// The stream may have brought documents that the copy has not reached: in this process, or in an earlier one.
+    pub(super) has_followed: bool,
 }
 
 /// Interval at which a quiet link saves the stream's position, to stay within the oplog window.
@@ -163,6 +166,7 @@ impl<'s, S: Source> Link<'s, S> {
         set_aside::forget_old(destination.server()).await?;
         let mut retries = Retries::default();
         parked.keys().for_each(|key| retries.add(key.clone(), Instant::now()));
+        let has_followed = destination.checkpoint().position.is_some();
         let opening = Opening { spoke, link: &link, source, destination: &destination };
         let (source, ledger) = S::open(opening).await?;
         drop(starting);
@@ -178,6 +182,7 @@ impl<'s, S: Source> Link<'s, S> {
             is_complete: false,
             wall_time: None,
             kept_up: Instant::now(),
+            has_followed,
         };
         letters::show(&link);
         if link.checkpoint().reconciling == Reconciling::Asked {
@@ -293,9 +298,16 @@ impl<'s, S: Source> Link<'s, S> {
         self.kept_up.elapsed() >= LONG_COPY
     }
 
-    /// Records that the link has applied the stream's changes during a copy.
-    pub(super) fn has_kept_up(&mut self) {
+    /// Applies changes of the stream during a copy, as [`Source::keep_up`] says.
+    pub(super) async fn keep_up(
+        &mut self,
+        until: Option<Timestamp>,
+        stop: &CancellationToken,
+    ) -> Result<Option<Stopped>, Error> {
+        self.has_followed = true;
+        let stopped = S::keep_up(self, until, stop).await?;
         self.kept_up = Instant::now();
+        Ok(stopped)
     }
 
     /// The saved checkpoint.

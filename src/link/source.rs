@@ -72,9 +72,11 @@ pub(super) trait Source: Sized + Send + Sync {
         stop: &CancellationToken,
     ) -> impl Future<Output = Result<Ended, Error>> + Send;
 
-    /// Applies the changes of the stream that have come meanwhile, during a long copy. `Some` after a request to stop.
+    /// Applies changes of the stream during a copy: those that wait, as far as the source has come by now, or all up to
+    /// a time of the source. `Some` after a request to stop.
     fn keep_up(
         link: &mut Link<'_, Self>,
+        until: Option<Timestamp>,
         stop: &CancellationToken,
     ) -> impl Future<Output = Result<Option<Stopped>, Error>> + Send;
 

@@ -295,6 +295,10 @@ async fn read(server: &Server, area: Area<'_>, range: Range<'_>, bounds: Bounds)
     }
     if unreadable > 0 {
         // The next page begins after a document that can be read, and an empty page is the end.
+        if places.is_empty() && size.0 < PAGE_DOCUMENTS {
+            let range = Range { size: PageSize(PAGE_DOCUMENTS), ..range };
+            return Box::pin(read(server, area, range, bounds)).await;
+        }
         if places.is_empty() && unreadable >= size.0 {
             let reason = format!("{namespace} has {unreadable} documents in a row whose _id cannot be read");
             return Err(server.unsuitable(&reason));

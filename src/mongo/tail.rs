@@ -146,6 +146,7 @@ impl Tail {
         self.check_time(&reply)?;
         let start = doc! { "startAfter": token(reply.end()) };
         self.place = Some(reply.end().clone());
+        self.unproven = None;
         self.replies = match Replies::open(&self.server, start, &self.selection, self.reply_events).await {
             Err(error) if is_too_large(&error) => Replies::broken(error),
             opened => opened?,

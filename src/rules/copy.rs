@@ -109,6 +109,11 @@ impl Policy {
         }
     }
 
+    /// True if documents that the source lacks are registered as foreign.
+    pub(crate) fn registers(self, may_delete: bool) -> bool {
+        self == Self::Watch || (self == Self::WatchAgain && !may_delete)
+    }
+
     pub(crate) fn decide(self, document: Differing) -> Treatment {
         let Differing { lead, is_at_destination, is_protected, may_delete } = document;
         // The source lacks refused changes of the document: the difference is no change of the source.
@@ -197,6 +202,14 @@ mod tests {
                 let decided = decide(policy, Lead::Missing, true, is_protected, may_delete);
                 assert_eq!(decided, treatment, "{policy:?}, protected {is_protected}, may delete {may_delete}");
             }
+        }
+    }
+
+    #[test]
+    fn a_policy_registers_what_it_says_it_registers() {
+        for (policy, may_delete) in ALL.into_iter().flat_map(|policy| [(policy, false), (policy, true)]) {
+            let treatment = decide(policy, Lead::Missing, true, false, may_delete);
+            assert_eq!(treatment == Treatment::Register, policy.registers(may_delete), "{policy:?} {may_delete}");
         }
     }
 

@@ -126,9 +126,17 @@ async fn a_long_copy_carries_the_changes_of_the_stream_meanwhile() {
         })
         .await;
         assert!(filled().await < u64::try_from(DOCUMENTS - 2).unwrap(), "the copy is still under way");
+        // A document that the stream brings ahead of the copy, and that is gone before the copy comes there.
+        site.at(source).insert_one(doc! { "_id": DOCUMENTS, "_pk": "DFW" }).await.unwrap();
+        eventually("it has arrived", async || {
+            site.at(destination).find_one(doc! { "_id": DOCUMENTS }).await.unwrap().is_some()
+        })
+        .await;
+        site.at(source).delete_one(doc! { "_id": DOCUMENTS }).await.unwrap();
         site.nodes[source].admin(doc! { "configureFailPoint": "failCommand", "mode": "off" }).await.unwrap();
         site.ready().await;
         site.assert_converged().await;
+        assert_eq!(site.own_collection("HOU", "foreign").count_documents(doc! {}).await.unwrap(), 0);
     }
 }
 

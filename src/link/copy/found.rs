@@ -114,9 +114,9 @@ impl<S: Source> Link<'_, S> {
             let zones = if adopted.contains(&key) { Zones::OrNone(job.zone.as_str()) } else { job.zones() };
             steps.push(Step { event, key, id, zones, write, hub_edit });
         }
-        // Documents that come down to the spoke's own zone are newer there than the uplink's place says.
+        // Where both sides write, each document is remembered as newer than the link's place says, in its transaction.
         let read_at = match mode.policy {
-            Policy::HubReconciles => steps.iter().map(|step| (step.key.clone(), found.source_at)).collect(),
+            policy if policy.is_two_way() => steps.iter().map(|step| (step.key.clone(), found.source_at)).collect(),
             _ => HashMap::new(),
         };
         // Registrations and the mark are saved in the transaction of the last step.

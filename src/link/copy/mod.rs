@@ -16,7 +16,10 @@ mod found;
 mod purge;
 mod two_way;
 
+use std::collections::HashMap;
+
 use bson::Timestamp;
+use bson::raw::RawBson;
 use tokio_util::sync::CancellationToken;
 
 use self::found::{Found, Mode};
@@ -30,8 +33,9 @@ use crate::mongo::error::Error;
 use crate::mongo::metadata::checkpoints::{CopiedUpTo, Part};
 use crate::mongo::scan::{self, Area, Which};
 use crate::mongo::server::Server;
-use crate::mongo::walk::{End, Walk};
+use crate::mongo::walk::{self, Difference, End, Walk};
 use crate::rules::copy::Policy;
+use crate::rules::key::Key;
 use crate::rules::names::{Direction, Zone};
 use crate::rules::step::Zones;
 
@@ -69,7 +73,7 @@ impl<S: Source> Link<'_, S> {
         // In a collection new to the link, a missing document does not count as deleted: the stream brings the deletes.
         // A restored server lacks what came after the backup: nothing counts as deleted.
         let spares = self.checkpoint().reconciling.is_restored();
-        let may_delete = self.is_the_same_collection(job.namespace).await? && !spares;
+        let mut may_delete = self.is_the_same_collection(job.namespace).await? && !spares;
         let cell = self.cell();
         cell.begin_copying(&part.namespace, &job.zone, scan::estimate(&job.source, job.source_end().area).await);
         let mut walk = Walk::new(job.source_end(), job.destination_end(), resumed.map(|up_to| up_to.after));
@@ -81,10 +85,12 @@ impl<S: Source> Link<'_, S> {
         while !walk.is_finished() {
             // Between two pages, so that no change comes between the reads of both sides.
             if self.must_keep_up() {
-                if S::keep_up(self, stop).await? == Some(Stopped) {
+                if self.keep_up(None, stop).await? == Some(Stopped) {
                     return Ok(Ended::Stopped);
                 }
-                self.has_kept_up();
+                // The stream may have brought the drop of the collection.
+                may_delete = may_delete && self.is_the_same_collection(job.namespace).await?;
+                unsettled.may_delete(may_delete);
             }
             // One page of the source, then the destination's pages over the same range.
             // A server may look through a whole collection for the last documents of a zone.
@@ -114,6 +120,7 @@ impl<S: Source> Link<'_, S> {
                 }
                 let (mut may_delete, mut source_at) = (may_delete, source_at);
                 let has_extras = chunk.differences.iter().any(|difference| difference.lead.is_none());
+                let mut differences = chunk.differences;
                 if job.policy == Policy::WatchAgain && has_extras {
                     // The uplink must first register the foreign documents of the spoke: only the register
                     // distinguishes a foreign document from a document deleted at the hub.
@@ -124,8 +131,15 @@ impl<S: Source> Link<'_, S> {
                         Waited::Stopped => return Ok(Ended::Stopped),
                     }
                 }
+                if has_extras
+                    && job.policy.registers(may_delete)
+                    && self.has_followed
+                    && self.drop_brought(job, &mut differences, source_at, stop).await? == Some(Stopped)
+                {
+                    return Ok(Ended::Stopped);
+                }
                 // Under other policies, the chunk's differences are written immediately, together with the progress.
-                let found = Found { differences: chunk.differences, source_at };
+                let found = Found { differences, source_at };
                 let mode = Mode { may_delete, policy: job.policy, is_guarded: false, leaves_taken: false };
                 let protected =
                     if has_extras { job.protected(job.policy, &found.differences).await? } else { Default::default() };
@@ -142,6 +156,30 @@ impl<S: Source> Link<'_, S> {
         self.learn_collections().await?;
         cell.end_copying();
         Ok(Ended::Done)
+    }
+}
+
+impl<S: Source> Link<'_, S> {
+    /// Leaves out extras that only the stream has brought: documents deleted or moved at the source since. The stream
+    /// passes the read of the source, and then such documents are gone.
+    async fn drop_brought(
+        &mut self,
+        job: &Job,
+        differences: &mut Vec<Difference>,
+        source_at: Timestamp,
+        stop: &CancellationToken,
+    ) -> Result<Option<Stopped>, Error> {
+        if self.keep_up(Some(source_at), stop).await? == Some(Stopped) {
+            return Ok(Some(Stopped));
+        }
+        let extras = differences.iter().filter(|difference| difference.lead.is_none());
+        let ids: HashMap<Key, RawBson> = extras.map(|extra| (extra.key.clone(), extra.id.clone())).collect();
+        let (there, _) = walk::these(job.destination_end(), &ids, job.destination.now().await?).await?;
+        let (here, _) = walk::these(job.source_end(), &ids, job.source.now().await?).await?;
+        differences.retain(|difference| {
+            difference.lead.is_some() || (there.contains_key(&difference.key) && !here.contains_key(&difference.key))
+        });
+        Ok(None)
     }
 }
 

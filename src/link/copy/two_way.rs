@@ -58,6 +58,11 @@ impl Unsettled {
         Self { ids: HashMap::new(), bytes: 0, mark: None, may_delete, saved: Instant::now(), latest }
     }
 
+    /// Sets whether documents missing at the source count as deleted.
+    pub(super) fn may_delete(&mut self, may_delete: bool) {
+        self.may_delete = may_delete;
+    }
+
     /// The newest cluster time of the source in the reads of settled documents.
     pub(super) fn latest(&self) -> Timestamp {
         self.latest

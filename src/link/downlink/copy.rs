@@ -59,6 +59,10 @@ impl Link<'_, HubSource> {
                 // The owner's documents go up first: otherwise the hub's older versions would replace the owner's
                 // documents.
                 if policy == Policy::HubReconciles && !reconciling.keeps_position() {
+                    // The wait may be long, and the fan-out must not wait for an abandoned inbox.
+                    if self.source.inbox.take().is_some() {
+                        spoke.fanout.detach(&spoke.zone);
+                    }
                     let complete = spoke.pair.carried(Direction::Uplink).complete(stop);
                     if spoke.patiently(Direction::Downlink, complete).await == Waited::Stopped {
                         return Ok(Ended::Stopped);

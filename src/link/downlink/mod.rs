@@ -147,8 +147,12 @@ impl Source for HubSource {
         link.copy_held_zones(only_new, stop).await
     }
 
-    async fn keep_up(link: &mut Link<'_, Self>, stop: &CancellationToken) -> Result<Option<Stopped>, Error> {
-        link.keep_up_with_hub(stop).await
+    async fn keep_up(
+        link: &mut Link<'_, Self>,
+        until: Option<Timestamp>,
+        stop: &CancellationToken,
+    ) -> Result<Option<Stopped>, Error> {
+        link.keep_up_with_hub(until, stop).await
     }
 
     async fn stream(link: &mut Link<'_, Self>, stop: &CancellationToken) -> Result<Turn, Error> {

@@ -5,10 +5,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bson::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::HubSource;
 use super::changes::{AtSpoke, Changes, Reading, weigh};
+use crate::link::apply::mark::Mark;
 use crate::link::hub::feed::Feed;
 use crate::link::hub::inbox::{Delivery, Inbox};
 use crate::link::letters;
@@ -44,17 +46,44 @@ impl Link<'_, HubSource> {
         }
     }
 
-    /// Applies the deliveries that wait, during a copy. The inbox stays attached for the next call, and for the time
-    /// after the copy.
-    pub(super) async fn keep_up_with_hub(&mut self, stop: &CancellationToken) -> Result<Option<Stopped>, Error> {
-        let (cell, state) = (self.cell(), self.cell().state());
-        let attached = match self.source.inbox.take() {
-            Some(inbox) => Some(inbox),
-            None => self.reach_fanout(stop).await?,
+    /// Applies deliveries during a copy, as [`Source::keep_up`](crate::link::source::Source::keep_up) says. The inbox
+    /// stays attached for the next call, and for the time after the copy.
+    pub(super) async fn keep_up_with_hub(
+        &mut self,
+        until: Option<Timestamp>,
+        stop: &CancellationToken,
+    ) -> Result<Option<Stopped>, Error> {
+        // A busy hub always has a next delivery, and the copy must go on.
+        let bound = match until {
+            Some(until) => until,
+            None => self.source.server.now().await?,
         };
-        cell.set_state(state);
-        let Some(inbox) = attached else { return Ok(Some(Stopped)) };
-        while let Some(first) = inbox.try_next() {
+        let (cell, state) = (self.cell(), self.cell().state());
+        letters::attend(self).await?;
+        let (mut reached, mut unsaved) = (None, None);
+        while reached.is_none_or(|reached| reached < bound) {
+            let attached = match self.source.inbox.take() {
+                Some(inbox) => Some(inbox),
+                None => self.reach_fanout(stop).await?,
+            };
+            cell.set_state(state);
+            let Some(inbox) = attached.filter(|_| !stop.is_cancelled()) else { return Ok(Some(Stopped)) };
+            let first = match until {
+                Some(_) => {
+                    let next = cell.pulse().while_waiting(inbox.next(false));
+                    let Some(next) = stop.run_until_cancelled(next).await else { return Ok(Some(Stopped)) };
+                    next
+                }
+                None => inbox.try_next(),
+            };
+            let Some(first) = first else {
+                // A detached inbox gets nothing more: the next turn attaches again.
+                self.source.inbox = Some(inbox).filter(|inbox| !inbox.is_detached());
+                if until.is_some() {
+                    continue;
+                }
+                break;
+            };
             let limit = self.destination.server().line().batch();
             let deliveries = gather(first, limit, weigh, || inbox.try_next());
             // As in the stream: the link begins again, with the zones that the spoke holds now.
@@ -62,10 +91,21 @@ impl Link<'_, HubSource> {
                 self.spoke.fanout.detach(&self.spoke.zone);
                 return Ok(Some(Stopped));
             }
-            self.deliver(deliveries).await?;
+            self.source.inbox = Some(inbox);
+            let end = deliveries.last().expect("there is a first").end.clone();
+            reached = Some(end.seen_until());
+            if deliveries.iter().all(says_nothing) {
+                cell.quiet(end.cluster_time());
+                unsaved = Some(end);
+            } else {
+                self.deliver(deliveries).await?;
+                unsaved = None;
+            }
         }
-        // A detached inbox gets nothing more: the next call attaches again.
-        self.source.inbox = Some(inbox).filter(|inbox| !inbox.is_detached());
+        // The place stays in the oplog, however long the copy takes.
+        if let Some(end) = unsaved {
+            self.save(Some(Mark::Streamed(end))).await?;
+        }
         Ok(None)
     }
 
@@ -150,7 +190,6 @@ impl Link<'_, HubSource> {
             self.settle().await?;
             // A quiet stream moves only the place, and saves the place now and then, so that it stays in the oplog
             // window.
-            let says_nothing = |delivery: &Delivery| delivery.routed.is_none() && delivery.lost_collections.is_empty();
             if deliveries.iter().all(says_nothing) {
                 let end = &deliveries.last().expect("there is a first").end;
                 cell.quiet(end.cluster_time());
@@ -210,4 +249,9 @@ impl Link<'_, HubSource> {
     fn is_forgetful(&self) -> bool {
         self.is_complete() && self.parked.is_empty() && self.spoke.pair.conflicts().is_empty()
     }
+}
+
+/// True for a delivery that only moves the place.
+fn says_nothing(delivery: &Delivery) -> bool {
+    delivery.routed.is_none() && delivery.lost_collections.is_empty()
 }

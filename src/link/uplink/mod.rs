@@ -157,8 +157,12 @@ impl Source for SpokeSource {
         link.copy_own_zone(only_new, stop).await
     }
 
-    async fn keep_up(link: &mut Link<'_, Self>, stop: &CancellationToken) -> Result<Option<Stopped>, Error> {
-        link.keep_up_with_spoke(stop).await
+    async fn keep_up(
+        link: &mut Link<'_, Self>,
+        until: Option<Timestamp>,
+        stop: &CancellationToken,
+    ) -> Result<Option<Stopped>, Error> {
+        link.keep_up_with_spoke(until, stop).await
     }
 
     async fn stream(link: &mut Link<'_, Self>, stop: &CancellationToken) -> Result<Turn, Error> {

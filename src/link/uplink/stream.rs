@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use bson::Timestamp;
 use bson::raw::RawDocument;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -17,8 +18,10 @@ use crate::link::lifecycle::{Link, QUIET_CHECKPOINT, Stopped};
 use crate::link::pair::Turn;
 use crate::link::{foreign, letters};
 use crate::mongo::error::Error;
+use crate::mongo::read::{self, Wanted, When};
 use crate::observe::status::State;
 use crate::rules::names::Direction;
+use crate::rules::position::Position;
 use crate::rules::queue::Weight;
 use crate::rules::reply::{EventRef, Kind, Reply};
 use crate::rules::size::gather;
@@ -65,16 +68,34 @@ impl Link<'_, SpokeSource> {
         }
     }
 
-    /// Applies the replies that wait, during a copy. The stream stays open for the next call, and for the time after
-    /// the copy.
-    pub(super) async fn keep_up_with_spoke(&mut self, stop: &CancellationToken) -> Result<Option<Stopped>, Error> {
+    /// Applies replies during a copy, as [`Source::keep_up`](crate::link::source::Source::keep_up) says. The stream stays
+    /// open for the next call, and for the time after the copy.
+    pub(super) async fn keep_up_with_spoke(
+        &mut self,
+        until: Option<Timestamp>,
+        stop: &CancellationToken,
+    ) -> Result<Option<Stopped>, Error> {
+        // A busy source always has a next reply, and the copy must go on.
+        let bound = match until {
+            Some(until) => until,
+            None => self.source.server.now().await?,
+        };
         let Some(mut following) = self.following(stop).await? else { return Ok(Some(Stopped)) };
-        loop {
-            match following.replies.try_recv() {
-                Ok(reply) => self.carry(reply, &mut following).await?,
-                Err(mpsc::error::TryRecvError::Empty) => break,
-                Err(mpsc::error::TryRecvError::Disconnected) => return Err(following.error().await),
-            }
+        letters::attend(self).await?;
+        let mut reached = None;
+        while reached.is_none_or(|reached| reached < bound) {
+            let next = match until {
+                Some(_) => stop.run_until_cancelled(following.replies.recv()).await,
+                None if stop.is_cancelled() => None,
+                None => match following.replies.try_recv() {
+                    Ok(reply) => Some(Some(reply)),
+                    Err(mpsc::error::TryRecvError::Empty) => break,
+                    Err(mpsc::error::TryRecvError::Disconnected) => Some(None),
+                },
+            };
+            let Some(next) = next else { return Ok(Some(Stopped)) };
+            let Some(reply) = next else { return Err(following.error().await) };
+            reached = Some(self.carry(reply, &mut following).await?.seen_until());
         }
         self.source.following = Some(following);
         Ok(None)
@@ -95,8 +116,8 @@ impl Link<'_, SpokeSource> {
         Ok(Some(Following { replies, reader, saved: Instant::now() }))
     }
 
-    /// Applies a reply, together with the replies that wait behind it.
-    async fn carry(&mut self, first: Reply, following: &mut Following) -> Result<(), Error> {
+    /// Applies a reply, together with the replies that wait behind it. Returns the position after them.
+    async fn carry(&mut self, first: Reply, following: &mut Following) -> Result<Position, Error> {
         let (rules, cell) = (self.source.rules.clone(), self.cell());
         // Replies that wait already share the transaction, up to the size of a batch.
         let limit = self.destination.server().line().batch();
@@ -110,10 +131,10 @@ impl Link<'_, SpokeSource> {
             self.has_carried(&end);
             cell.quiet(end.cluster_time());
             if following.saved.elapsed() >= QUIET_CHECKPOINT {
-                self.save(Some(Mark::Streamed(end))).await?;
+                self.save(Some(Mark::Streamed(end.clone()))).await?;
                 following.saved = Instant::now();
             }
-            return Ok(());
+            return Ok(end);
         }
         cell.received();
         let changes = Changes(replies);
@@ -131,7 +152,7 @@ impl Link<'_, SpokeSource> {
         self.learn_collections().await?;
         letters::show(self);
         following.saved = Instant::now();
-        Ok(())
+        Ok(end)
     }
 
     /// Registers other zones' documents inserted at the spoke: a reconcile must not delete foreign documents.
@@ -139,6 +160,17 @@ impl Link<'_, SpokeSource> {
         let (server, rules, hub) = (self.source.server.clone(), self.source.rules.clone(), self.destination_server());
         let known = &self.spoke.pair.foreign;
         let (mut new, mut gone) = (HashMap::new(), HashMap::new());
+        // Documents that did not fit into their events are read.
+        let is_cut = |event: &EventRef<'_>| {
+            event.kind() == Kind::Insert && event.full_document().is_none() && event.is_readable()
+        };
+        let cut = changes.events().filter(is_cut).filter_map(|event| Some((event.key().ok()?, event.id().ok()?)));
+        let wanted: Wanted<'_> = cut.collect();
+        if !wanted.is_empty() {
+            let read = read::documents(&server, &wanted, None, When::NotBefore(server.now().await?)).await?;
+            let documents = read.documents.into_iter().filter_map(|(key, document)| Some((key, document?)));
+            new.extend(documents.filter(|(_, document)| rules.owner(document) == Owner::Other));
+        }
         for event in changes.events().filter(EventRef::is_readable) {
             let is_foreign = |document: &&RawDocument| rules.owner(document) == Owner::Other;
             let inserted = event.full_document().filter(|_| event.kind() == Kind::Insert).filter(is_foreign);
