@@ -169,8 +169,10 @@ fn lost(document: &str, writes: &[&Written], rest: &Rest, kept: &BTreeSet<String
                         let is_same = by.lineage == written.lineage;
                         let is_of_zone = by.zone_before().is_some_and(|zone| zones.iter().any(|other| *other == zone));
                         let is_concurrent = || !self::past(writes, other).contains(&index);
-                        (is_same && reach == written.field())
-                            || ((is_same || is_of_zone)
+                        // Somebody who had the value before them has decided about it.
+                        let saw = || by.values_before().contains(value);
+                        ((is_same || saw()) && reach == written.field())
+                            || ((is_same || is_of_zone || saw())
                                 && (reach == Reach::Whole || (by.travels_whole && is_concurrent())))
                     }
                 }
@@ -188,6 +190,15 @@ impl Written {
         self.before.as_ref()?.get_str("_pk").ok()
     }
 
+    /// The values that the application had before it.
+    fn values_before(&self) -> BTreeSet<String> {
+        let mut values = BTreeSet::new();
+        if let Some(before) = &self.before {
+            collect(&Bson::Document(before.clone()), &mut values);
+        }
+        values
+    }
+
     /// The field that holds the write's value.
     fn field(&self) -> Reach {
         match self.reach {
@@ -202,10 +213,7 @@ fn past(writes: &[&Written], index: usize) -> BTreeSet<usize> {
     let (mut past, mut todo) = (BTreeSet::new(), vec![index]);
     while let Some(next) = todo.pop() {
         let written = writes[next];
-        let mut seen = BTreeSet::new();
-        if let Some(before) = &written.before {
-            collect(&Bson::Document(before.clone()), &mut seen);
-        }
+        let seen = written.values_before();
         for (other, earlier) in writes.iter().enumerate() {
             let is_of_site = earlier.site == written.site && earlier.order < written.order;
             let is_seen = earlier.value.as_ref().is_some_and(|value| seen.contains(value));
@@ -302,6 +310,14 @@ mod tests {
         (delete.lineage, delete.value) = ("v8".to_owned(), None);
         let log = [write(0, "DFW", A, "v1", None), delete];
         assert_eq!(kinds(&log, &same(doc! { "_pk": "DFW" })), ["lost"]);
+    }
+
+    #[test]
+    fn a_delete_by_somebody_who_saw_the_value_overrules_it() {
+        let mut delete = write(0, "HOU", Reach::Whole, "v9", Some("v1"));
+        (delete.lineage, delete.value) = ("v8".to_owned(), None);
+        let log = [write(0, "DFW", A, "v1", None), delete];
+        assert_eq!(kinds(&log, &same(doc! { "_pk": "DFW" })), [""; 0]);
     }
 
     #[test]
