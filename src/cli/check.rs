@@ -6,6 +6,7 @@ use bson::{Document, Uuid, doc};
 
 use super::Exit;
 use super::servers::endpoints;
+use super::shown::shown;
 use crate::config::Config;
 use crate::link::servers::is_one_with;
 use crate::mongo::endpoint::Endpoint;
@@ -64,7 +65,7 @@ pub(super) fn run(config: &Config) -> Exit {
                 Verdict::Warning => "warning",
                 Verdict::Wrong => "error",
             };
-            println!("{word:<8} {server}: {text}");
+            println!("{word:<8} {server}: {}", shown(&text));
             if verdict == Verdict::Wrong {
                 exit = Exit::Failed;
             }

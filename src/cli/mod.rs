@@ -165,7 +165,7 @@ impl ConfigArgument {
         match self.load().map(|config| command(&config)) {
             Ok(Ok(())) => Exit::Done,
             Ok(Err(error)) => {
-                eprintln!("{error:#}");
+                eprintln!("{}", shown::shown_lines(&format!("{error:#}")));
                 Exit::Failed
             }
             Err(exit) => exit,

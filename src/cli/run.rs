@@ -169,13 +169,14 @@ impl Signals {
             return;
         }
         self.credentials = None;
-        if !files.is_empty() {
-            match Watched::new(files.iter().map(PathBuf::as_path)) {
-                Ok(watched) => self.credentials = Some(watched),
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "files with credentials are not watched"),
-            }
+        self.watched = BTreeSet::new();
+        if files.is_empty() {
+            return;
         }
-        self.watched = files;
+        match Watched::new(files.iter().map(PathBuf::as_path)) {
+            Ok(watched) => (self.credentials, self.watched) = (Some(watched), files),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "files with credentials are not watched"),
+        }
     }
 
     async fn next(&mut self) -> Wish {
@@ -184,7 +185,8 @@ impl Signals {
             _ = self.interrupt.recv() => Wish::Stop,
             _ = self.hang_up.recv() => Wish::Reload,
             () = changed(self.file.as_mut()) => Wish::Reload,
-            () = changed(self.credentials.as_mut()) => Wish::Renew,
+            // Both kinds of files may change together, and then the configuration must not be missed.
+            () = changed(self.credentials.as_mut()) => if self.file.is_some() { Wish::Reload } else { Wish::Renew },
         }
     }
 }

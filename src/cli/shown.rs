@@ -15,6 +15,11 @@ pub(super) fn shown(text: &str) -> String {
     shown
 }
 
+/// The same for text of several lines.
+pub(super) fn shown_lines(text: &str) -> String {
+    text.lines().map(shown).collect::<Vec<_>>().join("\n")
+}
+
 /// Control characters include the second set (C1). The others set the direction of text.
 fn is_harmless(character: char) -> bool {
     let is_direction =
@@ -30,6 +35,7 @@ mod tests {
     fn what_would_change_the_terminal_is_spelled_out() {
         assert_eq!(shown("plain ü 漢 😀"), "plain ü 漢 😀");
         assert_eq!(shown("\u{1b}[31mred\r\nnext\u{9b}2J"), "\\u{1b}[31mred\\u{d}\\u{a}next\\u{9b}2J");
+        assert_eq!(shown_lines("one\ntwo\u{7}"), "one\ntwo\\u{7}");
         assert_eq!(shown("a\u{202e}b\u{2066}c\u{7f}"), "a\\u{202e}b\\u{2066}c\\u{7f}");
     }
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::act::copying as copying_of;
 use super::client::Client;
-use super::shown::shown;
+use super::shown::{shown, shown_lines};
 use crate::config::Config;
 
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -126,7 +126,7 @@ fn troubles(status: &Value) -> Vec<String> {
         }
     }
     if status["configuration_error"].is_string() {
-        lines.push(format!("configuration: {}", text(&status["configuration_error"])));
+        lines.push(format!("configuration: {}", shown_lines(&text(&status["configuration_error"]))));
     }
     lines
 }

@@ -87,7 +87,7 @@ pub(super) fn run(config: &Config, arguments: &Arguments) -> Exit {
             }
         }
         Err(error) => {
-            eprintln!("cannot verify: {error}");
+            eprintln!("cannot verify: {}", shown(&error.to_string()));
             Exit::Failed
         }
     }
@@ -128,7 +128,7 @@ fn show(report: &Report, json: bool) {
     }
     for untold in &report.untold {
         let zone = untold.zone.as_ref().map(|zone| format!(" zone {zone}")).unwrap_or_default();
-        println!("unknown     spoke {}{zone}: {}", untold.spoke, untold.reason);
+        println!("unknown     spoke {}{zone}: {}", untold.spoke, shown(&untold.reason));
     }
     let more = if report.more > 0 { format!(", {} of them not listed", report.more) } else { String::new() };
     let repaired = if report.repaired > 0 { format!(", {} repaired", report.repaired) } else { String::new() };

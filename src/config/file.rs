@@ -243,7 +243,7 @@ fn http<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>, folder: &Path) -> Htt
     if let Some((token, _)) = token {
         if token.value.len() < LEAST_TOKEN {
             let advice = "openssl rand -hex 16 makes a good one";
-            let message = format!("[http]: the token has fewer than {LEAST_TOKEN} characters: {advice}");
+            let message = format!("[http]: the token has fewer than {LEAST_TOKEN} bytes: {advice}");
             reader.problem(&token.span, message);
         }
         http.token = Some(SecretString::from(token.value));

@@ -10,7 +10,9 @@ use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::error::InternalError;
 use actix_web::http::Method;
-use actix_web::http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, ORIGIN, WWW_AUTHENTICATE};
+use actix_web::http::header::{
+    AUTHORIZATION, CACHE_CONTROL, HOST, HeaderMap, HeaderName, ORIGIN, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
 use actix_web::http::uri::Authority;
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpResponse, web};
@@ -73,6 +75,7 @@ pub(super) async fn check<B: MessageBody + 'static>(
             // The rest of the body would be taken for the next request.
             Err(late) => {
                 let mut response = HttpResponse::RequestTimeout();
+                response.insert_header((CACHE_CONTROL, "no-store")).insert_header((X_CONTENT_TYPE_OPTIONS, "nosniff"));
                 let response = error(response.force_close(), "the request did not come within 10 s");
                 Err(InternalError::from_response(late, response).into())
             }
@@ -95,6 +98,9 @@ fn is_for_this_machine(headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(HOST);
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
     let Some(authority) = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()) else { return false };
+    if authority.as_str().contains('@') {
+        return false;
+    }
     let host = authority.host();
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
@@ -155,6 +161,7 @@ mod tests {
             "10.0.0.1",
             "0.0.0.0:8080",
             "[::]",
+            "evil@localhost",
             "",
             "a b",
             "::1",

@@ -1,6 +1,6 @@
 //! The HTTP interface.
 //!
-//! - [`guard`]: access control
+//! - [`guard`]: access control; [`length`]: requests whose body has no known length
 //! - [`page`]: the dashboard
 //! - [`spokes`]: commands for a spoke; [`letters`]: dead letters
 //! - [`logs`]: the actors' log streams; [`verify`]: verifications
@@ -9,6 +9,7 @@
 //! to the coordinator; only log levels change directly.
 
 mod guard;
+mod length;
 mod letters;
 mod logs;
 mod page;
@@ -21,6 +22,7 @@ use std::sync::atomic::Ordering;
 use actix::Addr;
 use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
+use actix_web::http::KeepAlive;
 use actix_web::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
 use actix_web::middleware::{DefaultHeaders, Next, from_fn};
 use actix_web::{App, Error, HttpRequest, HttpResponse, HttpServer, web};
@@ -87,12 +89,15 @@ pub(crate) fn start(
             .app_data(web::PayloadConfig::new(MOST_BODY_BYTES))
             .app_data(web::JsonConfig::default().limit(MOST_BODY_BYTES))
             .wrap(from_fn(in_json))
+            .wrap(from_fn(length::known))
             .wrap(headers)
             .route("/healthz", web::get().to(healthz))
             .route("/readyz", web::get().to(readyz))
             .service(guarded)
     };
     let server = HttpServer::new(app).workers(1).max_connections(MOST_CONNECTIONS).backlog(BACKLOG);
+    // One request a connection: the time limits hold for a connection's first request only.
+    let server = server.keep_alive(KeepAlive::Disabled);
     let server = server.disable_signals().shutdown_timeout(1).bind(http.listen)?;
     Ok(server.run())
 }

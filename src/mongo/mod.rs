@@ -49,4 +49,4 @@ pub mod tail;
 mod throughput;
 pub(crate) mod transaction;
 pub(crate) mod walk;
-mod words;
+pub(crate) mod words;

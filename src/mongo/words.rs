@@ -23,7 +23,7 @@ pub(crate) fn of_write(code: i32, message: &str) -> String {
 
 /// The message of a failed command. Such a message may quote the whole command, documents included.
 pub(crate) fn of_command(message: &str) -> String {
-    let end = ["{", " dup key"].iter().filter_map(|mark| message.find(mark)).min();
+    let end = ["{", "\"", " dup key"].iter().filter_map(|mark| message.find(mark)).min();
     shorten(message[..end.unwrap_or(message.len())].trim_end())
 }
 

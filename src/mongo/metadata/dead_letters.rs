@@ -43,6 +43,7 @@ use bson::{Bson, DateTime, Document, RawArrayBuf, Timestamp, doc, rawdoc};
 use super::{DEAD_LETTERS, DROPPED_LETTERS, all_of, document_id};
 use crate::mongo::error::Error;
 use crate::mongo::server::{Server, first_batch};
+use crate::mongo::words;
 use crate::rules::key::Key;
 use crate::rules::names::{LinkName, Namespace};
 use crate::rules::opaque;
@@ -235,7 +236,8 @@ fn read(namespace: u16, saved: &Document) -> Option<(Key, Kept)> {
     let kept = Kept {
         namespace,
         code: reason.and_then(|reason| reason.get_i32("code").ok()).unwrap_or(0),
-        message: reason.and_then(|reason| reason.get_str("message").ok()).unwrap_or_default().to_owned(),
+        // Letters of 0.1.0 may quote values.
+        message: words::of_command(reason.and_then(|reason| reason.get_str("message").ok()).unwrap_or_default()),
         parked_at: saved.get_datetime("parked_at").copied().unwrap_or(DateTime::MIN),
         later_changes: saved.get_i64("later_changes").unwrap_or(0),
         // Letters of 0.1.0 have no such field.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,7 +38,7 @@ pub(super) struct Files {
 pub(super) fn could_write(directory: &Path) -> io::Result<()> {
     let present = directory.ancestors().find(|folder| folder.exists()).unwrap_or(directory);
     let path = present.join(format!(".spokesync-{}", std::process::id()));
-    OpenOptions::new().write(true).create_new(true).open(&path)?;
+    OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
     fs::remove_file(path)
 }
 
@@ -70,8 +70,8 @@ impl Files {
         };
         text.push('\n');
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        // A folder may be gone meanwhile; the next line looks for the folder again.
-        let written = match open.get_mut(&line.actor).filter(|_| self.directory.is_dir()) {
+        // A file may be gone meanwhile, with or without its folder: it is opened again.
+        let written = match open.get_mut(&line.actor).filter(|_| self.path(&line.actor).is_file()) {
             Some(file) => file.write_all(text.as_bytes()),
             None => self.file(&line.actor).and_then(|mut file| {
                 let written = file.write_all(text.as_bytes());
@@ -85,14 +85,19 @@ impl Files {
         written
     }
 
+    fn path(&self, actor: &str) -> PathBuf {
+        self.directory.join(format!("{actor}.log"))
+    }
+
     /// Opens an actor's file.
     fn file(&self, actor: &str) -> io::Result<FileRotate<AppendCount>> {
-        let path = self.directory.join(format!("{actor}.log"));
+        let path = self.path(actor);
         // Errors are seen here: the rotating file hides or panics on them.
         fs::create_dir_all(path.parent().unwrap_or(&self.directory))?;
         let mut options = OpenOptions::new();
         options.read(true).create(true).append(true).mode(MODE);
-        options.open(&path)?;
+        // A file of an earlier version may be open to others.
+        options.open(&path)?.set_permissions(fs::Permissions::from_mode(MODE))?;
         let limit = ContentLimit::BytesSurpassed(FILE_BYTES);
         Ok(FileRotate::new(path, AppendCount::new(OLDER_FILES), limit, Compression::None, Some(options)))
     }
@@ -101,7 +106,6 @@ impl Files {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
     use tracing::Level;
 
     fn line(actor: &str, message: &str) -> Line {
@@ -157,6 +161,15 @@ mod tests {
         fs::remove_file(&directory).expect("it is there");
         files.write(&line("DFW/reader", "back"));
         assert_eq!(lost.load(Ordering::Relaxed), 2);
-        assert!(fs::read_to_string(directory.join("DFW/reader.log")).expect("a file").contains("back"));
+        let read = || fs::read_to_string(directory.join("DFW/reader.log")).unwrap_or_default();
+        assert!(read().contains("back"));
+        // The same with the folder of one actor, and with a file in its place.
+        fs::remove_dir_all(directory.join("DFW")).expect("it is there");
+        files.write(&line("DFW/reader", "again"));
+        assert!(read().contains("again"));
+        fs::remove_dir_all(directory.join("DFW")).expect("it is there");
+        fs::write(directory.join("DFW"), "").expect("a file");
+        files.write(&line("DFW/reader", "lost"));
+        assert_eq!(lost.load(Ordering::Relaxed), 3);
     }
 }
