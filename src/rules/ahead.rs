@@ -43,8 +43,9 @@ impl Ahead {
 
     /// Compares the document with an event of cluster time `at`. The document is, or was, in one of `zones`.
     pub(crate) fn standing<'z>(&self, key: &Key, mut zones: impl Iterator<Item = &'z str>, at: Timestamp) -> Standing {
-        if let Some(&until) = self.documents.get(key) {
-            return if at <= until { Standing::Ahead } else { Standing::Behind };
+        // A page of a copy may have brought a newer version since the document was read by itself.
+        if self.documents.get(key).is_some_and(|&until| at <= until) {
+            return Standing::Ahead;
         }
         if self.zones.is_empty() {
             return Standing::Behind;
@@ -152,6 +153,16 @@ mod tests {
         assert_eq!(standing(&after, 2, 5), Standing::Ahead);
         assert_eq!(standing(&after, 2, 8), Standing::Behind);
         assert_eq!(after.standing(&key(3), ["HOU"].into_iter(), at(9)), Standing::Unknown);
+    }
+
+    #[test]
+    fn a_document_read_by_itself_may_be_newer_since_a_copy() {
+        let mut ahead = Ahead::new(HashMap::new(), 10);
+        ahead.has_read(key(1), ["DFW"].into_iter(), at(5));
+        ahead.has_copied(&Zone::new("DFW"), at(8));
+        assert_eq!(standing(&ahead, 1, 5), Standing::Ahead);
+        assert_eq!(standing(&ahead, 1, 8), Standing::Unknown);
+        assert_eq!(standing(&ahead, 1, 9), Standing::Behind);
     }
 
     #[test]
