@@ -30,30 +30,30 @@ const SPOKES: [usize; 2] = [0, 1];
 
 /// A document: the zone, the write that made it, and the last write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Document {
+struct Held {
     zone: usize,
     lineage: u32,
     value: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Event {
-    before: Option<Document>,
-    after: Option<Document>,
+struct Logged {
+    before: Option<Held>,
+    after: Option<Held>,
     /// At the hub: the spoke whose uplink made the change. At a spoke: `Some` for a change by the downlink.
     origin: Option<usize>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Side {
-    document: Option<Document>,
-    log: Vec<Event>,
+    document: Option<Held>,
+    log: Vec<Logged>,
 }
 
 impl Side {
-    fn put(&mut self, after: Option<Document>, origin: Option<usize>) {
+    fn put(&mut self, after: Option<Held>, origin: Option<usize>) {
         if self.document != after {
-            self.log.push(Event { before: self.document, after, origin });
+            self.log.push(Logged { before: self.document, after, origin });
             self.document = after;
         }
     }
@@ -72,7 +72,7 @@ struct Refused {
     value: Option<u32>,
 }
 
-struct Spoke {
+struct Edge {
     side: Side,
     /// Events carried up, and events seen on the way down.
     up: usize,
@@ -86,7 +86,7 @@ struct Spoke {
     collision: bool,
     /// The collision is tried again.
     is_deciding: bool,
-    unsettled: Option<Option<(usize, Option<Document>)>>,
+    unsettled: Option<Option<(usize, Option<Held>)>>,
     is_foreign: bool,
     conflicts: Conflicts,
 }
@@ -116,7 +116,7 @@ struct Model {
     rule: Rule,
     routes: Routes,
     hub: Side,
-    spokes: [Spoke; 2],
+    spokes: [Edge; 2],
     /// Values set aside, or in dead letters given up.
     aside: BTreeSet<u32>,
     writes: BTreeMap<u32, Write>,
@@ -151,7 +151,7 @@ impl Model {
         let zones = ZONES.map(Zone::new);
         let watched = [zones[1].clone()];
         let spokes: [(&Zone, &[Zone]); 2] = [(&zones[0], &watched), (&zones[1], &[])];
-        let spoke = || Spoke {
+        let spoke = || Edge {
             side: Side::default(),
             up: 0,
             down: 0,
@@ -219,18 +219,18 @@ impl Model {
             return Some("a version under way to the hub was replaced".to_owned());
         }
         for (number, spoke) in self.spokes.iter().enumerate() {
-            let holds = |document: &Document| self.version(number, Some(*document)) != Version::Elsewhere;
+            let holds = |document: &Held| self.version(number, Some(*document)) != Version::Elsewhere;
             let (above, below) = (self.hub.document.filter(holds), spoke.side.document.filter(holds));
             let is_told = spoke.letter.is_some() || spoke.collision || spoke.is_foreign;
             if above != below && !is_told {
                 return Some(format!("{} differs: {above:?}, {below:?}", ZONES[number]));
             }
         }
-        let was_at_hub = |there: Document| {
+        let was_at_hub = |there: Held| {
             self.hub.log.iter().any(|event| event.after.is_some_and(|after| after.lineage == there.lineage))
         };
         // The hub's document has taken the place of a refused one: after a delete, or in the zone of both.
-        let is_void = |spoke: &Spoke| {
+        let is_void = |spoke: &Edge| {
             let refused = spoke.letter.and_then(|letter| self.writes.get(&letter.value?));
             let zone = self.hub.document.map(|there| there.zone);
             refused.zip(spoke.side.document).is_some_and(|(refused, there)| {
@@ -266,7 +266,7 @@ impl Model {
         std::iter::successors(seen(&value), seen).collect()
     }
 
-    fn version(&self, spoke: usize, document: Option<Document>) -> Version {
+    fn version(&self, spoke: usize, document: Option<Held>) -> Version {
         match document {
             None => Version::Absent,
             Some(document) if document.zone == spoke => Version::Own,
@@ -287,11 +287,11 @@ impl Model {
             _ => self.random.random_range(0..ZONES.len()),
         };
         let after = match (side.document, self.random.random_range(0..5)) {
-            (None, _) => Some(Document { zone, lineage: value, value }),
+            (None, _) => Some(Held { zone, lineage: value, value }),
             (Some(there), _) if spoke.is_some_and(|own| own != there.zone) => return,
             (Some(_), 0) => None,
-            (Some(there), 1 | 2) => Some(Document { zone: self.random.random_range(0..ZONES.len()), value, ..there }),
-            (Some(there), _) => Some(Document { value, ..there }),
+            (Some(there), 1 | 2) => Some(Held { zone: self.random.random_range(0..ZONES.len()), value, ..there }),
+            (Some(there), _) => Some(Held { value, ..there }),
         };
         match (side.document, after) {
             (before, Some(after)) => {
@@ -315,7 +315,7 @@ impl Model {
         self.history.push(line);
     }
 
-    fn set_aside(&mut self, document: Option<Document>) {
+    fn set_aside(&mut self, document: Option<Held>) {
         if self.rule != Rule::NoTraces {
             self.aside.extend(document.map(|document| document.value));
         }
@@ -323,7 +323,7 @@ impl Model {
 
     /// Carries the next event of a spoke to the hub.
     fn uplink(&mut self, number: usize) {
-        let own = |document: &Document| document.zone == number;
+        let own = |document: &Held| document.zone == number;
         let spoke = &mut self.spokes[number];
         let pushed = (spoke.up, self.hub.now());
         let Some(&event) = spoke.side.log.get(spoke.up) else {
@@ -372,7 +372,7 @@ impl Model {
             (Some(_), None) if hub.is_some_and(|there| own(&there)) => self.hub.put(None, Some(number)),
             (Some(before), Some(after)) if own(&before) => match hub.filter(own) {
                 Some(there) => {
-                    let changed = Document { lineage: there.lineage, ..after };
+                    let changed = Held { lineage: there.lineage, ..after };
                     self.hub.put(Some(changed), Some(number));
                 }
                 // The document is brought whole if it is still the spoke's.
@@ -419,8 +419,8 @@ impl Model {
         self.spokes[number].conflicts.downlink_passed(at(now));
     }
 
-    fn action(&self, number: usize, event: Event) -> Option<Action> {
-        let place = |document: Option<Document>| {
+    fn action(&self, number: usize, event: Logged) -> Option<Action> {
+        let place = |document: Option<Held>| {
             document.map_or(Place::Elsewhere, |document| self.routes.place(ZONES[document.zone]))
         };
         let before = match (event.before, event.origin) {
@@ -449,7 +449,7 @@ impl Model {
         action
     }
 
-    fn obey(&mut self, number: usize, event: Event, action: Action, now: usize) {
+    fn obey(&mut self, number: usize, event: Logged, action: Action, now: usize) {
         let spoke = &mut self.spokes[number];
         if now <= spoke.contains {
             return;
@@ -463,9 +463,9 @@ impl Model {
             if !must_read || waits {
                 return;
             }
-            let is_held = |there: &Document| self.routes.held(number).any(|zone| zone.as_str() == ZONES[there.zone]);
+            let is_held = |there: &Held| self.routes.held(number).any(|zone| zone.as_str() == ZONES[there.zone]);
             let fresh = self.hub.document.filter(is_held);
-            let is_in_reach = |there: Document| {
+            let is_in_reach = |there: Held| {
                 there.zone == number || [fresh, left].into_iter().flatten().any(|other| other.zone == there.zone)
             };
             if spoke.side.document.is_some_and(|there| !is_in_reach(there)) {
@@ -490,7 +490,7 @@ impl Model {
         let held: Vec<usize> = (0..ZONES.len())
             .filter(|zone| self.routes.held(number).any(|held| held.as_str() == ZONES[*zone]))
             .collect();
-        let is_in_reach = |there: Document, reach| match reach {
+        let is_in_reach = |there: Held, reach| match reach {
             Reach::Zone(zone) => self.routes.zone(zone).as_str() == ZONES[there.zone],
             Reach::Either(one, other) => {
                 [one, other].into_iter().any(|zone| self.routes.zone(zone).as_str() == ZONES[there.zone])
@@ -510,7 +510,7 @@ impl Model {
                 }
                 // A change of single fields applies to the document that is there, or brings the present one whole.
                 Some(there) if matches!(action, Action::Apply(Content::Updated, _)) => {
-                    event.after.map(|after| Document { value: after.value, ..there })
+                    event.after.map(|after| Held { value: after.value, ..there })
                 }
                 None if matches!(action, Action::Apply(Content::Updated, _)) => {
                     spoke.contains = self.hub.now();
@@ -588,7 +588,7 @@ impl Model {
             Settlement::Write => hub,
             Settlement::Remove => None,
         };
-        let is_under_way = |event: &Event| event.origin.is_none() && event.after == version;
+        let is_under_way = |event: &Logged| event.origin.is_none() && event.after == version;
         self.replaced_too_early |= version.is_some() && spoke.side.log[spoke.up..].iter().any(is_under_way);
         spoke.is_foreign = false;
         spoke.side.put(after, Some(number));
@@ -606,7 +606,7 @@ impl Model {
         }
         let Some(letter) = self.spokes[number].letter else { return };
         let (hub, document) = (self.hub.document, self.spokes[number].side.document);
-        let is_own = |document: &Document| document.zone == number;
+        let is_own = |document: &Held| document.zone == number;
         let found = retry::RefusedDocument {
             present: match document {
                 None => Present::Absent,

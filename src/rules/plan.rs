@@ -160,7 +160,7 @@ mod tests {
     }
 
     /// Documents by namespace and `_id`. Each holds the index of the last whole write, and of every update since.
-    type Model = BTreeMap<(u16, i32), Vec<usize>>;
+    type Places = BTreeMap<(u16, i32), Vec<usize>>;
 
     fn steps<'a>(changes: &[(u16, i32, Change)], document: &'a RawDocumentBuf) -> Vec<Step<'a>> {
         let write = |change| match change {
@@ -178,7 +178,7 @@ mod tests {
     }
 
     /// Performs a change on the model, like a destination.
-    fn perform(model: &mut Model, changes: &[(u16, i32, Change)], index: usize, kind: CommandKind) {
+    fn perform(model: &mut Places, changes: &[(u16, i32, Change)], index: usize, kind: CommandKind) {
         let (namespace, id, change) = changes[index];
         let place = (namespace, id);
         match change {
@@ -197,7 +197,7 @@ mod tests {
 
     /// Keeps the changes possible in a change stream: no insert of an existing document, no update of a missing
     /// document.
-    fn possible(changes: Vec<(u16, i32, Change)>, before: &Model) -> Vec<(u16, i32, Change)> {
+    fn possible(changes: Vec<(u16, i32, Change)>, before: &Places) -> Vec<(u16, i32, Change)> {
         let mut there: std::collections::BTreeSet<(u16, i32)> = before.keys().copied().collect();
         changes
             .into_iter()
@@ -222,7 +222,7 @@ mod tests {
             wanted in prop::collection::vec(change(), 0..40),
             there in prop::collection::btree_set((0u16..2, 0i32..4), 0..6),
         ) {
-            let before: Model = there.into_iter().map(|place| (place, vec![usize::MAX])).collect();
+            let before: Places = there.into_iter().map(|place| (place, vec![usize::MAX])).collect();
             let changes = possible(wanted, &before);
             let document = rawdoc! { "_id": 1 };
             let steps = steps(&changes, &document);
