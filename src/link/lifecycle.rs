@@ -298,14 +298,21 @@ impl<'s, S: Source> Link<'s, S> {
         self.kept_up.elapsed() >= LONG_COPY
     }
 
-    /// Applies changes of the stream during a copy, as [`Source::keep_up`] says.
+    /// Applies changes of the stream during a copy: those that wait, or all up to a time of the source. `Some` after a
+    /// request to stop.
     pub(super) async fn keep_up(
         &mut self,
         until: Option<Timestamp>,
         stop: &CancellationToken,
     ) -> Result<Option<Stopped>, Error> {
         self.has_followed = true;
-        let stopped = S::keep_up(self, until, stop).await?;
+        letters::attend(self).await?;
+        // A busy source always has a next change, and the copy must go on: only as far as the source has come by now.
+        let bound = match until {
+            Some(until) => until,
+            None => self.source.server().now().await?,
+        };
+        let stopped = S::keep_up(self, bound, until.is_some(), stop).await?;
         self.kept_up = Instant::now();
         Ok(stopped)
     }

@@ -72,11 +72,12 @@ pub(super) trait Source: Sized + Send + Sync {
         stop: &CancellationToken,
     ) -> impl Future<Output = Result<Ended, Error>> + Send;
 
-    /// Applies changes of the stream during a copy: those that wait, as far as the source has come by now, or all up to
-    /// a time of the source. `Some` after a request to stop.
+    /// Applies changes of the stream during a copy, until the stream has passed `bound`, a time of the source. Without
+    /// `waits`, only changes that wait already. `Some` after a request to stop.
     fn keep_up(
         link: &mut Link<'_, Self>,
-        until: Option<Timestamp>,
+        bound: Timestamp,
+        waits: bool,
         stop: &CancellationToken,
     ) -> impl Future<Output = Result<Option<Stopped>, Error>> + Send;
 

@@ -22,7 +22,8 @@ use crate::rules::size::CALL_LIMIT;
 /// Time for which the driver looks for a primary before a command fails.
 const SELECTION_LIMIT: Duration = Duration::from_secs(10);
 
-/// Age from which a refused client is replaced by a new one, so that many links together replace it once.
+/// Age from which a refused client is replaced. All links may find a client refused at the same time, and one new
+/// client is enough.
 const RENEWABLE: Duration = Duration::from_secs(5);
 
 /// The address of a replica set. The first use creates the driver's client; later uses share the client, until it finds
@@ -76,8 +77,8 @@ impl Endpoint {
         self.is_stale.store(true, Ordering::Relaxed);
     }
 
-    /// The same after an error by which this server refuses the client, which all links may meet at the same time. A
-    /// connection keeps the user of its beginning, even if the user is dropped and created again.
+    /// Replaces the client after an error by which this server refuses it. A connection keeps the user of its
+    /// beginning, even if the user is dropped and created again.
     pub(crate) fn renew_after(&self, error: &Error) {
         if matches!(error, Error::Command { server, failure: Failure::Fatal, .. } if *server == self.name) {
             self.is_refused.store(true, Ordering::Relaxed);

@@ -38,7 +38,8 @@ pub struct Selection {
 pub struct Tail {
     server: Server,
     selection: Selection,
-    replies: Replies,
+    /// `None` if the next reply does not fit into a document: the next event comes alone.
+    replies: Option<Replies>,
     reply_events: u32,
     /// Position of the stream until its first event. Until then the server may still reject the resume token, because
     /// the stream leaves out the token's event.
@@ -61,15 +62,12 @@ impl Tail {
         let reply_events = size::FIRST_REPLY_EVENTS;
         let start = position.map_or_else(Document::new, |position| doc! { "startAfter": token(position) });
         let (replies, unproven, seen) = match Replies::open(server, start, &selection, reply_events).await {
-            Ok(replies) => (replies, position.cloned(), None),
-            // The first event is too large: the first read finds out.
-            Err(error) if is_too_large(&error) && position.is_some() => {
-                (Replies::broken(error), position.cloned(), None)
-            }
+            Ok(replies) => (Some(replies), position.cloned(), None),
+            Err(error) if is_too_large(&error) && position.is_some() => (None, position.cloned(), None),
             Err(error) => {
                 let Some(position) = position.filter(|_| is_of_token(&error)) else { return Err(error) };
                 let replies = Replies::open_by_time(server, position, &selection, reply_events, &error).await?;
-                (replies, None, Some(position.clone()))
+                (Some(replies), None, Some(position.clone()))
             }
         };
         let last = position.map_or(Timestamp { time: 0, increment: 0 }, Position::cluster_time);
@@ -86,16 +84,17 @@ impl Tail {
     /// # Errors
     /// If the stream fails. The stream cannot be used afterwards.
     pub async fn next(&mut self) -> Result<Reply, Error> {
-        let (reply, took) = match self.replies.next(&self.server).await {
+        let Some(replies) = &mut self.replies else { return self.next_alone().await };
+        let (reply, took) = match replies.next(&self.server).await {
             Ok(reply) => reply,
-            Err(error) if is_too_large(&error) => return self.next_alone(error).await,
+            Err(error) if is_too_large(&error) && self.place.is_some() => return self.next_alone().await,
             Err(error) => {
                 // The server looks for the token's event only when a later event comes.
                 let Some(place) = self.unproven.take().filter(|_| is_of_token(&error)) else { return Err(error) };
                 let (selection, reply_events) = (&self.selection, self.reply_events);
-                self.replies = Replies::open_by_time(&self.server, &place, selection, reply_events, &error).await?;
+                *replies = Replies::open_by_time(&self.server, &place, selection, reply_events, &error).await?;
                 self.seen = Some(place);
-                self.replies.next(&self.server).await?
+                replies.next(&self.server).await?
             }
         };
         self.unproven = self.unproven.take().filter(|_| reply.is_empty()).map(|_| reply.end().clone());
@@ -108,50 +107,45 @@ impl Tail {
         // closes the stream. `startAfter` continues after either event.
         if reply.is_closed() || reply_events != self.reply_events {
             self.reply_events = reply_events;
-            let start = doc! { "startAfter": token(reply.end()) };
-            self.replies = match Replies::open(&self.server, start, &self.selection, reply_events).await {
-                Err(error) if is_too_large(&error) => Replies::broken(error),
-                opened => opened?,
-            };
+            self.open_after(reply.end()).await?;
         }
         Ok(reply)
     }
 
     /// Returns a reply with the next event alone, after a reply did not fit into a document. An event that does not fit
     /// by itself comes without its content. The stream goes on after the event.
-    async fn next_alone(&mut self, error: Error) -> Result<Reply, Error> {
-        let Some(place) = self.place.clone() else { return Err(error) };
-        let start = || doc! { "startAfter": token(&place) };
-        let mut reply = None;
-        for is_cut in [false, true] {
-            let opened = Replies::open_in_form(&self.server, start(), &self.selection, 1, is_cut).await;
-            let read = match opened {
-                Ok(mut replies) => replies.next(&self.server).await,
-                Err(error) => Err(error),
-            };
-            match read {
-                Ok((read, _)) => {
-                    reply = Some((read, is_cut));
-                    break;
-                }
-                Err(error) if is_too_large(&error) && !is_cut => {}
-                Err(error) => return Err(error),
+    async fn next_alone(&mut self) -> Result<Reply, Error> {
+        let reply = match self.one_event(false).await {
+            Err(error) if is_too_large(&error) => {
+                let reply = self.one_event(true).await?;
+                tracing::info!(server = %self.server.name(), "a change event is too large: its document is read instead");
+                reply
             }
-        }
-        let Some((reply, is_cut)) = reply else { return Err(error) };
-        if is_cut {
-            tracing::info!(server = %self.server.name(), "a change event is too large: its document is read instead");
-        }
-        let reply = self.without_seen(reply);
-        self.check_time(&reply)?;
-        let start = doc! { "startAfter": token(reply.end()) };
+            reply => reply?,
+        };
         self.place = Some(reply.end().clone());
         self.unproven = None;
-        self.replies = match Replies::open(&self.server, start, &self.selection, self.reply_events).await {
-            Err(error) if is_too_large(&error) => Replies::broken(error),
-            opened => opened?,
-        };
+        let reply = self.without_seen(reply);
+        self.check_time(&reply)?;
+        self.open_after(reply.end()).await?;
         Ok(reply)
+    }
+
+    /// Reads the event after the present place. `is_cut`: without its content.
+    async fn one_event(&mut self, is_cut: bool) -> Result<Reply, Error> {
+        let start = self.place.as_ref().map_or_else(Document::new, |place| doc! { "startAfter": token(place) });
+        let mut replies = Replies::open_in_form(&self.server, start, &self.selection, 1, is_cut).await?;
+        replies.next(&self.server).await.map(|(reply, _)| reply)
+    }
+
+    /// Continues with a new cursor.
+    async fn open_after(&mut self, place: &Position) -> Result<(), Error> {
+        let start = doc! { "startAfter": token(place) };
+        self.replies = match Replies::open(&self.server, start, &self.selection, self.reply_events).await {
+            Err(error) if is_too_large(&error) => None,
+            opened => Some(opened?),
+        };
+        Ok(())
     }
 
     /// Leaves out events that were seen before the stream had to start at a cluster time instead of a resume token.
@@ -181,8 +175,7 @@ impl Tail {
 
 /// Replies of one cursor. The opening already brings the first reply.
 struct Replies {
-    /// The cursor, or the reason why there is none.
-    cursor: Result<RawBatchCursor, Option<Error>>,
+    cursor: RawBatchCursor,
     /// Duration of the opening, until the first reply is returned.
     opening: Option<Duration>,
 }
@@ -190,11 +183,6 @@ struct Replies {
 impl Replies {
     async fn open(server: &Server, start: Document, selection: &Selection, reply_events: u32) -> Result<Self, Error> {
         Self::open_in_form(server, start, selection, reply_events, false).await
-    }
-
-    /// No cursor: the next read returns the error.
-    fn broken(error: Error) -> Self {
-        Self { cursor: Err(Some(error)), opening: None }
     }
 
     /// `is_cut`: the events come without their content.
@@ -232,7 +220,7 @@ impl Replies {
             }
         };
         let cursor = server.patiently("opening the change stream", call).await?;
-        Ok(Self { cursor: Ok(cursor), opening: Some(begun.elapsed()) })
+        Ok(Self { cursor, opening: Some(begun.elapsed()) })
     }
 
     /// Opens the stream at the cluster time of a position whose resume token the server cannot use. Events of that
@@ -251,13 +239,7 @@ impl Replies {
     /// Returns the next reply and the time that the reply took.
     async fn next(&mut self, server: &Server) -> Result<(Reply, Duration), Error> {
         let begun = Instant::now();
-        let cursor = match &mut self.cursor {
-            Ok(cursor) => cursor,
-            Err(error) => {
-                let ended = || server.unsuitable("the change stream has ended");
-                return Err(error.take().unwrap_or_else(ended));
-            }
-        };
+        let cursor = &mut self.cursor;
         let next = async { cursor.next().await.transpose() };
         let reply = server.patiently("reading the change stream", next).await?;
         let reply = reply.ok_or_else(|| server.unsuitable("the change stream ended without an error"))?;

@@ -8,6 +8,7 @@
 use bson::raw::{CStr, RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 
 use super::fields::Fields;
+use super::reply::EventRef;
 
 /// The change of an update event.
 #[derive(Clone, Debug)]
@@ -52,9 +53,16 @@ impl Delta<'_> {
 }
 
 impl<'a> Update<'a> {
+    /// The change of an update event; `None` for an event of another type. An event that came without its content says
+    /// only that something has changed.
+    pub(crate) fn of(event: EventRef<'a>, precise: bool) -> Option<Self> {
+        let description = event.update_description()?;
+        Some(if event.is_bare() { Self::Whole } else { Self::read(description, precise) })
+    }
+
     /// Reads an `updateDescription`. `precise`: the stream was opened with `showExpandedEvents` on MongoDB 6.1 or
     /// later, and the server sends `disambiguatedPaths` for every path except plain nested fields.
-    pub(crate) fn read(description: &'a RawDocument, precise: bool) -> Self {
+    fn read(description: &'a RawDocument, precise: bool) -> Self {
         match Delta::read(description, precise) {
             Some(delta) if delta.fits_modifiers() || delta.fits_pipeline() => Self::Delta(delta),
             _ => Self::Whole,

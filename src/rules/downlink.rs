@@ -125,8 +125,7 @@ impl<'r> Downlink<'r> {
         Some(match content {
             Content::Inserted => Write::Insert(event.full_document()?),
             Content::Replaced => Write::Replace { document: event.full_document()?, upsert: true },
-            Content::Updated if event.is_bare() => Write::Read(Read::Whole),
-            Content::Updated => match Update::read(event.update_description()?, self.precise) {
+            Content::Updated => match Update::of(event, self.precise)? {
                 Update::Delta(delta) => Write::Update(delta),
                 Update::Whole => Write::Read(Read::Whole),
             },
@@ -156,8 +155,7 @@ impl<'r> Downlink<'r> {
         if conflicts.is_empty() && pending.is_none() {
             return None;
         }
-        let description = event.update_description().filter(|_| !event.is_bare());
-        let fields = match description.map(|description| Update::read(description, self.precise)) {
+        let fields = match Update::of(event, self.precise) {
             Some(Update::Delta(delta)) => delta.fields(),
             Some(Update::Whole) | None => Fields::All,
         };

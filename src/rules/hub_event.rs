@@ -87,8 +87,7 @@ impl HubEvents<'_> {
                 };
                 // New holders lack the document, so a move needs the whole document.
                 let moves = matches!(facts.after, After::At(after) if facts.before != Before::At(after));
-                let update = Update::read(description, self.precise);
-                facts.must_read = moves || event.is_bare() || matches!(update, Update::Whole);
+                facts.must_read = moves || matches!(Update::of(event, self.precise), Some(Update::Whole));
             }
         }
         Ok(Some(facts))

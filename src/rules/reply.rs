@@ -72,6 +72,8 @@ struct Event {
     bare: Option<Span>,
     /// The stream left the event's content out because of its size.
     cut: bool,
+    /// The `_id` in the document key can be read.
+    readable: bool,
     update_description: Option<Span>,
     before: Option<Span>,
 }
@@ -264,9 +266,9 @@ impl<'a> EventRef<'a> {
         id.ok_or_else(|| Malformed("a documentKey has no _id".to_owned()))
     }
 
-    /// True if the document's `_id` can be read.
+    /// False for a document whose `_id` cannot be read.
     pub(crate) fn is_readable(&self) -> bool {
-        self.document_key().is_some_and(opaque::has_readable_id)
+        self.event.readable
     }
 
     /// The event's `documentKey`.
@@ -353,6 +355,7 @@ fn decode_event<'b>(event: &'b RawDocument, reply: &[u8], namespaces: &mut Numbe
         full_document: None,
         bare: None,
         cut: false,
+        readable: true,
         update_description: None,
         before: None,
     };
@@ -367,7 +370,10 @@ fn decode_event<'b>(event: &'b RawDocument, reply: &[u8], namespaces: &mut Numbe
             ("ns", RawBsonRef::Document(document)) => from = namespaces.find(document),
             ("to", RawBsonRef::Document(document)) => to = namespaces.find(document),
             ("lsid", RawBsonRef::Document(document)) => decoded.session = session_id(document),
-            ("documentKey", RawBsonRef::Document(document)) => decoded.document_key = Some(span(document)),
+            ("documentKey", RawBsonRef::Document(document)) => {
+                decoded.document_key = Some(span(document));
+                decoded.readable = opaque::has_readable_id(document);
+            }
             ("fullDocument", RawBsonRef::Document(document)) => decoded.full_document = Some(span(document)),
             (BARE, RawBsonRef::Document(document)) => decoded.bare = Some(span(document)),
             (CUT, RawBsonRef::Boolean(cut)) => decoded.cut = cut,

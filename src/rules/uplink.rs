@@ -200,17 +200,15 @@ impl Uplink {
     }
 
     fn update<'a>(&self, event: EventRef<'a>) -> Write<'a> {
-        let Some(description) = event.update_description() else { return Write::Read(Read::Whole) };
         match self.owner_after(event) {
             Some(Owner::Unstamped) => return Write::Read(Read::Stamp { fresh: false, document: None }),
             Some(Owner::Own) => return Write::Read(Read::Whole),
             // A move to another zone: the filter holds the old zone.
-            Some(Owner::Other) | None if event.is_bare() => return Write::Read(Read::Whole),
             Some(Owner::Other) | None => {}
         }
-        match Update::read(description, self.precise) {
-            Update::Delta(delta) => Write::Update(delta),
-            Update::Whole => Write::Read(Read::Whole),
+        match Update::of(event, self.precise) {
+            Some(Update::Delta(delta)) => Write::Update(delta),
+            Some(Update::Whole) | None => Write::Read(Read::Whole),
         }
     }
 }

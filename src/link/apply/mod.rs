@@ -12,6 +12,7 @@ pub(super) mod work;
 use std::collections::HashMap;
 use std::time::Instant;
 
+use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
 
 use self::attempt::Attempt;
@@ -389,27 +390,10 @@ impl<S: Source> Link<'_, S> {
     /// Saves a change of a document whose `_id` cannot be read as a dead letter. The link's mark stays: the work moves
     /// the mark past the change.
     async fn park_unreadable(&mut self, work: &Work<'_>, unreadable: Unreadable) -> Result<(), Error> {
-        let Unreadable { event, namespace: number, id } = unreadable;
+        let Unreadable { event, namespace, id } = unreadable;
         let (event, cluster_time) = work.origin.event(event);
-        let event = opaque::in_bytes(&event);
-        let namespace = self.destination.server().namespace(number).clone();
-        tracing::error!(
-            link = %self.destination.link(), ns = %namespace, error = UNREADABLE,
-            "change refused, kept as a dead letter"
-        );
-        let letter = DeadLetter {
-            namespace: &namespace,
-            id: id.as_raw_bson_ref(),
-            code: FAILED_TO_PARSE,
-            message: UNREADABLE,
-            event: Some(&event),
-            cluster_time,
-        };
-        let ours = vec![dead_letters::park(self.destination.link(), &letter)];
-        let batch = Batch::without_steps(work, None, ours);
-        let committed = self.commit(&batch, &mut Attempt::new(HashMap::new())).await?;
         let kept = Kept {
-            namespace: number,
+            namespace,
             code: FAILED_TO_PARSE,
             message: UNREADABLE.to_owned(),
             parked_at: bson::DateTime::now(),
@@ -418,9 +402,9 @@ impl<S: Source> Link<'_, S> {
             is_deleted: false,
             id,
         };
-        self.parked.insert(Key::new(number, kept.id.as_raw_bson_ref()), kept);
-        self.has_committed(committed, batch.mark, 0, 0);
-        Ok(())
+        let (key, event) = (Key::new(namespace, kept.id.as_raw_bson_ref()), opaque::in_bytes(&event));
+        // Boxed, because saving a letter applies a work as well.
+        Box::pin(self.save_letter(key, kept, &event, cluster_time)).await
     }
 
     /// Takes the dead letter of a document away, in a transaction with more statements on our own collections.
@@ -466,11 +450,17 @@ impl<S: Source> Link<'_, S> {
     ///
     /// # Errors
     /// As [`Self::apply`].
-    pub(super) async fn save_letter(&mut self, key: Key, kept: Kept, event: &RawDocumentBuf) -> Result<(), Error> {
-        let namespace = self.destination.server().namespaces()[usize::from(kept.namespace)].clone();
+    pub(super) async fn save_letter(
+        &mut self,
+        key: Key,
+        kept: Kept,
+        event: &RawDocumentBuf,
+        cluster_time: Option<Timestamp>,
+    ) -> Result<(), Error> {
+        let namespace = self.destination.server().namespace(kept.namespace).clone();
         let (id, message) = (kept.id.as_raw_bson_ref(), kept.message.as_str());
         let letter =
-            DeadLetter { namespace: &namespace, id, code: kept.code, message, event: Some(event), cluster_time: None };
+            DeadLetter { namespace: &namespace, id, code: kept.code, message, event: Some(event), cluster_time };
         tracing::error!(
             link = %self.destination.link(), %namespace, id = ?kept.id, error = message,
             "change refused, kept as a dead letter"

@@ -78,7 +78,7 @@ impl<S: Source> Link<'_, S> {
         cell.begin_copying(&part.namespace, &job.zone, scan::estimate(&job.source, job.source_end().area).await);
         let mut walk = Walk::new(job.source_end(), job.destination_end(), resumed.map(|up_to| up_to.after));
         let (mut latest, mut documents, mut written) = (start, 0, 0);
-        let mut unsettled = Unsettled::new(may_delete);
+        let mut unsettled = Unsettled::new();
         // In the spoke's own zone, only documents that came down are newer at the spoke, and each document is
         // remembered individually. After a restore, the stream brings changes again that all documents contain.
         let is_bound = job.policy != Policy::HubReconciles || spares;
@@ -90,7 +90,6 @@ impl<S: Source> Link<'_, S> {
                 }
                 // The stream may have brought the drop of the collection.
                 may_delete = may_delete && self.is_the_same_collection(job.namespace).await?;
-                unsettled.may_delete(may_delete);
             }
             // One page of the source, then the destination's pages over the same range.
             // A server may look through a whole collection for the last documents of a zone.
@@ -112,7 +111,7 @@ impl<S: Source> Link<'_, S> {
                 if job.policy.is_two_way() {
                     unsettled.add(chunk.differences, mark);
                     if unsettled.is_due()
-                        && let Some(ended) = unsettled.settle(self, job, stop).await?
+                        && let Some(ended) = unsettled.settle(self, job, may_delete, stop).await?
                     {
                         return Ok(ended);
                     }
@@ -147,7 +146,7 @@ impl<S: Source> Link<'_, S> {
             }
         }
         // The rest of the collected differences must be settled before the part counts as copied.
-        if let Some(ended) = unsettled.settle(self, job, stop).await? {
+        if let Some(ended) = unsettled.settle(self, job, may_delete, stop).await? {
             return Ok(ended);
         }
         let until = is_bound.then_some(latest.max(unsettled.latest()));

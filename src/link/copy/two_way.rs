@@ -47,20 +47,14 @@ pub(super) struct Unsettled {
     bytes: usize,
     /// The link's mark after the differences are settled.
     mark: Option<Mark>,
-    may_delete: bool,
     saved: Instant,
     latest: Timestamp,
 }
 
 impl Unsettled {
-    pub(super) fn new(may_delete: bool) -> Self {
+    pub(super) fn new() -> Self {
         let latest = Timestamp { time: 0, increment: 0 };
-        Self { ids: HashMap::new(), bytes: 0, mark: None, may_delete, saved: Instant::now(), latest }
-    }
-
-    /// Sets whether documents missing at the source count as deleted.
-    pub(super) fn may_delete(&mut self, may_delete: bool) {
-        self.may_delete = may_delete;
+        Self { ids: HashMap::new(), bytes: 0, mark: None, saved: Instant::now(), latest }
     }
 
     /// The newest cluster time of the source in the reads of settled documents.
@@ -82,11 +76,13 @@ impl Unsettled {
         self.ids.len() >= DOCUMENTS || self.bytes >= BYTES || self.saved.elapsed() >= UNSAVED
     }
 
-    /// Settles all differences, and saves the link's mark. Returns the reason if the copy must end instead.
+    /// Settles all differences, and saves the link's mark. `may_delete`: a document missing at the source may have been
+    /// deleted. Returns the reason if the copy must end instead.
     pub(super) async fn settle<S: Source>(
         &mut self,
         link: &mut Link<'_, S>,
         job: &Job,
+        may_delete: bool,
         stop: &CancellationToken,
     ) -> Result<Option<Ended>, Error> {
         for round in 1.. {
@@ -95,12 +91,8 @@ impl Unsettled {
             }
             // The destination first: the opposite link must bring the documents read here to the source.
             let (there, at) = walk::these(job.destination_end(), &self.ids, job.destination.now().await?).await?;
-            let mut mode = Mode {
-                may_delete: self.may_delete,
-                policy: job.policy,
-                is_guarded: round <= ROUNDS,
-                leaves_taken: round <= ROUNDS,
-            };
+            let mut mode =
+                Mode { may_delete, policy: job.policy, is_guarded: round <= ROUNDS, leaves_taken: round <= ROUNDS };
             // The wait: afterwards, no difference can be an unseen change of the destination.
             match job.opposite_link_has_carried(link.spoke, at, stop).await? {
                 Waited::Done => {}
@@ -154,19 +146,19 @@ mod tests {
 
     #[test]
     fn differences_are_settled_once_there_are_many_or_large_ones() {
-        let mut unsettled = Unsettled::new(true);
+        let mut unsettled = Unsettled::new();
         unsettled.add(vec![difference(1, 10)], None);
         assert!(!unsettled.is_due());
         unsettled.add(vec![difference(2, BYTES)], None);
         assert!(unsettled.is_due());
-        let mut many = Unsettled::new(true);
+        let mut many = Unsettled::new();
         many.add((0..i32::try_from(DOCUMENTS).expect("few")).map(|id| difference(id, 1)).collect(), None);
         assert!(many.is_due());
     }
 
     #[test]
     fn a_document_found_twice_is_settled_once() {
-        let mut unsettled = Unsettled::new(true);
+        let mut unsettled = Unsettled::new();
         unsettled.add(vec![difference(1, 10), difference(1, 20)], None);
         assert_eq!(unsettled.ids.len(), 1);
     }
@@ -174,7 +166,7 @@ mod tests {
     #[test]
     fn the_newest_mark_is_saved_and_a_page_without_one_keeps_the_last() {
         let compares = Mark::Compares { reason: Reconciling::Asked, parts: None, answers: 0 };
-        let mut unsettled = Unsettled::new(true);
+        let mut unsettled = Unsettled::new();
         unsettled.add(Vec::new(), Some(compares.clone()));
         unsettled.add(vec![difference(1, 10)], None);
         assert!(matches!(unsettled.mark, Some(Mark::Compares { .. })));

@@ -149,10 +149,11 @@ impl Source for HubSource {
 
     async fn keep_up(
         link: &mut Link<'_, Self>,
-        until: Option<Timestamp>,
+        bound: Timestamp,
+        waits: bool,
         stop: &CancellationToken,
     ) -> Result<Option<Stopped>, Error> {
-        link.keep_up_with_hub(until, stop).await
+        link.keep_up_with_hub(bound, waits, stop).await
     }
 
     async fn stream(link: &mut Link<'_, Self>, stop: &CancellationToken) -> Result<Turn, Error> {

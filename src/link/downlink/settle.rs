@@ -197,7 +197,7 @@ impl Link<'_, HubSource> {
         if let Some(document) = &candidate.hub {
             event.append(bson::raw::cstr!("fullDocument"), document);
         }
-        self.save_letter(candidate.key.clone(), kept, &event).await
+        self.save_letter(candidate.key.clone(), kept, &event, None).await
     }
 
     async fn forget_settled(&mut self, settled: &[&Candidate]) -> Result<(), Error> {

@@ -32,11 +32,7 @@ impl Link<'_, HubSource> {
     /// Applies delivery after delivery, until the link has another task.
     pub(super) async fn follow_hub(&mut self, stop: &CancellationToken) -> Result<Turn, Error> {
         loop {
-            let attached = match self.source.inbox.take() {
-                Some(inbox) => Some(inbox),
-                None => self.reach_fanout(stop).await?,
-            };
-            let Some(inbox) = attached else { return Ok(Turn::Stopped) };
+            let Some(inbox) = self.attached(stop).await? else { return Ok(Turn::Stopped) };
             self.cell().set_state(State::Streaming);
             if let Some(turn) = self.empty(&inbox, stop).await? {
                 // The fan-out must not wait for an abandoned inbox.
@@ -50,36 +46,23 @@ impl Link<'_, HubSource> {
     /// stays attached for the next call, and for the time after the copy.
     pub(super) async fn keep_up_with_hub(
         &mut self,
-        until: Option<Timestamp>,
+        bound: Timestamp,
+        waits: bool,
         stop: &CancellationToken,
     ) -> Result<Option<Stopped>, Error> {
-        // A busy hub always has a next delivery, and the copy must go on.
-        let bound = match until {
-            Some(until) => until,
-            None => self.source.server.now().await?,
-        };
         let (cell, state) = (self.cell(), self.cell().state());
-        letters::attend(self).await?;
         let (mut reached, mut unsaved) = (None, None);
         while reached.is_none_or(|reached| reached < bound) {
-            let attached = match self.source.inbox.take() {
-                Some(inbox) => Some(inbox),
-                None => self.reach_fanout(stop).await?,
-            };
+            let attached = self.attached(stop).await?;
             cell.set_state(state);
-            let Some(inbox) = attached.filter(|_| !stop.is_cancelled()) else { return Ok(Some(Stopped)) };
-            let first = match until {
-                Some(_) => {
-                    let next = cell.pulse().while_waiting(inbox.next(false));
-                    let Some(next) = stop.run_until_cancelled(next).await else { return Ok(Some(Stopped)) };
-                    next
-                }
-                None => inbox.try_next(),
-            };
+            let Some(inbox) = attached else { return Ok(Some(Stopped)) };
+            let next = async { if waits { inbox.next(false).await } else { inbox.try_next() } };
+            let next = stop.run_until_cancelled(cell.pulse().while_waiting(next)).await;
+            let Some(first) = next else { return Ok(Some(Stopped)) };
             let Some(first) = first else {
                 // A detached inbox gets nothing more: the next turn attaches again.
                 self.source.inbox = Some(inbox).filter(|inbox| !inbox.is_detached());
-                if until.is_some() {
+                if waits {
                     continue;
                 }
                 break;
@@ -107,6 +90,14 @@ impl Link<'_, HubSource> {
             self.save(Some(Mark::Streamed(end))).await?;
         }
         Ok(None)
+    }
+
+    /// The inbox left attached by a copy, or a new one, as [`Self::reach_fanout`] says.
+    async fn attached(&mut self, stop: &CancellationToken) -> Result<Option<Arc<Inbox>>, Error> {
+        match self.source.inbox.take() {
+            Some(inbox) => Ok(Some(inbox)),
+            None => self.reach_fanout(stop).await,
+        }
     }
 
     /// Attaches to the fan-out, after catching up on a separate stream if necessary. `None` after a request to stop, or

@@ -159,10 +159,11 @@ impl Source for SpokeSource {
 
     async fn keep_up(
         link: &mut Link<'_, Self>,
-        until: Option<Timestamp>,
+        bound: Timestamp,
+        waits: bool,
         stop: &CancellationToken,
     ) -> Result<Option<Stopped>, Error> {
-        link.keep_up_with_spoke(until, stop).await
+        link.keep_up_with_spoke(bound, waits, stop).await
     }
 
     async fn stream(link: &mut Link<'_, Self>, stop: &CancellationToken) -> Result<Turn, Error> {

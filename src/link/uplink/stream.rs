@@ -72,28 +72,18 @@ impl Link<'_, SpokeSource> {
     /// open for the next call, and for the time after the copy.
     pub(super) async fn keep_up_with_spoke(
         &mut self,
-        until: Option<Timestamp>,
+        bound: Timestamp,
+        waits: bool,
         stop: &CancellationToken,
     ) -> Result<Option<Stopped>, Error> {
-        // A busy source always has a next reply, and the copy must go on.
-        let bound = match until {
-            Some(until) => until,
-            None => self.source.server.now().await?,
-        };
         let Some(mut following) = self.following(stop).await? else { return Ok(Some(Stopped)) };
-        letters::attend(self).await?;
         let mut reached = None;
         while reached.is_none_or(|reached| reached < bound) {
-            let next = match until {
-                Some(_) => stop.run_until_cancelled(following.replies.recv()).await,
-                None if stop.is_cancelled() => None,
-                None => match following.replies.try_recv() {
-                    Ok(reply) => Some(Some(reply)),
-                    Err(mpsc::error::TryRecvError::Empty) => break,
-                    Err(mpsc::error::TryRecvError::Disconnected) => Some(None),
-                },
-            };
-            let Some(next) = next else { return Ok(Some(Stopped)) };
+            let replies = &mut following.replies;
+            if !waits && replies.is_empty() && !replies.is_closed() {
+                break;
+            }
+            let Some(next) = stop.run_until_cancelled(replies.recv()).await else { return Ok(Some(Stopped)) };
             let Some(reply) = next else { return Err(following.error().await) };
             reached = Some(self.carry(reply, &mut following).await?.seen_until());
         }
