@@ -159,6 +159,29 @@ async fn a_server_that_loses_its_disk_while_the_program_runs_is_filled_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_loses_its_metadata_while_the_program_runs_is_copied_again_and_nothing_is_deleted() {
+    let mut site = Site::shared(WATCHERS).await;
+    insert(&site, "DFW", &["d0", "d1"], "DFW").await;
+    insert(&site, "HOU", &["h0", "h1"], "HOU").await;
+    site.start().await;
+    site.assert_converged().await;
+    for name in ["DFW", HUB] {
+        site.client(name).database(&site.metadata()).drop().await.unwrap();
+        let told = format!("{} is another replica set", if name == HUB { "hub" } else { "spoke DFW" });
+        eventually("it is noticed", async || {
+            insert(&site, "HOU", &[&format!("later {}", bson::oid::ObjectId::new())], "HOU").await;
+            site.log().contains(&told)
+        })
+        .await;
+        site.ready().await;
+        set(&site, "DFW", "d0", 7).await;
+        set(&site, HUB, "h1", 8).await;
+        site.assert_converged().await;
+        assert!(find(&site, HUB, "d1").await.is_some() && find(&site, "DFW", "h0").await.is_some(), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replica_set_that_is_configured_twice_is_refused_by_name() {
     for (zone, other, words) in [("DFW", HUB, "the replica set of the hub"), ("DFW", "HOU", "the replica set of spoke")]
     {

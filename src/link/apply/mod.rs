@@ -288,6 +288,11 @@ impl<S: Source> Link<'_, S> {
                 Err(error) if error.is_again() || error.is_rolled_back() || matches!(error, Error::Refused { .. }) => {
                     error
                 }
+                // The transaction would lock its documents for a minute, if nobody else knows its session.
+                Err(error @ Error::Fenced { .. }) => {
+                    self.destination.abort().await;
+                    return Err(error);
+                }
                 Err(error) => return Err(error),
             };
             self.destination.abort().await;
