@@ -36,17 +36,29 @@ pub(super) struct Chosen {
 pub(super) fn run(config: &Config, wanted: &LetterCommand) -> Result<()> {
     let client = Client::of(config);
     match wanted {
-        LetterCommand::List { json } => list(&client.get("/api/v1/dead-letters")?, *json),
+        LetterCommand::List { json } => list(&all(&client)?, *json),
         LetterCommand::Retry(selection) => tell(&client, "retry", selection)?,
         LetterCommand::Drop(selection) => tell(&client, "drop", selection)?,
     }
     Ok(())
 }
 
-fn list(letters: &Value, json: bool) {
-    let all = letters.as_array().map(Vec::as_slice).unwrap_or_default();
+/// Reads the dead letters page by page.
+fn all(client: &Client) -> Result<Vec<Value>> {
+    let mut letters = Vec::new();
+    loop {
+        let page = client.get(&format!("/api/v1/dead-letters?offset={}", letters.len()))?;
+        let Value::Array(page) = page else { return Ok(letters) };
+        if page.is_empty() {
+            return Ok(letters);
+        }
+        letters.extend(page);
+    }
+}
+
+fn list(all: &[Value], json: bool) {
     if json {
-        println!("{letters:#}");
+        println!("{:#}", Value::from(all));
         return;
     }
     if all.is_empty() {

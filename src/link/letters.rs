@@ -5,17 +5,18 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bson::raw::RawBson;
 use serde_json::Value;
 
 use super::lifecycle::Link;
+use super::parked::{Letters, Parked};
 use super::retry::{self, retry};
 use super::source::Source;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::dead_letters::Kept;
+use crate::mongo::metadata::dead_letters::Pages;
 use crate::observe::status::Letter;
 use crate::rules::key::Key;
 use crate::rules::names::Direction;
+use crate::rules::shown_id::{self, Told};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LetterAction {
@@ -29,8 +30,16 @@ pub(crate) enum LetterAction {
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) action: LetterAction,
-    /// The documents' `_id`s as relaxed extended JSON; `None`: all letters of the link.
-    pub(crate) ids: Option<Vec<Value>>,
+    pub(crate) which: Which,
+}
+
+/// The letters of a link that a request concerns.
+#[derive(Clone, Debug)]
+pub(crate) enum Which {
+    All,
+    /// The letters of documents with these `_id`s, [as they are shown](shown_id::as_json).
+    Shown(HashSet<Value>),
+    One(Key),
 }
 
 /// Requests not handled yet.
@@ -52,8 +61,8 @@ impl Requests {
     }
 
     /// Asks for a retry of one document's letter.
-    pub(super) fn retry(&self, id: &RawBson) {
-        self.waiting().push(Request { action: LetterAction::Retry, ids: Some(vec![shown(id)]) });
+    pub(super) fn retry(&self, key: &Key) {
+        self.waiting().push(Request { action: LetterAction::Retry, which: Which::One(key.clone()) });
     }
 
     fn take(&self) -> Vec<Request> {
@@ -72,10 +81,9 @@ pub(super) async fn attend<S: Source>(link: &mut Link<'_, S>) -> Result<(), Erro
         return Ok(());
     }
     for request in link.spoke.pair.letters(S::DIRECTION).take() {
-        let letters = link.parked.iter().filter(|(_, letter)| request.concerns(letter));
-        let letters: Vec<(Key, Kept)> = letters.map(|(key, letter)| (key.clone(), letter.clone())).collect();
-        for (key, letter) in letters {
-            tracing::info!(action = ?request.action, id = ?letter.id, "dead letter");
+        for key in request.which.among(&link.parked) {
+            let Some(letter) = link.parked.get(&key).cloned() else { continue };
+            tracing::info!(action = ?request.action, id = %Told(letter.id.as_raw_bson_ref()), "dead letter");
             match request.action {
                 LetterAction::Retry => retry(link, &key, &letter).await?,
                 LetterAction::Drop => {
@@ -97,10 +105,29 @@ pub(super) async fn attend<S: Source>(link: &mut Link<'_, S>) -> Result<(), Erro
             link.retries.forget(&key);
             continue;
         };
-        tracing::debug!(id = ?letter.id, "dead letter, tried again");
+        tracing::debug!(id = %Told(letter.id.as_raw_bson_ref()), "dead letter, tried again");
         retry(link, &key, &letter).await?;
     }
+    if link.parked.hides_some() {
+        show_more(link).await?;
+    }
     show(link);
+    Ok(())
+}
+
+/// Reads what to show of letters that were not shown, because others came first.
+async fn show_more<S: Source>(link: &mut Link<'_, S>) -> Result<(), Error> {
+    let (server, name) = (link.destination_server(), link.destination.link().clone());
+    let mut pages = Pages::open(&server, &name);
+    while link.parked.hides_some()
+        && let Some(page) = pages.next().await?
+    {
+        for (key, letter) in page {
+            if link.parked.contains(&key) {
+                link.parked.add(key, letter);
+            }
+        }
+    }
     Ok(())
 }
 
@@ -116,6 +143,8 @@ const DUE_TOGETHER: usize = 100;
 #[derive(Debug, Default)]
 pub(super) struct Retries {
     next: HashMap<Key, (usize, Instant)>,
+    /// No letter is due before this time; `None` if unknown.
+    quiet_until: Option<Instant>,
     /// Letters of a downlink about whose document a decision is being taken.
     deciding: HashSet<Key>,
 }
@@ -123,19 +152,25 @@ pub(super) struct Retries {
 impl Retries {
     /// The letters that are due; each gets its next time.
     fn due(&mut self, now: Instant, most: usize) -> Vec<Key> {
+        if self.quiet_until.is_some_and(|until| now < until) {
+            return Vec::new();
+        }
         let due = self.next.iter_mut().filter(|(_, (_, at))| *at <= now).take(most);
-        due.map(|(key, (tries, at))| {
+        let due = due.map(|(key, (tries, at))| {
             *tries += 1;
             *at = now + RETRY_AFTER[(*tries).min(RETRY_AFTER.len() - 1)];
             key.clone()
-        })
-        .collect()
+        });
+        let due = due.collect();
+        self.quiet_until = self.next.values().map(|(_, at)| *at).min();
+        due
     }
 
     /// A letter was made, or found when the link was claimed. One that was tried before keeps its time.
     pub(super) fn add(&mut self, key: Key, now: Instant) {
         self.deciding.remove(&key);
-        self.next.entry(key).or_insert((0, now + RETRY_AFTER[0]));
+        let (_, at) = *self.next.entry(key).or_insert((0, now + RETRY_AFTER[0]));
+        self.quiet_until = self.quiet_until.map(|until| until.min(at));
     }
 
     pub(super) fn forget(&mut self, key: &Key) {
@@ -153,69 +188,68 @@ impl Retries {
     }
 }
 
-impl Request {
-    fn concerns(&self, letter: &Kept) -> bool {
-        self.ids.as_ref().is_none_or(|ids| ids.contains(&json(letter)))
+impl Which {
+    fn among(&self, letters: &Letters) -> Vec<Key> {
+        let keys = |is_meant: &dyn Fn(&Parked) -> bool| {
+            letters.iter().filter(|(_, letter)| is_meant(letter)).map(|(key, _)| key.clone()).collect()
+        };
+        match self {
+            Self::All => keys(&|_| true),
+            Self::Shown(ids) => keys(&|letter| ids.contains(&shown_id::as_json(letter.id.as_raw_bson_ref()))),
+            Self::One(key) => vec![key.clone()],
+        }
     }
 }
 
 /// Shows the link's dead letters in the status.
 pub(super) fn show<S: Source>(link: &Link<'_, S>) {
     let namespaces = link.source.server().namespaces();
-    let letters = link.parked.values().map(|letter| Letter {
-        ns: namespaces[usize::from(letter.namespace)].to_string(),
-        id: json(letter),
-        code: letter.code,
-        reason: letter.message.clone(),
-        parked_at: letter.parked_at.try_to_rfc3339_string().unwrap_or_default(),
-        later_changes: letter.later_changes,
+    let letters = link.parked.iter().filter_map(|(_, letter)| {
+        let told = letter.shown.as_deref()?;
+        Some(Letter {
+            ns: namespaces[usize::from(letter.namespace)].to_string(),
+            id: shown_id::as_json(letter.id.as_raw_bson_ref()),
+            code: told.code,
+            reason: told.message.clone(),
+            parked_at: told.parked_at.try_to_rfc3339_string().unwrap_or_default(),
+            later_changes: told.later_changes,
+        })
     });
     link.cell().set_dead_letters(link.parked.len(), letters);
-}
-
-fn json(letter: &Kept) -> Value {
-    shown(&letter.id)
-}
-
-fn shown(id: &RawBson) -> Value {
-    bson::Bson::try_from(id.clone()).map_or(Value::Null, Value::from)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bson::raw::RawBson;
     use serde_json::json;
 
-    fn letter(id: RawBson) -> Kept {
-        let parked_at = bson::DateTime::from_millis(0);
-        Kept {
-            namespace: 0,
-            id,
-            code: 11000,
-            message: String::new(),
-            parked_at,
-            later_changes: 0,
-            is_fresh: false,
-            is_deleted: false,
-        }
+    fn letter(id: RawBson) -> (Key, Parked) {
+        let key = Key::new(0, id.as_raw_bson_ref());
+        (key, Parked { namespace: 0, id, is_fresh: false, is_deleted: false, shown: None })
     }
 
     #[test]
     fn a_request_without_ids_concerns_every_letter_and_one_with_ids_only_these() {
-        let (all, some) = (None, Some(vec![json!(7), json!("seven")]));
-        let concerns = |ids: &Option<Vec<Value>>, id| {
-            Request { action: LetterAction::Drop, ids: ids.clone() }.concerns(&letter(id))
-        };
-        assert!(concerns(&all, RawBson::Int32(1)) && concerns(&some, RawBson::Int32(7)));
-        assert!(concerns(&some, RawBson::String("seven".to_owned())));
-        assert!(!concerns(&some, RawBson::Int32(8)) && !concerns(&Some(vec![]), RawBson::Int32(7)));
+        let mut letters = Letters::default();
+        let ids = [RawBson::Int32(7), RawBson::String("seven".to_owned()), RawBson::Int32(8)];
+        for id in ids {
+            let (key, letter) = letter(id);
+            letters.insert(key, letter);
+        }
+        let shown = |ids: &[Value]| Which::Shown(ids.iter().cloned().collect()).among(&letters).len();
+        assert_eq!(Which::All.among(&letters).len(), 3);
+        assert_eq!(shown(&[json!(7), json!("seven"), json!(9)]), 2);
+        assert_eq!(shown(&[]), 0);
+        let (key, _) = letter(RawBson::Int32(8));
+        assert_eq!(Which::One(key.clone()).among(&letters), [key]);
     }
 
     #[test]
     fn requests_wait_in_their_order_and_are_taken_once() {
         let requests = Requests::default();
         for action in [LetterAction::Retry, LetterAction::Drop] {
-            requests.ask(Request { action, ids: None });
+            requests.ask(Request { action, which: Which::All });
         }
         let taken: Vec<LetterAction> = requests.take().iter().map(|request| request.action).collect();
         assert_eq!(taken, [LetterAction::Retry, LetterAction::Drop]);

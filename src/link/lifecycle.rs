@@ -3,7 +3,6 @@
 //! Promise: the link's checkpoint passes a change only after the change is applied at the destination, or saved as a
 //! dead letter.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use bson::Timestamp;
@@ -12,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::apply::mark::Mark;
 use super::copy::Ended;
 use super::letters::{self, Retries};
-use super::pair::{Evidence, REMEMBERED_DOCUMENTS, Turn};
+use super::pair::{REMEMBERED_DOCUMENTS, Turn};
+use super::parked::{self, Letters};
 use super::reached::Reached;
 use super::servers::{self, Ends};
 use super::shared::Shared;
@@ -22,13 +22,11 @@ use crate::mongo::destination::Destination;
 use crate::mongo::error::{Error, Failure};
 use crate::mongo::ledger::Ledger;
 use crate::mongo::metadata::checkpoints::{Checkpoint, Reconciling};
-use crate::mongo::metadata::dead_letters::{self, Kept};
 use crate::mongo::metadata::{set_aside, unsettled};
 use crate::mongo::server::Server;
 use crate::mongo::{metadata, tail};
 use crate::observe::status::{Cell, State};
 use crate::rules::ahead::Ahead;
-use crate::rules::key::Key;
 use crate::rules::names::{Direction, LinkName};
 use crate::rules::past::{Restore, Restored};
 use crate::rules::position::Position;
@@ -45,7 +43,7 @@ pub(super) struct Link<'s, S> {
     /// Documents with a newer version at the destination than at the link's position.
     pub(super) ahead: Ahead,
     /// The documents with an open dead letter.
-    pub(super) parked: HashMap<Key, Kept>,
+    pub(super) parked: Letters,
     /// The next try of each dead letter.
     pub(super) retries: Retries,
     /// The notes of hub edits at the destination; the hub has none.
@@ -122,12 +120,6 @@ async fn run_once<S: Source>(spoke: &Shared, stop: &CancellationToken) -> Result
     }
 }
 
-impl From<&Kept> for Evidence {
-    fn from(letter: &Kept) -> Self {
-        Self { is_fresh: letter.is_fresh, is_dropped: false }
-    }
-}
-
 impl<'s, S: Source> Link<'s, S> {
     /// Connects both ends, and takes the link over at the destination. Returns also what the link finds about the
     /// servers.
@@ -153,19 +145,14 @@ impl<'s, S: Source> Link<'s, S> {
         }
         spoke.pair.has_due(S::DIRECTION, destination.checkpoint().reconciling);
         let ahead = Ahead::new(destination.checkpoint().ahead.clone(), REMEMBERED_DOCUMENTS);
-        let parked = dead_letters::kept(destination.server(), destination.link()).await?;
-        *spoke.pair.evidence_of(S::DIRECTION) =
-            parked.iter().map(|(key, letter)| (key.clone(), letter.into())).collect();
-        for (key, is_fresh) in dead_letters::dropped(destination.server(), destination.link()).await? {
-            let mark = Evidence { is_fresh, is_dropped: true };
-            spoke.pair.evidence_of(S::DIRECTION).entry(key).or_insert(mark);
-        }
+        let (parked, evidence) = parked::load(destination.server(), destination.link()).await?;
+        *spoke.pair.evidence_of(S::DIRECTION) = evidence;
         for (key, id) in unsettled::load(destination.server(), destination.link()).await? {
             spoke.pair.unsettled.add(key, id);
         }
         set_aside::forget_old(destination.server()).await?;
         let mut retries = Retries::default();
-        parked.keys().for_each(|key| retries.add(key.clone(), Instant::now()));
+        parked.iter().for_each(|(key, _)| retries.add(key.clone(), Instant::now()));
         let has_followed = destination.checkpoint().position.is_some();
         let opening = Opening { spoke, link: &link, source, destination: &destination };
         let (source, ledger) = S::open(opening).await?;

@@ -37,6 +37,7 @@ pub(crate) mod hub;
 pub(crate) mod letters;
 mod lifecycle;
 pub(crate) mod pair;
+mod parked;
 pub(crate) mod reached;
 mod retry;
 pub(crate) mod servers;

@@ -6,9 +6,10 @@ use bson::{Timestamp, rawdoc};
 use super::apply::mark::Mark;
 use super::apply::work::{Origin, Work};
 use super::lifecycle::Link;
+use super::parked::Parked;
 use super::source::Source;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::dead_letters::{self, Kept};
+use crate::mongo::metadata::dead_letters;
 use crate::mongo::metadata::set_aside::{self, Aside, Content};
 use crate::mongo::read::{self, Wanted, When};
 use crate::rules;
@@ -21,7 +22,7 @@ use crate::rules::step::{Read, Step, Write, Zones};
 
 /// Tries a refused change again. At the hub, the document is read at the spoke and applied. At the spoke, the hub's
 /// version is the truth, and the decision about the document brings it.
-pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: &Kept) -> Result<(), Error> {
+pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: &Parked) -> Result<(), Error> {
     // The letter stands for a document that cannot be named at the source.
     if opaque::is_stand_in(&letter.id) {
         return Ok(());
@@ -77,7 +78,9 @@ pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: 
     link.apply(work).await?;
     // Refused again: the saved letter keeps its count, so the shown one does.
     if let Some(refused) = link.parked.get_mut(key) {
-        refused.later_changes = letter.later_changes;
+        if let (Some(refused), Some(shown)) = (&mut refused.shown, &letter.shown) {
+            refused.later_changes = shown.later_changes;
+        }
         return Ok(());
     }
     match retry {
@@ -87,7 +90,7 @@ pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: 
 }
 
 /// Ends a dead letter whose document the spoke no longer has. The refused change and later ones are set aside.
-pub(super) async fn give_up<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: &Kept) -> Result<(), Error> {
+pub(super) async fn give_up<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: &Parked) -> Result<(), Error> {
     let (hub, id) = (link.destination_server(), letter.id.as_raw_bson_ref());
     let namespace = hub.namespace(letter.namespace);
     let events = dead_letters::events(&hub, link.destination.link(), namespace, id).await?;
@@ -114,7 +117,7 @@ fn with_zone(document: &RawDocument, partition_key: &CStr, zone: &Zone) -> RawDo
 }
 
 /// The origin of a retry: a dead letter.
-struct Again<'l>(&'l Kept);
+struct Again<'l>(&'l Parked);
 
 impl Origin for Again<'_> {
     fn before(&self, _: usize) -> Option<Mark> {

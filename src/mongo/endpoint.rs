@@ -111,7 +111,8 @@ impl Endpoint {
         match (diagnose::cause(&options).await, error) {
             (Some(Cause::Wrong(reason)), _) => Error::Unsuitable { server: self.name.clone(), reason },
             (Some(Cause::Passing(cause)), Error::Command { server, doing, code, again, unsure, failure, .. }) => {
-                Error::Command { server, doing, reason: cause, code, again, unsure, without_primary: true, failure }
+                let (without_primary, closed) = (true, false);
+                Error::Command { server, doing, reason: cause, code, again, unsure, without_primary, closed, failure }
             }
             (_, error) => error,
         }

@@ -46,6 +46,8 @@ pub enum Error {
         unsure: bool,
         /// True if the driver found no primary.
         without_primary: bool,
+        /// True if the server closed the connection instead of an answer.
+        closed: bool,
         /// The reaction of the link.
         failure: Failure,
     },
@@ -126,6 +128,11 @@ impl Error {
         matches!(self, Self::Command { without_primary: true, .. })
     }
 
+    /// True if the server closed the connection instead of an answer.
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self, Self::Command { closed: true, .. })
+    }
+
     /// The server's error code, if the server returned one.
     pub(crate) fn code(&self) -> Option<i32> {
         match self {
@@ -161,10 +168,17 @@ impl Error {
             again: error.contains_label(mongodb::error::TRANSIENT_TRANSACTION_ERROR),
             unsure: error.contains_label(mongodb::error::UNKNOWN_TRANSACTION_COMMIT_RESULT),
             without_primary: matches!(error.kind.as_ref(), ErrorKind::ServerSelection { .. }),
+            closed: matches!(error.kind.as_ref(), ErrorKind::Io(io) if CLOSED.contains(&io.kind())),
             failure: classify(error, code),
         }
     }
 }
+
+/// The errors of a connection that the other end has closed.
+const CLOSED: [std::io::ErrorKind; 3] = {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    [UnexpectedEof, ConnectionReset, BrokenPipe]
+};
 
 /// What a link does while a transaction's size matters.
 pub(crate) const APPLYING: &str = "applying a batch";

@@ -11,6 +11,7 @@
 //! - [`tail`]: a change stream, one reply at a time
 //! - [`read`]: chosen documents at one cluster time
 //! - [`scan`]: a zone's documents in the order of `_id`, a page at a time
+//! - [`large_ids`]: documents that no change event can name
 //! - [`walk`]: compares two sides of a zone in the order of `_id`
 //! - [`digest`]: numbers, sizes and hashes of a zone's documents by bucket, computed by the server
 //! - [`oplog`]: asks for the oplog window, and for the newest writes
@@ -36,6 +37,7 @@ mod diagnose;
 pub(crate) mod digest;
 pub mod endpoint;
 pub mod error;
+mod large_ids;
 pub(crate) mod ledger;
 pub(crate) mod metadata;
 pub(crate) mod oplog;

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use bson::raw::{RawBsonRef, RawDocumentBuf};
-use bson::{Bson, Document, Timestamp};
+use bson::{Document, Timestamp};
 use mongodb::ClientSession;
 
 use super::error::Error;
@@ -101,9 +101,4 @@ impl Held<'_> {
 /// The value of a document's partition key for a filter: null matches a missing key.
 pub(crate) fn zone_value<'d>(document: &'d RawDocumentBuf, partition_key: &str) -> RawBsonRef<'d> {
     document.get(partition_key).ok().flatten().unwrap_or(RawBsonRef::Null)
-}
-
-/// An `_id` as relaxed extended JSON.
-pub(crate) fn shown_id(id: RawBsonRef<'_>) -> serde_json::Value {
-    Bson::try_from(bson::raw::RawBson::from(id)).map_or(serde_json::Value::Null, Bson::into_relaxed_extjson)
 }

@@ -12,6 +12,7 @@ use mongodb::raw_batch_cursor::RawBatch;
 
 use super::digest;
 use super::error::{Error, codes};
+use super::large_ids;
 use super::server::Server;
 use super::statement::in_zone;
 use crate::rules::names::Zone;
@@ -86,8 +87,10 @@ pub(crate) struct Page {
     places: Vec<std::ops::Range<usize>>,
     /// Cluster time of the read.
     pub(crate) at: Timestamp,
-    /// Number of documents left out, because their `_id` cannot be read.
-    pub(crate) unreadable: usize,
+    /// Stand-ins for the documents left out, because no link can carry their `_id`.
+    pub(crate) left_out: Vec<RawBson>,
+    /// The `documentKey` of the last document left out.
+    last_left_out: Option<RawDocumentBuf>,
 }
 
 impl Page {
@@ -260,10 +263,44 @@ impl TypeRange {
 }
 
 async fn read(server: &Server, area: Area<'_>, range: Range<'_>, bounds: Bounds) -> Result<Page, Error> {
-    let namespace = server.namespace(area.namespace);
     let mut filter = area.which.filter(server.partition_field());
     bounds.append(&mut filter, &range, area.buckets);
-    let Range { not_before, size, secondary, .. } = range;
+    let page = find(server, area, &range, filter).await?;
+    if page.left_out.is_empty() {
+        return Ok(page);
+    }
+    let (ns, left_out) = (server.namespace(area.namespace), page.left_out.len());
+    tracing::warn!(server = %server.name(), %ns, left_out, "documents are left out, whose _id no link can carry");
+    // The next page begins after a document of this page, and an empty page is the end.
+    if page.is_empty() { after_left_out(server, area, range, page).await } else { Ok(page) }
+}
+
+/// Reads the page after documents that are left out and fill the first page alone. An empty page is the end of the
+/// range.
+async fn after_left_out(server: &Server, area: Area<'_>, range: Range<'_>, first: Page) -> Result<Page, Error> {
+    let mut filter = area.which.filter(server.partition_field());
+    Bounds::AcrossTypes.append(&mut filter, &range, area.buckets);
+    let large = large_ids::of(server, area.namespace, filter.clone()).await?;
+    let mut left_out: Vec<RawBson> = large.into_iter().map(|large| large.id).collect();
+    left_out.extend(first.left_out);
+    // Without large `_id`s, which are too long for a bound.
+    let not_large = rawdoc! { "$expr": { "$not": [large_ids::is_large()] } };
+    let mut after = rawdoc! {};
+    loop {
+        let filter = rawdoc! { "$and": [filter.clone(), not_large.clone(), after] };
+        let mut page = find(server, area, &range, filter).await?;
+        left_out.append(&mut page.left_out);
+        let Some(last) = page.last_left_out.as_deref().and_then(opaque::literal).filter(|_| page.is_empty()) else {
+            return Ok(Page { left_out, ..page });
+        };
+        after = rawdoc! { "$expr": { "$gt": ["$_id", last] } };
+    }
+}
+
+/// Reads documents that match the filter, all at the same cluster time.
+async fn find(server: &Server, area: Area<'_>, range: &Range<'_>, filter: RawDocumentBuf) -> Result<Page, Error> {
+    let namespace = server.namespace(area.namespace);
+    let Range { not_before, size, secondary, .. } = *range;
     let find = rawdoc! {
         "find": namespace.collection.as_str(), "filter": filter, "sort": { "_id": 1 },
         "batchSize": i32::try_from(size.0).unwrap_or(1), "singleBatch": true,
@@ -280,30 +317,20 @@ async fn read(server: &Server, area: Area<'_>, range: Range<'_>, bounds: Bounds)
     let reply = server.patiently("reading a zone", async { reply.await.transpose() }).await?;
     let reply = reply.ok_or_else(|| server.unsuitable("its reply to a find is empty"))?;
     let at = reply.as_raw_document().get_document("cursor").and_then(|cursor| cursor.get_timestamp("atClusterTime"));
-    let (mut places, mut unreadable) = (Vec::new(), 0);
+    let (mut places, mut left_out, mut last_left_out) = (Vec::new(), Vec::new(), None);
     let start = reply.as_raw_document().as_bytes().as_ptr().addr();
     let slices = reply.doc_slices().map_err(|error| Error::of_driver(server.name(), "reading a zone", &error))?;
     for document in slices {
         if let RawBsonRef::Document(document) = document.map_err(|error| server.malformed(error))? {
             if !opaque::has_readable_id(document) {
-                unreadable += 1;
+                let key = opaque::document_key(document).ok_or_else(|| no_id(server))?;
+                left_out.push(opaque::stand_in(&key));
+                last_left_out = Some(key);
                 continue;
             }
             let place = document.as_bytes().as_ptr().addr() - start;
             places.push(place..place + document.as_bytes().len());
         }
-    }
-    if unreadable > 0 {
-        // The next page begins after a document that can be read, and an empty page is the end.
-        if places.is_empty() && size.0 < PAGE_DOCUMENTS {
-            let range = Range { size: PageSize(PAGE_DOCUMENTS), ..range };
-            return Box::pin(read(server, area, range, bounds)).await;
-        }
-        if places.is_empty() && unreadable >= size.0 {
-            let reason = format!("{namespace} has {unreadable} documents in a row whose _id cannot be read");
-            return Err(server.unsuitable(&reason));
-        }
-        tracing::warn!(server = %server.name(), ns = %namespace, unreadable, "documents whose _id cannot be read are left out");
     }
     // The reply names no cluster time if the collection does not exist.
     let at = match at {
@@ -311,7 +338,7 @@ async fn read(server: &Server, area: Area<'_>, range: Range<'_>, bounds: Bounds)
         Err(_) if places.is_empty() => not_before,
         Err(_) => return Err(super::read::no_read_time(server)),
     };
-    Ok(Page { reply, places, at, unreadable })
+    Ok(Page { reply, places, at, left_out, last_left_out })
 }
 
 /// Approximate number of documents in all buckets of the area; `None` if the server cannot count within one second.
@@ -327,5 +354,9 @@ pub(crate) async fn estimate(server: &Server, area: Area<'_>) -> Option<u64> {
 /// An owned copy of a document's `_id`. Fails if the document is malformed or has no `_id`.
 pub(crate) fn id_of(server: &Server, document: &RawDocument) -> Result<RawBson, Error> {
     let id = document.get("_id").map_err(|error| server.malformed(error))?;
-    id.map(RawBson::from).ok_or_else(|| server.unsuitable("it returned a document without _id"))
+    id.map(RawBson::from).ok_or_else(|| no_id(server))
+}
+
+fn no_id(server: &Server) -> Error {
+    server.unsuitable("it returned a document without _id")
 }

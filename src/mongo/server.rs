@@ -169,7 +169,7 @@ impl Server {
             }
             let is_alive = tokio::select! {
                 done = &mut call => return done.map_err(failed),
-                election = self.present_election() => election.is_ok_and(|election| election == self.election),
+                is_same = self.is_same_primary() => is_same,
             };
             if !is_alive {
                 return Err(Error::Timeout { server: self.name.clone(), doing, after: begun.elapsed() });
@@ -179,8 +179,9 @@ impl Server {
         }
     }
 
-    async fn present_election(&self) -> Result<Option<ObjectId>, Error> {
-        Ok(self.hello().await?.get_object_id("electionId").ok())
+    /// True if the server answers, and is still the primary of the same election.
+    pub(super) async fn is_same_primary(&self) -> bool {
+        self.hello().await.is_ok_and(|hello| hello.get_object_id("electionId").ok() == self.election)
     }
 
     /// What the primary says about itself and its replica set.
@@ -217,6 +218,7 @@ impl Server {
             again: false,
             unsure: false,
             without_primary: false,
+            closed: false,
             failure: super::error::Failure::Transient,
         }
     }

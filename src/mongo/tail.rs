@@ -9,19 +9,35 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use bson::{Bson, Document, Timestamp, doc};
+use bson::raw::{CStr, RawBson, RawDocumentBuf};
+use bson::{Bson, Document, Timestamp, doc, rawdoc};
 use futures_util::StreamExt;
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
 use super::error::{Error, Failure, codes};
+use super::large_ids::{self, Large};
 use super::metadata::sessions;
 use super::server::Server;
+use crate::rules::names::Namespace;
 use crate::rules::position::Position;
-use crate::rules::reply::{BARE, CUT, Reply, SessionId};
+use crate::rules::reply::{BARE, CUT, Reply, SessionId, UNNAMED};
 use crate::rules::size::{self, Came};
 
 /// Longest time that the server waits for an event. Afterwards the reply holds only a position.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The events of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Whole,
+    /// Without the content of changes.
+    Cut,
+    /// Without the content of changes, and only events whose resume token fits into a reply twice.
+    WithoutLarge,
+}
+
+/// Longest resume token, in bytes, of an event that is not passed over. Every `_id` that links carry has a shorter one.
+const LONGEST_TOKEN: i32 = 6_500_000;
 
 /// Content of a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,7 +79,7 @@ impl Tail {
         let start = position.map_or_else(Document::new, |position| doc! { "startAfter": token(position) });
         let (replies, unproven, seen) = match Replies::open(server, start, &selection, reply_events).await {
             Ok(replies) => (Some(replies), position.cloned(), None),
-            Err(error) if is_too_large(&error) && position.is_some() => (None, position.cloned(), None),
+            Err(error) if position.is_some() && is_too_large(server, &error).await => (None, position.cloned(), None),
             Err(error) => {
                 let Some(position) = position.filter(|_| is_of_token(&error)) else { return Err(error) };
                 let replies = Replies::open_by_time(server, position, &selection, reply_events, &error).await?;
@@ -87,7 +103,9 @@ impl Tail {
         let Some(replies) = &mut self.replies else { return self.next_alone().await };
         let (reply, took) = match replies.next(&self.server).await {
             Ok(reply) => reply,
-            Err(error) if is_too_large(&error) && self.place.is_some() => return self.next_alone().await,
+            Err(error) if self.place.is_some() && is_too_large(&self.server, &error).await => {
+                return self.next_alone().await;
+            }
             Err(error) => {
                 // The server looks for the token's event only when a later event comes.
                 let Some(place) = self.unproven.take().filter(|_| is_of_token(&error)) else { return Err(error) };
@@ -113,16 +131,24 @@ impl Tail {
     }
 
     /// Returns a reply with the next event alone, after a reply did not fit into a document. An event that does not fit
-    /// by itself comes without its content. The stream goes on after the event.
+    /// by itself comes without its content. One that does not fit even then, because of its `_id`, is passed over. The
+    /// stream goes on after the event.
     async fn next_alone(&mut self) -> Result<Reply, Error> {
-        let reply = match self.one_event(false).await {
-            Err(error) if is_too_large(&error) => {
-                let reply = self.one_event(true).await?;
-                tracing::info!(server = %self.server.name(), "a change event is too large: its document is read instead");
-                reply
+        let mut reply = self.one_event(Form::Whole).await;
+        for form in [Form::Cut, Form::WithoutLarge] {
+            match &reply {
+                Err(error) if is_too_large(&self.server, error).await => {}
+                _ => break,
             }
-            reply => reply?,
-        };
+            reply = match form {
+                Form::WithoutLarge => self.past_large_ids().await,
+                form => self.one_event(form).await,
+            };
+            if reply.is_ok() && form == Form::Cut {
+                tracing::info!(server = %self.server.name(), "a change event is too large: its document is read instead");
+            }
+        }
+        let reply = reply?;
         self.place = Some(reply.end().clone());
         self.unproven = None;
         let reply = self.without_seen(reply);
@@ -131,18 +157,63 @@ impl Tail {
         Ok(reply)
     }
 
-    /// Reads the event after the present place. `is_cut`: without its content.
-    async fn one_event(&mut self, is_cut: bool) -> Result<Reply, Error> {
-        let start = self.place.as_ref().map_or_else(Document::new, |place| doc! { "startAfter": token(place) });
-        let mut replies = Replies::open_in_form(&self.server, start, &self.selection, 1, is_cut).await?;
+    /// Reads the event after the present place.
+    async fn one_event(&mut self, form: Form) -> Result<Reply, Error> {
+        let mut replies = self.replies_from_here(form).await?;
         replies.next(&self.server).await.map(|(reply, _)| reply)
+    }
+
+    async fn replies_from_here(&mut self, form: Form) -> Result<Replies, Error> {
+        let start = self.place.as_ref().map_or_else(Document::new, |place| doc! { "startAfter": token(place) });
+        Replies::open_in_form(&self.server, start, &self.selection, 1, form).await
+    }
+
+    /// Goes past events whose `_id` is too large for any reply, up to the next other event or the present time. Events
+    /// of our own making name the documents with such an `_id` that are there now.
+    async fn past_large_ids(&mut self) -> Result<Reply, Error> {
+        let until = self.server.tick().await?;
+        let mut replies = self.replies_from_here(Form::WithoutLarge).await?;
+        let reply = loop {
+            let (reply, _) = replies.next(&self.server).await?;
+            if !reply.is_empty() || reply.end().cluster_time() >= until {
+                break reply;
+            }
+        };
+        tracing::error!(server = %self.server.name(), "a change is passed over: the document's _id is too large for an event");
+        let mut found = Vec::new();
+        for number in (0u16..).take(self.server.namespaces().len()) {
+            match large_ids::of(&self.server, number, rawdoc! {}).await {
+                Ok(large) => found.extend(large),
+                // The search is for the operator's sake: the stream goes on without.
+                Err(error) => tracing::error!(%error, "documents with a large _id are not found"),
+            }
+        }
+        let events = found.into_iter().map(|large| self.event_of(large, &reply)).collect::<Vec<_>>();
+        reply.followed_by(events, self.server.namespaces()).map_err(|error| self.server.malformed(error))
+    }
+
+    /// An event at the end of the reply in place of one that no reply can hold.
+    fn event_of(&self, large: Large, reply: &Reply) -> RawDocumentBuf {
+        let Namespace { database, collection } = self.server.namespace(large.namespace);
+        let mut zoned = RawDocumentBuf::new();
+        if let Some(zone) = large.zone {
+            zoned.append(self.server.partition_field(), zone);
+        }
+        let mut event = rawdoc! {
+            "_id": reply.end().token().to_owned(), "operationType": "insert", "clusterTime": reply.end().cluster_time(),
+            "ns": { "db": database.as_str(), "coll": collection.as_str() }, "documentKey": { "_id": large.id },
+        };
+        for (field, value) in [(BARE, RawBson::Document(zoned)), (UNNAMED, RawBson::Boolean(true))] {
+            event.append(<&CStr>::try_from(field).expect("no NUL in our own names"), value);
+        }
+        event
     }
 
     /// Continues with a new cursor.
     async fn open_after(&mut self, place: &Position) -> Result<(), Error> {
         let start = doc! { "startAfter": token(place) };
         self.replies = match Replies::open(&self.server, start, &self.selection, self.reply_events).await {
-            Err(error) if is_too_large(&error) => None,
+            Err(error) if is_too_large(&self.server, &error).await => None,
             opened => Some(opened?),
         };
         Ok(())
@@ -182,16 +253,15 @@ struct Replies {
 
 impl Replies {
     async fn open(server: &Server, start: Document, selection: &Selection, reply_events: u32) -> Result<Self, Error> {
-        Self::open_in_form(server, start, selection, reply_events, false).await
+        Self::open_in_form(server, start, selection, reply_events, Form::Whole).await
     }
 
-    /// `is_cut`: the events come without their content.
     async fn open_in_form(
         server: &Server,
         start: Document,
         selection: &Selection,
         reply_events: u32,
-        is_cut: bool,
+        form: Form,
     ) -> Result<Self, Error> {
         let mut stage = start;
         if selection.zone_before && server.has_pre_images() {
@@ -207,7 +277,14 @@ impl Replies {
         }
         let mut pipeline = vec![doc! { "$changeStream": stage }];
         pipeline.extend(filter(server, selection));
-        pipeline.push(if is_cut { cut_projection(server, selection) } else { projection(server, selection) });
+        if form == Form::WithoutLarge {
+            pipeline
+                .push(doc! { "$match": { "$expr": { "$lte": [{ "$strLenBytes": "$_id._data" }, LONGEST_TOKEN] } } });
+        }
+        pipeline.push(match form {
+            Form::Whole => projection(server, selection),
+            Form::Cut | Form::WithoutLarge => cut_projection(server, selection),
+        });
         let client = server.client();
         let database = client.database(if one_database { &namespaces[0].database } else { "admin" });
         let begun = Instant::now();
@@ -271,9 +348,10 @@ fn token(position: &Position) -> Bson {
     Document::try_from(position.token()).map_or(Bson::Null, Bson::Document)
 }
 
-/// True if a reply did not fit into a document (`BSONObjectTooLarge`).
-fn is_too_large(error: &Error) -> bool {
-    error.code() == Some(codes::OBJECT_TOO_LARGE)
+/// True if a reply did not fit into a document (`BSONObjectTooLarge`), or perhaps not into a message: then the server
+/// closes the connection, and goes on.
+async fn is_too_large(server: &Server, error: &Error) -> bool {
+    error.code() == Some(codes::OBJECT_TOO_LARGE) || (error.is_closed() && server.is_same_primary().await)
 }
 
 /// True if the server may refuse the resume token: the token names an event that the stream leaves out, comes from

@@ -41,8 +41,10 @@ pub(crate) struct Chunk {
     pub(crate) differences: Vec<Difference>,
     /// Number of documents compared: all in the page of the follow side, and all that only the lead side has.
     pub(crate) documents: usize,
-    /// Number of documents left out at either side, because their `_id` cannot be read.
+    /// Number of documents left out at either side, because no link can carry their `_id`.
     pub(crate) unreadable: usize,
+    /// Stand-ins for those of the lead side.
+    pub(crate) left_out: Vec<RawBson>,
     /// The zone is compared up to and including this `_id`; `None` if no further than before.
     pub(crate) done_up_to: Option<RawBson>,
 }
@@ -184,8 +186,9 @@ impl<'a> Walk<'a> {
     pub(crate) fn compare(&mut self, followed: Followed) -> Result<Chunk, Error> {
         let mut leading = self.leading.take().expect("a page of the lead side comes first");
         let Followed { page, last, reaches_end } = followed;
-        let unreadable = page.unreadable + std::mem::take(&mut leading.page.unreadable);
-        let mut chunk = Chunk { documents: page.len(), unreadable, ..Chunk::default() };
+        let left_out = std::mem::take(&mut leading.page.left_out);
+        let unreadable = page.left_out.len() + left_out.len();
+        let mut chunk = Chunk { documents: page.len(), unreadable, left_out, ..Chunk::default() };
         leading.compare(&page, self.follow, &mut chunk)?;
         if !reaches_end {
             // The lead side has no more documents, so the range of each page of the follow side is done.

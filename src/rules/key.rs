@@ -2,6 +2,10 @@
 
 use bson::Decimal128;
 use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf, cstr};
+use sha2::{Digest, Sha256};
+
+/// Longest key in bytes. A hash stands for the `_id` in a longer one: an `_id` may have megabytes.
+const LONGEST: usize = 200;
 
 /// Identity of a document, small enough for maps with hundreds of thousands of entries.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,6 +20,12 @@ impl Key {
         let mut bytes = Vec::with_capacity(24);
         bytes.extend_from_slice(&namespace.to_le_bytes());
         append(&mut bytes, id);
+        if bytes.len() > LONGEST {
+            let hash = Sha256::digest(&bytes[2..]);
+            bytes.truncate(2);
+            bytes.push(LONG);
+            bytes.extend_from_slice(&hash);
+        }
         Self(bytes.into())
     }
 
@@ -77,6 +87,9 @@ fn append_as_is(bytes: &mut Vec<u8>, value: RawBsonRef<'_>) {
 /// The marks of numbers. No type of BSON has these bytes.
 const WHOLE: u8 = b'#';
 const OTHER_NUMBER: u8 = b'%';
+
+/// The mark of a hash. No type of BSON has this byte either.
+const LONG: u8 = b'=';
 
 fn append_whole(bytes: &mut Vec<u8>, number: i64) {
     bytes.push(WHOLE);

@@ -16,7 +16,7 @@
 //!   wait with a dead letter
 //! - [`queue`]: the bounded queue between the fan-out and a writer. [`size`]: the size of replies, batches and
 //!   commands; [`pressure`]: the size that a struggling destination takes
-//! - [`opaque`]: `_id`s that cannot be read, and events that no document can hold
+//! - [`opaque`]: `_id`s that no link can carry, and events that no document can hold. [`shown_id`]: `_id`s for people
 //! - [`standstill`]: a replica set whose majority confirms nothing
 //! - [`difference`]: the paths at which two documents differ
 //!
@@ -51,6 +51,7 @@ pub mod reply;
 pub(crate) mod retry;
 pub(crate) mod route;
 pub(crate) mod settle;
+pub(crate) mod shown_id;
 pub(crate) mod size;
 pub(crate) mod standstill;
 pub(crate) mod step;

@@ -1,19 +1,27 @@
-//! What a server can hold and this program cannot read: an `_id` with text that is no UTF-8, or with a damaged binary.
-//! A change of such a document becomes a dead letter under a stand-in for the `_id`. Also events that are nested too
-//! deeply to stand in another document.
+//! What a server can hold and no link can carry: an `_id` with text that is no UTF-8, or with a damaged binary, and an
+//! `_id` that is too large for change events. A change of such a document becomes a dead letter under a stand-in for
+//! the `_id`. Also events that are nested too deeply to stand in another document.
 
 use bson::raw::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
 use bson::spec::BinarySubtype;
 use bson::{Binary, rawdoc};
+use sha2::{Digest, Sha256};
 
 /// The subtype of stand-ins, from the range that the BSON specification leaves to applications.
 const STAND_IN: BinarySubtype = BinarySubtype::UserDefined(0x81);
+
+/// Largest `_id` that links carry, in bytes. A server's reply repeats the `_id` in two resume tokens, each up to four
+/// times as long, and must fit into 16 MB.
+pub(crate) const LARGEST_ID: usize = 1_600_000;
+
+/// Longest `documentKey`, in bytes, that stands for itself. A hash stands for a longer one.
+const LONGEST_STAND_IN: usize = 1_000;
 
 /// Most levels below a document that stand in another document. A server accepts about 180 in all.
 const LEVELS: usize = 120;
 
 /// True if every part of the `_id` can be read.
-pub(crate) fn is_readable(id: RawBsonRef<'_>) -> bool {
+fn is_readable(id: RawBsonRef<'_>) -> bool {
     match id {
         RawBsonRef::Document(document) => {
             document.into_iter().all(|element| element.is_ok_and(|(_, value)| is_readable(value)))
@@ -23,14 +31,59 @@ pub(crate) fn is_readable(id: RawBsonRef<'_>) -> bool {
     }
 }
 
-/// True if the document's `_id` can be read.
+/// True if links can carry the document: its `_id` can be read, and fits into change events.
 pub(crate) fn has_readable_id(document: &RawDocument) -> bool {
-    document.get("_id").is_ok_and(|id| id.is_some_and(is_readable))
+    document.get("_id").is_ok_and(|id| id.is_some_and(|id| is_readable(id) && !is_large(id)))
 }
 
-/// Stands for the `_id` of a document: the bytes of the event's `documentKey`.
+fn is_large(id: RawBsonRef<'_>) -> bool {
+    let bytes = match id {
+        RawBsonRef::String(text) | RawBsonRef::Symbol(text) | RawBsonRef::JavaScriptCode(text) => text.len(),
+        RawBsonRef::Binary(binary) => binary.bytes.len(),
+        RawBsonRef::Document(document) => document.as_bytes().len(),
+        _ => 0,
+    };
+    bytes > LARGEST_ID
+}
+
+/// The `documentKey` of a document: its `_id` alone, byte by byte. `None` for a damaged document.
+pub(crate) fn document_key(document: &RawDocument) -> Option<RawDocumentBuf> {
+    let mut start = 4;
+    for element in document.iter_elements() {
+        let element = element.ok()?;
+        let value = start + 1 + element.key().as_str().len() + 1;
+        let end = value + element.size();
+        if element.key().as_str() == "_id" {
+            return with_length(document.as_bytes().get(start..end)?);
+        }
+        start = end;
+    }
+    None
+}
+
+/// The `_id` of a `documentKey` as an operand of an aggregation expression, byte by byte.
+pub(crate) fn literal(document_key: &RawDocument) -> Option<RawDocumentBuf> {
+    let bytes = document_key.as_bytes();
+    let (kind, value) = (bytes.get(4..5)?, bytes.get(9..bytes.len() - 1)?);
+    with_length(&[kind, b"$literal\0", value].concat())
+}
+
+/// The document of these elements.
+fn with_length(elements: &[u8]) -> Option<RawDocumentBuf> {
+    let length = i32::try_from(elements.len() + 5).ok()?;
+    RawDocumentBuf::from_bytes([&length.to_le_bytes()[..], elements, b"\0"].concat()).ok()
+}
+
+/// Stands for the `_id` of a document: the bytes of the `documentKey`, or their hash. A stand-in stands for itself.
 pub(crate) fn stand_in(document_key: &RawDocument) -> RawBson {
-    RawBson::Binary(Binary { subtype: STAND_IN, bytes: document_key.as_bytes().to_vec() })
+    if let Ok(Some(id)) = document_key.get("_id")
+        && is_stand_in(&id.into())
+    {
+        return id.into();
+    }
+    let bytes = document_key.as_bytes();
+    let bytes = if bytes.len() > LONGEST_STAND_IN { Sha256::digest(bytes).to_vec() } else { bytes.to_vec() };
+    RawBson::Binary(Binary { subtype: STAND_IN, bytes })
 }
 
 /// True for an `_id` that only stands for another one.
@@ -111,6 +164,29 @@ mod tests {
         for id in [RawBson::Int32(1), RawBson::String("ü".to_owned()), rawdoc! { "a": [1, { "b": "c" }] }.into()] {
             assert!(has_readable_id(&rawdoc! { "_id": id }));
         }
+    }
+
+    #[test]
+    fn an_id_that_is_too_large_for_change_events_is_not_carried() {
+        for (bytes, is_carried) in [(LARGEST_ID, true), (LARGEST_ID + 1, false)] {
+            assert_eq!(has_readable_id(&rawdoc! { "_id": "x".repeat(bytes) }), is_carried);
+        }
+        let (one, other) = (rawdoc! { "_id": "x".repeat(2_000) }, rawdoc! { "_id": "y".repeat(2_000) });
+        let RawBson::Binary(binary) = stand_in(&one) else { panic!("a binary") };
+        assert!(binary.bytes.len() < 100 && stand_in(&one) != stand_in(&other));
+        assert_eq!(stand_in(&rawdoc! { "_id": stand_in(&one) }), stand_in(&one), "it stands for itself");
+    }
+
+    #[test]
+    fn the_document_key_is_the_id_byte_by_byte_wherever_it_stands() {
+        let bad = [&4_i32.to_le_bytes()[..], b"\xff\xfe\xc0\0"].concat();
+        let key = with_id(2, &bad);
+        assert_eq!(document_key(&key).as_ref(), Some(&key));
+        let stored = rawdoc! { "before": "b", "_id": { "a": 1 }, "after": 2 };
+        assert_eq!(document_key(&stored), Some(rawdoc! { "_id": { "a": 1 } }));
+        assert_eq!(document_key(&rawdoc! { "a": 1 }), None);
+        assert_eq!(literal(&rawdoc! { "_id": { "a": 1 } }), Some(rawdoc! { "$literal": { "a": 1 } }));
+        assert!(literal(&key).expect("bytes").as_bytes().windows(4).any(|part| part == b"\xff\xfe\xc0\0"));
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use bson::Timestamp;
-use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
+use bson::raw::{RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf};
+use bson::rawdoc;
 
 use super::key::Key;
 use super::names::Namespace;
@@ -42,6 +43,9 @@ pub(crate) const BARE: &str = "bare";
 /// update only the partition key among the changed fields.
 pub(crate) const CUT: &str = "cut";
 
+/// The field of an event in place of one that no reply can hold: `documentKey` is a [stand-in](opaque::stand_in).
+pub(crate) const UNNAMED: &str = "unnamed";
+
 /// The kind of an event, as far as the sync distinguishes kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -72,7 +76,7 @@ struct Event {
     bare: Option<Span>,
     /// The stream left the event's content out because of its size.
     cut: bool,
-    /// The `_id` in the document key can be read.
+    /// The `_id` in the document key can be read, and is not too large.
     readable: bool,
     update_description: Option<Span>,
     before: Option<Span>,
@@ -205,6 +209,18 @@ impl Reply {
         self.closed
     }
 
+    /// The reply with more events after its own, in separate memory.
+    ///
+    /// # Errors
+    /// If an additional event is malformed.
+    pub(crate) fn followed_by(self, more: Vec<RawDocumentBuf>, namespaces: &[Namespace]) -> Result<Self, Malformed> {
+        let mut events = RawArrayBuf::new();
+        self.events().map(|event| event.raw()).chain(more).for_each(|event| events.push(event));
+        let end = self.end.token().to_owned();
+        let cursor = rawdoc! { "id": i64::from(!self.closed), "nextBatch": events, "postBatchResumeToken": end };
+        Self::decode(rawdoc! { "cursor": cursor }.into_bytes(), namespaces)
+    }
+
     /// A reply with only these events, in separate memory, with the position `end`.
     pub(crate) fn excerpt(&self, indices: impl Iterator<Item = usize>, end: Position) -> Self {
         let whole = (*self.bytes).as_ref();
@@ -266,7 +282,7 @@ impl<'a> EventRef<'a> {
         id.ok_or_else(|| Malformed("a documentKey has no _id".to_owned()))
     }
 
-    /// False for a document whose `_id` cannot be read.
+    /// False for a document whose `_id` cannot be read, or is too large.
     pub(crate) fn is_readable(&self) -> bool {
         self.event.readable
     }
@@ -372,11 +388,12 @@ fn decode_event<'b>(event: &'b RawDocument, reply: &[u8], namespaces: &mut Numbe
             ("lsid", RawBsonRef::Document(document)) => decoded.session = session_id(document),
             ("documentKey", RawBsonRef::Document(document)) => {
                 decoded.document_key = Some(span(document));
-                decoded.readable = opaque::has_readable_id(document);
+                decoded.readable &= opaque::has_readable_id(document);
             }
             ("fullDocument", RawBsonRef::Document(document)) => decoded.full_document = Some(span(document)),
             (BARE, RawBsonRef::Document(document)) => decoded.bare = Some(span(document)),
             (CUT, RawBsonRef::Boolean(cut)) => decoded.cut = cut,
+            (UNNAMED, RawBsonRef::Boolean(unnamed)) => decoded.readable &= !unnamed,
             ("updateDescription", RawBsonRef::Document(document)) => {
                 decoded.update_description = Some(span(document));
             }

@@ -12,10 +12,10 @@ use super::wait::{self, Waited};
 use super::{Run, repair};
 use crate::mongo::error::Error;
 use crate::mongo::metadata::{dead_letters, foreign};
-use crate::mongo::repair::shown_id;
 use crate::rules::difference;
 use crate::rules::key::Key;
 use crate::rules::names::Zone;
+use crate::rules::shown_id;
 
 /// Maximum number of looks at a document that keeps changing.
 const ROUNDS: u32 = 12;
@@ -130,7 +130,7 @@ impl Part<'_> {
             spoke: self.own.to_string(),
             ns: self.namespace_name(),
             zone: self.zone.map(Zone::to_string),
-            id: shown_id(seen.id.as_raw_bson_ref()),
+            id: shown_id::as_json(seen.id.as_raw_bson_ref()),
             kind,
             paths,
             repair: None,
@@ -147,9 +147,10 @@ struct Known {
 
 impl Known {
     async fn load(part: &Part<'_>, differing: &HashMap<Key, Seen>) -> Result<Self, Error> {
-        let mut parked: HashSet<Key> = dead_letters::kept(part.spoke, &part.downlink()).await?.into_keys().collect();
-        parked.extend(dead_letters::kept(part.hub, &part.uplink()).await?.into_keys());
         let wanted = differing.iter().map(|(key, seen)| (key.clone(), seen.id.as_raw_bson_ref())).collect();
+        let at_spoke = dead_letters::among(part.spoke, &part.downlink(), &wanted).await?;
+        let mut parked: HashSet<Key> = at_spoke.into_keys().collect();
+        parked.extend(dead_letters::among(part.hub, &part.uplink(), &wanted).await?.into_keys());
         Ok(Self { parked, foreign: foreign::among(part.spoke, &wanted).await? })
     }
 }

@@ -13,6 +13,7 @@ use super::wait;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::verifications::{self, PartName};
 use crate::mongo::metadata::{self, checkpoints, dead_letters, unsettled};
+use crate::mongo::read::Wanted;
 use crate::mongo::scan::Which;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
@@ -156,10 +157,10 @@ impl Part<'_> {
             .await
     }
 
-    /// The documents of both links whose dead letter was dropped.
-    pub(super) async fn dropped_letters(&self) -> Result<HashSet<Key>, Error> {
-        let mut dropped = dead_letters::dropped(self.spoke, &self.downlink()).await?;
-        dropped.extend(dead_letters::dropped(self.hub, &self.uplink()).await?);
-        Ok(dropped.into_iter().map(|(key, _)| key).collect())
+    /// Those of the documents whose dead letter, of either link, was dropped.
+    pub(super) async fn dropped_letters(&self, wanted: &Wanted<'_>) -> Result<HashSet<Key>, Error> {
+        let mut dropped = dead_letters::dropped_among(self.spoke, &self.downlink(), wanted).await?;
+        dropped.extend(dead_letters::dropped_among(self.hub, &self.uplink(), wanted).await?);
+        Ok(dropped)
     }
 }

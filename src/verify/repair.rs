@@ -83,10 +83,11 @@ fn way(part: &Part<'_>, (key, finding, seen): (&Key, &Finding, &Seen), permissio
 pub(super) async fn repair(part: &Part<'_>, found: &mut [Found], run: &Run<'_>) -> Result<(), Error> {
     // One method at a time, because all documents of a transaction go to the same server.
     let stop = run.stop;
+    let wanted = found.iter().map(|(key, _, seen)| (key.clone(), seen.id.as_raw_bson_ref())).collect();
     let permission = Permission {
         purge_foreign: run.scope.purge_foreign,
         may_remove: part.is_the_same_collection().await?,
-        dropped: part.dropped_letters().await?,
+        dropped: part.dropped_letters(&wanted).await?,
     };
     let mut done: HashMap<Key, String> = HashMap::new();
     for wanted in [Way::Down, Way::Up, Way::Stamp] {

@@ -176,6 +176,38 @@ async fn a_register_of_foreign_documents_that_is_too_large_for_memory_is_still_k
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_too_many_dead_letters_stops_its_own_link_until_somebody_looks() {
+    const LETTERS: i32 = 250_000;
+    let mut site = Site::shared(TRIANGLE).await;
+    site.start().await;
+    site.stop().await;
+    let letters = site.own_collection("HOU", "dead_letters");
+    let ns = site.at("HOU").namespace().to_string();
+    let letter = |document: i32| doc! { "_id": { "link": "downlink:HOU", "ns": &ns, "document": document } };
+    for first in (0..=LETTERS).step_by(50_000) {
+        letters.insert_many((first..first + 50_000).map(letter)).await.unwrap();
+    }
+    site.launch();
+    eventually("the link waits for somebody", async || {
+        site.log().contains("downlink:HOU has 250000 dead letters")
+            && site.spoke_status("HOU")["downlink"]["state"] == "halted"
+    })
+    .await;
+    arrives(&site, "past the halted link").await;
+    let fewer = doc! { "_id.document": { "$gte": 2_000 } };
+    letters.delete_many(fewer).await.unwrap();
+    assert_eq!(site.program.as_ref().unwrap().post("/api/v1/spokes/HOU/restart").unwrap().0, 202);
+    eventually("the link goes on", async || site.spoke_status("HOU")["downlink"]["state"] == "streaming").await;
+    // The list comes in pages, of what is shown.
+    let page = |query: &str| site.program.as_ref().unwrap().get(&format!("/api/v1/dead-letters{query}")).unwrap().1;
+    let length = |query: &str| page(query).as_array().unwrap().len();
+    assert_eq!((length(""), length("?offset=990"), length("?limit=7&zone=HOU")), (1_000, 10, 7));
+    assert_eq!((length("?zone=DFW"), length("?offset=5000")), (0, 0));
+    assert!(site.command(&["dead-letters", "drop", "HOU"]).0);
+    eventually("all are dropped", async || site.spoke_status("HOU")["dead_letters"] == 0).await;
+}
+
 /// A document of HOU's zone with many fields below a long name, all with this value.
 fn with_long_paths(id: &str, value: i32) -> Document {
     let many: Document = (0..18_000).map(|field| (format!("f{field}"), value.into())).collect();
@@ -296,10 +328,10 @@ async fn a_document_whose_id_cannot_be_read_becomes_a_dead_letter_and_holds_up_n
         })
         .await;
     }
-    // HOU's uplink keeps three letters at the hub, and DFW's downlink keeps four at the spoke.
+    // HOU's uplink keeps four letters at the hub, one of them from the copy. DFW's downlink keeps four too.
     let kept = [site.own_collection(HUB, "dead_letters"), site.own_collection("DFW", "dead_letters")];
     let letters = async |at: usize| kept[at].count_documents(doc! { "reason.code": 9 }).await.unwrap();
-    eventually("each is a dead letter", async || letters(0).await == 3 && letters(1).await == 4).await;
+    eventually("each is a dead letter", async || letters(0).await == 4 && letters(1).await == 4).await;
     // They stay across a new start, and no retry takes them away.
     site.stop().await;
     site.start().await;
@@ -309,10 +341,69 @@ async fn a_document_whose_id_cannot_be_read_becomes_a_dead_letter_and_holds_up_n
         site.at("DFW").find_one(doc! { "_id": "after a retry" }).await.unwrap().is_some()
     })
     .await;
-    assert_eq!((letters(0).await, letters(1).await), (3, 4));
+    assert_eq!((letters(0).await, letters(1).await), (4, 4));
     // A verification does not call unequal or equal what it cannot read.
     let (code, told) = site.command_code(&["verify"]);
     assert!(code == 1 && told.contains("an _id that cannot be read"), "{code}: {told}");
+}
+
+/// A document with an `_id` of so many bytes, which no change event can hold twice.
+fn with_large_id(first: &str, megabytes: usize, zone: &str) -> RawDocumentBuf {
+    rawdoc! { "_id": first.repeat(megabytes * 1_000_000), "_pk": zone }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_whose_id_is_too_large_for_an_event_becomes_a_dead_letter_and_holds_up_nobody() {
+    let mut site = Site::shared(TRIANGLE).await;
+    // Before the first start: a copy finds nothing else in the first pages, and goes on behind them.
+    for first in ["b", "c", "d", "e"] {
+        insert_raw(&site, "HOU", with_large_id(first, 5, "HOU")).await;
+    }
+    for number in 0..3 {
+        let id = text(
+            "_id",
+            format!("a\u{0}{number}").as_bytes().iter().chain(b"\xff").copied().collect::<Vec<_>>().as_slice(),
+        );
+        let large = text("large", "x".repeat(7_000_000).as_bytes());
+        insert_raw(&site, "HOU", document(&[id, text("_pk", b"HOU"), large])).await;
+    }
+    site.at("HOU").insert_one(doc! { "_id": "last of all", "_pk": "HOU" }).await.unwrap();
+    site.start().await;
+    eventually("the last one is copied", async || {
+        site.at("DFW").find_one(doc! { "_id": "last of all" }).await.unwrap().is_some()
+    })
+    .await;
+    let at_hub = site.own_collection(HUB, "dead_letters");
+    let letters = async || at_hub.count_documents(doc! { "reason.code": 9 }).await.unwrap();
+    eventually("each is a dead letter", async || letters().await == 7).await;
+    // Then in the streams: one that an event can name without content, and one that no event can name.
+    for (megabytes, first) in [(2, "f"), (5, "g")] {
+        insert_raw(&site, "HOU", with_large_id(first, megabytes, "HOU")).await;
+        insert_raw(&site, HUB, with_large_id(first, megabytes, "DFW")).await;
+        site.at("HOU").delete_one(doc! { "_id": first.repeat(megabytes * 1_000_000) }).await.unwrap();
+        for zone in ["DFW", "HOU", "BOS"] {
+            for name in [zone, HUB] {
+                let id = format!("after {megabytes} MB at {name}");
+                site.at(name).insert_one(doc! { "_id": &id, "_pk": zone }).await.unwrap();
+                let other = if name == HUB { zone } else { HUB };
+                eventually(&format!("{zone} gets {id} at {other}"), async || {
+                    site.at(other).find_one(doc! { "_id": &id, "_pk": zone }).await.unwrap().is_some()
+                })
+                .await;
+                site.at(name).delete_one(doc! { "_id": &id }).await.unwrap();
+            }
+        }
+    }
+    let at_spoke = site.own_collection("DFW", "dead_letters");
+    eventually("both are dead letters at the spoke", async || at_spoke.count_documents(doc! {}).await.unwrap() == 2)
+        .await;
+    assert!(!site.log().contains("link failed"), "{}", site.log());
+    // Copying again finds the same, and deletes nothing.
+    site.stop().await;
+    site.start().await;
+    assert_eq!(site.program.as_ref().unwrap().post("/api/v1/spokes/HOU/resync").unwrap().0, 202);
+    arrives(&site, "after all").await;
+    assert_eq!(site.at("HOU").count_documents(doc! { "large": { "$exists": true } }).await.unwrap(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

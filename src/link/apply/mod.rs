@@ -12,8 +12,8 @@ pub(super) mod work;
 use std::collections::HashMap;
 use std::time::Instant;
 
-use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
+use bson::{Timestamp, rawdoc};
 
 use self::attempt::Attempt;
 use self::mark::Mark;
@@ -21,6 +21,7 @@ use self::transaction::{Batch, Committed};
 use self::work::{Commit, Nowhere, Unreadable, Work};
 use super::lifecycle::Link;
 use super::pair::Evidence;
+use super::parked::{self, Parked};
 use super::slow;
 use super::source::Source;
 use crate::mongo::error::Error;
@@ -36,14 +37,15 @@ use crate::rules::ladder::{Next, Refusal};
 use crate::rules::names::Direction;
 use crate::rules::opaque;
 use crate::rules::past::Restored;
+use crate::rules::shown_id::Told;
 use crate::rules::size;
 use crate::rules::step::Step;
 use crate::rules::uplink::Cut;
 
-/// The error code and the message in the dead letter of a document whose `_id` cannot be read.
+/// The error code and the message in the dead letter of a document whose `_id` cannot be carried.
 const FAILED_TO_PARSE: i32 = 9;
-const UNREADABLE: &str = "the document's _id cannot be read (text that is no UTF-8, or a damaged binary): write the \
-                          document under another _id";
+const UNREADABLE: &str = "the document's _id cannot be carried (text that is no UTF-8, a damaged binary, or more than \
+                          1.6 MB): write the document under another _id";
 
 impl<S: Source> Link<'_, S> {
     /// Saves the link's mark, without any change. `None`: saves the present checkpoint.
@@ -193,7 +195,7 @@ impl<S: Source> Link<'_, S> {
         let pair = &self.spoke.pair;
         let waits_for_opposite =
             || pair.evidence(S::DIRECTION.opposite(), key).is_some_and(|letter| !letter.is_dropped);
-        self.parked.contains_key(key)
+        self.parked.contains(key)
             || waits_for_opposite()
             || (S::DIRECTION == Direction::Downlink && pair.unsettled.contains(key))
     }
@@ -225,7 +227,7 @@ impl<S: Source> Link<'_, S> {
     async fn unsettle(&mut self, work: &Work<'_>, index: usize, with_later: bool) -> Result<(), Error> {
         let step = &work.steps[index];
         let namespace = &self.destination.server().namespaces()[usize::from(step.key.namespace())];
-        tracing::info!(link = %self.destination.link(), ns = %namespace, id = ?step.id, "document not as expected, to be settled");
+        tracing::info!(link = %self.destination.link(), ns = %namespace, id = %Told(step.id), "document not as expected, to be settled");
         let mut ours = vec![unsettled::note(self.destination.link(), &[(namespace, step.id)])];
         // The spoke may lose the change before the decision, by the hub change that crosses it.
         if S::DIRECTION == Direction::Uplink && work.origin.is_live() {
@@ -260,10 +262,12 @@ impl<S: Source> Link<'_, S> {
     fn has_counted(&mut self, held_back: &HeldBack<'_>) {
         for (key, _, changes) in held_back.counts() {
             let Some(letter) = self.parked.get_mut(key) else { continue };
-            letter.later_changes += changes;
+            if let Some(shown) = &mut letter.shown {
+                shown.later_changes += changes;
+            }
             letter.is_deleted = held_back.ends_with_delete(key);
             if S::DIRECTION == Direction::Uplink && letter.is_fresh && letter.is_deleted {
-                self.spoke.pair.letters(S::DIRECTION).retry(&letter.id);
+                self.spoke.pair.letters(S::DIRECTION).retry(key);
             }
         }
     }
@@ -345,6 +349,7 @@ impl<S: Source> Link<'_, S> {
 
     /// Saves the step as a dead letter. The link's mark stays before the step; the rest of the work moves the mark on.
     async fn park(&mut self, work: &Work<'_>, index: usize, refusal: &Refusal) -> Result<(), Error> {
+        self.has_room_for_a_letter()?;
         self.retries.add(work.steps[index].key.clone(), Instant::now());
         let step = &work.steps[index];
         let (event, cluster_time) = work.origin.event(step.event);
@@ -361,7 +366,7 @@ impl<S: Source> Link<'_, S> {
             ours.push(unsettled::note(self.destination.link(), &[(namespace, step.id)]));
         }
         tracing::error!(
-            link = %self.destination.link(), ns = %namespace, id = ?step.id, error = message,
+            link = %self.destination.link(), ns = %namespace, id = %Told(step.id), error = message,
             "change refused, kept as a dead letter"
         );
         let mark = work.origin.before(step.event);
@@ -383,20 +388,35 @@ impl<S: Source> Link<'_, S> {
             is_fresh: event.get_str("operationType").is_ok_and(dead_letters::is_fresh),
             is_deleted: false,
         };
-        self.spoke.pair.evidence_of(S::DIRECTION).insert(step.key.clone(), (&kept).into());
         if is_collision {
             self.spoke.pair.unsettled.add(step.key.clone(), kept.id.clone());
         }
-        self.parked.insert(step.key.clone(), kept);
+        self.has_parked(step.key.clone(), kept);
         self.has_committed(committed, batch.mark, 0, 0);
         Ok(())
     }
 
-    /// Saves a change of a document whose `_id` cannot be read as a dead letter. The link's mark stays: the work moves
-    /// the mark past the change.
+    /// Saves a change of a document whose `_id` cannot be carried as a dead letter. The link's mark stays: the work
+    /// moves the mark past the change.
     async fn park_unreadable(&mut self, work: &Work<'_>, unreadable: Unreadable) -> Result<(), Error> {
         let Unreadable { event, namespace, id } = unreadable;
         let (event, cluster_time) = work.origin.event(event);
+        self.park_unnamed(namespace, id, &opaque::in_bytes(&event), cluster_time).await
+    }
+
+    /// Saves a document that a copy leaves out, because its `_id` cannot be carried, as a dead letter.
+    pub(super) async fn park_left_out(&mut self, namespace: u16, id: RawBson) -> Result<(), Error> {
+        self.park_unnamed(namespace, id, &rawdoc! { "operationType": "copy" }, None).await
+    }
+
+    async fn park_unnamed(
+        &mut self,
+        namespace: u16,
+        id: RawBson,
+        event: &RawDocumentBuf,
+        cluster_time: Option<Timestamp>,
+    ) -> Result<(), Error> {
+        let key = Key::new(namespace, id.as_raw_bson_ref());
         let kept = Kept {
             namespace,
             code: FAILED_TO_PARSE,
@@ -407,9 +427,8 @@ impl<S: Source> Link<'_, S> {
             is_deleted: false,
             id,
         };
-        let (key, event) = (Key::new(namespace, kept.id.as_raw_bson_ref()), opaque::in_bytes(&event));
         // Boxed, because saving a letter applies a work as well.
-        Box::pin(self.save_letter(key, kept, &event, cluster_time)).await
+        Box::pin(self.save_letter(key, kept, event, cluster_time)).await
     }
 
     /// Takes the dead letter of a document away, in a transaction with more statements on our own collections.
@@ -419,7 +438,7 @@ impl<S: Source> Link<'_, S> {
     pub(super) async fn remove_letter(
         &mut self,
         key: &Key,
-        letter: &Kept,
+        letter: &Parked,
         mut ours: Vec<RawDocumentBuf>,
     ) -> Result<(), Error> {
         let (link, id) = (self.destination.link(), letter.id.as_raw_bson_ref());
@@ -431,7 +450,7 @@ impl<S: Source> Link<'_, S> {
         self.spoke.pair.unsettled.add(key.clone(), letter.id.clone());
         // A collision at the spoke is over as well.
         if S::DIRECTION == Direction::Uplink {
-            self.spoke.pair.letters(Direction::Downlink).retry(&letter.id);
+            self.spoke.pair.letters(Direction::Downlink).retry(key);
         }
         Ok(())
     }
@@ -441,12 +460,12 @@ impl<S: Source> Link<'_, S> {
     ///
     /// # Errors
     /// As [`Self::apply`].
-    pub(super) async fn drop_letter(&mut self, key: &Key, letter: &Kept) -> Result<(), Error> {
+    pub(super) async fn drop_letter(&mut self, key: &Key, letter: &Parked) -> Result<(), Error> {
         let (link, id) = (self.destination.link(), letter.id.as_raw_bson_ref());
         let namespace = &self.destination.server().namespaces()[usize::from(letter.namespace)];
         let ours = dead_letters::drop_letter(link, namespace, id, letter.is_fresh).into();
         self.apply(Work { ours, ..Work::empty(&Nowhere) }).await?;
-        let evidence = Evidence { is_dropped: true, ..letter.into() };
+        let evidence = Evidence { is_fresh: letter.is_fresh, is_dropped: true };
         self.spoke.pair.evidence_of(S::DIRECTION).insert(key.clone(), evidence);
         Ok(())
     }
@@ -462,20 +481,34 @@ impl<S: Source> Link<'_, S> {
         event: &RawDocumentBuf,
         cluster_time: Option<Timestamp>,
     ) -> Result<(), Error> {
+        self.has_room_for_a_letter()?;
         let namespace = self.destination.server().namespace(kept.namespace).clone();
         let (id, message) = (kept.id.as_raw_bson_ref(), kept.message.as_str());
         let letter =
             DeadLetter { namespace: &namespace, id, code: kept.code, message, event: Some(event), cluster_time };
         tracing::error!(
-            link = %self.destination.link(), %namespace, id = ?kept.id, error = message,
+            link = %self.destination.link(), %namespace, id = %Told(kept.id.as_raw_bson_ref()), error = message,
             "change refused, kept as a dead letter"
         );
         let ours = vec![dead_letters::park(self.destination.link(), &letter)];
         self.apply(Work { ours, ..Work::empty(&Nowhere) }).await?;
         self.retries.add(key.clone(), Instant::now());
-        self.spoke.pair.evidence_of(S::DIRECTION).insert(key.clone(), (&kept).into());
-        self.parked.insert(key, kept);
+        self.has_parked(key, kept);
         Ok(())
+    }
+
+    /// Fails if the link has too many dead letters already.
+    fn has_room_for_a_letter(&self) -> Result<(), Error> {
+        match self.parked.is_full() {
+            true => Err(parked::too_many(self.destination.server(), self.destination.link())),
+            false => Ok(()),
+        }
+    }
+
+    fn has_parked(&mut self, key: Key, kept: Kept) {
+        let evidence = Evidence { is_fresh: kept.is_fresh, is_dropped: false };
+        self.spoke.pair.evidence_of(S::DIRECTION).insert(key.clone(), evidence);
+        self.parked.add(key, kept);
     }
 }
 

@@ -49,10 +49,14 @@ impl Job {
                     Direction::Uplink => LinkName::uplink(&self.zone),
                     Direction::Downlink => LinkName::downlink(&self.zone),
                 };
-                let mut protected = dead_letters::parked(&self.source, &name(direction)).await?;
+                let wanted: Wanted<'_> =
+                    differences.iter().map(|one| (one.key.clone(), one.id.as_raw_bson_ref())).collect();
+                let (there, here) = (name(direction), name(direction.opposite()));
+                let open = dead_letters::among(&self.source, &there, &wanted).await?;
+                let mut protected: HashSet<Key> = open.into_keys().collect();
+                protected.extend(dead_letters::dropped_among(&self.source, &there, &wanted).await?);
                 // A change that the destination refused, and that an operator has dropped, is not tried again.
-                let dropped = dead_letters::dropped(&self.destination, &name(direction.opposite())).await?;
-                protected.extend(dropped.into_iter().map(|(key, _)| key));
+                protected.extend(dead_letters::dropped_among(&self.destination, &here, &wanted).await?);
                 Ok(protected)
             }
             Protection::Foreign => {

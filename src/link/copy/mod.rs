@@ -105,6 +105,9 @@ impl<S: Source> Link<'_, S> {
                 documents += chunk.documents;
                 cell.copied(chunk.documents);
                 written += chunk.differences.len();
+                for id in chunk.left_out {
+                    self.park_left_out(job.namespace, id).await?;
+                }
                 let up_to = chunk.done_up_to.map(|after| CopiedUpTo { part: part.clone(), after });
                 let mark = up_to.map(|up_to| Mark::Copied { up_to, until: is_bound.then_some(latest) });
                 // With writes at both sides, differences are collected and settled together.

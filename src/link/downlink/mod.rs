@@ -95,8 +95,9 @@ impl Source for HubSource {
             let mut conflicts = spoke.pair.conflicts();
             conflicts.restart();
             for note in notes {
-                for (key, fields) in note.edits() {
-                    conflicts.record(key, fields, now);
+                match note.edits() {
+                    Some(edits) => edits.into_iter().for_each(|(key, fields)| conflicts.record(key, fields, now)),
+                    None => conflicts.record_everything(now),
                 }
                 conflicts.record_note(note.number, now);
             }

@@ -25,6 +25,7 @@ use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::names::{Direction, LinkName, Zone};
 use crate::rules::settle::{self, Letter, Settlement, Version};
+use crate::rules::shown_id::Told;
 use crate::rules::step::{Step, Write, Zones};
 
 /// Documents decided together, at most.
@@ -107,12 +108,12 @@ impl Link<'_, HubSource> {
             };
             // The refused document is gone from the spoke: first a retry ends the letter, then the decision comes.
             if document.letter == Letter::NeverAccepted && document.spoke == Version::Absent {
-                self.spoke.pair.letters(Direction::Uplink).retry(&id);
+                self.spoke.pair.letters(Direction::Uplink).retry(&key);
                 self.spoke.pair.unsettled.advance(&key, Stage::Found);
                 continue;
             }
             let (settlement, is_equal) = (settle::settle(document), document.is_equal);
-            tracing::info!(ns = %hub_name(self, &key), id = ?id, ?settlement, "document settled");
+            tracing::info!(ns = %hub_name(self, &key), id = %Told(id.as_raw_bson_ref()), ?settlement, "document settled");
             candidates.push(Candidate { key, id, spoke, hub, settlement, is_equal });
         }
         let changed = self.carry_out(&candidates, at_hub.at).await?;

@@ -215,7 +215,7 @@ impl Link<'_, HubSource> {
         let mut work = {
             let (pair, conflicts) = (&self.spoke.pair, self.spoke.pair.conflicts());
             // With a dead letter at the spoke, somebody has been told already, and the change waits with the letter.
-            let known = |key: &Key| match self.parked.contains_key(key) {
+            let known = |key: &Key| match self.parked.contains(key) {
                 true => AtSpoke::Nothing,
                 false if pair.has_another(key) => AtSpoke::Another,
                 false if foreign.contains(key) => AtSpoke::Foreign,

@@ -92,10 +92,12 @@ impl Feed {
             let key = if needs_places { event.key().ok() } else { None };
             let known = key.as_ref().and_then(|key| places.get(key).copied());
             let mut stated = rules.facts(event, origin, known).map_err(|error| self.hub.malformed(error))?;
-            // A document that cannot be named cannot be read either.
+            // A document that cannot be named cannot be read either: the spokes get a dead letter.
             if stated.is_some() && !event.is_readable() {
-                stated = stated.filter(|facts| !facts.needs_zone() && !facts.must_read);
-                if stated.is_none() {
+                stated = stated.filter(|facts| !facts.needs_zone());
+                if let Some(facts) = &mut stated {
+                    facts.must_read = false;
+                } else {
                     let (ns, at) = (self.hub.namespace(event.namespace()), event.cluster_time());
                     tracing::error!(%ns, %at, "a change is left out: the document's _id cannot be read");
                 }

@@ -33,15 +33,16 @@
 //!   changes flow again, and the mark protects the document from being deleted or overwritten by inference, until a
 //!   change of the document is taken.
 //!
-//! Index: only `_id`. The query by `_id.link` and `_id.ns` walks all dead letters in the order of `_id`.
+//! Index: only `_id`. The letters of a link and a collection follow each other, because `link` and `ns` come first.
 
 use std::collections::{HashMap, HashSet};
 
 use bson::raw::{RawBson, RawBsonRef, RawDocumentBuf, cstr};
 use bson::{Bson, DateTime, Document, RawArrayBuf, Timestamp, doc, rawdoc};
 
-use super::{DEAD_LETTERS, DROPPED_LETTERS, all_of, document_id};
+use super::{DEAD_LETTERS, DROPPED_LETTERS, by_ids, document_id, page_of, range_of};
 use crate::mongo::error::Error;
+use crate::mongo::read::Wanted;
 use crate::mongo::server::{Server, first_batch};
 use crate::mongo::words;
 use crate::rules::key::Key;
@@ -153,19 +154,6 @@ pub(crate) fn remove_mark(link: &LinkName, namespace: &Namespace, document: RawB
     rawdoc! { "delete": DROPPED_LETTERS, "deletes": [{ "q": id(link, namespace, document), "limit": 1 }] }
 }
 
-/// The marks of a link's dropped letters: the documents, and whether the destination never had each.
-pub(crate) async fn dropped(server: &Server, link: &LinkName) -> Result<Vec<(Key, bool)>, Error> {
-    let mut marks = Vec::new();
-    for (number, namespace) in (0u16..).zip(server.namespaces()) {
-        let filter = doc! { "_id.link": link.to_string(), "_id.ns": namespace.to_string() };
-        for saved in all_of(server, DROPPED_LETTERS, filter, doc! { "is_fresh": 1 }).await? {
-            let Some(id) = document_id(&saved) else { continue };
-            marks.push((Key::new(number, id.as_raw_bson_ref()), saved.get_bool("is_fresh").unwrap_or(false)));
-        }
-    }
-    Ok(marks)
-}
-
 /// A saved dead letter without its event.
 #[derive(Clone, Debug)]
 pub(crate) struct Kept {
@@ -187,29 +175,90 @@ pub(crate) fn is_fresh(operation: &str) -> bool {
     matches!(operation, "insert" | "copy")
 }
 
-/// The dead letters of a link, by document.
-pub(crate) async fn kept(server: &Server, link: &LinkName) -> Result<HashMap<Key, Kept>, Error> {
-    let mut letters = HashMap::new();
-    for (number, namespace) in (0u16..).zip(server.namespaces()) {
-        let filter = doc! { "_id.link": link.to_string(), "_id.ns": namespace.to_string() };
-        let fields = doc! {
-            "reason": 1, "parked_at": 1, "later_changes": 1, "is_fresh": 1, "event.operationType": 1,
-            "later_events.operationType": 1,
-        };
-        let saved = all_of(server, DEAD_LETTERS, filter, fields).await?;
-        letters.extend(saved.iter().filter_map(|saved| read(number, saved)));
-    }
-    Ok(letters)
+/// The saved dead letters of a link, a page at a time.
+pub(crate) struct Pages<'s> {
+    server: &'s Server,
+    link: &'s LinkName,
+    collection: &'static str,
+    namespace: u16,
+    /// `_id` of the last letter of the page before, in the present collection.
+    after: Option<Bson>,
 }
 
-/// The documents of a link that have a dead letter, open or dropped.
+impl<'s> Pages<'s> {
+    /// Open letters.
+    pub(crate) fn open(server: &'s Server, link: &'s LinkName) -> Self {
+        Self { server, link, collection: DEAD_LETTERS, namespace: 0, after: None }
+    }
+
+    /// The marks of dropped letters.
+    pub(crate) fn dropped(server: &'s Server, link: &'s LinkName) -> Self {
+        Self { collection: DROPPED_LETTERS, ..Self::open(server, link) }
+    }
+
+    /// The next letters, by document; `None` at the end.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<(Key, Kept)>>, Error> {
+        while let Some(namespace) = self.server.namespaces().get(usize::from(self.namespace)) {
+            let range = range_of(self.link, namespace);
+            let saved = page_of(self.server, self.collection, range, fields(), self.after.clone()).await?;
+            self.after = saved.last().and_then(|last| last.get("_id")).cloned();
+            if self.after.is_some() {
+                return Ok(Some(saved.iter().filter_map(|saved| read(self.namespace, saved)).collect()));
+            }
+            self.namespace += 1;
+        }
+        Ok(None)
+    }
+}
+
+/// The fields of a letter besides its events.
+fn fields() -> Document {
+    doc! {
+        "reason": 1, "parked_at": 1, "later_changes": 1, "is_fresh": 1, "event.operationType": 1,
+        "later_events.operationType": 1,
+    }
+}
+
+/// The open letters of a link among these documents.
 ///
 /// # Errors
 /// If the server does not answer.
-pub(crate) async fn parked(server: &Server, link: &LinkName) -> Result<HashSet<Key>, Error> {
-    let mut parked: HashSet<Key> = kept(server, link).await?.into_keys().collect();
-    parked.extend(dropped(server, link).await?.into_iter().map(|(key, _)| key));
-    Ok(parked)
+pub(crate) async fn among(server: &Server, link: &LinkName, wanted: &Wanted<'_>) -> Result<HashMap<Key, Kept>, Error> {
+    these(server, link, DEAD_LETTERS, wanted).await
+}
+
+/// Those of these documents that have a dropped letter.
+///
+/// # Errors
+/// If the server does not answer.
+pub(crate) async fn dropped_among(
+    server: &Server,
+    link: &LinkName,
+    wanted: &Wanted<'_>,
+) -> Result<HashSet<Key>, Error> {
+    Ok(these(server, link, DROPPED_LETTERS, wanted).await?.into_keys().collect())
+}
+
+async fn these(
+    server: &Server,
+    link: &LinkName,
+    collection: &str,
+    wanted: &Wanted<'_>,
+) -> Result<HashMap<Key, Kept>, Error> {
+    let mut found = HashMap::new();
+    for (number, namespace) in (0u16..).zip(server.namespaces()) {
+        let here = wanted.iter().filter(|(key, _)| key.namespace() == number);
+        let ids = here.filter_map(|(_, document)| {
+            let query = Document::try_from(id(link, namespace, *document)).ok()?;
+            query.get_document("_id").ok().cloned()
+        });
+        let saved = by_ids(server, collection, ids.collect(), fields()).await?;
+        found.extend(saved.iter().filter_map(|saved| read(number, saved)));
+    }
+    Ok(found)
 }
 
 /// The events of a dead letter: the refused change, and later changes as far as the letter has them.

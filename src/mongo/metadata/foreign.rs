@@ -22,7 +22,7 @@ use std::collections::HashSet;
 use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
 use bson::{Bson, DateTime, Document, doc, rawdoc};
 
-use super::{FOREIGN, all_of, document_id, page_of};
+use super::{FOREIGN, by_ids, document_id, page_of};
 use crate::mongo::error::Error;
 use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
@@ -90,14 +90,11 @@ pub(crate) async fn among(server: &Server, wanted: &Wanted<'_>) -> Result<HashSe
     let mut found = HashSet::new();
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
         let here = wanted.iter().filter(|(key, _)| key.namespace() == number);
-        let ids: Vec<Bson> = here
-            .map(|(_, id)| rawdoc! { "ns": namespace.to_string(), "document": *id })
-            .filter_map(|id| Document::try_from(id).ok().map(Bson::Document))
-            .collect();
-        if !ids.is_empty() {
-            let saved = all_of(server, FOREIGN, doc! { "_id": { "$in": ids } }, doc! { "_id": 1 }).await?;
-            found.extend(saved.iter().filter_map(|saved| read(number, saved)).map(|(key, _)| key));
-        }
+        let ids = here.filter_map(|(_, document)| {
+            Document::try_from(rawdoc! { "ns": namespace.to_string(), "document": *document }).ok()
+        });
+        let saved = by_ids(server, FOREIGN, ids.collect(), doc! { "_id": 1 }).await?;
+        found.extend(saved.iter().filter_map(|saved| read(number, saved)).map(|(key, _)| key));
     }
     Ok(found)
 }

@@ -44,7 +44,8 @@ const BYTES_IN_CHECKPOINT: usize = 8_000;
 pub(crate) struct Note {
     /// The number of the note, unique for its link and ascending.
     pub(crate) number: i64,
-    edits: RawArrayBuf,
+    /// `None` if too much was saved to be read.
+    edits: Option<RawArrayBuf>,
 }
 
 impl Note {
@@ -60,31 +61,41 @@ impl Note {
             }
             array.push(saved);
         }
-        Self { number, edits: array }
+        Self { number, edits: Some(array) }
     }
 
     pub(crate) fn fits_into(&self, checkpoint: &Checkpoint) -> bool {
         let notes = checkpoint.notes.iter().chain([self]);
-        notes.map(|note| note.edits.as_bytes().len()).sum::<usize>() <= BYTES_IN_CHECKPOINT
+        notes.map(Self::bytes).sum::<usize>() <= BYTES_IN_CHECKPOINT
     }
 
-    pub(crate) fn edits(&self) -> Vec<(Key, Fields)> {
-        self.edits.into_iter().filter_map(|edit| read_edit(edit.ok()?.as_document()?)).collect()
+    fn bytes(&self) -> usize {
+        self.edits.as_ref().map_or(0, |edits| edits.as_bytes().len())
+    }
+
+    /// The edits; `None` if they may be of any document.
+    pub(crate) fn edits(&self) -> Option<Vec<(Key, Fields)>> {
+        let edits = self.edits.as_ref()?;
+        Some(edits.into_iter().filter_map(|edit| read_edit(edit.ok()?.as_document()?)).collect())
+    }
+
+    fn saved_edits(&self) -> RawArrayBuf {
+        self.edits.clone().unwrap_or_default()
     }
 
     /// The note as an element of the checkpoint's `hub_edits`.
     pub(super) fn to_raw(&self) -> RawDocumentBuf {
-        rawdoc! { "number": self.number, "edits": self.edits.clone() }
+        rawdoc! { "number": self.number, "edits": self.saved_edits() }
     }
 
     pub(super) fn read(saved: &RawDocument) -> Option<Self> {
-        Some(Self { number: saved.get_i64("number").ok()?, edits: saved.get_array("edits").ok()?.to_owned() })
+        Some(Self { number: saved.get_i64("number").ok()?, edits: Some(saved.get_array("edits").ok()?.to_owned()) })
     }
 
     pub(crate) fn save(&self, link: &LinkName) -> RawDocumentBuf {
         rawdoc! {
             "insert": HUB_EDITS,
-            "documents": [{ "_id": { "link": link.to_string(), "number": self.number }, "edits": self.edits.clone() }],
+            "documents": [{ "_id": { "link": link.to_string(), "number": self.number }, "edits": self.saved_edits() }],
         }
     }
 }
@@ -99,10 +110,15 @@ pub(crate) fn delete(link: &LinkName, up_to: i64) -> RawDocumentBuf {
     }
 }
 
-/// Reads the notes of a link that are documents, in the order of their numbers.
+/// Bytes of saved notes that are read with their edits. Further notes only have their number read.
+const BYTES_READ: usize = 32_000_000;
+
+/// Reads the notes of a link that are documents, in the order of their numbers. Beyond [`BYTES_READ`], and in all,
+/// [`Note::edits`] are unknown.
 pub(crate) async fn load(server: &Server, link: &LinkName) -> Result<Vec<Note>, Error> {
-    let mut notes = Vec::new();
+    let mut notes: Vec<Note> = Vec::new();
     let mut after = i64::MIN;
+    let mut bytes = 0;
     loop {
         let find = doc! {
             "find": HUB_EDITS, "filter": { "_id.link": link.to_string(), "_id.number": { "$gt": after } },
@@ -110,7 +126,13 @@ pub(crate) async fn load(server: &Server, link: &LinkName) -> Result<Vec<Note>, 
         };
         let reply = server.run("reading saved hub edits", &server.metadata(), find).await?;
         let before = notes.len();
-        notes.extend(first_batch(&reply).filter_map(read));
+        for mut note in first_batch(&reply).filter_map(read) {
+            bytes += note.bytes();
+            if bytes > BYTES_READ {
+                note.edits = None;
+            }
+            notes.push(note);
+        }
         match notes.last() {
             Some(Note { number, .. }) if notes.len() > before => after = *number,
             _ => return Ok(notes),
@@ -120,7 +142,7 @@ pub(crate) async fn load(server: &Server, link: &LinkName) -> Result<Vec<Note>, 
 
 fn read(saved: &Document) -> Option<Note> {
     let number = saved.get_document("_id").ok()?.get_i64("number").ok()?;
-    Some(Note { number, edits: raw(saved).get_array("edits").ok()?.to_owned() })
+    Some(Note { number, edits: Some(raw(saved).get_array("edits").ok()?.to_owned()) })
 }
 
 fn read_edit(saved: &RawDocument) -> Option<(Key, Fields)> {
@@ -155,14 +177,14 @@ mod tests {
     #[test]
     fn a_note_in_the_checkpoint_is_read_as_it_was_saved() {
         let read = Note::read(&note(5).to_raw()).expect("a note");
-        assert_eq!((read.number, read.edits().as_slice()), (5, edits().as_slice()));
+        assert_eq!((read.number, read.edits()), (5, Some(edits().to_vec())));
     }
 
     #[test]
     fn a_note_that_is_a_document_is_read_as_it_was_saved() {
         let link = LinkName::downlink(&Zone::new("DFW"));
         let read = read(&first(&note(5).save(&link), "documents")).expect("a note");
-        assert_eq!((read.number, read.edits().as_slice()), (5, edits().as_slice()));
+        assert_eq!((read.number, read.edits()), (5, Some(edits().to_vec())));
     }
 
     #[test]
@@ -171,7 +193,7 @@ mod tests {
         while note(1).fits_into(&checkpoint) {
             checkpoint.notes.push(note(1));
         }
-        let bytes = note(1).edits.as_bytes().len();
+        let bytes = note(1).bytes();
         assert_eq!(checkpoint.notes.len(), BYTES_IN_CHECKPOINT / bytes);
     }
 }

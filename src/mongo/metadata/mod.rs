@@ -35,6 +35,7 @@ use bson::{Bson, DateTime, Document, doc};
 
 use super::error::{Error, codes};
 use super::server::{Server, first_batch};
+use crate::rules::names::{LinkName, Namespace};
 
 const CHECKPOINTS: &str = "checkpoints";
 const SESSIONS: &str = "sessions";
@@ -92,6 +93,30 @@ async fn all_of(
     }
 }
 
+/// Bytes of `_id`s in one query, at most. A single `_id` may be larger.
+const QUERY_BYTES: usize = 4_000_000;
+
+/// All majority-committed documents of a collection with one of these `_id`s, in as many queries as their size needs.
+async fn by_ids(
+    server: &Server,
+    collection: &str,
+    ids: Vec<Document>,
+    projection: Document,
+) -> Result<Vec<Document>, Error> {
+    let (mut found, mut some, mut bytes) = (Vec::new(), Vec::new(), 0);
+    let last = ids.len();
+    for (number, id) in (1..).zip(ids) {
+        bytes += raw(&id).as_bytes().len();
+        some.push(id);
+        if bytes >= QUERY_BYTES || number == last {
+            let filter = doc! { "_id": { "$in": std::mem::take(&mut some) } };
+            found.extend(all_of(server, collection, filter, projection.clone()).await?);
+            bytes = 0;
+        }
+    }
+    Ok(found)
+}
+
 /// Documents in a page of [`page_of`], at most.
 const PAGE: usize = 5_000;
 
@@ -112,6 +137,13 @@ async fn page_of(
     };
     let reply = server.run("reading the metadata collections", &server.metadata(), find).await?;
     Ok(first_batch(&reply).cloned().collect())
+}
+
+/// The condition on `_id` for the documents of one link and collection, in collections with
+/// `_id: { link, ns, document }`.
+fn range_of(link: &LinkName, namespace: &Namespace) -> Document {
+    let bound = |document: Bson| doc! { "link": link.to_string(), "ns": namespace.to_string(), "document": document };
+    doc! { "_id": { "$gt": bound(Bson::MinKey), "$lt": bound(Bson::MaxKey) } }
 }
 
 /// The command that deletes every document that matches the filter. By the index on `_id`, like every query of this

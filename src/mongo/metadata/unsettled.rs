@@ -8,12 +8,12 @@
 //! Kept at the link's destination. The link writes an entry in the transaction of the batch that found the document;
 //! the spoke's downlink deletes the entries of both links after the decision.
 //!
-//! Index: only `_id`. The query by `_id.link` and `_id.ns` walks all entries in the order of `_id`.
+//! Index: only `_id`. The entries of a link and a collection follow each other, because `link` and `ns` come first.
 
 use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
 use bson::{DateTime, doc, rawdoc};
 
-use super::{UNSETTLED, all_of, document_id};
+use super::{UNSETTLED, document_id, page_of, range_of};
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
@@ -39,17 +39,27 @@ pub(crate) fn remove(link: &LinkName, documents: &[(&Namespace, RawBsonRef<'_>)]
     rawdoc! { "delete": UNSETTLED, "deletes": deletes }
 }
 
-/// The `_id`s of all documents that a link has noted.
+/// Documents of one collection that are read, at most. The next start of the link reads the rest.
+const MOST: usize = 10_000;
+
+/// The `_id`s of the documents that a link has noted.
 ///
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn load(server: &Server, link: &LinkName) -> Result<Vec<(Key, RawBson)>, Error> {
     let mut found = Vec::new();
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
-        let filter = doc! { "_id.link": link.to_string(), "_id.ns": namespace.to_string() };
-        let saved = all_of(server, UNSETTLED, filter, doc! { "_id": 1 }).await?;
-        let ids = saved.iter().filter_map(document_id);
-        found.extend(ids.map(|id| (Key::new(number, id.as_raw_bson_ref()), id)));
+        let (mut after, before) = (None, found.len());
+        while found.len() - before < MOST {
+            let range = range_of(link, namespace);
+            let saved = page_of(server, UNSETTLED, range, doc! { "_id": 1 }, after).await?;
+            after = saved.last().and_then(|last| last.get("_id")).cloned();
+            let ids = saved.iter().filter_map(document_id);
+            found.extend(ids.map(|id| (Key::new(number, id.as_raw_bson_ref()), id)));
+            if after.is_none() {
+                break;
+            }
+        }
     }
     Ok(found)
 }

@@ -120,10 +120,10 @@ impl Board {
         BoardHistoryView { interval_seconds: history::INTERVAL.as_secs(), hub: self.hub.history(), spokes }
     }
 
-    /// The dead letters of all spokes, each with zone and direction of the link.
-    pub(crate) fn letters(&self) -> Vec<LetterView> {
+    /// The shown dead letters of all spokes, or of one zone's, each with zone and direction of the link.
+    pub(crate) fn letters(&self, zone: Option<&str>) -> Vec<LetterView> {
         let mut views = Vec::new();
-        for spoke in &self.spokes {
+        for spoke in self.spokes.iter().filter(|spoke| zone.is_none_or(|zone| spoke.zone().as_str() == zone)) {
             for direction in Direction::BOTH {
                 let letters = spoke.link(direction).letters().into_iter();
                 let view = |letter| LetterView { zone: spoke.zone().to_string(), link: direction.as_str(), letter };

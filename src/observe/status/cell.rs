@@ -84,7 +84,7 @@ impl Copying {
 }
 
 /// Maximum number of dead letters shown per link.
-const SHOWN_LETTERS: usize = 1_000;
+pub(crate) const SHOWN_LETTERS: usize = 1_000;
 
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Letter {

@@ -19,7 +19,7 @@ pub(crate) mod view;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(crate) use board::{Board, Counted};
-pub(crate) use cell::{Cell, Letter, Waits};
+pub(crate) use cell::{Cell, Letter, SHOWN_LETTERS, Waits};
 pub(crate) use spoke::{SpokeCell, Window};
 pub(crate) use state::State;
 
