@@ -72,6 +72,7 @@ impl Handles {
             pair: link::Pair::default(),
             status: self.board.add(&spoke.zone, &spoke.watch),
             on_unwatch: spoke.on_unwatch,
+            moves: spoke.moves,
             starting: self.starting.clone(),
             sets: self.sets.clone(),
             holder: holder(),

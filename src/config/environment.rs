@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::uri::Uri;
-use super::{Config, Http, Invalid, Log, OnUnwatch, Problem, Source, Spoke, Synced, Verify, zone};
+use super::{Config, Http, Invalid, Log, Moves, OnUnwatch, Problem, Source, Spoke, Synced, Verify, zone};
 
 /// A copy of the environment variables, made once.
 #[derive(Clone, Default)]
@@ -87,7 +87,7 @@ pub fn read(variables: &Variables) -> Result<Config, Invalid> {
     match (own, hub, edge) {
         (Some(zone), Some(hub), Some(uri)) if problems.is_empty() => Ok(Config {
             hub,
-            spokes: vec![Spoke { zone, uri, watch, on_unwatch: OnUnwatch::default() }],
+            spokes: vec![Spoke { zone, uri, watch, on_unwatch: OnUnwatch::default(), moves: Moves::default() }],
             sync: Synced::default(),
             http: Http::default(),
             log: Log::default(),

@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 use super::environment::Variables;
 use super::table::{At, Reader, Table};
 use super::uri::Uri;
-use super::{Config, Http, Invalid, Log, LogFormat, OnUnwatch, Source, Spoke, Synced, Verify, zone};
+use super::{Config, Http, Invalid, Log, LogFormat, Moves, OnUnwatch, Source, Spoke, Synced, Verify, zone};
 use crate::rules::names::{Namespace, Zone};
 
 /// Shortest token for HTTP, in bytes: a shorter one can be guessed.
@@ -72,11 +72,13 @@ struct RawSpoke {
     uri: Option<At<Uri>>,
     watch: Vec<Zone>,
     on_unwatch: OnUnwatch,
+    moves: Moves,
 }
 
 impl RawSpoke {
     fn finish(self) -> Option<Spoke> {
-        Some(Spoke { zone: self.zone?.value, uri: self.uri?.value, watch: self.watch, on_unwatch: self.on_unwatch })
+        let Self { zone, uri, watch, on_unwatch, moves } = self;
+        Some(Spoke { zone: zone?.value, uri: uri?.value, watch, on_unwatch, moves })
     }
 }
 
@@ -118,9 +120,12 @@ fn spoke<'t>(reader: &mut Reader<'t>, mut table: Table<'t>, folder: &Path) -> Ra
     }
     let on_unwatch = reader.text(&mut table, "on_unwatch");
     let on_unwatch = on_unwatch.and_then(|text| checked(reader, &table.name, text, on_unwatch_policy));
+    let moves = reader.text(&mut table, "moves");
+    let moves = moves.and_then(|text| checked(reader, &table.name, text, moves_policy));
     reader.finish(table);
     let on_unwatch = on_unwatch.map(|policy| policy.value).unwrap_or_default();
-    RawSpoke { zone: own, uri, watch, on_unwatch }
+    let moves = moves.map(|policy| policy.value).unwrap_or_default();
+    RawSpoke { zone: own, uri, watch, on_unwatch, moves }
 }
 
 /// Reads a connection string: `uri`, or the content of the file `uri_file`.
@@ -310,6 +315,14 @@ fn on_unwatch_policy(name: &str) -> Result<OnUnwatch, String> {
         "keep" => Ok(OnUnwatch::Keep),
         "purge" => Ok(OnUnwatch::Purge),
         _ => Err(format!("on_unwatch {name:?} is neither keep nor purge")),
+    }
+}
+
+fn moves_policy(name: &str) -> Result<Moves, String> {
+    match name {
+        "allow" => Ok(Moves::Allow),
+        "refuse" => Ok(Moves::Refuse),
+        _ => Err(format!("moves {name:?} is neither allow nor refuse")),
     }
 }
 

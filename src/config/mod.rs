@@ -94,6 +94,18 @@ pub struct Spoke {
     pub watch: Vec<Zone>,
     /// Treatment of a zone's documents after the zone is removed from `watch`.
     pub on_unwatch: OnUnwatch,
+    /// Treatment of a document of the zone that an application of the spoke moves into another zone.
+    pub moves: Moves,
+}
+
+/// Treatment of a document that an application of a spoke moves out of the spoke's zone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Moves {
+    /// The document moves at the hub as well.
+    #[default]
+    Allow,
+    /// The document stays in its zone at the hub, and the move becomes a dead letter.
+    Refuse,
 }
 
 /// Treatment of a zone's documents at a spoke that no longer watches the zone.

@@ -7,7 +7,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::hub::fanout::Fanout;
 use super::pair::Pair;
 use super::servers::ReplicaSets;
-use crate::config::OnUnwatch;
+use crate::config::{Moves, OnUnwatch};
 use crate::mongo::endpoint::Endpoint;
 use crate::observe::status::SpokeCell;
 use crate::rules::names::{Direction, Zone};
@@ -23,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) status: Arc<SpokeCell>,
     /// The treatment of documents in zones no longer watched.
     pub(crate) on_unwatch: OnUnwatch,
+    /// The treatment of documents that an application of the spoke moves into another zone.
+    pub(crate) moves: Moves,
     /// Permits to begin: limit the number of links that read the hub's metadata at the same time.
     pub(crate) starting: Arc<Semaphore>,
     /// The replica sets of all spokes.

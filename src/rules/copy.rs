@@ -38,6 +38,8 @@ pub(crate) struct Differing {
     pub(crate) is_at_destination: bool,
     /// [`Policy::protection`] names the document.
     pub(crate) is_protected: bool,
+    /// The hub has refused a change of the document by the spoke's application, such as the move into this zone.
+    pub(crate) is_refused_at_hub: bool,
     /// The link knows the source's collection, so a missing document may have been deleted.
     pub(crate) may_delete: bool,
 }
@@ -115,7 +117,7 @@ impl Policy {
     }
 
     pub(crate) fn decide(self, document: Differing) -> Treatment {
-        let Differing { lead, is_at_destination, is_protected, may_delete } = document;
+        let Differing { lead, is_at_destination, is_protected, is_refused_at_hub, may_delete } = document;
         // The source lacks refused changes of the document: the difference is no change of the source.
         if self.is_two_way() && is_protected {
             return Treatment::Leave;
@@ -128,6 +130,8 @@ impl Policy {
             Lead::Present | Lead::WithoutPartitionKey => Treatment::Insert,
             Lead::Missing => match self {
                 Self::OwnerPushes => Treatment::Leave,
+                // A retry may still bring the change to the hub.
+                Self::Watch | Self::WatchAgain if is_refused_at_hub => Treatment::Leave,
                 Self::Watch => Treatment::Register,
                 Self::WatchAgain if is_protected || !may_delete => Treatment::Register,
                 Self::WatchAgain => Treatment::ReadAgain,
@@ -162,7 +166,20 @@ mod tests {
     const ALL: [Policy; 5] = [OwnerPushes, OwnerReconciles, HubReconciles, Watch, WatchAgain];
 
     fn decide(policy: Policy, lead: Lead, is_at_destination: bool, is_protected: bool, may_delete: bool) -> Treatment {
-        policy.decide(Differing { lead, is_at_destination, is_protected, may_delete })
+        policy.decide(Differing { lead, is_at_destination, is_protected, is_refused_at_hub: false, may_delete })
+    }
+
+    #[test]
+    fn a_watched_zones_document_stays_as_it_is_while_its_move_waits_as_a_dead_letter() {
+        for (policy, is_protected, may_delete) in
+            [(Watch, false, false), (WatchAgain, false, true), (WatchAgain, true, true), (WatchAgain, false, false)]
+        {
+            let (lead, is_at_destination, is_refused_at_hub) = (Lead::Missing, true, true);
+            let document = Differing { lead, is_at_destination, is_protected, is_refused_at_hub, may_delete };
+            assert_eq!(policy.decide(document), Treatment::Leave);
+            // What the hub has of the zone is newer than a refused move.
+            assert_eq!(policy.decide(Differing { lead: Lead::Present, ..document }), Treatment::Replace);
+        }
     }
 
     #[test]

@@ -74,6 +74,13 @@ impl Rung {
 }
 
 impl Refusal {
+    /// The refusal of a move out of the spoke's zone, by configuration.
+    pub(crate) fn of_move(key: Key, event: usize) -> Self {
+        let message = "the spoke may not move documents into other zones (moves = \"refuse\")".to_owned();
+        let step = Some(RefusedStep { key, event: Some(event), is_delta: false });
+        Self { code: UNAUTHORIZED, message, is_id_taken: false, step }
+    }
+
     /// The index of the refused step among the sent steps. If the server names no step, the middle: repeated halving
     /// isolates the refused step.
     pub(crate) fn place_among(&self, steps: &[Step<'_>]) -> usize {
@@ -91,6 +98,7 @@ impl Refusal {
 
 const DUPLICATE_KEY: i32 = 11000;
 const VALIDATION_FAILURE: i32 = 121;
+const UNAUTHORIZED: i32 = 13;
 
 #[cfg(test)]
 mod tests {

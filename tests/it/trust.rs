@@ -407,6 +407,48 @@ async fn a_document_whose_id_is_too_large_for_an_event_becomes_a_dead_letter_and
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_spoke_that_may_move_nothing_creates_no_document_in_another_zone() {
+    let mut site = Site::shared(PAIR).await;
+    site.set_key("DFW", "moves", "refuse");
+    site.at("DFW").insert_many((0..4).map(|id| doc! { "_id": id, "_pk": "DFW", "n": { "m": 1 } })).await.unwrap();
+    site.start().await;
+    site.at("HOU").insert_one(doc! { "_id": "HOU's", "_pk": "HOU" }).await.unwrap();
+    site.assert_converged().await;
+    // By an update, by a replace, after a nested change, and at once after the insert.
+    let (at_spoke, out) = (site.at("DFW"), doc! { "$set": { "_pk": "HOU" } });
+    at_spoke.update_one(doc! { "_id": 0 }, out.clone()).await.unwrap();
+    at_spoke.replace_one(doc! { "_id": 1 }, doc! { "_pk": "HOU" }).await.unwrap();
+    at_spoke.update_one(doc! { "_id": 2 }, doc! { "$set": { "n.m": 2 } }).await.unwrap();
+    at_spoke.update_one(doc! { "_id": 2 }, out.clone()).await.unwrap();
+    at_spoke.insert_one(doc! { "_id": 4, "_pk": "DFW" }).await.unwrap();
+    at_spoke.update_one(doc! { "_id": 4 }, out.clone()).await.unwrap();
+    // The other spoke may move its documents.
+    site.at("HOU").update_one(doc! { "_id": "HOU's" }, doc! { "$set": { "_pk": "DFW" } }).await.unwrap();
+    at_spoke.insert_one(doc! { "_id": "later", "_pk": "DFW" }).await.unwrap();
+    site.settle().await;
+    let (hub, moved) = (site.at(HUB), doc! { "_id": { "$in": [0, 1, 2, 4] }, "_pk": "HOU" });
+    assert_eq!(hub.count_documents(doc! { "_pk": "DFW" }).await.unwrap(), 7, "nothing has moved but HOU's");
+    assert_eq!(site.at("HOU").count_documents(doc! {}).await.unwrap(), 0);
+    let letters = site.own_collection(HUB, "dead_letters");
+    assert_eq!(letters.count_documents(doc! { "reason.code": 13 }).await.unwrap(), 4);
+    // Neither a comparison nor a retry moves or removes them.
+    assert!(site.command(&["resync", "DFW", "--wait"]).0);
+    assert!(site.command(&["dead-letters", "retry", "DFW"]).0);
+    at_spoke.insert_one(doc! { "_id": "after a retry", "_pk": "DFW" }).await.unwrap();
+    site.settle().await;
+    assert_eq!(at_spoke.count_documents(moved.clone()).await.unwrap(), 4);
+    assert_eq!(hub.count_documents(moved.clone()).await.unwrap(), 0);
+    assert_eq!(letters.count_documents(doc! {}).await.unwrap(), 4);
+    // Allowed, the moves go on.
+    site.stop().await;
+    site.set_key("DFW", "moves", "allow");
+    site.start().await;
+    assert!(site.command(&["dead-letters", "retry", "DFW"]).0);
+    eventually("they move", async || site.at("HOU").count_documents(moved.clone()).await.unwrap() == 4).await;
+    site.assert_converged().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_document_that_is_nested_deeply_becomes_a_dead_letter() {
     let mut site = Site::shared(PAIR).await;
     let unique =

@@ -11,6 +11,7 @@ use super::aside;
 use super::attempt::{Attempt, Brought};
 use super::mark::Mark;
 use super::work::{Expected, Origin, Work};
+use crate::config::Moves;
 use crate::link::lifecycle::Link;
 use crate::link::shared::Shared;
 use crate::link::source::Source;
@@ -24,7 +25,7 @@ use crate::mongo::server::Server;
 use crate::mongo::{statement, walk};
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
-use crate::rules::ladder::{RefusedStep, Rung};
+use crate::rules::ladder::{Refusal, RefusedStep, Rung};
 use crate::rules::names::{Direction, Zone};
 use crate::rules::plan::{self, Command};
 use crate::rules::step::{Step, Write, fill_in};
@@ -117,6 +118,11 @@ impl<S: Source> Link<'_, S> {
         let movers: Vec<&Step<'_>> = steps.iter().filter(|step| step.write.is_move(field.as_str())).collect();
         let mut open = destination.begin(!movers.is_empty()).await?;
         let moved = moved(&mut open, &movers, &steps).await?;
+        if let Some((key, event)) = moved.first.clone().filter(|_| S::DIRECTION == Direction::Uplink)
+            && spoke.moves == Moves::Refuse
+        {
+            return Err(Error::Refused { server: server.name().clone(), refusal: Refusal::of_move(key, event) });
+        }
         let mut to_settle = batch.to_settle.clone();
         let mut copies = HashSet::new();
         if !moved.strangers.is_empty() {
@@ -338,6 +344,8 @@ struct Moved {
     movers: HashSet<Key>,
     /// Documents already in another zone, with that zone.
     strangers: HashMap<Key, Option<String>>,
+    /// The event of the first move that takes a document out of a named zone.
+    first: Option<(Key, usize)>,
 }
 
 impl Moved {
@@ -365,7 +373,12 @@ async fn moved(open: &mut Open<'_>, movers: &[&Step<'_>], steps: &[Step<'_>]) ->
             Some(zone) if !inserted.contains(&step.key) && !is_in_reach(step, zone.as_deref()) => {
                 moved.strangers.insert(step.key.clone(), zone.clone());
             }
-            _ => drop(moved.movers.insert(step.key.clone())),
+            is_there => {
+                if (is_there.is_some() || inserted.contains(&step.key)) && moved.first.is_none() {
+                    moved.first = Some((step.key.clone(), step.event));
+                }
+                moved.movers.insert(step.key.clone());
+            }
         }
     }
     Ok(moved)

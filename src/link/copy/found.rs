@@ -93,6 +93,7 @@ impl<S: Source> Link<'_, S> {
                 lead: lead(difference.lead.as_deref(), job.source.partition_key()),
                 is_at_destination: difference.follow.is_some(),
                 is_protected: protected.contains(&key),
+                is_refused_at_hub: self.spoke.pair.evidence(Direction::Uplink, &key).is_some(),
                 may_delete: mode.may_delete,
             };
             let treatment = mode.policy.decide(document);

@@ -35,7 +35,8 @@ pub struct Site {
     clients: BTreeMap<String, Client>,
     uris: BTreeMap<String, String>,
     topology: Vec<(String, Vec<String>)>,
-    on_unwatch: BTreeMap<String, String>,
+    /// More keys of a spoke, by zone.
+    settings: BTreeMap<(String, &'static str), String>,
     /// Shared servers that this site does not use.
     spare: Vec<String>,
     /// The synced collections.
@@ -177,7 +178,12 @@ impl Site {
 
     /// Sets the policy for zones that a spoke no longer watches.
     pub fn on_unwatch(&mut self, zone: &str, policy: &str) {
-        self.on_unwatch.insert(zone.to_owned(), policy.to_owned());
+        self.set_key(zone, "on_unwatch", policy);
+    }
+
+    /// Sets a key of a spoke, from the next `write_config` on.
+    pub fn set_key(&mut self, zone: &str, key: &'static str, value: &str) {
+        self.settings.insert((zone.to_owned(), key), value.to_owned());
     }
 
     /// A site on shared servers whose oplogs no longer hold their beginning.
@@ -222,7 +228,7 @@ impl Site {
             clients,
             uris,
             topology: topology.iter().map(owned).collect(),
-            on_unwatch: BTreeMap::new(),
+            settings: BTreeMap::new(),
             spare: Vec::new(),
             namespaces: vec![format!("{database}.messages")],
             first_config: String::new(),
@@ -310,8 +316,8 @@ impl Site {
         writeln!(text, "{}", self.more_config).unwrap();
         for (zone, watch) in &self.topology {
             writeln!(text, "[[spoke]]\nzone = {zone:?}\n{}\nwatch = {watch:?}", uri(zone)).unwrap();
-            if let Some(policy) = self.on_unwatch.get(zone) {
-                writeln!(text, "on_unwatch = {policy:?}").unwrap();
+            for ((_, key), value) in self.settings.iter().filter(|((of, _), _)| of == zone) {
+                writeln!(text, "{key} = {value:?}").unwrap();
             }
         }
         let path = self.folder.path().join("spokes.toml");
