@@ -15,6 +15,7 @@ use crate::mongo::metadata::{self, foreign};
 use crate::mongo::read::{self, Wanted, When};
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
+use crate::rules::lookup;
 use crate::rules::names::Namespace;
 use crate::rules::step::Step;
 
@@ -136,7 +137,7 @@ pub(super) async fn register(
     let here = read::documents(spoke, &wanted, None, When::NotBefore(spoke.now().await?)).await?.documents;
     let version = |versions: &HashMap<Key, Option<RawDocumentBuf>>, key: &Key| versions.get(key).cloned().flatten();
     let zone = |document: Option<&RawDocumentBuf>| {
-        document.and_then(|document| document.get(hub.partition_field()).ok().flatten().map(RawBson::from))
+        document.and_then(|document| lookup::value(document, hub.partition_key()).map(RawBson::from))
     };
     // What the application wrote may be gone by now, by another document of the same `_id`.
     let is_replaced = |key: &Key| version(&here, key).as_ref() != documents.get(key);

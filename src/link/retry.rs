@@ -15,6 +15,7 @@ use crate::mongo::read::{self, Wanted, When};
 use crate::rules;
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
+use crate::rules::lookup;
 use crate::rules::names::{Direction, Zone};
 use crate::rules::opaque;
 use crate::rules::retry::{Present, RefusedDocument, Retry};
@@ -42,7 +43,7 @@ pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: 
     let (document, at_hub) = (read.documents.remove(key).flatten(), at_hub.documents.remove(key).flatten());
     let field = hub.partition_field();
     let zone_of = |document: &Option<RawDocumentBuf>| {
-        document.as_ref().map(|document| document.get(field).ok().flatten().map(RawBson::from))
+        document.as_ref().map(|document| lookup::value(document, field.as_str()).map(RawBson::from))
     };
     let (zone, hub_zone) = (zone_of(&document), zone_of(&at_hub));
     let retry = rules::retry::retry(RefusedDocument {

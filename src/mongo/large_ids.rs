@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 
 use super::error::Error;
 use super::server::Server;
+use crate::rules::lookup;
 use crate::rules::opaque::{self, LARGEST_ID};
 
 /// A document whose `_id` is too large.
@@ -66,6 +67,6 @@ pub(super) fn is_large() -> RawDocumentBuf {
 
 fn read(server: &Server, namespace: u16, document: &RawDocument) -> Option<Large> {
     let id = opaque::stand_in(&opaque::document_key(document)?);
-    let zone = document.get(server.partition_field()).ok().flatten().map(RawBson::from);
+    let zone = lookup::value(document, server.partition_key()).map(RawBson::from);
     Some(Large { namespace, id, zone })
 }

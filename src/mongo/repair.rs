@@ -18,6 +18,7 @@ use super::server::Server;
 use super::statement::Ready;
 use super::transaction::{self, Transaction, write_error};
 use crate::rules::key::Key;
+use crate::rules::lookup;
 use crate::rules::names::{LinkName, Zone};
 
 /// Repairs documents of a zone at a server.
@@ -100,5 +101,5 @@ impl Held<'_> {
 
 /// The value of a document's partition key for a filter: null matches a missing key.
 pub(crate) fn zone_value<'d>(document: &'d RawDocumentBuf, partition_key: &str) -> RawBsonRef<'d> {
-    document.get(partition_key).ok().flatten().unwrap_or(RawBsonRef::Null)
+    lookup::value(document, partition_key).unwrap_or(RawBsonRef::Null)
 }

@@ -15,6 +15,7 @@ use crate::mongo::read::{self, Wanted, When};
 use crate::mongo::scan::{self, Area, Page, PageSize, Range};
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
+use crate::rules::lookup;
 use crate::rules::names::Zone;
 
 #[derive(Clone, Copy)]
@@ -292,11 +293,11 @@ fn bytes(document: Option<&RawDocumentBuf>) -> Option<&[u8]> {
 }
 
 fn is_in(end: End<'_>, document: &RawDocument) -> bool {
-    document.get(end.server.partition_key()).is_ok_and(|key| end.area.which.includes(key))
+    end.area.which.includes(lookup::value(document, end.server.partition_key()))
 }
 
 pub(crate) fn is_in_zone(document: &RawDocument, partition_key: &str, zone: &Zone) -> bool {
-    document.get_str(partition_key).is_ok_and(|value| value == zone.as_str())
+    lookup::text(document, partition_key) == Some(zone.as_str())
 }
 
 fn key_of(end: End<'_>, document: &RawDocument) -> Result<Key, Error> {

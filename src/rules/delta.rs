@@ -8,6 +8,7 @@
 use bson::raw::{CStr, RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 
 use super::fields::Fields;
+use super::lookup;
 use super::reply::EventRef;
 
 /// The change of an update event.
@@ -83,7 +84,7 @@ pub(crate) enum FieldChange<'a> {
 
 /// Reads the effect on one top-level field from an `updateDescription`.
 pub(crate) fn field_change<'a>(description: &'a RawDocument, field: &str) -> FieldChange<'a> {
-    let set = description.get_document("updatedFields").ok().and_then(|fields| fields.get(field).ok().flatten());
+    let set = description.get_document("updatedFields").ok().and_then(|fields| lookup::value(fields, field));
     if let Some(value) = set {
         return FieldChange::Set(value);
     }

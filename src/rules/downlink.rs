@@ -7,6 +7,7 @@ use super::conflicts::{Conflicts, OwnChange};
 use super::delta::{FieldChange, Update, field_change};
 use super::fields::Fields;
 use super::key::Key;
+use super::lookup;
 use super::reply::{EventRef, Kind};
 use super::route::{Action, Content, Reach, Routes, SpokeId};
 use super::step::{Meaning, Read, Write, Zones};
@@ -103,8 +104,8 @@ impl<'r> Downlink<'r> {
     /// Effect at the spoke of a document read at the hub.
     pub(crate) fn meaning<'a>(&self, document: Option<&'a RawDocument>) -> Meaning<'a> {
         let held = |document: &RawDocument| {
-            let zone = document.get_str(self.partition_key);
-            zone.is_ok_and(|zone| self.held().any(|held| held == zone))
+            let zone = lookup::text(document, self.partition_key);
+            zone.is_some_and(|zone| self.held().any(|held| held == zone))
         };
         match document {
             Some(document) if held(document) => Meaning::Write(Write::Replace { document, upsert: true }),

@@ -6,6 +6,7 @@
 use bson::raw::{RawBsonRef, RawDocument};
 
 use super::delta::{FieldChange, Update, field_change};
+use super::lookup;
 use super::names::Zone;
 use super::reply::{EventRef, Kind, Malformed};
 use super::route::{Action, Before, Change, Content, Place, Routes, SpokeId};
@@ -100,7 +101,7 @@ impl HubEvents<'_> {
     }
 
     fn place_of(&self, document: &RawDocument) -> Place {
-        self.place_by(document.get(self.partition_key).ok().flatten())
+        self.place_by(lookup::value(document, self.partition_key))
     }
 
     fn place_by(&self, value: Option<RawBsonRef<'_>>) -> Place {

@@ -4,7 +4,7 @@
 //! - [`names`]: zones, namespaces and links. [`position`]: positions in a change stream. [`past`]: servers restored
 //!   from a backup
 //! - [`reply`]: `Reply`, one server answer of a change stream, decoded no further than the rules need
-//! - [`delta`], [`fields`], [`key`]: the content of an update, the fields touched, the identity of the document
+//! - [`lookup`]: a field of a document. [`delta`], [`fields`], [`key`]: the content of an update, the fields touched, the identity of the document
 //! - [`hub_event`]: the zone of a hub event's document before and after. [`route`]: the spokes that receive the event,
 //!   and the action of each
 //! - [`ahead`], [`conflicts`]: events already contained in the destination, and documents to refresh after a
@@ -40,6 +40,7 @@ pub(crate) mod inference;
 mod interleavings;
 pub(crate) mod key;
 pub(crate) mod ladder;
+pub(crate) mod lookup;
 pub mod names;
 pub(crate) mod opaque;
 pub(crate) mod past;

@@ -2,7 +2,7 @@
 //! `_id` that is too large for change events. A change of such a document becomes a dead letter under a stand-in for
 //! the `_id`. Also events that are nested too deeply to stand in another document.
 
-use bson::raw::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
+use bson::raw::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::spec::BinarySubtype;
 use bson::{Binary, rawdoc};
 use sha2::{Digest, Sha256};
@@ -13,6 +13,9 @@ const STAND_IN: BinarySubtype = BinarySubtype::UserDefined(0x81);
 /// Largest `_id` that links carry, in bytes. A server's reply repeats the `_id` in two resume tokens, each up to four
 /// times as long, and must fit into 16 MB.
 pub(crate) const LARGEST_ID: usize = 1_600_000;
+
+/// The subtype of `_id`s that stand in our own `_id`s as bytes.
+const NESTED: BinarySubtype = BinarySubtype::UserDefined(0x82);
 
 /// Longest `documentKey`, in bytes, that stands for itself. A hash stands for a longer one.
 const LONGEST_STAND_IN: usize = 1_000;
@@ -27,6 +30,8 @@ fn is_readable(id: RawBsonRef<'_>) -> bool {
             document.into_iter().all(|element| element.is_ok_and(|(_, value)| is_readable(value)))
         }
         RawBsonRef::Array(array) => array.into_iter().all(|element| element.is_ok_and(is_readable)),
+        RawBsonRef::JavaScriptCodeWithScope(code) => is_readable(RawBsonRef::Document(code.scope)),
+        RawBsonRef::DbPointer(_) => !has_zero(id),
         _ => true,
     }
 }
@@ -34,6 +39,17 @@ fn is_readable(id: RawBsonRef<'_>) -> bool {
 /// True if links can carry the document: its `_id` can be read, and fits into change events.
 pub(crate) fn has_readable_id(document: &RawDocument) -> bool {
     document.get("_id").is_ok_and(|id| id.is_some_and(|id| is_readable(id) && !is_large(id)))
+}
+
+/// True if the name in a `DBPointer` has a zero byte. A server (6.0.5) that is asked for such an `_id` never answers:
+/// the index orders the name otherwise than the comparison does.
+fn has_zero(pointer: RawBsonRef<'_>) -> bool {
+    const OBJECT_ID: usize = 12;
+    let mut holder = RawDocumentBuf::new();
+    holder.append(cstr!(""), pointer);
+    let bytes = holder.as_bytes();
+    // After the document's length, the type, the empty name and the length of the text; before its final zero.
+    bytes.get(10..bytes.len() - 1 - OBJECT_ID - 1).is_some_and(|name| name.contains(&0))
 }
 
 fn is_large(id: RawBsonRef<'_>) -> bool {
@@ -91,12 +107,48 @@ pub(crate) fn is_stand_in(id: &RawBson) -> bool {
     matches!(id, RawBson::Binary(binary) if binary.subtype == STAND_IN)
 }
 
+/// The `_id` as a part of one of our own `_id`s: as bytes, if a server would refuse it there. Servers accept names that
+/// begin with `$` inside of an `_id` only where an application inserts it.
+pub(crate) fn nested_id(id: RawBsonRef<'_>) -> RawBson {
+    let is_ours = matches!(id, RawBsonRef::Binary(binary) if binary.subtype == NESTED);
+    if !is_ours && !has_dollar(id) {
+        return id.into();
+    }
+    let mut holder = RawDocumentBuf::new();
+    holder.append(cstr!(""), id);
+    RawBson::Binary(Binary { subtype: NESTED, bytes: holder.into_bytes() })
+}
+
+/// The `_id` behind [`nested_id`].
+pub(crate) fn id_of_nested(nested: RawBsonRef<'_>) -> Option<RawBson> {
+    match nested {
+        RawBsonRef::Binary(binary) if binary.subtype == NESTED => {
+            RawDocument::from_bytes(binary.bytes).ok()?.get("").ok()?.map(RawBson::from)
+        }
+        id => Some(id.into()),
+    }
+}
+
+/// True if a name inside of the `_id` begins with `$`.
+fn has_dollar(id: RawBsonRef<'_>) -> bool {
+    match id {
+        RawBsonRef::Document(document) => {
+            document.into_iter().flatten().any(|(name, value)| name.as_str().starts_with('$') || has_dollar(value))
+        }
+        RawBsonRef::Array(array) => array.into_iter().flatten().any(has_dollar),
+        RawBsonRef::JavaScriptCodeWithScope(code) => has_dollar(RawBsonRef::Document(code.scope)),
+        _ => false,
+    }
+}
+
+/// True if the document is nested too deeply to stand in another one.
+pub(crate) fn is_deep(document: &RawDocument) -> bool {
+    levels(document) > LEVELS
+}
+
 /// The event as a value that every server stores: as bytes, if it is nested too deeply.
 pub(crate) fn storable(event: &RawDocument) -> RawBson {
-    if levels(event) <= LEVELS {
-        return RawBson::Document(event.to_owned());
-    }
-    RawBson::Document(in_bytes(event))
+    RawBson::Document(if is_deep(event) { in_bytes(event) } else { event.to_owned() })
 }
 
 /// The event as bytes, with its type.
@@ -163,6 +215,33 @@ mod tests {
         assert!(!has_readable_id(&rawdoc! { "a": 1 }), "no _id at all");
         for id in [RawBson::Int32(1), RawBson::String("ü".to_owned()), rawdoc! { "a": [1, { "b": "c" }] }.into()] {
             assert!(has_readable_id(&rawdoc! { "_id": id }));
+        }
+    }
+
+    #[test]
+    fn an_id_with_a_dollar_stands_in_our_own_ids_as_bytes() {
+        let plain = [RawBson::Int32(1), rawdoc! { "a": { "b.c": [1] } }.into(), RawBson::String("$x".to_owned())];
+        for id in plain {
+            assert_eq!(nested_id(id.as_raw_bson_ref()), id);
+        }
+        let deep = RawBson::Document(rawdoc! { "n": 1, "a": [{ "$x": 2 }] });
+        let twice = nested_id(deep.as_raw_bson_ref());
+        for id in [deep, twice] {
+            let nested = nested_id(id.as_raw_bson_ref());
+            assert!(matches!(&nested, RawBson::Binary(_)) && nested != id);
+            assert_eq!(id_of_nested(nested.as_raw_bson_ref()), Some(id));
+        }
+    }
+
+    #[test]
+    fn a_pointer_with_a_zero_byte_in_its_name_is_no_id_to_ask_for() {
+        let pointer = |name: &[u8]| {
+            let length = i32::try_from(name.len() + 1).expect("short").to_le_bytes();
+            with_id(12, &[&length[..], name, b"\0", &[1; 12]].concat())
+        };
+        assert!(has_readable_id(&pointer(b"app.orders")) && has_readable_id(&pointer(b"")));
+        for name in [&b"a\0b"[..], b"\0", b"a\0"] {
+            assert!(!has_readable_id(&pointer(name)), "{name:?}");
         }
     }
 

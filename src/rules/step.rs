@@ -11,6 +11,7 @@ use bson::raw::{CStr, RawBsonRef, RawDocument, RawDocumentBuf};
 use super::delta::Delta;
 use super::fields::Fields;
 use super::key::Key;
+use super::lookup;
 use super::names::Zone;
 
 #[derive(Clone, Debug)]
@@ -32,7 +33,7 @@ impl Step<'_> {
         let (Write::Read(Read::Stamp { document: Some(expected), .. }), Some(read)) = (&self.write, read) else {
             return false;
         };
-        let Ok(Some(zone)) = read.get(partition_key) else { return false };
+        let Some(zone) = lookup::value(read, partition_key.as_str()) else { return false };
         let mut stamped = (*expected).to_owned();
         stamped.append(partition_key, zone);
         stamped.as_bytes() == read.as_bytes()
@@ -81,7 +82,7 @@ impl Write<'_> {
     /// The zone of the document after the write, if the write names one.
     pub(crate) fn new_zone(&self, partition_key: &str) -> Option<&str> {
         match self {
-            Self::Insert(document) | Self::Replace { document, .. } => document.get_str(partition_key).ok(),
+            Self::Insert(document) | Self::Replace { document, .. } => lookup::text(document, partition_key),
             Self::Update(delta) => delta.value(partition_key)?.as_str(),
             _ => None,
         }
@@ -218,7 +219,7 @@ pub(crate) fn fill_in<'a, 's: 'a>(
                 // A document that leaves the link's zones is replaced only within the zones: elsewhere, a document with
                 // the same `_id` belongs to another zone.
                 if !matches!(write, Write::Replace { upsert: false, .. }) {
-                    chain.zones.union(document.and_then(|document| document.get_str(partition_key).ok()).into_iter());
+                    chain.zones.union(document.and_then(|document| lookup::text(document, partition_key)).into_iter());
                 }
                 // A document that the destination never had appears in its first zone, and leaves from there.
                 if let (Write::Replace { upsert: false, .. }, Some(document)) = (&write, chain.inserted) {

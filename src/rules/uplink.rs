@@ -11,6 +11,7 @@ use bson::raw::{RawBsonRef, RawDocument};
 use super::ahead::Standing;
 use super::delta::{FieldChange, Update, field_change};
 use super::key::Key;
+use super::lookup;
 use super::names::Zone;
 use super::reply::{EventRef, Kind, Malformed};
 use super::step::{Meaning, Read, Rules, Step, Write};
@@ -167,11 +168,7 @@ impl Uplink {
     }
 
     pub(crate) fn owner(&self, document: &RawDocument) -> Owner {
-        match document.get(&self.partition_key) {
-            Ok(None) => Owner::Unstamped,
-            Ok(Some(key)) => self.owner_by(key),
-            Err(_) => Owner::Other,
-        }
+        lookup::value(document, &self.partition_key).map_or(Owner::Unstamped, |key| self.owner_by(key))
     }
 
     fn owner_by(&self, key: RawBsonRef<'_>) -> Owner {

@@ -14,6 +14,7 @@ use crate::mongo::error::Error;
 use crate::mongo::metadata::{dead_letters, foreign};
 use crate::rules::difference;
 use crate::rules::key::Key;
+use crate::rules::lookup;
 use crate::rules::names::Zone;
 use crate::rules::shown_id;
 
@@ -109,7 +110,7 @@ impl Part<'_> {
     }
 
     fn kind(&self, key: &Key, seen: &Seen, known: &Known) -> Kind {
-        let has_zone = |document: &RawDocument| document.get(self.hub.partition_key()).is_ok_and(|zone| zone.is_some());
+        let has_zone = |document: &RawDocument| lookup::value(document, self.hub.partition_key()).is_some();
         let expected = seen.hub.as_deref().filter(|document| self.holds(document));
         match (expected, seen.spoke.as_deref()) {
             _ if known.parked.contains(key) => Kind::Parked,

@@ -17,6 +17,7 @@ use crate::mongo::read::Wanted;
 use crate::mongo::scan::Which;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
+use crate::rules::lookup;
 use crate::rules::names::{LinkName, Zone};
 
 /// A zone of a collection at a spoke, or the spoke's documents in zones not held by the spoke.
@@ -45,13 +46,13 @@ impl Part<'_> {
 
     /// True if the spoke holds the document's zone.
     pub(super) fn holds(&self, document: &RawDocument) -> bool {
-        let zone = document.get_str(self.hub.partition_key());
-        zone.is_ok_and(|zone| self.held.iter().any(|held| held.as_str() == zone))
+        let zone = lookup::text(document, self.hub.partition_key());
+        zone.is_some_and(|zone| self.held.iter().any(|held| held.as_str() == zone))
     }
 
     /// True for a document of the spoke's own zone, or without a partition key.
     pub(super) fn is_own(&self, document: Option<&RawDocument>) -> bool {
-        let key = document.map(|document| document.get(self.hub.partition_key()).ok().flatten());
+        let key = document.map(|document| lookup::value(document, self.hub.partition_key()));
         key.is_some_and(|key| Which::OfOrUnstamped(self.own).includes(key))
     }
 

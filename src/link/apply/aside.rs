@@ -11,6 +11,7 @@ use crate::mongo::metadata::set_aside::{self, Aside, Content};
 use crate::mongo::server::Server;
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
+use crate::rules::lookup;
 use crate::rules::names::Zone;
 use crate::rules::step::{Reads, Step, Write, Zones};
 
@@ -30,7 +31,7 @@ pub(super) fn replaced(
     for step in steps {
         let Some((inference, document)) = inferred.get(&step.key).zip(present.get(&step.key)) else { continue };
         // The step's filter spares a document of another zone.
-        let is_in_reach = match (&step.zones, document.get(field).ok().flatten()) {
+        let is_in_reach = match (&step.zones, lookup::value(document, field)) {
             (Zones::Value(value), zone) => zone.map_or_else(|| value.as_null().is_some(), |zone| zone == *value),
             (zones, zone) => {
                 zone.and_then(|zone| zone.as_str()).is_some_and(|zone| zones.names().any(|one| one == zone))
@@ -61,7 +62,7 @@ pub(super) fn gone(
     let deleted: HashSet<&Key> =
         steps.iter().filter(|step| matches!(step.write, Write::Delete)).map(|step| &step.key).collect();
     let is_held = |document: &RawDocumentBuf| {
-        document.get_str(partition_key).is_ok_and(|zone| zones.iter().any(|held| held.as_str() == zone))
+        lookup::text(document, partition_key).is_some_and(|zone| zones.iter().any(|held| held.as_str() == zone))
     };
     let is_gone = |key: &Key| {
         // A document read before the transaction may move with the batch; one that was missing at the hub has moved.

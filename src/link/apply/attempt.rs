@@ -9,6 +9,7 @@ use bson::raw::CStr;
 use crate::mongo::read::{Snapshot, Wanted};
 use crate::rules::key::Key;
 use crate::rules::ladder::Rung;
+use crate::rules::lookup;
 use crate::rules::step::{Read, Reads, Step, Write};
 
 /// Documents missing at the destination, and read whole at the source.
@@ -123,7 +124,7 @@ impl Attempt {
         for step in steps {
             let Write::Read(Read::Stamp { fresh: true, document: Some(inserted) }) = step.write else { continue };
             let Some(Some(read)) = snapshot.documents.get(&step.key) else { continue };
-            let is_own = |zone: &&str| read.get_str(partition_key).is_ok_and(|key| key == *zone);
+            let is_own = |zone: &&str| lookup::text(read, partition_key.as_str()) == Some(*zone);
             if let Some(zone) = step.zones.names().next().filter(|zone| !is_own(zone)) {
                 let mut stamped = inserted.to_owned();
                 stamped.append(partition_key, zone);

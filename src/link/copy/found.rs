@@ -19,6 +19,7 @@ use crate::rules::copy::{Differing, Lead, Policy, Protection, Treatment};
 use crate::rules::fields::Fields;
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
+use crate::rules::lookup;
 use crate::rules::names::{Direction, LinkName};
 use crate::rules::step::{Read, Step, Write, Zones};
 
@@ -170,7 +171,7 @@ impl<S: Source> Link<'_, S> {
 fn lead(document: Option<&RawDocument>, partition_key: &str) -> Lead {
     match document {
         None => Lead::Missing,
-        Some(document) if document.get(partition_key).is_ok_and(|value| value.is_some()) => Lead::Present,
+        Some(document) if lookup::value(document, partition_key).is_some() => Lead::Present,
         Some(_) => Lead::WithoutPartitionKey,
     }
 }

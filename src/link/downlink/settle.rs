@@ -23,6 +23,7 @@ use crate::mongo::read::{self, Wanted, When};
 use crate::rules::fields::Fields;
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
+use crate::rules::lookup;
 use crate::rules::names::{Direction, LinkName, Zone};
 use crate::rules::settle::{self, Letter, Settlement, Version};
 use crate::rules::shown_id::Told;
@@ -142,7 +143,7 @@ impl Link<'_, HubSource> {
     /// Writes and removes documents. Returns those that have changed at the spoke and were left alone.
     async fn carry_out(&mut self, candidates: &[Candidate], read_at: Timestamp) -> Result<Vec<Key>, Error> {
         let spoke = self.destination_server();
-        let field = spoke.partition_field();
+        let field = spoke.partition_key();
         let held = self.source.zones();
         let held: Vec<&str> = held.iter().map(Zone::as_str).collect();
         let own = self.spoke.zone.as_str();
@@ -154,7 +155,7 @@ impl Link<'_, HubSource> {
                 _ => continue,
             };
             // The document is looked for where it was seen. An absent one may be written in any zone that is held.
-            let zones = match candidate.spoke.as_deref().map(|document| document.get(field).ok().flatten()) {
+            let zones = match candidate.spoke.as_deref().map(|document| lookup::value(document, field)) {
                 Some(value) => Zones::Value(value.unwrap_or(RawBsonRef::Null)),
                 None => Zones::Any(held.clone()),
             };
@@ -245,7 +246,7 @@ impl Link<'_, HubSource> {
     }
 
     fn zone_of<'d>(&self, document: Option<&'d RawDocument>) -> Option<&'d str> {
-        document?.get_str(self.source.server.partition_key()).ok()
+        lookup::text(document?, self.source.server.partition_key())
     }
 
     fn version(&self, document: Option<&RawDocument>) -> Version {

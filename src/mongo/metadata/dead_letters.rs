@@ -303,7 +303,7 @@ fn read(namespace: u16, saved: &Document) -> Option<(Key, Kept)> {
 }
 
 fn id(link: &LinkName, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
-    rawdoc! { "_id": { "link": link.to_string(), "ns": namespace.to_string(), "document": document } }
+    rawdoc! { "_id": { "link": link.to_string(), "ns": namespace.to_string(), "document": opaque::nested_id(document) } }
 }
 
 #[cfg(test)]

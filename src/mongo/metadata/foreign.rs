@@ -28,6 +28,7 @@ use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
 use crate::rules::names::Namespace;
+use crate::rules::opaque;
 
 /// The command that registers documents, given by collection and `_id`.
 pub(crate) fn register(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
@@ -91,7 +92,7 @@ pub(crate) async fn among(server: &Server, wanted: &Wanted<'_>) -> Result<HashSe
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
         let here = wanted.iter().filter(|(key, _)| key.namespace() == number);
         let ids = here.filter_map(|(_, document)| {
-            Document::try_from(rawdoc! { "ns": namespace.to_string(), "document": *document }).ok()
+            Document::try_from(id(namespace, *document)).ok()?.get_document("_id").ok().cloned()
         });
         let saved = by_ids(server, FOREIGN, ids.collect(), doc! { "_id": 1 }).await?;
         found.extend(saved.iter().filter_map(|saved| read(number, saved)).map(|(key, _)| key));
@@ -100,7 +101,7 @@ pub(crate) async fn among(server: &Server, wanted: &Wanted<'_>) -> Result<HashSe
 }
 
 fn id(namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
-    rawdoc! { "_id": { "ns": namespace.to_string(), "document": document } }
+    rawdoc! { "_id": { "ns": namespace.to_string(), "document": opaque::nested_id(document) } }
 }
 
 fn read(namespace: u16, saved: &Document) -> Option<(Key, RawBson)> {

@@ -36,6 +36,7 @@ use bson::{Bson, DateTime, Document, doc};
 use super::error::{Error, codes};
 use super::server::{Server, first_batch};
 use crate::rules::names::{LinkName, Namespace};
+use crate::rules::opaque;
 
 const CHECKPOINTS: &str = "checkpoints";
 const SESSIONS: &str = "sessions";
@@ -175,7 +176,7 @@ fn raw(document: &Document) -> RawDocumentBuf {
 
 /// The field `_id.document` of a saved document: the `_id` of the application's document.
 fn document_id(saved: &Document) -> Option<RawBson> {
-    raw(saved).get_document("_id").ok()?.get("document").ok()?.map(RawBson::from)
+    opaque::id_of_nested(raw(saved).get_document("_id").ok()?.get("document").ok()??)
 }
 
 /// The time this long before now, by the clock of the process.

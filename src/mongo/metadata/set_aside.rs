@@ -8,6 +8,7 @@
 //! at        date      time at which the copy was made, by the process's clock
 //! reason    string    why the version was deleted or replaced
 //! document  document  the whole document; absent if larger than 16,000,000 bytes
+//! bytes     binary    in place of `document`: a document that is nested too deeply to stand in another one
 //! change    document  in place of `document`: the change event of a change that found no document; absent if larger
 //!                     than 16,000,000 bytes
 //! ```
@@ -22,13 +23,15 @@ use std::time::Duration;
 
 use bson::oid::ObjectId;
 use bson::raw::{RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
-use bson::{Bson, DateTime, Document, doc, rawdoc};
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, DateTime, Document, doc, rawdoc};
 
-use super::{SET_ASIDE, ago, all_of, delete_all};
+use super::{SET_ASIDE, ago, all_of, delete_all, document_id};
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
 use crate::mongo::transaction;
 use crate::rules::names::Namespace;
+use crate::rules::opaque;
 
 /// Age at which a copy is deleted: 30 days.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
@@ -82,12 +85,17 @@ impl Aside<'_> {
     }
 
     fn saved(&self) -> RawDocumentBuf {
-        let id = rawdoc! { "ns": self.namespace.to_string(), "document": self.id, "version": ObjectId::new() };
+        let document = opaque::nested_id(self.id);
+        let id = rawdoc! { "ns": self.namespace.to_string(), "document": document, "version": ObjectId::new() };
         let mut saved = rawdoc! { "_id": id, "at": DateTime::now(), "reason": self.reason };
         if self.bytes() <= LARGEST {
             match self.content {
+                Content::Document(document) if opaque::is_deep(document) => {
+                    let bytes = document.as_bytes().to_vec();
+                    saved.append(cstr!("bytes"), Binary { subtype: BinarySubtype::Generic, bytes });
+                }
                 Content::Document(document) => saved.append(cstr!("document"), RawBsonRef::Document(document)),
-                Content::Change(event) => saved.append(cstr!("change"), RawBsonRef::Document(event)),
+                Content::Change(event) => saved.append(cstr!("change"), opaque::storable(event)),
             }
         }
         saved
@@ -122,7 +130,7 @@ fn read(saved: &Document) -> Option<Saved> {
     let id = saved.get_document("_id").ok()?;
     Some(Saved {
         namespace: id.get_str("ns").ok()?.to_owned(),
-        id: id.get("document")?.clone(),
+        id: Bson::try_from(document_id(saved)?).ok()?,
         version: id.get_object_id("version").ok()?,
         at: *saved.get_datetime("at").ok()?,
         reason: saved.get_str("reason").unwrap_or_default().to_owned(),
@@ -145,8 +153,11 @@ pub(crate) async fn find(server: &Server, version: ObjectId) -> Result<Option<Ra
 /// an error for a copy without a document.
 pub(crate) async fn restore(server: &Server, saved: &RawDocument) -> Result<(), Error> {
     let without = || server.unsuitable("the copy has no document: it is a change, or was too large to be kept");
-    let (Ok(id), Ok(document)) = (saved.get_document("_id"), saved.get_document("document")) else {
-        return Err(without());
+    let Ok(id) = saved.get_document("_id") else { return Err(without()) };
+    let document = match (saved.get_document("document"), saved.get_binary("bytes")) {
+        (Ok(document), _) => document,
+        (_, Ok(deep)) => RawDocument::from_bytes(deep.bytes).map_err(|error| server.malformed(error))?,
+        _ => return Err(without()),
     };
     let namespace = id.get_str("ns").ok().and_then(|name| Namespace::parse(name).ok()).ok_or_else(without)?;
     let insert = rawdoc! {
@@ -170,7 +181,6 @@ pub(crate) async fn forget_old(server: &Server) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::document_id;
     use super::super::saved::first;
     use super::*;
     use bson::raw::RawBson;

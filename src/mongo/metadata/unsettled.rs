@@ -18,6 +18,7 @@ use crate::mongo::error::Error;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
 use crate::rules::names::{LinkName, Namespace};
+use crate::rules::opaque;
 
 /// The command that notes documents, given by collection and `_id`.
 pub(crate) fn note(link: &LinkName, documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
@@ -65,7 +66,7 @@ pub(crate) async fn load(server: &Server, link: &LinkName) -> Result<Vec<(Key, R
 }
 
 fn id(link: &LinkName, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
-    rawdoc! { "_id": { "link": link.to_string(), "ns": namespace.to_string(), "document": document } }
+    rawdoc! { "_id": { "link": link.to_string(), "ns": namespace.to_string(), "document": opaque::nested_id(document) } }
 }
 
 #[cfg(test)]
