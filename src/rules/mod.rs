@@ -4,7 +4,8 @@
 //! - [`names`]: zones, namespaces and links. [`position`]: positions in a change stream. [`past`]: servers restored
 //!   from a backup
 //! - [`reply`]: `Reply`, one server answer of a change stream, decoded no further than the rules need
-//! - [`lookup`]: a field of a document. [`delta`], [`fields`], [`key`]: the content of an update, the fields touched, the identity of the document
+//! - [`lookup`]: a field of a document. [`delta`], [`fields`], [`key`]: the content of an update, the fields touched,
+//!   the identity of the document
 //! - [`hub_event`]: the zone of a hub event's document before and after. [`route`]: the spokes that receive the event,
 //!   and the action of each
 //! - [`ahead`], [`conflicts`]: events already contained in the destination, and documents to refresh after a
