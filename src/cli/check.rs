@@ -13,6 +13,7 @@ use crate::mongo::endpoint::Endpoint;
 use crate::mongo::error::{Error, codes};
 use crate::mongo::metadata::identity;
 use crate::mongo::server::{Server, first_batch};
+use crate::mongo::trial::{self, Missing};
 use crate::mongo::{metadata, oplog, tail};
 use crate::observe::logs;
 use crate::rules::names::Namespace;
@@ -102,6 +103,7 @@ async fn look(endpoint: &Endpoint) -> (Vec<Finding>, Option<Uuid>) {
     // The server and its change stream.
     let (major, minor) = server.version();
     let mut findings = vec![Finding::well(format!("a replica set of MongoDB {major}.{minor} at {}", endpoint.hosts()))];
+    findings.extend(endpoint.warnings().into_iter().map(Finding::warning));
     findings.push(match tail::present_position(&server).await {
         Ok(_) => Finding::well("its change stream can be read"),
         Err(error) if error.code() == Some(codes::UNAUTHORIZED) => {
@@ -120,12 +122,32 @@ async fn look(endpoint: &Endpoint) -> (Vec<Finding>, Option<Uuid>) {
         Ok(_) => Finding::well("its metadata database can be written"),
         Err(error) => Finding::wrong(format!("{}{}", reason(error), advice(error))),
     });
+    findings.extend(trials(&server).await);
     // The oplog, and the indexes of every synced collection.
     findings.push(oplog(&server).await);
     for namespace in server.namespaces() {
         findings.extend(indexes(&server, namespace).await);
     }
     (findings, id.ok())
+}
+
+/// The privileges for writes, tried in transactions that are given up.
+async fn trials(server: &Server) -> Vec<Finding> {
+    match trial::writes(server).await {
+        Err(error) => vec![Finding::wrong(format!("no transaction can be tried: {}", reason(&error)))],
+        Ok(missing) if missing.is_empty() => vec![Finding::well("its collections can be written in transactions")],
+        Ok(missing) => missing.into_iter().map(|missing| Finding::wrong(grant(&missing))).collect(),
+    }
+}
+
+/// The privilege that is missing, as MongoDB's shell grants it.
+fn grant(missing: &Missing) -> String {
+    let Missing { action, database, collection } = missing;
+    format!(
+        "the user may not {action} in {database}.{collection}; as an administrator: \
+         db.getSiblingDB(\"admin\").grantPrivilegesToRole(\"spokesync\", [{{ resource: {{ db: \"{database}\", \
+         collection: \"{collection}\" }}, actions: [\"{action}\"] }}])"
+    )
 }
 
 async fn oplog(server: &Server) -> Finding {
@@ -138,7 +160,10 @@ async fn oplog(server: &Server) -> Finding {
                 false => Finding::well(text),
             }
         }
-        Ok(None) => Finding::warning("its oplog window is unknown: grant the privilege serverStatus"),
+        Ok(None) => Finding::warning(
+            "its oplog window is unknown: grant serverStatus on the cluster, or find on local.oplog.rs where the \
+             provider hides it",
+        ),
         Err(error) => Finding::warning(reason(&error)),
     }
 }
@@ -210,6 +235,13 @@ mod tests {
         let indexes: Vec<&Document> = indexes.iter().collect();
         let findings = of_indexes(&namespace, &indexes, "_pk");
         findings.into_iter().map(|Finding { verdict, text }| (verdict, text)).collect()
+    }
+
+    #[test]
+    fn a_missing_privilege_comes_with_the_command_that_grants_it() {
+        let (action, database, collection) = ("insert", "app".to_owned(), "orders".to_owned());
+        let text = grant(&Missing { action, database, collection });
+        assert!(text.contains(r#"resource: { db: "app", collection: "orders" }, actions: ["insert"]"#), "{text}");
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Connection strings: checked without a connection, compared, and never printed with their password.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use mongodb::error::ErrorKind;
-use mongodb::options::{ConnectionString, HostInfo};
+use mongodb::options::{ConnectionString, HostInfo, ServerAddress, Tls};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 
@@ -103,6 +104,40 @@ impl Uri {
         self.files.iter().map(|file| file.path.as_path())
     }
 
+    /// What somebody on the network can do because of the options, in words.
+    pub fn warnings(&self) -> Vec<&'static str> {
+        let Ok(parsed) = ConnectionString::parse(self.expose()) else { return Vec::new() };
+        let is_here = match &parsed.host_info {
+            HostInfo::HostIdentifiers(hosts) => hosts.iter().all(is_loopback),
+            _ => false,
+        };
+        match parsed.tls {
+            Some(Tls::Enabled(tls)) if tls.allow_invalid_certificates == Some(true) => vec![
+                "its certificate is not checked: anybody on the way can pass for the server; remove tlsInsecure or \
+                 tlsAllowInvalidCertificates, and name the authority with tlsCAFile",
+            ],
+            Some(Tls::Enabled(_)) => Vec::new(),
+            _ if is_here => Vec::new(),
+            _ => vec!["the connection is plain text: anybody on the way reads and changes everything; add tls=true"],
+        }
+    }
+
+    /// The name of a service that answers like MongoDB and lacks what the sync needs; by the names of its hosts.
+    pub fn imitation(&self) -> Option<&'static str> {
+        const NAMES: [(&str, &str); 3] = [
+            (".docdb.amazonaws.com", "Amazon DocumentDB"),
+            (".docdb-elastic.amazonaws.com", "Amazon DocumentDB"),
+            (".cosmos.azure.com", "Azure Cosmos DB"),
+        ];
+        let is_of = |suffix: &str| {
+            self.hosts.split(',').any(|host| {
+                let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+                name.to_ascii_lowercase().ends_with(suffix)
+            })
+        };
+        NAMES.into_iter().find(|(suffix, _)| is_of(suffix)).map(|(_, name)| name)
+    }
+
     /// The whole connection string with its password, for the driver only.
     pub fn expose(&self) -> &str {
         self.text.expose_secret()
@@ -180,6 +215,16 @@ fn message(error: &mongodb::error::Error) -> String {
     }
 }
 
+fn is_loopback(host: &ServerAddress) -> bool {
+    match host {
+        ServerAddress::Tcp { host, .. } => {
+            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        }
+        // A socket of this machine.
+        _ => true,
+    }
+}
+
 fn describe_hosts(hosts: &HostInfo) -> String {
     match hosts {
         HostInfo::HostIdentifiers(hosts) => {
@@ -194,6 +239,27 @@ fn describe_hosts(hosts: &HostInfo) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plain_text_off_this_machine_and_unchecked_certificates_are_warned_of() {
+        let warned = |text: &str| Uri::parse(text).expect("valid").warnings().join("");
+        for quiet in ["mongodb://localhost/", "mongodb://127.0.0.2,[::1]:27018/", "mongodb://hub.example.com/?tls=true"]
+        {
+            assert_eq!(warned(quiet), "", "{quiet}");
+        }
+        assert!(warned("mongodb://hub.example.com/").contains("plain text"));
+        assert!(warned("mongodb://localhost,10.0.0.1/").contains("plain text"));
+        assert!(warned("mongodb://hub.example.com/?tls=true&tlsInsecure=true").contains("not checked"));
+        assert!(warned("mongodb://localhost/?tls=true&tlsAllowInvalidCertificates=true").contains("not checked"));
+    }
+
+    #[test]
+    fn services_that_only_answer_like_mongodb_are_known_by_their_hosts() {
+        let imitation = |host: &str| Uri::parse(&format!("mongodb://{host}/")).expect("valid").imitation();
+        assert_eq!(imitation("c.node.us-east-1.docdb.amazonaws.com:27017"), Some("Amazon DocumentDB"));
+        assert_eq!(imitation("Account.mongo.Cosmos.Azure.com:10255"), Some("Azure Cosmos DB"));
+        assert_eq!(imitation("cosmos.azure.com.example.com"), None);
+    }
 
     fn problems(text: &str) -> Vec<String> {
         Uri::parse(text).err().unwrap_or_default()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bson::doc;
 use mongodb::Client;
-use mongodb::options::ClientOptions;
+use mongodb::options::{ClientOptions, Tls, TlsOptions};
 
 /// Time for one host to answer.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -44,7 +44,31 @@ pub(super) async fn cause(options: &ClientOptions) -> Option<Cause> {
         Some(Member { set, has_primary: hello.contains_key("primary") })
     });
     let members: Vec<Member> = futures_util::future::join_all(asked).await.into_iter().flatten().collect();
+    if members.is_empty() {
+        return wants_tls(options).await;
+    }
     judge(options.repl_set_name.as_deref(), &members)
+}
+
+/// Asks a silent host with TLS, if the configuration has none.
+async fn wants_tls(options: &ClientOptions) -> Option<Cause> {
+    if matches!(options.tls, Some(Tls::Enabled(_))) {
+        return None;
+    }
+    let mut direct = options.clone();
+    direct.hosts.truncate(1);
+    direct.direct_connection = Some(true);
+    direct.repl_set_name = None;
+    direct.server_selection_timeout = Some(LIMIT);
+    direct.sdam_event_handler = None;
+    // The certificate is not checked, so the server is told nothing: the answer alone counts.
+    direct.credential = None;
+    direct.tls = Some(Tls::Enabled(TlsOptions::builder().allow_invalid_certificates(true).build()));
+    let client = Client::with_options(direct).ok()?;
+    let hello = tokio::time::timeout(2 * LIMIT, client.database("admin").run_command(doc! { "hello": 1 })).await;
+    client.shutdown().immediate(true).await;
+    hello.ok()?.ok()?;
+    Some(Cause::Wrong("the server wants TLS: add tls=true to the connection string".to_owned()))
 }
 
 fn judge(expected: Option<&str>, members: &[Member]) -> Option<Cause> {

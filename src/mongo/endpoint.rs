@@ -2,7 +2,7 @@
 //! the client cannot serve any more.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use mongodb::Client;
@@ -10,8 +10,9 @@ use mongodb::event::EventHandler;
 use mongodb::options::{ClientOptions, ServerMonitoringMode};
 use tokio::sync::Mutex;
 
+use super::crowd::{self, Crowd};
 use super::diagnose::{self, Cause};
-use super::error::{Error, Failure};
+use super::error::{Answer, Error, Failure};
 use super::round_trip::RoundTrip;
 use super::server::{self, Server};
 use super::throughput::Throughput;
@@ -34,7 +35,7 @@ pub struct Endpoint {
     uri: std::sync::Mutex<Uri>,
     sync: Arc<Synced>,
     connections: u32,
-    client: Mutex<Slot>,
+    client: Arc<Mutex<Slot>>,
     /// The next use makes a new client.
     is_stale: AtomicBool,
     /// The server has refused the client: the next use makes a new one, if the client is not new itself.
@@ -52,7 +53,7 @@ impl Endpoint {
             uri: std::sync::Mutex::new(uri),
             sync,
             connections,
-            client: Mutex::default(),
+            client: Arc::default(),
             is_stale: AtomicBool::new(false),
             is_refused: AtomicBool::new(false),
             round_trip: Arc::default(),
@@ -94,9 +95,16 @@ impl Endpoint {
     /// # Errors
     /// If the server cannot be reached, or if it is unsuitable.
     pub async fn connect(&self) -> Result<Server, Error> {
+        if let Some(reason) = self.unsuitable_service() {
+            return Err(Error::Unsuitable { server: self.name.clone(), reason });
+        }
         let (client, former) = self.client().await?;
         let server = Server::new(&self.name, client, &self.sync, &self.round_trip, &self.throughput);
-        match server.checked().await {
+        let checked = server.checked().await;
+        if self.is_crowded().await {
+            return Err(Error::Unsuitable { server: self.name.clone(), reason: crowd::reason() });
+        }
+        match checked {
             Err(error) if error.is_without_primary() => {
                 self.forget(former).await;
                 Err(self.with_cause(error).await)
@@ -105,14 +113,26 @@ impl Endpoint {
         }
     }
 
+    /// What the connection string says of the connection, in words.
+    pub(crate) fn warnings(&self) -> Vec<&'static str> {
+        self.uri.lock().unwrap_or_else(PoisonError::into_inner).warnings()
+    }
+
+    fn unsuitable_service(&self) -> Option<String> {
+        let name = self.uri.lock().unwrap_or_else(PoisonError::into_inner).imitation()?;
+        Some(format!(
+            "it is {name}, not MongoDB: it lacks change streams over transactions and reads at a cluster time"
+        ))
+    }
+
     /// The error with the cause, as far as the hosts themselves tell it.
     async fn with_cause(&self, error: Error) -> Error {
         let Ok(options) = self.options().await else { return error };
         match (diagnose::cause(&options).await, error) {
             (Some(Cause::Wrong(reason)), _) => Error::Unsuitable { server: self.name.clone(), reason },
             (Some(Cause::Passing(cause)), Error::Command { server, doing, code, again, unsure, failure, .. }) => {
-                let (without_primary, closed) = (true, false);
-                Error::Command { server, doing, reason: cause, code, again, unsure, without_primary, closed, failure }
+                let (reason, answer) = (cause, Answer::NoPrimary);
+                Error::Command { server, doing, reason, code, again, unsure, answer, failure }
             }
             (_, error) => error,
         }
@@ -132,7 +152,9 @@ impl Endpoint {
             Some(client) => client.clone(),
             None => {
                 slot.made_at = Some(Instant::now());
-                slot.client.insert(self.make_client().await?).clone()
+                slot.crowd = Crowd::default();
+                let client = self.make_client(slot.crowd.clone()).await?;
+                slot.client.insert(client).clone()
             }
         };
         Ok((client, slot.former))
@@ -166,7 +188,11 @@ impl Endpoint {
         server::bounded(&self.name, "reading the connection string", CALL_LIMIT, parse).await
     }
 
-    async fn make_client(&self) -> Result<Client, Error> {
+    async fn is_crowded(&self) -> bool {
+        self.client.lock().await.crowd.is_there()
+    }
+
+    async fn make_client(&self, crowd: Crowd) -> Result<Client, Error> {
         let mut options = self.options().await?;
         options.app_name.get_or_insert_with(|| "spokesync".to_owned());
         options.server_selection_timeout.get_or_insert(SELECTION_LIMIT);
@@ -181,8 +207,14 @@ impl Endpoint {
         options.write_concern = None;
         options.selection_criteria = None;
         options.retry_writes = Some(true);
-        let round_trip = self.round_trip.clone();
-        options.sdam_event_handler = Some(EventHandler::callback(move |event| round_trip.learn_from(&event)));
+        // A server that names too many members loses its client, before the driver has connected to them.
+        let (round_trip, slot) = (self.round_trip.clone(), Arc::downgrade(&self.client));
+        options.sdam_event_handler = Some(EventHandler::callback(move |event| {
+            round_trip.learn_from(&event);
+            if crowd.comes_with(&event) {
+                tokio::spawn(close(slot.clone()));
+            }
+        }));
         Client::with_options(options).map_err(|error| Error::of_driver(&self.name, "connecting", &error))
     }
 }
@@ -193,4 +225,15 @@ struct Slot {
     former: u64,
     client: Option<Client>,
     made_at: Option<Instant>,
+    /// Of the client in use.
+    crowd: Crowd,
+}
+
+/// Closes the client in use, with all its connections.
+async fn close(slot: Weak<Mutex<Slot>>) {
+    let Some(slot) = slot.upgrade() else { return };
+    let client = slot.lock().await.client.take();
+    if let Some(client) = client {
+        client.shutdown().immediate(true).await;
+    }
 }

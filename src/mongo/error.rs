@@ -26,6 +26,19 @@ pub enum Failure {
     Fatal,
 }
 
+/// The server's answer to a failed command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// An error, or another failure of the driver.
+    Error,
+    /// The driver found no primary to ask.
+    NoPrimary,
+    /// The server closed the connection instead.
+    Closed,
+    /// The answer cannot be read: it quotes text of a document that is no UTF-8.
+    Unreadable,
+}
+
 /// An error that a server returns, or that concerns a server.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -44,10 +57,8 @@ pub enum Error {
         again: bool,
         /// True if the transaction may be committed despite the error (`UnknownTransactionCommitResult`).
         unsure: bool,
-        /// True if the driver found no primary.
-        without_primary: bool,
-        /// True if the server closed the connection instead of an answer.
-        closed: bool,
+        /// What the server answered, if anything.
+        answer: Answer,
         /// The reaction of the link.
         failure: Failure,
     },
@@ -125,12 +136,17 @@ impl Error {
 
     /// True if the driver found no primary in the time for a selection.
     pub(crate) fn is_without_primary(&self) -> bool {
-        matches!(self, Self::Command { without_primary: true, .. })
+        matches!(self, Self::Command { answer: Answer::NoPrimary, .. })
     }
 
     /// True if the server closed the connection instead of an answer.
     pub(crate) fn is_closed(&self) -> bool {
-        matches!(self, Self::Command { closed: true, .. })
+        matches!(self, Self::Command { answer: Answer::Closed, .. })
+    }
+
+    /// True if the server's answer cannot be read.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Command { answer: Answer::Unreadable, .. })
     }
 
     /// The server's error code, if the server returned one.
@@ -149,7 +165,7 @@ impl Error {
     /// True if the transaction has left nothing behind and the server allows a retry. Without a primary, the link
     /// starts again from its checkpoint instead: the replica set may be another one.
     pub(crate) fn is_again(&self) -> bool {
-        matches!(self, Self::Command { again: true, without_primary: false, .. })
+        matches!(self, Self::Command { again: true, answer, .. } if *answer != Answer::NoPrimary)
     }
 
     /// True if the transaction may or may not be committed. A second commit shows the outcome.
@@ -167,8 +183,12 @@ impl Error {
             code,
             again: error.contains_label(mongodb::error::TRANSIENT_TRANSACTION_ERROR),
             unsure: error.contains_label(mongodb::error::UNKNOWN_TRANSACTION_COMMIT_RESULT),
-            without_primary: matches!(error.kind.as_ref(), ErrorKind::ServerSelection { .. }),
-            closed: matches!(error.kind.as_ref(), ErrorKind::Io(io) if CLOSED.contains(&io.kind())),
+            answer: match error.kind.as_ref() {
+                ErrorKind::ServerSelection { .. } => Answer::NoPrimary,
+                ErrorKind::Io(io) if CLOSED.contains(&io.kind()) => Answer::Closed,
+                ErrorKind::Bson(_) | ErrorKind::BsonDeserialization(_) => Answer::Unreadable,
+                _ => Answer::Error,
+            },
             failure: classify(error, code),
         }
     }

@@ -4,7 +4,7 @@
 //! - [`endpoint`]: the address of one replica set, and the driver's client behind it
 //! - [`server`]: one connected replica set: checks that it is suitable, runs commands within a time limit
 //! - [`round_trip`], [`throughput`]: measured latency and bandwidth of the connection to a server
-//! - [`diagnose`]: the cause when no primary is found
+//! - [`diagnose`]: the cause when no primary is found; [`crowd`]: a server that names too many members
 //! - [`error`]: errors in words, each classified once by the link's reaction; [`words`]: without values of documents
 //!
 //! Reads:
@@ -21,6 +21,7 @@
 //! - [`transaction`]: runs several commands, all or none
 //! - [`destination`]: the transaction that commits a batch with its checkpoint
 //! - [`repair`]: the transaction that repairs differing documents
+//! - [`trial`]: writes that are tried and given up
 //!
 //! Own collections, one file each in [`metadata`]:
 //! - [`checkpoints`](metadata::checkpoints): the progress of each link
@@ -32,6 +33,7 @@
 //! - [`identity`](metadata::identity): the identity of the replica set
 //! - [`verifications`](metadata::verifications): the progress of each verification
 
+mod crowd;
 pub(crate) mod destination;
 mod diagnose;
 pub(crate) mod digest;
@@ -50,5 +52,6 @@ pub(crate) mod statement;
 pub mod tail;
 mod throughput;
 pub(crate) mod transaction;
+pub(crate) mod trial;
 pub(crate) mod walk;
 pub(crate) mod words;

@@ -2,8 +2,8 @@
 
 use bson::{Timestamp, doc};
 
-use super::error::{Error, codes};
-use super::server::Server;
+use super::error::Error;
+use super::server::{Server, first_batch};
 use crate::rules::standstill::Writes;
 
 /// The span of the operations in an oplog.
@@ -13,16 +13,49 @@ pub(crate) struct Window {
     pub(crate) latest: Timestamp,
 }
 
-/// Reads the oplog window. `None` if the user may not run `serverStatus`.
+/// Reads the oplog window: from `serverStatus`, or where that lacks the oplog, as on small Atlas clusters, from the
+/// oplog itself. `None` if the user may read neither.
+///
+/// # Errors
+/// If the server does not answer.
 pub(crate) async fn window(server: &Server) -> Result<Option<Window>, Error> {
+    match reported(server).await? {
+        Some(window) => Ok(Some(window)),
+        None => read(server).await,
+    }
+}
+
+async fn reported(server: &Server) -> Result<Option<Window>, Error> {
     let command = doc! { "serverStatus": 1, "oplog": 1, "metrics": 0, "wiredTiger": 0, "tcmalloc": 0, "locks": 0 };
     let reply = match server.run("reading the oplog window", &server.client().database("admin"), command).await {
-        Err(error) if error.code() == Some(codes::UNAUTHORIZED) => return Ok(None),
+        Err(error) if error.code().is_some() => return Ok(None),
         reply => reply?,
     };
     let oplog = reply.get_document("oplog").ok();
     let time = |name: &str| oplog.and_then(|oplog| oplog.get_timestamp(name).ok());
     Ok(time("earliestOptime").zip(time("latestOptime")).map(|(earliest, latest)| Window { earliest, latest }))
+}
+
+/// Reads the first and the last operation of the oplog.
+async fn read(server: &Server) -> Result<Option<Window>, Error> {
+    let mut times = Vec::new();
+    for direction in [1, -1] {
+        let find = doc! {
+            "find": "oplog.rs", "sort": { "$natural": direction }, "limit": 1, "singleBatch": true,
+            "projection": { "ts": 1 },
+        };
+        let reply = match server.run("reading the oplog window", &server.client().database("local"), find).await {
+            Ok(reply) => reply,
+            // Without the privilege, or in a database that the provider hides.
+            Err(error) if error.code().is_some() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        times.extend(first_batch(&reply).filter_map(|operation| operation.get_timestamp("ts").ok()));
+    }
+    Ok(match times[..] {
+        [earliest, latest] => Some(Window { earliest, latest }),
+        _ => None,
+    })
 }
 
 /// The newest writes of the replica set, as the primary knows them. `None` if the reply does not say.

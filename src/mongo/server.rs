@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bson::oid::ObjectId;
-use bson::{Bson, Document, Timestamp, doc};
+use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc};
 use mongodb::{Client, Database};
 
-use super::error::{Error, codes};
+use super::error::{Answer, Error, codes};
 use super::round_trip::RoundTrip;
 use super::throughput::Throughput;
 use super::words;
@@ -131,6 +131,20 @@ impl Server {
         }
     }
 
+    /// Runs a write command as [`Self::run`], byte by byte: the command may hold text that is no UTF-8.
+    pub(crate) async fn run_raw(
+        &self,
+        doing: &'static str,
+        database: &Database,
+        command: RawDocumentBuf,
+    ) -> Result<(), Error> {
+        let reply = self.bounded(doing, database.run_raw_command(command).into_future()).await?;
+        match write_failure(&reply) {
+            Some((code, message)) => Err(self.failed(doing, code, &message)),
+            None => Ok(()),
+        }
+    }
+
     /// Runs a command that reads many documents, for at most ten minutes. Fails if the command fails or takes longer.
     pub(crate) async fn run_long(
         &self,
@@ -217,8 +231,7 @@ impl Server {
             code: Some(code),
             again: false,
             unsure: false,
-            without_primary: false,
-            closed: false,
+            answer: Answer::Error,
             failure: super::error::Failure::Transient,
         }
     }
@@ -276,6 +289,7 @@ impl Server {
             // Kinds of collections that cannot be synced.
             let options = found.and_then(|collection| collection.get_document("options").ok());
             let unusable = [
+                ("encryptedFields", "encrypted fields with metadata of their own (Queryable Encryption)"),
                 ("capped", "a fixed size (it is capped)"),
                 ("collation", "a collation of its own"),
                 ("timeseries", "time series"),

@@ -22,6 +22,9 @@ use crate::rules::names::Namespace;
 /// Time limit for the majority's acknowledgement of a commit.
 const COMMIT_LIMIT: Duration = Duration::from_secs(20);
 
+/// The code of a refusal whose words cannot be read (`FailedToParse`).
+const FAILED_TO_PARSE: i32 = 9;
+
 /// An open transaction. The driver, or the server's time limit, aborts a dropped transaction.
 pub(super) struct Transaction<'s> {
     server: &'s Server,
@@ -75,6 +78,11 @@ impl<'s> Transaction<'s> {
                 Some((number, code, message)) => Err(refused(Some(number), code, message, is_id_taken(&reply))),
                 None => Ok(reply),
             },
+            // The server refuses a document, and quotes it. A batch is halved until the step is known.
+            Err(error) if error.is_unreadable() => {
+                let only = whose(1).is_none().then_some(0);
+                Err(refused(only, FAILED_TO_PARSE, "refused, in words that are no UTF-8".to_owned(), false))
+            }
             Err(error) => match error.refusal() {
                 Some(code) => Err(refused(None, code, error.to_string(), false)),
                 None => Err(error),

@@ -29,6 +29,7 @@ mod settling;
 mod soak;
 mod state;
 mod support;
+mod tls;
 mod tokens;
 mod trust;
 mod upgrade;

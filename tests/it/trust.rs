@@ -176,6 +176,105 @@ async fn a_register_of_foreign_documents_that_is_too_large_for_memory_is_still_k
     }
 }
 
+/// What stands behind the connection string of a spoke that is no server.
+#[derive(Clone, Copy, Debug)]
+enum Impostor {
+    Garbage,
+    Silence,
+    /// An answer that says it is 2 GB long, and never ends.
+    Endless,
+    /// A greeting that names 20,000 members.
+    Crowd,
+}
+
+impl Impostor {
+    async fn serve(self, listener: tokio::net::TcpListener) {
+        let address = listener.local_addr().unwrap().to_string();
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(self.answer(stream, address.clone()));
+        }
+    }
+
+    async fn answer(self, mut stream: tokio::net::TcpStream, address: String) -> Option<()> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        loop {
+            let mut head = [0; 16];
+            stream.read_exact(&mut head).await.ok()?;
+            let length = i32::from_le_bytes(head[..4].try_into().unwrap());
+            let mut body = vec![0; usize::try_from(length).unwrap().checked_sub(16)?];
+            stream.read_exact(&mut body).await.ok()?;
+            let header = |length: usize, kind: i32| {
+                let length = i32::try_from(length).unwrap().to_le_bytes();
+                [&length[..], &[0; 4], &head[4..8], &kind.to_le_bytes()].concat()
+            };
+            match self {
+                Self::Garbage => stream.write_all(&[0xA5; 4_096]).await.ok()?,
+                Self::Silence => {}
+                Self::Endless => {
+                    stream.write_all(&header(2_000_000_000, 2013)).await.ok()?;
+                    while stream.write_all(&[0; 65_536]).await.is_ok() {}
+                    return None;
+                }
+                Self::Crowd => {
+                    let members = (0..20_000).map(|number| format!("127.0.{}.{}:1", number / 250, 1 + number % 250));
+                    let hosts: Vec<String> = std::iter::once(address.clone()).chain(members).collect();
+                    let hello = doc! {
+                        "ok": 1, "helloOk": true, "isWritablePrimary": true, "ismaster": true, "setName": "rs",
+                        "setVersion": 1, "hosts": hosts, "me": &address, "primary": &address, "minWireVersion": 0,
+                        "maxWireVersion": 17, "maxBsonObjectSize": 16_777_216, "maxMessageSizeBytes": 48_000_000,
+                        "maxWriteBatchSize": 100_000, "logicalSessionTimeoutMinutes": 30,
+                    };
+                    let hello = bson::serialize_to_vec(&hello).unwrap();
+                    let is_old = i32::from_le_bytes(head[12..].try_into().unwrap()) == 2004;
+                    // The answer to an old question: flags, cursor, and number of documents; to a new one: flags.
+                    let before = if is_old { [&[0; 16][..], &1_i32.to_le_bytes()].concat() } else { vec![0; 5] };
+                    let kind = if is_old { 1 } else { 2013 };
+                    let answer = [header(16 + before.len() + hello.len(), kind), before, hello].concat();
+                    stream.write_all(&answer).await.ok()?;
+                }
+            }
+        }
+    }
+}
+
+/// Memory of the program in kB, and its open descriptors.
+fn resources(site: &Site) -> (u64, usize) {
+    let id = site.program.as_ref().unwrap().process().id();
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    let memory = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    (memory, std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spoke_that_is_no_server_costs_the_others_nothing() {
+    let mut site = Site::shared(TRIANGLE).await;
+    site.start().await;
+    arrives(&site, "before").await;
+    let (memory, _) = resources(&site);
+    for impostor in [Impostor::Garbage, Impostor::Silence, Impostor::Endless, Impostor::Crowd] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("mongodb://{}/?replicaSet=rs", listener.local_addr().unwrap());
+        let serving = tokio::spawn(impostor.serve(listener));
+        site.kill();
+        site.reach("BOS", &uri);
+        site.launch();
+        eventually(&format!("BOS does not run, with {impostor:?}"), async || {
+            let status = site.program.as_ref().unwrap().get("/api/v1/status").ok();
+            status.is_some_and(|(_, status)| status.to_string().contains("names more than 50 members"))
+                || !matches!(impostor, Impostor::Crowd)
+        })
+        .await;
+        for number in 0..20 {
+            arrives(&site, &format!("{impostor:?} {number}")).await;
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        let (now, descriptors) = resources(&site);
+        assert!(now < memory + 100_000 && descriptors < 300, "{impostor:?}: {memory} kB, then {now}; {descriptors}");
+        serving.abort();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_with_too_many_dead_letters_stops_its_own_link_until_somebody_looks() {
     const LETTERS: i32 = 250_000;
@@ -446,6 +545,28 @@ async fn a_spoke_that_may_move_nothing_creates_no_document_in_another_zone() {
     assert!(site.command(&["dead-letters", "retry", "DFW"]).0);
     eventually("they move", async || site.at("HOU").count_documents(moved.clone()).await.unwrap() == 4).await;
     site.assert_converged().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_that_quotes_text_that_is_no_utf8_becomes_a_dead_letter_and_heals() {
+    let mut site = Site::shared(PAIR).await;
+    let unique =
+        IndexModel::builder().keys(doc! { "u": 1 }).options(IndexOptions::builder().unique(true).sparse(true).build());
+    site.at(HUB).create_index(unique.build()).await.unwrap();
+    site.start().await;
+    let taken = text("u", b"a\xff\xfe\xc0z");
+    insert_raw(&site, HUB, document(&[text("_id", b"holder"), text("_pk", b"NOBODY"), taken.clone()])).await;
+    for number in 0..30 {
+        site.at("HOU").insert_one(doc! { "_id": format!("before {number}"), "_pk": "HOU" }).await.unwrap();
+    }
+    insert_raw(&site, "HOU", document(&[text("_id", b"refused"), text("_pk", b"HOU"), taken])).await;
+    arrives(&site, "behind it").await;
+    eventually("it is a dead letter", async || site.spoke_status("HOU")["dead_letters"] == 1).await;
+    site.at(HUB).delete_one(doc! { "_id": "holder" }).await.unwrap();
+    assert!(site.command(&["dead-letters", "retry", "HOU"]).0);
+    eventually("the letter ends", async || site.spoke_status("HOU")["dead_letters"] == 0).await;
+    site.assert_converged().await;
+    assert!(!site.log().contains("link failed"), "{}", site.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,13 +37,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use bson::raw::{RawBson, RawBsonRef, RawDocumentBuf, cstr};
+use bson::raw::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::{Bson, DateTime, Document, RawArrayBuf, Timestamp, doc, rawdoc};
+use futures_util::StreamExt;
 
 use super::{DEAD_LETTERS, DROPPED_LETTERS, by_ids, document_id, page_of, range_of};
 use crate::mongo::error::Error;
 use crate::mongo::read::Wanted;
-use crate::mongo::server::{Server, first_batch};
+use crate::mongo::server::Server;
 use crate::mongo::words;
 use crate::rules::key::Key;
 use crate::rules::names::{LinkName, Namespace};
@@ -261,6 +262,8 @@ async fn these(
     Ok(found)
 }
 
+const READING: &str = "reading a dead letter";
+
 /// The events of a dead letter: the refused change, and later changes as far as the letter has them.
 ///
 /// # Errors
@@ -272,11 +275,17 @@ pub(crate) async fn events(
     document: RawBsonRef<'_>,
 ) -> Result<Vec<RawDocumentBuf>, Error> {
     let find = rawdoc! { "find": DEAD_LETTERS, "filter": id(link, namespace, document), "singleBatch": true };
-    let find = Document::try_from(find).map_err(|error| server.malformed(error))?;
-    let reply = server.run("reading a dead letter", &server.metadata(), find).await?;
-    let Some(saved) = first_batch(&reply).next() else { return Ok(Vec::new()) };
-    let later = saved.get_array("later_events").ok().into_iter().flatten().filter_map(Bson::as_document);
-    Ok(saved.get_document("event").ok().into_iter().chain(later).map(super::raw).collect())
+    // As bytes, because an event may hold text that is no UTF-8.
+    let metadata = server.metadata();
+    let mut cursor = server.bounded(READING, metadata.run_raw_cursor_command(find).batch()).await?;
+    let reply = server.bounded(READING, async { cursor.next().await.transpose() }).await?;
+    let Some(reply) = reply else { return Ok(Vec::new()) };
+    let saved = reply.doc_slices().map_err(|error| Error::of_driver(server.name(), READING, &error))?;
+    let saved = saved.get_document(0);
+    let Ok(saved) = saved else { return Ok(Vec::new()) };
+    let later = saved.get_array("later_events").ok().into_iter().flatten().flatten();
+    let later = later.filter_map(|event| event.as_document().map(RawDocument::to_owned));
+    Ok(saved.get_document("event").ok().map(RawDocument::to_owned).into_iter().chain(later).collect())
 }
 
 fn read(namespace: u16, saved: &Document) -> Option<(Key, Kept)> {

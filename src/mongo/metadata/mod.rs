@@ -30,7 +30,7 @@ pub(crate) mod verifications;
 
 use std::time::Duration;
 
-use bson::raw::{RawBson, RawDocumentBuf};
+use bson::raw::{RawBson, RawDocumentBuf, cstr};
 use bson::{Bson, DateTime, Document, doc};
 
 use super::error::{Error, codes};
@@ -40,6 +40,9 @@ use crate::rules::opaque;
 
 const CHECKPOINTS: &str = "checkpoints";
 const SESSIONS: &str = "sessions";
+/// The collection in which `check` tries what a link writes.
+pub(crate) const TRIED: &str = TICKS;
+
 const DEAD_LETTERS: &str = "dead_letters";
 const DROPPED_LETTERS: &str = "dropped_letters";
 const HUB_EDITS: &str = "hub_edits";
@@ -165,9 +168,10 @@ fn majority() -> Document {
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn run(server: &Server, doing: &'static str, command: &RawDocumentBuf) -> Result<(), Error> {
-    let mut command = Document::try_from(command).map_err(|error| server.malformed(error))?;
-    command.insert("writeConcern", majority());
-    server.run(doing, &server.metadata(), command).await.map(drop)
+    // Copies of documents may hold text that is no UTF-8.
+    let mut command = command.clone();
+    command.append(cstr!("writeConcern"), raw(&majority()));
+    server.run_raw(doing, &server.metadata(), command).await
 }
 
 fn raw(document: &Document) -> RawDocumentBuf {
