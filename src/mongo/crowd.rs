@@ -25,7 +25,7 @@ impl Crowd {
     }
 }
 
-fn is_crowd(members: usize) -> bool {
+pub(super) fn is_crowd(members: usize) -> bool {
     members > MOST_MEMBERS
 }
 

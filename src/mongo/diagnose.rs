@@ -1,10 +1,11 @@
-//! The cause when the driver finds no primary: each host is asked directly.
+//! What hosts say about themselves, asked directly: the cause when the driver finds no primary, and the number of
+//! members.
 
 use std::time::Duration;
 
-use bson::doc;
+use bson::{Document, doc};
 use mongodb::Client;
-use mongodb::options::{ClientOptions, Tls, TlsOptions};
+use mongodb::options::{ClientOptions, ServerAddress, Tls, TlsOptions};
 
 /// Time for one host to answer.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -29,17 +30,7 @@ pub(super) enum Cause {
 /// Asks every host of the connection string. `None` if no host answers, or nothing is wrong by now.
 pub(super) async fn cause(options: &ClientOptions) -> Option<Cause> {
     let asked = options.hosts.iter().map(async |host| {
-        let mut direct = options.clone();
-        direct.hosts = vec![host.clone()];
-        direct.direct_connection = Some(true);
-        direct.repl_set_name = None;
-        direct.server_selection_timeout = Some(LIMIT);
-        direct.sdam_event_handler = None;
-        let client = Client::with_options(direct).ok()?;
-        let hello = tokio::time::timeout(2 * LIMIT, client.database("admin").run_command(doc! { "hello": 1 })).await;
-        let hello = hello.ok()?.ok();
-        client.shutdown().immediate(true).await;
-        let hello = hello?;
+        let hello = hello(direct(options, host)).await?;
         let set = hello.get_str("setName").ok().map(str::to_owned);
         Some(Member { set, has_primary: hello.contains_key("primary") })
     });
@@ -50,25 +41,51 @@ pub(super) async fn cause(options: &ClientOptions) -> Option<Cause> {
     judge(options.repl_set_name.as_deref(), &members)
 }
 
-/// Asks a silent host with TLS, if the configuration has none.
+/// The number of members that the first host to answer names; `None` if no host answers. Asked without the driver's
+/// discovery, which would watch every member.
+pub(super) async fn members(options: &ClientOptions) -> Option<usize> {
+    let asked = options.hosts.iter().map(|host| {
+        Box::pin(async move {
+            let mut direct = direct(options, host);
+            direct.credential = None;
+            hello(direct).await.ok_or(())
+        })
+    });
+    let (hello, _) = futures_util::future::select_ok(asked).await.ok()?;
+    let count = |name: &str| hello.get_array(name).map_or(0, Vec::len);
+    Some(["hosts", "passives", "arbiters"].into_iter().map(count).sum())
+}
+
+/// Asks the first host with TLS, if the configuration has none.
 async fn wants_tls(options: &ClientOptions) -> Option<Cause> {
     if matches!(options.tls, Some(Tls::Enabled(_))) {
         return None;
     }
+    // The certificate is not checked, so the server is told nothing: the answer alone counts.
+    let mut direct = direct(options, options.hosts.first()?);
+    direct.credential = None;
+    direct.tls = Some(Tls::Enabled(TlsOptions::builder().allow_invalid_certificates(true).build()));
+    hello(direct).await?;
+    Some(Cause::Wrong("the server wants TLS: add tls=true to the connection string".to_owned()))
+}
+
+/// Options for a connection to this host alone.
+fn direct(options: &ClientOptions, host: &ServerAddress) -> ClientOptions {
     let mut direct = options.clone();
-    direct.hosts.truncate(1);
+    direct.hosts = vec![host.clone()];
     direct.direct_connection = Some(true);
     direct.repl_set_name = None;
     direct.server_selection_timeout = Some(LIMIT);
     direct.sdam_event_handler = None;
-    // The certificate is not checked, so the server is told nothing: the answer alone counts.
-    direct.credential = None;
-    direct.tls = Some(Tls::Enabled(TlsOptions::builder().allow_invalid_certificates(true).build()));
-    let client = Client::with_options(direct).ok()?;
+    direct
+}
+
+/// The answer to a greeting, or `None`.
+async fn hello(options: ClientOptions) -> Option<Document> {
+    let client = Client::with_options(options).ok()?;
     let hello = tokio::time::timeout(2 * LIMIT, client.database("admin").run_command(doc! { "hello": 1 })).await;
     client.shutdown().immediate(true).await;
-    hello.ok()?.ok()?;
-    Some(Cause::Wrong("the server wants TLS: add tls=true to the connection string".to_owned()))
+    hello.ok()?.ok()
 }
 
 fn judge(expected: Option<&str>, members: &[Member]) -> Option<Cause> {

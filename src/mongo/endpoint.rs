@@ -194,6 +194,10 @@ impl Endpoint {
 
     async fn make_client(&self, crowd: Crowd) -> Result<Client, Error> {
         let mut options = self.options().await?;
+        // Before the driver connects to every member that the server names, which would take the links' time.
+        if diagnose::members(&options).await.is_some_and(crowd::is_crowd) {
+            return Err(Error::Unsuitable { server: self.name.clone(), reason: crowd::reason() });
+        }
         options.app_name.get_or_insert_with(|| "spokesync".to_owned());
         options.server_selection_timeout.get_or_insert(SELECTION_LIMIT);
         // The driver waits for a free connection without a limit, so the pool has room for all commands that may run.
@@ -207,7 +211,7 @@ impl Endpoint {
         options.write_concern = None;
         options.selection_criteria = None;
         options.retry_writes = Some(true);
-        // A server that names too many members loses its client, before the driver has connected to them.
+        // A server that names too many members later loses its client.
         let (round_trip, slot) = (self.round_trip.clone(), Arc::downgrade(&self.client));
         options.sdam_event_handler = Some(EventHandler::callback(move |event| {
             round_trip.learn_from(&event);
