@@ -225,9 +225,10 @@ pub(crate) mod codes {
 }
 
 /// Codes by which a server refuses documents for good, from `error_codes.yml`: bad value, failed to parse, type
-/// mismatch, a field name with `$`, an invalid `_id`, an empty field name, a changed `_id`, a failed validator, a
-/// document or command too large, an index key too large.
-const REFUSALS: [i32; 10] = [2, 9, 14, 52, 53, 57, 66, 121, 10334, 17280];
+/// mismatch, nested too deeply, invalid BSON, a field name with `$`, an invalid `_id`, an empty field name, a changed
+/// `_id`, a failed validator, BSON that newer servers no longer take, a document that cannot grow, a document or
+/// command too large, an index key too large.
+const REFUSALS: [i32; 14] = [2, 9, 14, 15, 22, 52, 53, 57, 66, 121, 378, 10003, 10334, 17280];
 
 fn classify(error: &mongodb::error::Error, code: Option<i32>) -> Failure {
     use codes::{CAPPED_POSITION_LOST, CHANGE_STREAM_HISTORY_LOST, UNAUTHORIZED};

@@ -1,11 +1,14 @@
 //! The HTTP interface towards strangers: pages of other sites, requests that never end, and requests that would fill
 //! memory.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use bson::doc;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use super::support::{Site, eventually};
@@ -176,4 +179,144 @@ async fn what_is_asked_of_a_paused_spoke_and_of_unknown_actors_fills_no_memory()
     assert_eq!(program.post("/api/v1/spokes/DFW/resume").unwrap().0, 202);
     eventually("requests are taken again", async || program.post_json(retry, &json!({ "ids": [0] })).unwrap().0 == 202)
         .await;
+}
+
+/// Requests of one run. `SPOKESYNC_REQUESTS` gives another number.
+const REQUESTS: usize = 4_000;
+
+/// A request of random parts: mostly readable, mostly refused.
+fn random_request(random: &mut StdRng) -> String {
+    const LINES: [&str; 18] = [
+        "GET /",
+        "GET /healthz",
+        "GET /readyz",
+        "GET /metrics",
+        "GET /page/main.js",
+        "GET /api/v1/status",
+        "GET /api/v1/history",
+        "GET /api/v1/logs",
+        "GET /api/v1/logs/actors",
+        "GET /api/v1/verify",
+        "GET /api/v1/dead-letters",
+        "POST /api/v1/verify",
+        "POST /api/v1/logs/level",
+        "POST /api/v1/spokes/DFW/pause",
+        "POST /api/v1/spokes/DFW/resume",
+        "POST /api/v1/spokes/DFW/restart",
+        "POST /api/v1/spokes/DFW/resync",
+        "POST /api/v1/spokes/DFW/dead-letters/retry",
+    ];
+    const METHODS: [&str; 9] = ["GET", "GET", "GET", "POST", "POST", "PUT", "DELETE", "HEAD", "G\u{e9}T"];
+    const PARTS: [&str; 24] = [
+        "api",
+        "v1",
+        "status",
+        "history",
+        "logs",
+        "actors",
+        "level",
+        "verify",
+        "dead-letters",
+        "spokes",
+        "DFW",
+        "pause",
+        "resume",
+        "restart",
+        "resync",
+        "retry",
+        "drop",
+        "metrics",
+        "healthz",
+        "readyz",
+        "page",
+        "..",
+        "%00",
+        "%2e%2e%2f",
+    ];
+    const QUERIES: [&str; 10] = [
+        "",
+        "?offset=5",
+        "?limit=-1",
+        "?zone=DFW",
+        "?offset=99999999999999999999",
+        "?actor=DFW/reader&lines=1000000",
+        "?level=trace",
+        "?x=%ff",
+        "?wait=true",
+        "?lines=0",
+    ];
+    const BODIES: [&str; 12] = [
+        "",
+        "{}",
+        "[]",
+        "null",
+        "{\"ids\":[]}",
+        "{\"ids\":[{\"$oid\":\"x\"}]}",
+        "{\"actor\":\"x\",\"level\":\"debug\"}",
+        "{\"spokes\":[\"DFW\"],\"repair\":true}",
+        "{\"ids\":",
+        "\u{202e}",
+        "{\"repair\":1}",
+        "{\"a\":{\"a\":{\"a\":{}}}}",
+    ];
+    let random_half = random.random_bool(0.5);
+    let mut one = |all: &[&str]| all[random.random_range(0..all.len())].to_owned();
+    // Half of the requests name something that is there.
+    if random_half {
+        let (line, query, body) = (one(&LINES), one(&QUERIES), one(&BODIES));
+        let head = "host: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n";
+        return format!("{line}{query} HTTP/1.1\r\n{head}content-length: {}\r\n\r\n{body}", body.len());
+    }
+    let method = one(&METHODS);
+    let depth = 1 + one(&["", "a", "aa", "aaa", "aaaa"]).len();
+    let start = one(&["/", "/api/v1/", "/api/v1/spokes/DFW/", "//", "*", ""]);
+    let path: Vec<String> = (0..depth).map(|_| one(&PARTS)).collect();
+    let (query, body) = (one(&QUERIES), one(&BODIES));
+    let more = one(&["", "origin: http://evil\r\n", "transfer-encoding: chunked\r\n", "cookie: a\r\n", "x: \u{1}\r\n"]);
+    let kind = one(&["", "content-type: application/json\r\n", "content-type: text/plain\r\n"]);
+    let host = one(&["host: localhost\r\n", "host: localhost\r\n", "host: evil\r\n", ""]);
+    let length = match one(&["right", "right", "right", "none", "wrong"]).as_str() {
+        "right" => format!("content-length: {}\r\n", body.len()),
+        "wrong" => "content-length: -5\r\n".to_owned(),
+        _ => String::new(),
+    };
+    format!(
+        "{method} {start}{}{query} HTTP/1.1\r\n{host}{kind}{more}{length}connection: close\r\n\r\n{body}",
+        path.join("/")
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_requests_are_answered_without_an_error_of_the_program_and_take_no_memory() {
+    let requests = std::env::var("SPOKESYNC_REQUESTS").ok().and_then(|most| most.parse().ok()).unwrap_or(REQUESTS);
+    let mut site = Site::shared(&[("DFW", &[])]).await;
+    site.start().await;
+    let (address, mut random) = (site.address(), StdRng::seed_from_u64(7));
+    let memory = || {
+        let id = site.program.as_ref().unwrap().process().id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<i64>().unwrap()
+    };
+    let (mut codes, mut first) = (BTreeMap::<String, usize>::new(), 0);
+    for number in 0..requests {
+        let request = random_request(&mut random);
+        // Nothing more comes: a request that promises a longer body ends here.
+        let mut stream = send(&address, &request);
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        drop(stream.read_to_end(&mut answer));
+        let head = String::from_utf8_lossy(&answer[..answer.len().min(12)]).into_owned();
+        let code = head.split(' ').nth(1).unwrap_or("none").to_owned();
+        assert!(!code.starts_with('5') || code == "503", "{request:?}: {}", String::from_utf8_lossy(&answer));
+        *codes.entry(code).or_default() += 1;
+        if number == requests / 10 {
+            first = memory();
+        }
+    }
+    assert!(memory() - first < 20_000, "{first} kB, then {}", memory());
+    for code in ["200", "202", "400", "404"] {
+        assert!(codes.contains_key(code), "{codes:?}");
+    }
+    assert_eq!(ask(&address, "GET /healthz", "host: localhost\r\n", "").code, 200, "{codes:?}");
 }
