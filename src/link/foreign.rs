@@ -33,7 +33,7 @@ struct Keys {
 impl Known {
     /// Reads the register, up to the limit.
     pub(super) async fn load(&self, spoke: &Server) -> Result<(), Error> {
-        let mut pages = foreign::Pages::of(spoke);
+        let mut pages = foreign::pages(spoke);
         while let Some(page) = pages.next().await? {
             self.add(page.into_iter().map(|(key, _)| key));
             if self.keys().any {
@@ -169,7 +169,7 @@ const REPLACED: &str = "written in another spoke's zone, and changed or replaced
 
 /// Takes documents out of the register that hub and spoke have with the same bytes.
 pub(super) async fn forget_known(known: &Known, hub: &Server, spoke: &Server) -> Result<(), Error> {
-    let mut pages = foreign::Pages::of(spoke);
+    let mut pages = foreign::pages(spoke);
     while let Some(registered) = pages.next().await? {
         let wanted: Wanted<'_> = registered.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
         let at_hub = read::documents(hub, &wanted, None, When::NotBefore(hub.now().await?)).await?.documents;

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::lifecycle::Link;
-use super::parked::{Letters, Parked};
+use super::parked::{self, Letters, Parked};
 use super::retry::{self, retry};
 use super::source::Source;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::dead_letters::Pages;
+use crate::mongo::metadata::dead_letters;
 use crate::observe::status::Letter;
 use crate::rules::key::Key;
 use crate::rules::names::Direction;
@@ -118,14 +118,12 @@ pub(super) async fn attend<S: Source>(link: &mut Link<'_, S>) -> Result<(), Erro
 /// Reads what to show of letters that were not shown, because others came first.
 async fn show_more<S: Source>(link: &mut Link<'_, S>) -> Result<(), Error> {
     let (server, name) = (link.destination_server(), link.destination.link().clone());
-    let mut pages = Pages::open(&server, &name);
+    let mut pages = dead_letters::open(&server, &name);
     while link.parked.hides_some()
         && let Some(page) = pages.next().await?
     {
         for (key, letter) in page {
-            if link.parked.contains(&key) {
-                link.parked.add(key, letter);
-            }
+            link.parked.show(key, parked::split(letter).1);
         }
     }
     Ok(())
@@ -204,16 +202,13 @@ impl Which {
 /// Shows the link's dead letters in the status.
 pub(super) fn show<S: Source>(link: &Link<'_, S>) {
     let namespaces = link.source.server().namespaces();
-    let letters = link.parked.iter().filter_map(|(_, letter)| {
-        let told = letter.shown.as_deref()?;
-        Some(Letter {
-            ns: namespaces[usize::from(letter.namespace)].to_string(),
-            id: shown_id::as_json(letter.id.as_raw_bson_ref()),
-            code: told.code,
-            reason: told.message.clone(),
-            parked_at: told.parked_at.try_to_rfc3339_string().unwrap_or_default(),
-            later_changes: told.later_changes,
-        })
+    let letters = link.parked.shown().map(|(letter, shown)| Letter {
+        ns: namespaces[usize::from(letter.namespace)].to_string(),
+        id: shown_id::as_json(letter.id.as_raw_bson_ref()),
+        code: shown.code,
+        reason: shown.message.clone(),
+        parked_at: shown.parked_at.try_to_rfc3339_string().unwrap_or_default(),
+        later_changes: shown.later_changes,
     });
     link.cell().set_dead_letters(link.parked.len(), letters);
 }
@@ -221,13 +216,9 @@ pub(super) fn show<S: Source>(link: &Link<'_, S>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::parked::tests::letter;
     use bson::raw::RawBson;
     use serde_json::json;
-
-    fn letter(id: RawBson) -> (Key, Parked) {
-        let key = Key::new(0, id.as_raw_bson_ref());
-        (key, Parked { namespace: 0, id, is_fresh: false, is_deleted: false, shown: None })
-    }
 
     #[test]
     fn a_request_without_ids_concerns_every_letter_and_one_with_ids_only_these() {
@@ -235,7 +226,7 @@ mod tests {
         let ids = [RawBson::Int32(7), RawBson::String("seven".to_owned()), RawBson::Int32(8)];
         for id in ids {
             let (key, letter) = letter(id);
-            letters.insert(key, letter);
+            letters.add(key, letter);
         }
         let shown = |ids: &[Value]| Which::Shown(ids.iter().cloned().collect()).among(&letters).len();
         assert_eq!(Which::All.among(&letters).len(), 3);

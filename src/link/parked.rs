@@ -8,11 +8,12 @@ use bson::raw::RawBson;
 
 use super::pair::Evidence;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::dead_letters::{Kept, Pages};
+use crate::mongo::metadata::dead_letters::{self, Kept};
 use crate::mongo::server::Server;
 use crate::observe::status::SHOWN_LETTERS;
 use crate::rules::key::Key;
 use crate::rules::names::LinkName;
+use crate::rules::opaque;
 
 /// Dead letters of one link, at most. With more, somebody must look at them before the link goes on.
 pub(super) const MOST_LETTERS: usize = 250_000;
@@ -29,12 +30,10 @@ pub(super) struct Parked {
     pub(super) is_fresh: bool,
     /// The newest later change has deleted the document at the source, as far as is known.
     pub(super) is_deleted: bool,
-    /// `None` if enough others are shown.
-    pub(super) shown: Option<Box<Shown>>,
 }
 
-/// The shown part of a dead letter.
-#[derive(Clone, Debug)]
+/// What else is shown of a dead letter.
+#[derive(Debug)]
 pub(super) struct Shown {
     pub(super) code: i32,
     pub(super) message: String,
@@ -48,7 +47,7 @@ pub(super) struct Shown {
 /// If the server does not answer, or has too many dead letters.
 pub(super) async fn load(server: &Server, link: &LinkName) -> Result<(Letters, HashMap<Key, Evidence>), Error> {
     let (mut letters, mut evidence) = (Letters::default(), HashMap::new());
-    let mut pages = Pages::open(server, link);
+    let mut pages = dead_letters::open(server, link);
     while let Some(page) = pages.next().await? {
         for (key, letter) in page {
             evidence.insert(key.clone(), Evidence { is_fresh: letter.is_fresh, is_dropped: false });
@@ -57,7 +56,7 @@ pub(super) async fn load(server: &Server, link: &LinkName) -> Result<(Letters, H
             }
         }
     }
-    let mut pages = Pages::dropped(server, link);
+    let mut pages = dead_letters::dropped(server, link);
     while let Some(page) = pages.next().await? {
         for (key, mark) in page {
             evidence.entry(key).or_insert(Evidence { is_fresh: mark.is_fresh, is_dropped: true });
@@ -80,7 +79,9 @@ pub(super) fn too_many(server: &Server, link: &LinkName) -> Error {
 #[derive(Debug, Default)]
 pub(super) struct Letters {
     all: HashMap<Key, Parked>,
-    shown: usize,
+    /// Of the first ones only.
+    shown: HashMap<Key, Shown>,
+    /// Bytes of all `_id`s.
     bytes: usize,
 }
 
@@ -91,25 +92,42 @@ impl Letters {
         if self.is_full() {
             return false;
         }
-        let Kept { namespace, id, code, message, parked_at, later_changes, is_fresh, is_deleted } = letter;
-        let shown = Box::new(Shown { code, message, parked_at, later_changes });
-        self.insert(key, Parked { namespace, id, is_fresh, is_deleted, shown: Some(shown) });
+        let (parked, shown) = split(letter);
+        self.bytes += opaque::bytes_of(parked.id.as_raw_bson_ref());
+        self.all.insert(key.clone(), parked);
+        self.show(key, shown);
         true
     }
 
-    /// Adds a letter that was taken out by [`Self::remove`].
-    pub(super) fn insert(&mut self, key: Key, mut letter: Parked) {
-        letter.shown = letter.shown.filter(|_| self.shown < SHOWN_LETTERS);
-        self.shown += usize::from(letter.shown.is_some());
-        self.bytes += bytes(&letter.id);
-        self.all.insert(key, letter);
+    /// Shows a letter from now on, if it is there and there is room.
+    pub(super) fn show(&mut self, key: Key, shown: Shown) {
+        if self.all.contains_key(&key) && self.shown.len() < SHOWN_LETTERS {
+            self.shown.entry(key).or_insert(shown);
+        }
     }
 
     pub(super) fn remove(&mut self, key: &Key) -> Option<Parked> {
         let letter = self.all.remove(key)?;
-        self.shown -= usize::from(letter.shown.is_some());
-        self.bytes -= bytes(&letter.id);
+        self.shown.remove(key);
+        self.bytes -= opaque::bytes_of(letter.id.as_raw_bson_ref());
         Some(letter)
+    }
+
+    /// Counts later changes of a document, if its letter is shown.
+    pub(super) fn count(&mut self, key: &Key, changes: i64) {
+        if let Some(shown) = self.shown.get_mut(key) {
+            shown.later_changes += changes;
+        }
+    }
+
+    /// Later changes of a document, if its letter is shown; else 0.
+    pub(super) fn later_changes(&self, key: &Key) -> i64 {
+        self.shown.get(key).map_or(0, |shown| shown.later_changes)
+    }
+
+    /// The letters to show.
+    pub(super) fn shown(&self) -> impl Iterator<Item = (&Parked, &Shown)> {
+        self.shown.iter().filter_map(|(key, shown)| Some((self.all.get(key)?, shown)))
     }
 
     /// True if no more letters fit.
@@ -143,25 +161,21 @@ impl Letters {
 
     /// True if letters are there that are not shown although there is room.
     pub(super) fn hides_some(&self) -> bool {
-        self.shown < self.all.len().min(SHOWN_LETTERS / 2)
+        self.shown.len() < self.all.len().min(SHOWN_LETTERS / 2)
     }
 }
 
-/// Bytes of an `_id` in memory besides its place in a map.
-fn bytes(id: &RawBson) -> usize {
-    match id {
-        RawBson::String(text) | RawBson::Symbol(text) | RawBson::JavaScriptCode(text) => text.len(),
-        RawBson::Binary(binary) => binary.bytes.len(),
-        RawBson::Document(document) => document.as_bytes().len(),
-        _ => 0,
-    }
+/// What a link needs of a letter, and what it only shows.
+pub(super) fn split(letter: Kept) -> (Parked, Shown) {
+    let Kept { namespace, id, code, message, parked_at, later_changes, is_fresh, is_deleted } = letter;
+    (Parked { namespace, id, is_fresh, is_deleted }, Shown { code, message, parked_at, later_changes })
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn letter(id: RawBson) -> (Key, Kept) {
+    pub(in crate::link) fn letter(id: RawBson) -> (Key, Kept) {
         let (parked_at, message) = (DateTime::from_millis(0), String::new());
         let key = Key::new(0, id.as_raw_bson_ref());
         let kept = Kept {
@@ -186,12 +200,24 @@ mod tests {
     fn only_the_first_letters_are_shown_and_room_is_noticed() {
         let (mut letters, count) = (Letters::default(), i32::try_from(SHOWN_LETTERS).expect("few"));
         assert!((0..count + 10).all(|id| add(&mut letters, id)));
-        let shown = |letters: &Letters| letters.iter().filter(|(_, letter)| letter.shown.is_some()).count();
+        let shown = |letters: &Letters| letters.shown().count();
         assert_eq!((shown(&letters), letters.len(), letters.hides_some()), (SHOWN_LETTERS, SHOWN_LETTERS + 10, false));
         for id in 0..count {
             letters.remove(&Key::new(0, RawBson::Int32(id).as_raw_bson_ref()));
         }
         assert_eq!((shown(&letters), letters.len(), letters.hides_some()), (0, 10, true));
+    }
+
+    #[test]
+    fn a_letter_that_is_shown_later_stays_as_it_is_and_none_is_lost() {
+        let mut letters = Letters::default();
+        let large = "x".repeat(MOST_BYTES);
+        assert!(add(&mut letters, 7) && add(&mut letters, large) && letters.is_full());
+        let (key, kept) = letter(RawBson::Int32(7));
+        letters.get_mut(&key).expect("a letter").is_deleted = true;
+        letters.count(&key, 3);
+        letters.show(key.clone(), split(kept).1);
+        assert!(letters.get(&key).is_some_and(|letter| letter.is_deleted) && letters.later_changes(&key) == 3);
     }
 
     #[test]

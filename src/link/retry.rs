@@ -34,6 +34,7 @@ pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: 
         return Ok(());
     }
     // From here on, changes of the document are not held back. The saved letter stays until the retry succeeds.
+    let later_changes = link.parked.later_changes(key);
     link.parked.remove(key);
     let (spoke, hub, own) = (link.source.server().clone(), link.destination_server(), link.spoke.zone.clone());
     let id = letter.id.as_raw_bson_ref();
@@ -78,10 +79,8 @@ pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: 
     let work = Work { steps, last: read.at, read_at, inferred, decides: true, ..Work::empty(&again) };
     link.apply(work).await?;
     // Refused again: the saved letter keeps its count, so the shown one does.
-    if let Some(refused) = link.parked.get_mut(key) {
-        if let (Some(refused), Some(shown)) = (&mut refused.shown, &letter.shown) {
-            refused.later_changes = shown.later_changes;
-        }
+    if link.parked.contains(key) {
+        link.parked.count(key, later_changes);
         return Ok(());
     }
     match retry {

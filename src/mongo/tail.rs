@@ -135,18 +135,14 @@ impl Tail {
     /// stream goes on after the event.
     async fn next_alone(&mut self) -> Result<Reply, Error> {
         let mut reply = self.one_event(Form::Whole).await;
-        for form in [Form::Cut, Form::WithoutLarge] {
-            match &reply {
-                Err(error) if is_too_large(&self.server, error).await => {}
-                _ => break,
-            }
-            reply = match form {
-                Form::WithoutLarge => self.past_large_ids().await,
-                form => self.one_event(form).await,
-            };
-            if reply.is_ok() && form == Form::Cut {
+        if does_not_fit(&self.server, &reply).await {
+            reply = self.one_event(Form::Cut).await;
+            if reply.is_ok() {
                 tracing::info!(server = %self.server.name(), "a change event is too large: its document is read instead");
             }
+        }
+        if does_not_fit(&self.server, &reply).await {
+            reply = self.past_large_ids().await;
         }
         let reply = reply?;
         self.place = Some(reply.end().clone());
@@ -352,6 +348,13 @@ fn token(position: &Position) -> Bson {
 /// closes the connection, and goes on.
 async fn is_too_large(server: &Server, error: &Error) -> bool {
     error.code() == Some(codes::OBJECT_TOO_LARGE) || (error.is_closed() && server.is_same_primary().await)
+}
+
+async fn does_not_fit(server: &Server, reply: &Result<Reply, Error>) -> bool {
+    match reply {
+        Ok(_) => false,
+        Err(error) => is_too_large(server, error).await,
+    }
 }
 
 /// True if the server may refuse the resume token: the token names an event that the stream leaves out, comes from

@@ -10,7 +10,7 @@ pub(crate) fn value<'d>(document: &'d RawDocument, field: &str) -> Option<RawBso
     match document.get(field) {
         Ok(value) => value,
         Err(_) => {
-            let (kind, bytes) = search(document.as_bytes(), field.as_bytes())?;
+            let (kind, bytes) = bytes(document, field)?;
             Some(read(kind, bytes).unwrap_or(RawBsonRef::Undefined))
         }
     }
@@ -21,8 +21,9 @@ pub(crate) fn text<'d>(document: &'d RawDocument, field: &str) -> Option<&'d str
     value(document, field)?.as_str()
 }
 
-/// The type and the bytes of the first field's value.
-fn search<'d>(document: &'d [u8], field: &[u8]) -> Option<(u8, &'d [u8])> {
+/// The type and the bytes of the value of the first field of this name.
+pub(crate) fn bytes<'d>(document: &'d RawDocument, field: &str) -> Option<(u8, &'d [u8])> {
+    let (document, field) = (document.as_bytes(), field.as_bytes());
     // After the length, and before the final zero.
     let mut rest = document.get(4..document.len().checked_sub(1)?)?;
     while let [kind, named @ ..] = rest {

@@ -7,6 +7,8 @@ use bson::spec::BinarySubtype;
 use bson::{Binary, rawdoc};
 use sha2::{Digest, Sha256};
 
+use super::lookup;
+
 /// The subtype of stand-ins, from the range that the BSON specification leaves to applications.
 const STAND_IN: BinarySubtype = BinarySubtype::UserDefined(0x81);
 
@@ -53,28 +55,23 @@ fn has_zero(pointer: RawBsonRef<'_>) -> bool {
 }
 
 fn is_large(id: RawBsonRef<'_>) -> bool {
-    let bytes = match id {
+    bytes_of(id) > LARGEST_ID
+}
+
+/// Bytes of an `_id` whose type has no fixed size; else 0.
+pub(crate) fn bytes_of(id: RawBsonRef<'_>) -> usize {
+    match id {
         RawBsonRef::String(text) | RawBsonRef::Symbol(text) | RawBsonRef::JavaScriptCode(text) => text.len(),
         RawBsonRef::Binary(binary) => binary.bytes.len(),
         RawBsonRef::Document(document) => document.as_bytes().len(),
         _ => 0,
-    };
-    bytes > LARGEST_ID
+    }
 }
 
 /// The `documentKey` of a document: its `_id` alone, byte by byte. `None` for a damaged document.
 pub(crate) fn document_key(document: &RawDocument) -> Option<RawDocumentBuf> {
-    let mut start = 4;
-    for element in document.iter_elements() {
-        let element = element.ok()?;
-        let value = start + 1 + element.key().as_str().len() + 1;
-        let end = value + element.size();
-        if element.key().as_str() == "_id" {
-            return with_length(document.as_bytes().get(start..end)?);
-        }
-        start = end;
-    }
-    None
+    let (kind, value) = lookup::bytes(document, "_id")?;
+    with_length(&[&[kind], &b"_id\0"[..], value].concat())
 }
 
 /// The `_id` of a `documentKey` as an operand of an aggregation expression, byte by byte.

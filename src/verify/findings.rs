@@ -149,9 +149,8 @@ struct Known {
 impl Known {
     async fn load(part: &Part<'_>, differing: &HashMap<Key, Seen>) -> Result<Self, Error> {
         let wanted = differing.iter().map(|(key, seen)| (key.clone(), seen.id.as_raw_bson_ref())).collect();
-        let at_spoke = dead_letters::among(part.spoke, &part.downlink(), &wanted).await?;
-        let mut parked: HashSet<Key> = at_spoke.into_keys().collect();
-        parked.extend(dead_letters::among(part.hub, &part.uplink(), &wanted).await?.into_keys());
+        let mut parked = dead_letters::open_among(part.spoke, &part.downlink(), &wanted).await?;
+        parked.extend(dead_letters::open_among(part.hub, &part.uplink(), &wanted).await?);
         Ok(Self { parked, foreign: foreign::among(part.spoke, &wanted).await? })
     }
 }

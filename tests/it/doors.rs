@@ -119,14 +119,10 @@ async fn requests_that_never_end_take_neither_descriptors_nor_time_from_the_link
     const CONNECTIONS: usize = 300;
     let mut site = Site::shared(&[("DFW", &[])]).await;
     site.start().await;
-    let descriptors = || {
-        let process = site.program.as_ref().unwrap().process().id();
-        std::fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
-    };
-    let before = descriptors();
+    let before = site.descriptors();
     let head = "POST /api/v1/verify HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{";
     let half_sent: Vec<TcpStream> = (0..CONNECTIONS).map(|_| send(&site.address(), head)).collect();
-    let now = descriptors();
+    let now = site.descriptors();
     assert!(now < before + 270, "{before} before, {now} now");
     site.at("DFW").insert_one(doc! { "_id": 1, "_pk": "DFW" }).await.unwrap();
     eventually("the document is at the hub", async || {
@@ -292,12 +288,6 @@ async fn random_requests_are_answered_without_an_error_of_the_program_and_take_n
     let mut site = Site::shared(&[("DFW", &[])]).await;
     site.start().await;
     let (address, mut random) = (site.address(), StdRng::seed_from_u64(7));
-    let memory = || {
-        let id = site.program.as_ref().unwrap().process().id();
-        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<i64>().unwrap()
-    };
     let (mut codes, mut first) = (BTreeMap::<String, usize>::new(), 0);
     for number in 0..requests {
         let request = random_request(&mut random);
@@ -311,10 +301,11 @@ async fn random_requests_are_answered_without_an_error_of_the_program_and_take_n
         assert!(!code.starts_with('5') || code == "503", "{request:?}: {}", String::from_utf8_lossy(&answer));
         *codes.entry(code).or_default() += 1;
         if number == requests / 10 {
-            first = memory();
+            first = site.memory("VmRSS");
         }
     }
-    assert!(memory() - first < 20_000, "{first} kB, then {}", memory());
+    let last = site.memory("VmRSS");
+    assert!(last < first + 20_000, "{first} kB, then {last}");
     for code in ["200", "202", "400", "404"] {
         assert!(codes.contains_key(code), "{codes:?}");
     }

@@ -276,9 +276,7 @@ async fn prove(site: &mut Site, all: &BTreeMap<String, (&'static str, Option<i32
     }
     // Streams and memory are bounded.
     eventually("one change stream is left at the hub", async || site.status()["hub"]["open_streams"] == 1).await;
-    let process = site.program.as_ref().unwrap().process().id();
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim().trim_end_matches(" kB");
-    assert!(peak.parse::<u64>().unwrap() < 400_000, "{peak} kB");
+    let peak = site.memory("VmHWM");
+    assert!(peak < 400_000, "{peak} kB");
     assert!(!site.log().contains("panicked"), "{}", site.log());
 }

@@ -43,14 +43,6 @@ fn reach(site: &mut Site, name: &str, options: &str) {
     site.reach(name, &uri);
 }
 
-async fn arrives(site: &Site, id: &str) {
-    site.at("HOU").insert_one(doc! { "_id": id, "_pk": "HOU" }).await.unwrap();
-    eventually(&format!("{id} is at DFW"), async || {
-        site.at("DFW").find_one(doc! { "_id": id }).await.unwrap().is_some()
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authority_that_is_replaced_under_the_same_path_is_seen_and_an_encrypted_key_is_read() {
     let mut site = with_tls().await;
@@ -60,7 +52,7 @@ async fn an_authority_that_is_replaced_under_the_same_path_is_seen_and_an_encryp
     reach(&mut site, HUB, "tls=true&tlsCAFile=ca.pem");
     reach(&mut site, "HOU", &format!("tls=true&tlsCAFile=ca.pem&{key}"));
     site.start().await;
-    arrives(&site, "over TLS").await;
+    site.arrives_from_houston("over TLS").await;
     // The wrong authority: the links that start anew refuse the servers, and say so.
     install(&site, "other-ca.pem", "ca.pem");
     eventually("the file is read again", async || site.log().contains("other credentials for the hub")).await;
@@ -71,7 +63,7 @@ async fn an_authority_that_is_replaced_under_the_same_path_is_seen_and_an_encryp
     site.at("HOU").insert_one(doc! { "_id": "meanwhile", "_pk": "HOU" }).await.unwrap();
     // The right one again: they heal without a command.
     install(&site, "ca.pem", "ca.pem");
-    arrives(&site, "after the renewal").await;
+    site.arrives_from_houston("after the renewal").await;
     assert!(site.at("DFW").find_one(doc! { "_id": "meanwhile" }).await.unwrap().is_some());
     assert!(!site.log().contains("for-tests-only"));
 }

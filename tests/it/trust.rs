@@ -29,14 +29,6 @@ async fn with_users(password: &str) -> Site {
     site
 }
 
-async fn arrives(site: &Site, id: &str) {
-    site.at("HOU").insert_one(doc! { "_id": id, "_pk": "HOU" }).await.unwrap();
-    eventually(&format!("{id} is at DFW"), async || {
-        site.at("DFW").find_one(doc! { "_id": id }).await.unwrap().is_some()
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_place_in_one_spokes_checkpoint_stops_no_other_spoke() {
     let mut site = Site::shared(TRIANGLE).await;
@@ -105,12 +97,12 @@ async fn another_password_in_a_file_is_used_without_a_signal() {
     eventually("the files are read again", async || read() > before).await;
     eventually("the hub's password is known", async || site.log().contains("other credentials for the hub")).await;
     site.ready().await;
-    arrives(&site, "with the second password").await;
+    site.arrives_from_houston("with the second password").await;
     for zone in ["DFW", "HOU"] {
         let restart = format!("/api/v1/spokes/{zone}/restart");
         assert_eq!(site.program.as_ref().unwrap().post(&restart).unwrap().0, 202);
     }
-    arrives(&site, "over new connections").await;
+    site.arrives_from_houston("over new connections").await;
     assert!(!site.log().contains("second@") && !site.log().contains("first@"));
 }
 
@@ -125,9 +117,9 @@ async fn a_server_that_ends_no_sessions_stops_no_link() {
             node.admin(point).await.unwrap();
         }
         site.start().await;
-        arrives(&site, &format!("{code} at first")).await;
+        site.arrives_from_houston(&format!("{code} at first")).await;
         assert_eq!(site.program.as_ref().unwrap().post("/api/v1/spokes/HOU/restart").unwrap().0, 202);
-        arrives(&site, &format!("{code} after a restart")).await;
+        site.arrives_from_houston(&format!("{code} after a restart")).await;
         site.kill();
     }
     // Said once for each of the four sessions of a spoke, in each of the four processes, and not once a restart.
@@ -237,21 +229,12 @@ impl Impostor {
     }
 }
 
-/// Memory of the program in kB, and its open descriptors.
-fn resources(site: &Site) -> (u64, usize) {
-    let id = site.program.as_ref().unwrap().process().id();
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    let memory = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    (memory, std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spoke_that_is_no_server_costs_the_others_nothing() {
     let mut site = Site::shared(TRIANGLE).await;
     site.start().await;
-    arrives(&site, "before").await;
-    let (memory, _) = resources(&site);
+    site.arrives_from_houston("before").await;
+    let memory = site.memory("VmHWM");
     for impostor in [Impostor::Garbage, Impostor::Silence, Impostor::Endless, Impostor::Crowd] {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("mongodb://{}/?replicaSet=rs", listener.local_addr().unwrap());
@@ -266,10 +249,10 @@ async fn a_spoke_that_is_no_server_costs_the_others_nothing() {
         })
         .await;
         for number in 0..20 {
-            arrives(&site, &format!("{impostor:?} {number}")).await;
+            site.arrives_from_houston(&format!("{impostor:?} {number}")).await;
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
-        let (now, descriptors) = resources(&site);
+        let (now, descriptors) = (site.memory("VmHWM"), site.descriptors());
         assert!(now < memory + 100_000 && descriptors < 300, "{impostor:?}: {memory} kB, then {now}; {descriptors}");
         serving.abort();
     }
@@ -293,7 +276,7 @@ async fn a_server_with_too_many_dead_letters_stops_its_own_link_until_somebody_l
             && site.spoke_status("HOU")["downlink"]["state"] == "halted"
     })
     .await;
-    arrives(&site, "past the halted link").await;
+    site.arrives_from_houston("past the halted link").await;
     let fewer = doc! { "_id.document": { "$gte": 2_000 } };
     letters.delete_many(fewer).await.unwrap();
     assert_eq!(site.program.as_ref().unwrap().post("/api/v1/spokes/HOU/restart").unwrap().0, 202);
@@ -501,7 +484,7 @@ async fn a_document_whose_id_is_too_large_for_an_event_becomes_a_dead_letter_and
     site.stop().await;
     site.start().await;
     assert_eq!(site.program.as_ref().unwrap().post("/api/v1/spokes/HOU/resync").unwrap().0, 202);
-    arrives(&site, "after all").await;
+    site.arrives_from_houston("after all").await;
     assert_eq!(site.at("HOU").count_documents(doc! { "large": { "$exists": true } }).await.unwrap(), 3);
 }
 
@@ -547,12 +530,17 @@ async fn a_spoke_that_may_move_nothing_creates_no_document_in_another_zone() {
     site.assert_converged().await;
 }
 
+/// Lets the hub refuse two documents with the same value of `u`.
+async fn refuse_the_same_u(site: &Site) {
+    let options = IndexOptions::builder().unique(true).sparse(true).build();
+    let unique = IndexModel::builder().keys(doc! { "u": 1 }).options(options).build();
+    site.at(HUB).create_index(unique).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_that_quotes_text_that_is_no_utf8_becomes_a_dead_letter_and_heals() {
     let mut site = Site::shared(PAIR).await;
-    let unique =
-        IndexModel::builder().keys(doc! { "u": 1 }).options(IndexOptions::builder().unique(true).sparse(true).build());
-    site.at(HUB).create_index(unique.build()).await.unwrap();
+    refuse_the_same_u(&site).await;
     site.start().await;
     let taken = text("u", b"a\xff\xfe\xc0z");
     insert_raw(&site, HUB, document(&[text("_id", b"holder"), text("_pk", b"NOBODY"), taken.clone()])).await;
@@ -560,7 +548,7 @@ async fn a_refusal_that_quotes_text_that_is_no_utf8_becomes_a_dead_letter_and_he
         site.at("HOU").insert_one(doc! { "_id": format!("before {number}"), "_pk": "HOU" }).await.unwrap();
     }
     insert_raw(&site, "HOU", document(&[text("_id", b"refused"), text("_pk", b"HOU"), taken])).await;
-    arrives(&site, "behind it").await;
+    site.arrives_from_houston("behind it").await;
     eventually("it is a dead letter", async || site.spoke_status("HOU")["dead_letters"] == 1).await;
     site.at(HUB).delete_one(doc! { "_id": "holder" }).await.unwrap();
     assert!(site.command(&["dead-letters", "retry", "HOU"]).0);
@@ -572,15 +560,13 @@ async fn a_refusal_that_quotes_text_that_is_no_utf8_becomes_a_dead_letter_and_he
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_document_that_is_nested_deeply_becomes_a_dead_letter() {
     let mut site = Site::shared(PAIR).await;
-    let unique =
-        IndexModel::builder().keys(doc! { "u": 1 }).options(IndexOptions::builder().unique(true).sparse(true).build());
-    site.at(HUB).create_index(unique.build()).await.unwrap();
+    refuse_the_same_u(&site).await;
     site.start().await;
     site.at(HUB).insert_one(doc! { "_id": "holder", "_pk": "NOBODY", "u": 1 }).await.unwrap();
     for levels in [100, 170, 179] {
         insert_raw(&site, "HOU", deep(&format!("{levels}"), levels)).await;
     }
-    arrives(&site, "later").await;
+    site.arrives_from_houston("later").await;
     eventually("each is a dead letter", async || site.spoke_status("HOU")["dead_letters"] == 3).await;
     assert!(!site.log().contains("link failed"), "{}", site.log());
 }

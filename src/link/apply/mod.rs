@@ -262,13 +262,11 @@ impl<S: Source> Link<'_, S> {
     fn has_counted(&mut self, held_back: &HeldBack<'_>) {
         for (key, _, changes) in held_back.counts() {
             let Some(letter) = self.parked.get_mut(key) else { continue };
-            if let Some(shown) = &mut letter.shown {
-                shown.later_changes += changes;
-            }
             letter.is_deleted = held_back.ends_with_delete(key);
             if S::DIRECTION == Direction::Uplink && letter.is_fresh && letter.is_deleted {
                 self.spoke.pair.letters(S::DIRECTION).retry(key);
             }
+            self.parked.count(key, changes);
         }
     }
 

@@ -53,8 +53,7 @@ impl Job {
                 let wanted: Wanted<'_> =
                     differences.iter().map(|one| (one.key.clone(), one.id.as_raw_bson_ref())).collect();
                 let (there, here) = (name(direction), name(direction.opposite()));
-                let open = dead_letters::among(&self.source, &there, &wanted).await?;
-                let mut protected: HashSet<Key> = open.into_keys().collect();
+                let mut protected = dead_letters::open_among(&self.source, &there, &wanted).await?;
                 protected.extend(dead_letters::dropped_among(&self.source, &there, &wanted).await?);
                 // A change that the destination refused, and that an operator has dropped, is not tried again.
                 protected.extend(dead_letters::dropped_among(&self.destination, &here, &wanted).await?);

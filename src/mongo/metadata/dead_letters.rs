@@ -35,13 +35,14 @@
 //!
 //! Index: only `_id`. The letters of a link and a collection follow each other, because `link` and `ns` come first.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use bson::raw::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::{Bson, DateTime, Document, RawArrayBuf, Timestamp, doc, rawdoc};
 use futures_util::StreamExt;
 
-use super::{DEAD_LETTERS, DROPPED_LETTERS, by_ids, document_id, page_of, range_of};
+use super::by_document::{Kind, Pages, document_id, id};
+use super::{DEAD_LETTERS, DROPPED_LETTERS};
 use crate::mongo::error::Error;
 use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
@@ -96,7 +97,7 @@ pub(crate) fn park(link: &LinkName, letter: &DeadLetter<'_>) -> RawDocumentBuf {
     rawdoc! {
         "update": DEAD_LETTERS,
         "updates": [{
-            "q": id(link, letter.namespace, letter.id),
+            "q": id(Some(link), letter.namespace, letter.id),
             "u": { "$set": set, "$setOnInsert": { "later_changes": 0_i64 } },
             "upsert": true,
         }],
@@ -128,13 +129,13 @@ pub(crate) fn count_later(link: &LinkName, later: &[Later<'_>]) -> RawDocumentBu
         if !events.is_empty() {
             update.append(cstr!("$push"), rawdoc! { "later_events": { "$each": kept, "$slice": -LATER_EVENTS } });
         }
-        updates.push(rawdoc! { "q": id(link, namespace, *document), "u": update });
+        updates.push(rawdoc! { "q": id(Some(link), namespace, *document), "u": update });
     }
     rawdoc! { "update": DEAD_LETTERS, "updates": updates }
 }
 
 pub(crate) fn remove(link: &LinkName, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
-    rawdoc! { "delete": DEAD_LETTERS, "deletes": [{ "q": id(link, namespace, document), "limit": 1 }] }
+    rawdoc! { "delete": DEAD_LETTERS, "deletes": [{ "q": id(Some(link), namespace, document), "limit": 1 }] }
 }
 
 /// The commands that replace a dead letter by the mark of a dropped one.
@@ -145,14 +146,14 @@ pub(crate) fn drop_letter(
     is_fresh: bool,
 ) -> [RawDocumentBuf; 2] {
     let mark = rawdoc! { "$set": { "is_fresh": is_fresh, "dropped_at": DateTime::now() } };
-    let query = id(link, namespace, document);
+    let query = id(Some(link), namespace, document);
     let save = rawdoc! { "update": DROPPED_LETTERS, "updates": [{ "q": query, "u": mark, "upsert": true }] };
     [save, remove(link, namespace, document)]
 }
 
 /// The command that deletes the mark of a dropped letter.
 pub(crate) fn remove_mark(link: &LinkName, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
-    rawdoc! { "delete": DROPPED_LETTERS, "deletes": [{ "q": id(link, namespace, document), "limit": 1 }] }
+    rawdoc! { "delete": DROPPED_LETTERS, "deletes": [{ "q": id(Some(link), namespace, document), "limit": 1 }] }
 }
 
 /// A saved dead letter without its event.
@@ -176,62 +177,26 @@ pub(crate) fn is_fresh(operation: &str) -> bool {
     matches!(operation, "insert" | "copy")
 }
 
-/// The saved dead letters of a link, a page at a time.
-pub(crate) struct Pages<'s> {
-    server: &'s Server,
-    link: &'s LinkName,
-    collection: &'static str,
-    namespace: u16,
-    /// `_id` of the last letter of the page before, in the present collection.
-    after: Option<Bson>,
+/// Open letters of a link, by document, a page at a time.
+pub(crate) fn open<'s>(server: &'s Server, link: &'s LinkName) -> Pages<'s, Kept> {
+    letters(DEAD_LETTERS).pages(server, Some(link))
 }
 
-impl<'s> Pages<'s> {
-    /// Open letters.
-    pub(crate) fn open(server: &'s Server, link: &'s LinkName) -> Self {
-        Self { server, link, collection: DEAD_LETTERS, namespace: 0, after: None }
-    }
-
-    /// The marks of dropped letters.
-    pub(crate) fn dropped(server: &'s Server, link: &'s LinkName) -> Self {
-        Self { collection: DROPPED_LETTERS, ..Self::open(server, link) }
-    }
-
-    /// The next letters, by document; `None` at the end.
-    ///
-    /// # Errors
-    /// If the server does not answer.
-    pub(crate) async fn next(&mut self) -> Result<Option<Vec<(Key, Kept)>>, Error> {
-        while let Some(namespace) = self.server.namespaces().get(usize::from(self.namespace)) {
-            let range = range_of(self.link, namespace);
-            let saved = page_of(self.server, self.collection, range, fields(), self.after.clone()).await?;
-            self.after = saved.last().and_then(|last| last.get("_id")).cloned();
-            if self.after.is_some() {
-                return Ok(Some(saved.iter().filter_map(|saved| read(self.namespace, saved)).collect()));
-            }
-            self.namespace += 1;
-        }
-        Ok(None)
-    }
+/// The marks of a link's dropped letters, by document, a page at a time.
+pub(crate) fn dropped<'s>(server: &'s Server, link: &'s LinkName) -> Pages<'s, Kept> {
+    letters(DROPPED_LETTERS).pages(server, Some(link))
 }
 
-/// The fields of a letter besides its events.
-fn fields() -> Document {
-    doc! {
-        "reason": 1, "parked_at": 1, "later_changes": 1, "is_fresh": 1, "event.operationType": 1,
-        "later_events.operationType": 1,
-    }
-}
-
-/// The open letters of a link among these documents.
+/// Those of these documents that have an open letter of the link.
 ///
 /// # Errors
 /// If the server does not answer.
-pub(crate) async fn among(server: &Server, link: &LinkName, wanted: &Wanted<'_>) -> Result<HashMap<Key, Kept>, Error> {
-    these(server, link, DEAD_LETTERS, wanted).await
+pub(crate) async fn open_among(server: &Server, link: &LinkName, wanted: &Wanted<'_>) -> Result<HashSet<Key>, Error> {
+    let found = letters(DEAD_LETTERS).among(server, Some(link), wanted).await?;
+    Ok(found.into_iter().map(|(key, _)| key).collect())
 }
 
-/// Those of these documents that have a dropped letter.
+/// Those of these documents that have a dropped letter of the link.
 ///
 /// # Errors
 /// If the server does not answer.
@@ -240,26 +205,17 @@ pub(crate) async fn dropped_among(
     link: &LinkName,
     wanted: &Wanted<'_>,
 ) -> Result<HashSet<Key>, Error> {
-    Ok(these(server, link, DROPPED_LETTERS, wanted).await?.into_keys().collect())
+    let found = letters(DROPPED_LETTERS).among(server, Some(link), wanted).await?;
+    Ok(found.into_iter().map(|(key, _)| key).collect())
 }
 
-async fn these(
-    server: &Server,
-    link: &LinkName,
-    collection: &str,
-    wanted: &Wanted<'_>,
-) -> Result<HashMap<Key, Kept>, Error> {
-    let mut found = HashMap::new();
-    for (number, namespace) in (0u16..).zip(server.namespaces()) {
-        let here = wanted.iter().filter(|(key, _)| key.namespace() == number);
-        let ids = here.filter_map(|(_, document)| {
-            let query = Document::try_from(id(link, namespace, *document)).ok()?;
-            query.get_document("_id").ok().cloned()
-        });
-        let saved = by_ids(server, collection, ids.collect(), fields()).await?;
-        found.extend(saved.iter().filter_map(|saved| read(number, saved)));
-    }
-    Ok(found)
+/// Letters without their events.
+fn letters(collection: &'static str) -> Kind<Kept> {
+    let fields = doc! {
+        "reason": 1, "parked_at": 1, "later_changes": 1, "is_fresh": 1, "event.operationType": 1,
+        "later_events.operationType": 1,
+    };
+    Kind { collection, fields, read }
 }
 
 const READING: &str = "reading a dead letter";
@@ -274,7 +230,7 @@ pub(crate) async fn events(
     namespace: &Namespace,
     document: RawBsonRef<'_>,
 ) -> Result<Vec<RawDocumentBuf>, Error> {
-    let find = rawdoc! { "find": DEAD_LETTERS, "filter": id(link, namespace, document), "singleBatch": true };
+    let find = rawdoc! { "find": DEAD_LETTERS, "filter": id(Some(link), namespace, document), "singleBatch": true };
     // As bytes, because an event may hold text that is no UTF-8.
     let metadata = server.metadata();
     let mut cursor = server.bounded(READING, metadata.run_raw_cursor_command(find).batch()).await?;
@@ -309,10 +265,6 @@ fn read(namespace: u16, saved: &Document) -> Option<(Key, Kept)> {
         id,
     };
     Some((Key::new(namespace, kept.id.as_raw_bson_ref()), kept))
-}
-
-fn id(link: &LinkName, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
-    rawdoc! { "_id": { "link": link.to_string(), "ns": namespace.to_string(), "document": opaque::nested_id(document) } }
 }
 
 #[cfg(test)]

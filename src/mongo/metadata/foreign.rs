@@ -20,22 +20,22 @@
 use std::collections::HashSet;
 
 use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
-use bson::{Bson, DateTime, Document, doc, rawdoc};
+use bson::{DateTime, doc, rawdoc};
 
-use super::{FOREIGN, by_ids, document_id, page_of};
+use super::FOREIGN;
+use super::by_document::{Kind, Pages, id, named};
 use crate::mongo::error::Error;
 use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
 use crate::rules::names::Namespace;
-use crate::rules::opaque;
 
 /// The command that registers documents, given by collection and `_id`.
 pub(crate) fn register(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
     let mut updates = RawArrayBuf::new();
     for (namespace, document) in documents {
         updates.push(rawdoc! {
-            "q": id(namespace, *document),
+            "q": id(None, namespace, *document),
             "u": { "$setOnInsert": { "seen_at": DateTime::now() } },
             "upsert": true,
         });
@@ -46,41 +46,14 @@ pub(crate) fn register(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumen
 pub(crate) fn forget(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
     let mut deletes = RawArrayBuf::new();
     for (namespace, document) in documents {
-        deletes.push(rawdoc! { "q": id(namespace, *document), "limit": 1 });
+        deletes.push(rawdoc! { "q": id(None, namespace, *document), "limit": 1 });
     }
     rawdoc! { "delete": FOREIGN, "deletes": deletes }
 }
 
-/// The register, a page at a time: it may hold more documents than fit into memory.
-pub(crate) struct Pages<'s> {
-    server: &'s Server,
-    namespace: u16,
-    /// `_id` of the last entry of the page before, in the present collection.
-    after: Option<Bson>,
-}
-
-impl<'s> Pages<'s> {
-    pub(crate) fn of(server: &'s Server) -> Self {
-        Self { server, namespace: 0, after: None }
-    }
-
-    /// The next registered documents; `None` at the end.
-    ///
-    /// # Errors
-    /// If the server does not answer.
-    pub(crate) async fn next(&mut self) -> Result<Option<Vec<(Key, RawBson)>>, Error> {
-        while let Some(namespace) = self.server.namespaces().get(usize::from(self.namespace)) {
-            let bound = |document: Bson| doc! { "ns": namespace.to_string(), "document": document };
-            let filter = doc! { "_id": { "$gt": bound(Bson::MinKey), "$lt": bound(Bson::MaxKey) } };
-            let saved = page_of(self.server, FOREIGN, filter, doc! { "_id": 1 }, self.after.clone()).await?;
-            self.after = saved.last().and_then(|last| last.get("_id")).cloned();
-            if self.after.is_some() {
-                return Ok(Some(saved.iter().filter_map(|saved| read(self.namespace, saved)).collect()));
-            }
-            self.namespace += 1;
-        }
-        Ok(None)
-    }
+/// The register, by document, a page at a time.
+pub(crate) fn pages(server: &Server) -> Pages<'_, RawBson> {
+    entries().pages(server, None)
 }
 
 /// Those of these documents that are registered.
@@ -88,25 +61,12 @@ impl<'s> Pages<'s> {
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn among(server: &Server, wanted: &Wanted<'_>) -> Result<HashSet<Key>, Error> {
-    let mut found = HashSet::new();
-    for (number, namespace) in (0u16..).zip(server.namespaces()) {
-        let here = wanted.iter().filter(|(key, _)| key.namespace() == number);
-        let ids = here.filter_map(|(_, document)| {
-            Document::try_from(id(namespace, *document)).ok()?.get_document("_id").ok().cloned()
-        });
-        let saved = by_ids(server, FOREIGN, ids.collect(), doc! { "_id": 1 }).await?;
-        found.extend(saved.iter().filter_map(|saved| read(number, saved)).map(|(key, _)| key));
-    }
-    Ok(found)
+    let found = entries().among(server, None, wanted).await?;
+    Ok(found.into_iter().map(|(key, _)| key).collect())
 }
 
-fn id(namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
-    rawdoc! { "_id": { "ns": namespace.to_string(), "document": opaque::nested_id(document) } }
-}
-
-fn read(namespace: u16, saved: &Document) -> Option<(Key, RawBson)> {
-    let id = document_id(saved)?;
-    Some((Key::new(namespace, id.as_raw_bson_ref()), id))
+fn entries() -> Kind<RawBson> {
+    Kind { collection: FOREIGN, fields: doc! { "_id": 1 }, read: named }
 }
 
 #[cfg(test)]
@@ -121,7 +81,7 @@ mod tests {
         {
             let documents = [(&namespace, id.as_raw_bson_ref())];
             let saved = upserted(&register(&documents));
-            assert_eq!(read(3, &saved), Some((Key::new(3, id.as_raw_bson_ref()), id.clone())));
+            assert_eq!(named(3, &saved), Some((Key::new(3, id.as_raw_bson_ref()), id.clone())));
             let condition = first(&forget(&documents), "deletes");
             let condition = condition.get_document("q").and_then(|condition| condition.get_document("_id"));
             assert_eq!(condition.ok(), saved.get_document("_id").ok());

@@ -110,29 +110,31 @@ pub(crate) fn delete(link: &LinkName, up_to: i64) -> RawDocumentBuf {
     }
 }
 
-/// Bytes of saved notes that are read with their edits. Further notes only have their number read.
+/// Bytes of saved notes after which only the numbers of further notes are read. A reply may go 16 MB beyond.
 const BYTES_READ: usize = 32_000_000;
 
-/// Reads the notes of a link that are documents, in the order of their numbers. Beyond [`BYTES_READ`], and in all,
-/// [`Note::edits`] are unknown.
+/// Reads the notes of a link that are documents, in the order of their numbers. Beyond [`BYTES_READ`], the edits stay
+/// unknown.
 pub(crate) async fn load(server: &Server, link: &LinkName) -> Result<Vec<Note>, Error> {
     let mut notes: Vec<Note> = Vec::new();
     let mut after = i64::MIN;
     let mut bytes = 0;
     loop {
+        let projection = if bytes > BYTES_READ {
+            doc! { "_id": 1 }
+        } else {
+            doc! {}
+        };
         let find = doc! {
-            "find": HUB_EDITS, "filter": { "_id.link": link.to_string(), "_id.number": { "$gt": after } },
-            "sort": { "_id.number": 1 }, "hint": { "_id": 1 }, "limit": 100, "singleBatch": true, "readConcern": { "level": "majority" },
+            "find": HUB_EDITS, "projection": projection, "filter": { "_id.link": link.to_string(), "_id.number": { "$gt": after } },
+            "sort": { "_id.number": 1 }, "hint": { "_id": 1 }, "limit": 100, "singleBatch": true,
+            "readConcern": { "level": "majority" },
         };
         let reply = server.run("reading saved hub edits", &server.metadata(), find).await?;
         let before = notes.len();
-        for mut note in first_batch(&reply).filter_map(read) {
-            bytes += note.bytes();
-            if bytes > BYTES_READ {
-                note.edits = None;
-            }
-            notes.push(note);
-        }
+        let is_read = bytes <= BYTES_READ;
+        notes.extend(first_batch(&reply).filter_map(|saved| if is_read { read(saved) } else { unread(saved) }));
+        bytes += notes[before..].iter().map(Note::bytes).sum::<usize>();
         match notes.last() {
             Some(Note { number, .. }) if notes.len() > before => after = *number,
             _ => return Ok(notes),
@@ -141,8 +143,12 @@ pub(crate) async fn load(server: &Server, link: &LinkName) -> Result<Vec<Note>, 
 }
 
 fn read(saved: &Document) -> Option<Note> {
-    let number = saved.get_document("_id").ok()?.get_i64("number").ok()?;
-    Some(Note { number, edits: Some(raw(saved).get_array("edits").ok()?.to_owned()) })
+    let edits = Some(raw(saved).get_array("edits").ok()?.to_owned());
+    Some(Note { edits, ..unread(saved)? })
+}
+
+fn unread(saved: &Document) -> Option<Note> {
+    Some(Note { number: saved.get_document("_id").ok()?.get_i64("number").ok()?, edits: None })
 }
 
 fn read_edit(saved: &RawDocument) -> Option<(Key, Fields)> {

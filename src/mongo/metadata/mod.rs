@@ -15,8 +15,10 @@
 //! | [`ticks`] | hub, spokes | counter that advances the cluster time |
 //!
 //! Each module shows the fields of a document as `field type meaning`. Field names are saved data: a renamed field
-//! makes older documents unreadable. No collection has an index besides `_id`.
+//! makes older documents unreadable. No collection has an index besides `_id`. [`by_document`] reads the collections
+//! that have a document for each document of an application.
 
+pub(crate) mod by_document;
 pub(crate) mod checkpoints;
 pub(crate) mod dead_letters;
 pub(crate) mod foreign;
@@ -30,19 +32,14 @@ pub(crate) mod verifications;
 
 use std::time::Duration;
 
-use bson::raw::{RawBson, RawDocumentBuf, cstr};
+use bson::raw::{RawDocumentBuf, cstr};
 use bson::{Bson, DateTime, Document, doc};
 
 use super::error::{Error, codes};
 use super::server::{Server, first_batch};
-use crate::rules::names::{LinkName, Namespace};
-use crate::rules::opaque;
 
 const CHECKPOINTS: &str = "checkpoints";
 const SESSIONS: &str = "sessions";
-/// The collection in which `check` tries what a link writes.
-pub(crate) const TRIED: &str = TICKS;
-
 const DEAD_LETTERS: &str = "dead_letters";
 const DROPPED_LETTERS: &str = "dropped_letters";
 const HUB_EDITS: &str = "hub_edits";
@@ -52,6 +49,9 @@ const SET_ASIDE: &str = "set_aside";
 const TICKS: &str = "ticks";
 const UNSETTLED: &str = "unsettled";
 const VERIFICATIONS: &str = "verifications";
+
+/// The collection in which `check` tries what a link writes.
+pub(crate) const TRIED: &str = TICKS;
 
 const ALL: [&str; 11] = [
     CHECKPOINTS,
@@ -97,30 +97,6 @@ async fn all_of(
     }
 }
 
-/// Bytes of `_id`s in one query, at most. A single `_id` may be larger.
-const QUERY_BYTES: usize = 4_000_000;
-
-/// All majority-committed documents of a collection with one of these `_id`s, in as many queries as their size needs.
-async fn by_ids(
-    server: &Server,
-    collection: &str,
-    ids: Vec<Document>,
-    projection: Document,
-) -> Result<Vec<Document>, Error> {
-    let (mut found, mut some, mut bytes) = (Vec::new(), Vec::new(), 0);
-    let last = ids.len();
-    for (number, id) in (1..).zip(ids) {
-        bytes += raw(&id).as_bytes().len();
-        some.push(id);
-        if bytes >= QUERY_BYTES || number == last {
-            let filter = doc! { "_id": { "$in": std::mem::take(&mut some) } };
-            found.extend(all_of(server, collection, filter, projection.clone()).await?);
-            bytes = 0;
-        }
-    }
-    Ok(found)
-}
-
 /// Documents in a page of [`page_of`], at most.
 const PAGE: usize = 5_000;
 
@@ -141,13 +117,6 @@ async fn page_of(
     };
     let reply = server.run("reading the metadata collections", &server.metadata(), find).await?;
     Ok(first_batch(&reply).cloned().collect())
-}
-
-/// The condition on `_id` for the documents of one link and collection, in collections with
-/// `_id: { link, ns, document }`.
-fn range_of(link: &LinkName, namespace: &Namespace) -> Document {
-    let bound = |document: Bson| doc! { "link": link.to_string(), "ns": namespace.to_string(), "document": document };
-    doc! { "_id": { "$gt": bound(Bson::MinKey), "$lt": bound(Bson::MaxKey) } }
 }
 
 /// The command that deletes every document that matches the filter. By the index on `_id`, like every query of this
@@ -176,11 +145,6 @@ pub(crate) async fn run(server: &Server, doing: &'static str, command: &RawDocum
 
 fn raw(document: &Document) -> RawDocumentBuf {
     RawDocumentBuf::try_from(document).expect("our own documents are valid")
-}
-
-/// The field `_id.document` of a saved document: the `_id` of the application's document.
-fn document_id(saved: &Document) -> Option<RawBson> {
-    opaque::id_of_nested(raw(saved).get_document("_id").ok()?.get("document").ok()??)
 }
 
 /// The time this long before now, by the clock of the process.

@@ -26,7 +26,8 @@ use bson::raw::{RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, DateTime, Document, doc, rawdoc};
 
-use super::{SET_ASIDE, ago, all_of, delete_all, document_id};
+use super::by_document::document_id;
+use super::{SET_ASIDE, ago, all_of, delete_all};
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
 use crate::mongo::transaction;

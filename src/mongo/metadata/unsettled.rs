@@ -13,19 +13,19 @@
 use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
 use bson::{DateTime, doc, rawdoc};
 
-use super::{UNSETTLED, document_id, page_of, range_of};
+use super::UNSETTLED;
+use super::by_document::{Kind, id, named};
 use crate::mongo::error::Error;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
 use crate::rules::names::{LinkName, Namespace};
-use crate::rules::opaque;
 
 /// The command that notes documents, given by collection and `_id`.
 pub(crate) fn note(link: &LinkName, documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
     let mut updates = RawArrayBuf::new();
     for (namespace, document) in documents {
         updates.push(rawdoc! {
-            "q": id(link, namespace, *document), "u": { "$set": { "found_at": DateTime::now() } }, "upsert": true,
+            "q": id(Some(link), namespace, *document), "u": { "$set": { "found_at": DateTime::now() } }, "upsert": true,
         });
     }
     rawdoc! { "update": UNSETTLED, "updates": updates }
@@ -35,7 +35,7 @@ pub(crate) fn note(link: &LinkName, documents: &[(&Namespace, RawBsonRef<'_>)]) 
 pub(crate) fn remove(link: &LinkName, documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
     let mut deletes = RawArrayBuf::new();
     for (namespace, document) in documents {
-        deletes.push(rawdoc! { "q": id(link, namespace, *document), "limit": 1 });
+        deletes.push(rawdoc! { "q": id(Some(link), namespace, *document), "limit": 1 });
     }
     rawdoc! { "delete": UNSETTLED, "deletes": deletes }
 }
@@ -48,29 +48,22 @@ const MOST: usize = 10_000;
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn load(server: &Server, link: &LinkName) -> Result<Vec<(Key, RawBson)>, Error> {
-    let mut found = Vec::new();
-    for (number, namespace) in (0u16..).zip(server.namespaces()) {
-        let (mut after, before) = (None, found.len());
-        while found.len() - before < MOST {
-            let range = range_of(link, namespace);
-            let saved = page_of(server, UNSETTLED, range, doc! { "_id": 1 }, after).await?;
-            after = saved.last().and_then(|last| last.get("_id")).cloned();
-            let ids = saved.iter().filter_map(document_id);
-            found.extend(ids.map(|id| (Key::new(number, id.as_raw_bson_ref()), id)));
-            if after.is_none() {
-                break;
-            }
+    let kind = Kind { collection: UNSETTLED, fields: doc! { "_id": 1 }, read: named };
+    let (mut pages, mut found) = (kind.pages(server, Some(link)), Vec::new());
+    while let Some(page) = pages.next().await? {
+        let last = page.last().map(|(key, _): &(Key, RawBson)| key.namespace());
+        found.extend(page);
+        let of_last = found.iter().rev().take_while(|(key, _)| Some(key.namespace()) == last);
+        if of_last.count() >= MOST {
+            pages.leave_collection();
         }
     }
     Ok(found)
 }
 
-fn id(link: &LinkName, namespace: &Namespace, document: RawBsonRef<'_>) -> RawDocumentBuf {
-    rawdoc! { "_id": { "link": link.to_string(), "ns": namespace.to_string(), "document": opaque::nested_id(document) } }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::by_document::document_id;
     use super::super::saved::{first, upserted};
     use super::*;
     use crate::rules::names::Zone;

@@ -415,6 +415,29 @@ impl Site {
         }
     }
 
+    /// Inserts a document of HOU's zone at HOU, and waits until DFW, which watches HOU, has it.
+    pub async fn arrives_from_houston(&self, id: &str) {
+        self.at("HOU").insert_one(doc! { "_id": id, "_pk": "HOU" }).await.unwrap();
+        eventually(&format!("{id} is at DFW"), async || {
+            self.at("DFW").find_one(doc! { "_id": id }).await.unwrap().is_some()
+        })
+        .await;
+    }
+
+    /// A figure of the program's memory in kB, by its name in `/proc/…/status`.
+    pub fn memory(&self, figure: &str) -> u64 {
+        let process = self.program.as_ref().unwrap().process().id();
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        let value = status.lines().find_map(|line| line.strip_prefix(figure)?.strip_prefix(':')).unwrap();
+        value.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// The number of the program's open descriptors.
+    pub fn descriptors(&self) -> usize {
+        let process = self.program.as_ref().unwrap().process().id();
+        std::fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
+    }
+
     /// The documents of a zone at the hub or at a spoke, in the order of `_id`.
     pub async fn zone(&self, name: &str, number: usize, zone: &str) -> Vec<RawDocumentBuf> {
         let (database, collection) = self.namespaces[number].split_once('.').unwrap();
