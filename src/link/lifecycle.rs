@@ -182,6 +182,8 @@ impl<'s, S: Source> Link<'s, S> {
     /// Copies what is due, and follows the change stream until the link has another task.
     async fn copy_and_stream(&mut self, stop: &CancellationToken) -> Result<Turn, Error> {
         self.look_at_collections().await?;
+        // What an operator wants of dead letters may be what the link needs to go on.
+        letters::attend(self).await?;
         // A comparison requested by an operator can wait for the opposite link. A first copy, or a copy after a lost
         // position, cannot wait.
         let (spoke, reason) = (self.spoke, self.checkpoint().reconciling);

@@ -30,6 +30,8 @@ pub(super) struct Parked {
     pub(super) is_fresh: bool,
     /// The newest later change has deleted the document at the source, as far as is known.
     pub(super) is_deleted: bool,
+    /// The `_id` only stands for another one, which cannot be carried.
+    pub(super) is_unnamed: bool,
 }
 
 /// What else is shown of a dead letter.
@@ -44,25 +46,26 @@ pub(super) struct Shown {
 /// Reads the dead letters of a link, and what they say about their documents.
 ///
 /// # Errors
-/// If the server does not answer, or has too many dead letters.
+/// If the server does not answer, or has more dead letters than a link saves.
 pub(super) async fn load(server: &Server, link: &LinkName) -> Result<(Letters, HashMap<Key, Evidence>), Error> {
     let (mut letters, mut evidence) = (Letters::default(), HashMap::new());
     let mut pages = dead_letters::open(server, link);
     while let Some(page) = pages.next().await? {
         for (key, letter) in page {
             evidence.insert(key.clone(), Evidence { is_fresh: letter.is_fresh, is_dropped: false });
-            if !letters.add(key, letter) {
-                return Err(too_many(server, link));
-            }
+            letters.add(key, letter);
+        }
+        if letters.has_more_than_a_link_saves() {
+            return Err(too_many(server, link));
         }
     }
     let mut pages = dead_letters::dropped(server, link);
-    while let Some(page) = pages.next().await? {
+    // Comparisons ask the server for marks: further ones still protect their documents there.
+    while evidence.len() < letters.len() + MOST_LETTERS
+        && let Some(page) = pages.next().await?
+    {
         for (key, mark) in page {
             evidence.entry(key).or_insert(Evidence { is_fresh: mark.is_fresh, is_dropped: true });
-        }
-        if evidence.len() >= letters.len() + MOST_LETTERS {
-            return Err(too_many(server, link));
         }
     }
     Ok((letters, evidence))
@@ -71,7 +74,8 @@ pub(super) async fn load(server: &Server, link: &LinkName) -> Result<(Letters, H
 /// A link with so many dead letters must wait for somebody.
 pub(super) fn too_many(server: &Server, link: &LinkName) -> Error {
     server.unsuitable(&format!(
-        "{link} has {MOST_LETTERS} dead letters, open or dropped: remove their cause, and retry or drop them"
+        "{link} has {MOST_LETTERS} dead letters, or _ids of {MOST_BYTES} bytes in them: remove their cause, retry or \
+         drop them, and restart the spoke"
     ))
 }
 
@@ -86,17 +90,13 @@ pub(super) struct Letters {
 }
 
 impl Letters {
-    /// Adds a letter. False if there are too many.
-    pub(super) fn add(&mut self, key: Key, letter: Kept) -> bool {
+    /// Adds a letter, or replaces one. Whether there is room is for the caller to ask.
+    pub(super) fn add(&mut self, key: Key, letter: Kept) {
         self.remove(&key);
-        if self.is_full() {
-            return false;
-        }
         let (parked, shown) = split(letter);
         self.bytes += opaque::bytes_of(parked.id.as_raw_bson_ref());
         self.all.insert(key.clone(), parked);
         self.show(key, shown);
-        true
     }
 
     /// Shows a letter from now on, if it is there and there is room.
@@ -128,6 +128,11 @@ impl Letters {
     /// The letters to show.
     pub(super) fn shown(&self) -> impl Iterator<Item = (&Parked, &Shown)> {
         self.shown.iter().filter_map(|(key, shown)| Some((self.all.get(key)?, shown)))
+    }
+
+    /// True if somebody else must have written letters: a link that is full saves no more.
+    fn has_more_than_a_link_saves(&self) -> bool {
+        self.all.len() > MOST_LETTERS || self.bytes > MOST_BYTES + opaque::LARGEST_ID
     }
 
     /// True if no more letters fit.
@@ -167,8 +172,8 @@ impl Letters {
 
 /// What a link needs of a letter, and what it only shows.
 pub(super) fn split(letter: Kept) -> (Parked, Shown) {
-    let Kept { namespace, id, code, message, parked_at, later_changes, is_fresh, is_deleted } = letter;
-    (Parked { namespace, id, is_fresh, is_deleted }, Shown { code, message, parked_at, later_changes })
+    let Kept { namespace, id, code, message, parked_at, later_changes, is_fresh, is_deleted, is_unnamed } = letter;
+    (Parked { namespace, id, is_fresh, is_deleted, is_unnamed }, Shown { code, message, parked_at, later_changes })
 }
 
 #[cfg(test)]
@@ -179,6 +184,7 @@ pub(super) mod tests {
         let (parked_at, message) = (DateTime::from_millis(0), String::new());
         let key = Key::new(0, id.as_raw_bson_ref());
         let kept = Kept {
+            is_unnamed: false,
             namespace: 0,
             id,
             code: 0,
@@ -191,15 +197,15 @@ pub(super) mod tests {
         (key, kept)
     }
 
-    fn add(letters: &mut Letters, id: impl Into<RawBson>) -> bool {
+    fn add(letters: &mut Letters, id: impl Into<RawBson>) {
         let (key, kept) = letter(id.into());
-        letters.add(key, kept)
+        letters.add(key, kept);
     }
 
     #[test]
     fn only_the_first_letters_are_shown_and_room_is_noticed() {
         let (mut letters, count) = (Letters::default(), i32::try_from(SHOWN_LETTERS).expect("few"));
-        assert!((0..count + 10).all(|id| add(&mut letters, id)));
+        (0..count + 10).for_each(|id| add(&mut letters, id));
         let shown = |letters: &Letters| letters.shown().count();
         assert_eq!((shown(&letters), letters.len(), letters.hides_some()), (SHOWN_LETTERS, SHOWN_LETTERS + 10, false));
         for id in 0..count {
@@ -212,7 +218,9 @@ pub(super) mod tests {
     fn a_letter_that_is_shown_later_stays_as_it_is_and_none_is_lost() {
         let mut letters = Letters::default();
         let large = "x".repeat(MOST_BYTES);
-        assert!(add(&mut letters, 7) && add(&mut letters, large) && letters.is_full());
+        add(&mut letters, 7);
+        add(&mut letters, large);
+        assert!(letters.is_full());
         let (key, kept) = letter(RawBson::Int32(7));
         letters.get_mut(&key).expect("a letter").is_deleted = true;
         letters.count(&key, 3);
@@ -224,10 +232,16 @@ pub(super) mod tests {
     fn letters_are_bounded_by_the_bytes_of_their_ids() {
         let mut letters = Letters::default();
         let megabyte = |number: usize| format!("{number:08}").repeat(125_000);
-        let added = (0..100).take_while(|number| add(&mut letters, megabyte(*number))).count();
-        assert_eq!((added, letters.is_full()), (64, true));
-        assert!(add(&mut letters, megabyte(3)), "a letter may be replaced");
+        let count = (0..100).take_while(|number| {
+            !letters.is_full() && {
+                add(&mut letters, megabyte(*number));
+                true
+            }
+        });
+        assert_eq!(count.count(), 64);
+        add(&mut letters, megabyte(3));
+        assert_eq!(letters.len(), 64, "a letter may be replaced");
         letters.remove(&letter(megabyte(3).into()).0);
-        assert!(!letters.is_full() && add(&mut letters, megabyte(99)));
+        assert!(!letters.is_full());
     }
 }

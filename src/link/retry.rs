@@ -17,7 +17,6 @@ use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::lookup;
 use crate::rules::names::{Direction, Zone};
-use crate::rules::opaque;
 use crate::rules::retry::{Present, RefusedDocument, Retry};
 use crate::rules::step::{Read, Step, Write, Zones};
 
@@ -25,7 +24,7 @@ use crate::rules::step::{Read, Step, Write, Zones};
 /// version is the truth, and the decision about the document brings it.
 pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: &Parked) -> Result<(), Error> {
     // The letter stands for a document that cannot be named at the source.
-    if opaque::is_stand_in(&letter.id) {
+    if letter.is_unnamed {
         return Ok(());
     }
     if S::DIRECTION == Direction::Downlink {

@@ -54,6 +54,15 @@ impl Unsettled {
         such.map(|(key, waiting)| (key.clone(), waiting.id.clone(), waiting.stage.clone())).take(most).collect()
     }
 
+    /// Bytes of the versions that were seen.
+    pub(super) fn seen_bytes(&self) -> usize {
+        let bytes = |waiting: &Waiting| match &waiting.stage {
+            Stage::Seen { version: Some(version), .. } => version.as_bytes().len(),
+            _ => 0,
+        };
+        self.waiting().values().map(bytes).sum()
+    }
+
     /// The document has come to its next stage, unless it was found again meanwhile.
     pub(super) fn advance(&self, key: &Key, stage: Stage) {
         if let Some(waiting) = self.waiting().get_mut(key) {

@@ -18,6 +18,7 @@ use bson::{RawDocumentBuf, Timestamp, Uuid};
 use mongodb::ClientSession;
 
 use super::error::{APPLYING, Error};
+use super::metadata;
 use super::metadata::checkpoints::{self, Checkpoint, Identity};
 use super::metadata::sessions::{self, Slot, TaggedSession};
 use super::read::Wanted;
@@ -202,12 +203,12 @@ impl Open<'_> {
     /// Sends commands on our own collections, saves the checkpoint, and commits. Returns the server's cluster time of
     /// the commit, or [`Error::Fenced`] if another process has taken the link over.
     pub(crate) async fn commit(mut self, ours: &[RawDocumentBuf], checkpoint: &Checkpoint) -> Result<Timestamp, Error> {
-        let metadata = self.server.metadata().name().to_owned();
+        let database = self.server.metadata().name().to_owned();
         let save = checkpoints::save(self.link, self.sequence, checkpoint);
         let doing = "saving its checkpoint";
         let mut saved = 0;
-        for command in ours.iter().chain([&save]) {
-            let reply = self.transaction.send(doing, &metadata, command.clone()).await?;
+        for command in ours.iter().chain([&save]).flat_map(metadata::in_parts) {
+            let reply = self.transaction.send(doing, &database, command).await?;
             if let Some((_, code, message)) = write_error(&reply) {
                 return Err(self.server.failed(doing, code, &message));
             }

@@ -88,6 +88,14 @@ pub enum Error {
         /// The reason, and the remedy if there is one.
         reason: String,
     },
+    /// Documents that were to be read at once do not fit into memory together.
+    #[error("{server}: reading documents: only {fitting} of them fit into memory together")]
+    TooMuch {
+        /// `hub` or `spoke DFW`.
+        server: Arc<str>,
+        /// The number of documents read so far; at least 1.
+        fitting: usize,
+    },
     /// The server refuses a change permanently; the transaction is void.
     #[error("{server}: {}", refusal.message)]
     Refused {
@@ -111,22 +119,28 @@ impl Error {
     pub(crate) fn failure(&self) -> Failure {
         match self {
             Self::Command { failure, .. } => *failure,
-            Self::Malformed { .. } | Self::Fenced { .. } | Self::Refused { .. } => Failure::Transient,
+            Self::Malformed { .. } | Self::Fenced { .. } | Self::Refused { .. } | Self::TooMuch { .. } => {
+                Failure::Transient
+            }
             Self::Timeout { .. } => Failure::Unreachable,
             Self::Unsuitable { .. } => Failure::Fatal,
         }
     }
 
-    /// True if the server rolled the transaction back because of its size, or because it met a write of an application.
+    /// True if the server rolled the transaction back because of its size, or because it met a write of an application,
+    /// or if the transaction did not begin because of its size.
     pub(crate) fn is_rolled_back(&self) -> bool {
         const CODES: [i32; 4] =
             [codes::WRITE_CONFLICT, codes::LOCK_TIMEOUT, codes::TOO_LARGE_FOR_CACHE, codes::EXCEEDED_LIFETIME];
-        self.code().is_some_and(|code| CODES.contains(&code))
+        self.code().is_some_and(|code| CODES.contains(&code)) || matches!(self, Self::TooMuch { .. })
     }
 
-    /// True if a transaction of the same size can hardly get through: it does not fit the cache, or lasts too long.
+    /// True if a transaction of the same size can hardly get through: it does not fit the cache or our memory, or lasts
+    /// too long.
     pub(crate) fn is_too_large(&self) -> bool {
-        matches!(self.code(), Some(codes::TOO_LARGE_FOR_CACHE | codes::EXCEEDED_LIFETIME)) || self.is_too_slow()
+        matches!(self.code(), Some(codes::TOO_LARGE_FOR_CACHE | codes::EXCEEDED_LIFETIME))
+            || matches!(self, Self::TooMuch { .. })
+            || self.is_too_slow()
     }
 
     /// True if the server did not answer to a part of a transaction in time, perhaps because the transaction is large.

@@ -30,9 +30,33 @@ pub(crate) type Wanted<'a> = HashMap<Key, RawBsonRef<'a>>;
 /// snapshots for five minutes (`minSnapshotHistoryWindowInSeconds`), and has none from before the collection was
 /// created.
 pub(crate) async fn documents_at(server: &Server, wanted: &Wanted<'_>, time: Timestamp) -> Result<Snapshot, Error> {
-    match documents(server, wanted, None, When::At(time)).await {
+    at_or_after(server, wanted, time, usize::MAX).await
+}
+
+/// Bytes of documents that are in memory together, at most; or one document.
+const FITTING_BYTES: usize = 32_000_000;
+
+/// As [`documents_at`], if the documents fit into memory together.
+///
+/// # Errors
+/// [`Error::TooMuch`] if they do not; other errors as [`documents_at`].
+pub(crate) async fn fitting_documents_at(
+    server: &Server,
+    wanted: &Wanted<'_>,
+    time: Timestamp,
+) -> Result<Snapshot, Error> {
+    at_or_after(server, wanted, time, FITTING_BYTES).await
+}
+
+async fn at_or_after(
+    server: &Server,
+    wanted: &Wanted<'_>,
+    time: Timestamp,
+    most_bytes: usize,
+) -> Result<Snapshot, Error> {
+    match find_documents(server, wanted, None, When::At(time), most_bytes).await {
         Err(error) if matches!(error.code(), Some(codes::SNAPSHOT_TOO_OLD | codes::SNAPSHOT_UNAVAILABLE)) => {
-            documents(server, wanted, None, When::NotBefore(time)).await
+            find_documents(server, wanted, None, When::NotBefore(time), most_bytes).await
         }
         result => result,
     }
@@ -52,6 +76,25 @@ pub(crate) async fn documents(
     field: Option<&CStr>,
     when: When,
 ) -> Result<Snapshot, Error> {
+    find_documents(server, wanted, field, when, usize::MAX).await
+}
+
+/// As [`documents`], if the documents fit into memory together.
+///
+/// # Errors
+/// [`Error::TooMuch`] if they do not; other errors as [`documents`].
+pub(crate) async fn fitting_documents(server: &Server, wanted: &Wanted<'_>, when: When) -> Result<Snapshot, Error> {
+    find_documents(server, wanted, None, when, FITTING_BYTES).await
+}
+
+async fn find_documents(
+    server: &Server,
+    wanted: &Wanted<'_>,
+    field: Option<&CStr>,
+    when: When,
+    most_bytes: usize,
+) -> Result<Snapshot, Error> {
+    let (mut read, mut bytes) = (0, 0);
     let (mut at, not_before) = match when {
         When::At(time) => (Some(time), time),
         When::NotBefore(time) => (None, time),
@@ -77,6 +120,11 @@ pub(crate) async fn documents(
         let read_at = find_all(server, &namespace.database, find, |document| {
             let id = document.get("_id").map_err(|error| server.malformed(error))?;
             let id = id.ok_or_else(|| server.unsuitable("it returned a document without _id"))?;
+            bytes += document.as_bytes().len();
+            if bytes > most_bytes && read > 0 {
+                return Err(Error::TooMuch { server: server.name().clone(), fitting: read });
+            }
+            read += 1;
             snapshot.documents.insert(Key::new(number, id), Some(document.to_owned()));
             Ok(())
         });

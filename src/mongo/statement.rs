@@ -1,10 +1,13 @@
 //! Renders steps as statements of the server's write commands. Stored documents have exactly the intended bytes.
 
 use bson::raw::{CStr, RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
-use bson::{Timestamp, rawdoc};
+use bson::rawdoc;
+use bson::spec::ElementType;
 
 use crate::rules::delta::RawUpdate;
+use crate::rules::lookup;
 use crate::rules::names::Namespace;
+use crate::rules::opaque;
 use crate::rules::plan::{Command, CommandKind};
 use crate::rules::step::{Step, Write, Zones};
 
@@ -162,7 +165,6 @@ pub(super) fn in_zone(zone: &str) -> RawDocumentBuf {
 
 /// A pipeline stage that puts a document's fields into the order of `order`. Fields missing from `order` come last.
 fn reorder(order: &RawDocument) -> RawDocumentBuf {
-    let names: RawArrayBuf = order.iter_elements().flatten().map(|field| field.key().as_str().to_owned()).collect();
     let known = rawdoc! { "$reduce": { "input": "$$order", "initialValue": [], "in": { "$concatArrays": [
         "$$value",
         { "$filter": { "input": "$$fields", "as": "field", "cond": { "$eq": ["$$field.k", "$$this"] } } },
@@ -171,22 +173,18 @@ fn reorder(order: &RawDocument) -> RawDocumentBuf {
         "input": "$$fields", "as": "field", "cond": { "$not": [{ "$in": ["$$field.k", "$$order"] }] },
     } };
     rawdoc! { "$replaceWith": { "$let": {
-        "vars": { "fields": { "$objectToArray": "$$ROOT" }, "order": { "$literal": names } },
+        "vars": { "fields": { "$objectToArray": "$$ROOT" }, "order": opaque::literal_names(order) },
         "in": { "$arrayToObject": { "$concatArrays": [known, others] } },
     } } }
 }
 
 fn has_empty_timestamp(document: &RawDocument) -> bool {
-    const EMPTY: RawBsonRef<'_> = RawBsonRef::Timestamp(Timestamp { time: 0, increment: 0 });
-    let is_empty = |field: bson::raw::RawElement<'_>| {
-        field.element_type() == bson::spec::ElementType::Timestamp && field.value().is_ok_and(|value| value == EMPTY)
-    };
-    document.iter_elements().flatten().any(is_empty)
+    lookup::elements(document).any(|field| field.kind == ElementType::Timestamp as u8 && field.value == [0; 8])
 }
 
 /// True if a top-level name starts with `$`. The server rejects such names in a replacement.
 fn has_operator_names(document: &RawDocument) -> bool {
-    document.iter_elements().flatten().any(|field| field.key().as_str().starts_with('$'))
+    lookup::elements(document).any(|field| field.name.starts_with(b"$"))
 }
 
 #[cfg(test)]
@@ -194,7 +192,7 @@ mod tests {
     use super::*;
     use crate::rules::key::Key;
     use crate::rules::size::MOST_COMMAND_BYTES;
-    use bson::Document;
+    use bson::{Document, Timestamp};
 
     fn rendered(write: Write<'_>, zones: Zones<'_>, kind: CommandKind) -> Document {
         let id = rawdoc! { "_id": { "a": 1 } };

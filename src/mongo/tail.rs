@@ -419,11 +419,20 @@ fn projection(server: &Server, selection: &Selection) -> Document {
     doc! { "$project": fields }
 }
 
-/// Keeps what names the document and its zone. Of an update, only the partition key among the changed fields stays.
+/// Bytes of a partition key that an event without content repeats, and of the document `{ v: … }` around it. A larger
+/// value is no zone's name.
+const LARGEST_ZONE: i32 = 10_000;
+
+/// Keeps what names the document and its zone. Of an update, only the partition key among the changed fields stays. A
+/// partition key that is too large for a zone's name comes as `true`, which is no zone's name either.
 fn cut_projection(server: &Server, selection: &Selection) -> Document {
     let field = server.partition_key();
     let is_put = doc! { "$in": ["$operationType", ["insert", "replace"]] };
-    let key_of = |path: &str| doc! { field: format!("${path}.{field}") };
+    let key_of = |path: &str| {
+        let value = format!("${path}.{field}");
+        let is_short = doc! { "$lte": [{ "$bsonSize": { "v": &value } }, LARGEST_ZONE] };
+        doc! { field: { "$cond": [is_short, value, true] } }
+    };
     let removed = doc! { "$ifNull": ["$updateDescription.removedFields", []] };
     let description = doc! {
         "updatedFields": key_of("updateDescription.updatedFields"),
@@ -437,7 +446,9 @@ fn cut_projection(server: &Server, selection: &Selection) -> Document {
         CUT: { "$literal": true },
     };
     if selection.zone_before {
-        fields.insert(format!("fullDocumentBeforeChange.{field}"), 1);
+        let is_known = doc! { "$eq": [{ "$type": "$fullDocumentBeforeChange" }, "object"] };
+        let before = key_of("fullDocumentBeforeChange");
+        fields.insert("fullDocumentBeforeChange", doc! { "$cond": [is_known, before, "$$REMOVE"] });
     }
     doc! { "$project": fields }
 }

@@ -10,15 +10,21 @@ const LONGEST: usize = 400;
 const DUPLICATE_KEY: i32 = 11000;
 
 /// The message of a refused write. Such a message is about a document: it ends at the first quote, brace, or value
-/// after a colon. The name of a violated index stays.
+/// after a colon. Of several reasons, the innermost one before that place stays. The name of a violated index stays.
 pub(crate) fn of_write(code: i32, message: &str) -> String {
     if code == DUPLICATE_KEY {
         return shorten(message.split(" dup key").next().unwrap_or_default());
     }
-    // The innermost reason says most.
-    let reason = message.rsplit(" :: caused by :: ").next().unwrap_or(message);
-    let end = ["{", "\"", " '", "`", ": "].iter().filter_map(|mark| reason.find(mark)).min();
-    shorten(reason[..end.unwrap_or(reason.len())].trim_end())
+    let mut told = "";
+    for reason in message.split(" :: caused by :: ") {
+        let end = ["{", "\"", " '", "`", ": "].iter().filter_map(|mark| reason.find(mark)).min();
+        told = reason[..end.unwrap_or(reason.len())].trim_end();
+        // Behind a value, what looks like a reason may be a part of the value.
+        if end.is_some() {
+            break;
+        }
+    }
+    shorten(told)
 }
 
 /// The message of a failed command. Such a message may quote the whole command, documents included.
@@ -53,6 +59,7 @@ mod tests {
                 "Plan executor error during update :: caused by :: Cannot create field 'x' in element {a: \"secret\"}",
                 "Cannot create field",
             ),
+            (28, "Cannot create field 'x' in element {a: \" :: caused by :: secret\"}", "Cannot create field"),
             (17262, "language override unsupported: secret", "language override unsupported"),
             (
                 16755,

@@ -1,5 +1,5 @@
-//! The value of a top-level field. A server stores names and patterns that are no UTF-8, and the BSON library reads no
-//! further than the first of them; the partition key may stand behind it.
+//! The top-level fields of a document. A server stores names and patterns that are no UTF-8, and the BSON library reads
+//! no further than the first of them; the partition key may stand behind it.
 
 use bson::oid::ObjectId;
 use bson::raw::{RawBsonRef, RawDocument};
@@ -23,20 +23,32 @@ pub(crate) fn text<'d>(document: &'d RawDocument, field: &str) -> Option<&'d str
 
 /// The type and the bytes of the value of the first field of this name.
 pub(crate) fn bytes<'d>(document: &'d RawDocument, field: &str) -> Option<(u8, &'d [u8])> {
-    let (document, field) = (document.as_bytes(), field.as_bytes());
+    let found = elements(document).find(|element| element.name == field.as_bytes())?;
+    Some((found.kind, found.value))
+}
+
+/// A field as it stands in the document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Element<'d> {
+    /// The type's number in the BSON specification.
+    pub(crate) kind: u8,
+    pub(crate) name: &'d [u8],
+    pub(crate) value: &'d [u8],
+}
+
+/// The fields of a document, up to the first damaged one.
+pub(crate) fn elements(document: &RawDocument) -> impl Iterator<Item = Element<'_>> {
+    let document = document.as_bytes();
     // After the length, and before the final zero.
-    let mut rest = document.get(4..document.len().checked_sub(1)?)?;
-    while let [kind, named @ ..] = rest {
+    let mut rest = document.len().checked_sub(1).and_then(|end| document.get(4..end)).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let [kind, named @ ..] = rest else { return None };
         let name = until_zero(named)?;
         let bytes = &named[name.len() + 1..];
-        let length = length(*kind, bytes)?;
-        let (value, behind) = bytes.split_at_checked(length)?;
-        if name == field {
-            return Some((*kind, value));
-        }
+        let (value, behind) = bytes.split_at_checked(length(*kind, bytes)?)?;
         rest = behind;
-    }
-    None
+        Some(Element { kind: *kind, name, value })
+    })
 }
 
 /// The length of a value of this type, by the BSON specification.

@@ -2,12 +2,14 @@
 //! `_id` that is too large for change events. A change of such a document becomes a dead letter under a stand-in for
 //! the `_id`. Also events that are nested too deeply to stand in another document.
 
+use std::collections::HashSet;
+
 use bson::raw::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::spec::BinarySubtype;
 use bson::{Binary, rawdoc};
 use sha2::{Digest, Sha256};
 
-use super::lookup;
+use super::lookup::{self, Element};
 
 /// The subtype of stand-ins, from the range that the BSON specification leaves to applications.
 const STAND_IN: BinarySubtype = BinarySubtype::UserDefined(0x81);
@@ -22,7 +24,7 @@ const NESTED: BinarySubtype = BinarySubtype::UserDefined(0x82);
 /// Longest `documentKey`, in bytes, that stands for itself. A hash stands for a longer one.
 const LONGEST_STAND_IN: usize = 1_000;
 
-/// Most levels below a document that stand in another document. A server accepts about 180 in all.
+/// Most levels of a document, or of an `_id`, that stand in another document. A server accepts about 180 in all.
 const LEVELS: usize = 120;
 
 /// True if every part of the `_id` can be read.
@@ -47,8 +49,7 @@ pub(crate) fn has_readable_id(document: &RawDocument) -> bool {
 /// the index orders the name otherwise than the comparison does.
 fn has_zero(pointer: RawBsonRef<'_>) -> bool {
     const OBJECT_ID: usize = 12;
-    let mut holder = RawDocumentBuf::new();
-    holder.append(cstr!(""), pointer);
+    let holder = holder(pointer);
     let bytes = holder.as_bytes();
     // After the document's length, the type, the empty name and the length of the text; before its final zero.
     bytes.get(10..bytes.len() - 1 - OBJECT_ID - 1).is_some_and(|name| name.contains(&0))
@@ -64,8 +65,17 @@ pub(crate) fn bytes_of(id: RawBsonRef<'_>) -> usize {
         RawBsonRef::String(text) | RawBsonRef::Symbol(text) | RawBsonRef::JavaScriptCode(text) => text.len(),
         RawBsonRef::Binary(binary) => binary.bytes.len(),
         RawBsonRef::Document(document) => document.as_bytes().len(),
+        RawBsonRef::JavaScriptCodeWithScope(code) => code.code.len() + code.scope.as_bytes().len(),
+        RawBsonRef::DbPointer(_) => holder(id).as_bytes().len(),
         _ => 0,
     }
+}
+
+/// A document with this value as its only field, under an empty name.
+fn holder(value: RawBsonRef<'_>) -> RawDocumentBuf {
+    let mut holder = RawDocumentBuf::new();
+    holder.append(cstr!(""), value);
+    holder
 }
 
 /// The `documentKey` of a document: its `_id` alone, byte by byte. `None` for a damaged document.
@@ -79,6 +89,18 @@ pub(crate) fn literal(document_key: &RawDocument) -> Option<RawDocumentBuf> {
     let bytes = document_key.as_bytes();
     let (kind, value) = (bytes.get(4..5)?, bytes.get(9..bytes.len() - 1)?);
     with_length(&[kind, b"$literal\0", value].concat())
+}
+
+/// The names of a document's fields as an operand of an aggregation expression, byte by byte.
+pub(crate) fn literal_names(document: &RawDocument) -> RawDocumentBuf {
+    let mut names = Vec::new();
+    for (number, field) in lookup::elements(document).enumerate() {
+        names.extend([&b"\x02"[..], number.to_string().as_bytes(), b"\0"].concat());
+        names.extend(i32::try_from(field.name.len() + 1).unwrap_or(i32::MAX).to_le_bytes());
+        names.extend([field.name, b"\0"].concat());
+    }
+    let names = with_length(&names).expect("little longer than the document");
+    with_length(&[b"\x04$literal\0", names.as_bytes()].concat()).expect("little longer than the document")
 }
 
 /// The document of these elements.
@@ -100,20 +122,25 @@ pub(crate) fn stand_in(document_key: &RawDocument) -> RawBson {
 }
 
 /// True for an `_id` that only stands for another one.
-pub(crate) fn is_stand_in(id: &RawBson) -> bool {
+fn is_stand_in(id: &RawBson) -> bool {
     matches!(id, RawBson::Binary(binary) if binary.subtype == STAND_IN)
 }
 
-/// The `_id` as a part of one of our own `_id`s: as bytes, if a server would refuse it there. Servers accept names that
-/// begin with `$` inside of an `_id` only where an application inserts it.
+/// The `_id` as a part of one of our own documents: as bytes, if a server would refuse it there, or if it would not be
+/// read as it is. Servers accept names that begin with `$` inside of an `_id` only where an application inserts it, and
+/// a map holds a name once.
 pub(crate) fn nested_id(id: RawBsonRef<'_>) -> RawBson {
-    let is_ours = matches!(id, RawBsonRef::Binary(binary) if binary.subtype == NESTED);
-    if !is_ours && !has_dollar(id) {
+    let is_plain = match id {
+        RawBsonRef::Binary(binary) => binary.subtype != NESTED,
+        RawBsonRef::Document(_) | RawBsonRef::Array(_) | RawBsonRef::JavaScriptCodeWithScope(_) => {
+            is_shallow_and_plain(&holder(id))
+        }
+        _ => true,
+    };
+    if is_plain {
         return id.into();
     }
-    let mut holder = RawDocumentBuf::new();
-    holder.append(cstr!(""), id);
-    RawBson::Binary(Binary { subtype: NESTED, bytes: holder.into_bytes() })
+    RawBson::Binary(Binary { subtype: NESTED, bytes: holder(id).into_bytes() })
 }
 
 /// The `_id` behind [`nested_id`].
@@ -126,21 +153,19 @@ pub(crate) fn id_of_nested(nested: RawBsonRef<'_>) -> Option<RawBson> {
     }
 }
 
-/// True if a name inside of the `_id` begins with `$`.
-fn has_dollar(id: RawBsonRef<'_>) -> bool {
-    match id {
-        RawBsonRef::Document(document) => {
-            document.into_iter().flatten().any(|(name, value)| name.as_str().starts_with('$') || has_dollar(value))
-        }
-        RawBsonRef::Array(array) => array.into_iter().flatten().any(has_dollar),
-        RawBsonRef::JavaScriptCodeWithScope(code) => has_dollar(RawBsonRef::Document(code.scope)),
-        _ => false,
-    }
+/// True if no name inside begins with `$` or comes twice, and nothing is nested too deeply.
+fn is_shallow_and_plain(holder: &RawDocument) -> bool {
+    let mut is_plain = true;
+    let is_shallow = visit(holder, |document| {
+        let mut names = HashSet::new();
+        is_plain &= lookup::elements(document).all(|field| !field.name.starts_with(b"$") && names.insert(field.name));
+    });
+    is_plain && is_shallow
 }
 
 /// True if the document is nested too deeply to stand in another one.
 pub(crate) fn is_deep(document: &RawDocument) -> bool {
-    levels(document) > LEVELS
+    !visit(document, |_| {})
 }
 
 /// The event as a value that every server stores: as bytes, if it is nested too deeply.
@@ -155,26 +180,41 @@ pub(crate) fn in_bytes(event: &RawDocument) -> RawDocumentBuf {
     rawdoc! { "operationType": operation, "bytes": bytes }
 }
 
-/// Levels of documents and arrays, this one included; [`LEVELS`] and one more if there are more. Without recursion,
-/// because the depth is not ours.
-fn levels(document: &RawDocument) -> usize {
-    let (mut deepest, mut waiting) = (0, vec![(document, 1)]);
+/// Visits the document and all documents and arrays in it. Returns false if there are more than [`LEVELS`] levels, this
+/// one included, or if something is damaged. Without recursion, because the depth is not ours.
+fn visit<'d>(document: &'d RawDocument, mut look: impl FnMut(&'d RawDocument)) -> bool {
+    let mut waiting = vec![(document, 1)];
     while let Some((document, level)) = waiting.pop() {
-        deepest = deepest.max(level);
-        if deepest > LEVELS {
-            break;
+        if level > LEVELS {
+            return false;
         }
-        for (_, value) in document.into_iter().flatten() {
-            match value {
-                RawBsonRef::Document(inner) => waiting.push((inner, level + 1)),
-                RawBsonRef::Array(inner) => {
-                    waiting.extend(RawDocument::from_bytes(inner.as_bytes()).ok().map(|inner| (inner, level + 1)))
-                }
-                _ => {}
-            }
+        look(document);
+        for Element { kind, value, .. } in lookup::elements(document) {
+            // In code with a scope, the scope stands behind the code.
+            let inner = match kind {
+                DOCUMENT | ARRAY => value,
+                CODE_WITH_SCOPE => match scope(value) {
+                    Some(scope) => scope,
+                    None => return false,
+                },
+                _ => continue,
+            };
+            let Ok(inner) = RawDocument::from_bytes(inner) else { return false };
+            waiting.push((inner, level + 1));
         }
     }
-    deepest
+    true
+}
+
+const DOCUMENT: u8 = 0x03;
+const ARRAY: u8 = 0x04;
+const CODE_WITH_SCOPE: u8 = 0x0F;
+
+/// The scope in the bytes of a code with a scope: after the whole length, and the code with its length.
+fn scope(code: &[u8]) -> Option<&[u8]> {
+    let code = code.get(4..)?;
+    let length = usize::try_from(i32::from_le_bytes(*code.first_chunk()?)).ok()?;
+    code.get(length.checked_add(4)?..)
 }
 
 #[cfg(test)]
@@ -228,6 +268,49 @@ mod tests {
             assert!(matches!(&nested, RawBson::Binary(_)) && nested != id);
             assert_eq!(id_of_nested(nested.as_raw_bson_ref()), Some(id));
         }
+    }
+
+    #[test]
+    fn a_deep_id_and_one_with_a_name_twice_stand_in_our_own_documents_as_bytes() {
+        let mut twice = rawdoc! { "a": 1 };
+        twice.append(cstr!("a"), 2);
+        let scope = bson::RawJavaScriptCodeWithScope { code: "x".to_owned(), scope: twice.clone() };
+        let ids: [RawBson; 4] =
+            [nested(LEVELS + 1).into(), twice.clone().into(), rawdoc! { "b": [twice] }.into(), scope.into()];
+        for id in ids {
+            let nested = nested_id(id.as_raw_bson_ref());
+            assert!(matches!(&nested, RawBson::Binary(_)), "{id:?}");
+            assert_eq!(id_of_nested(nested.as_raw_bson_ref()), Some(id));
+        }
+    }
+
+    #[test]
+    fn the_size_of_an_id_counts_whatever_its_type() {
+        let scope = bson::RawJavaScriptCodeWithScope { code: "x".repeat(LARGEST_ID), scope: rawdoc! { "a": 1 } };
+        assert!(!has_readable_id(&rawdoc! { "_id": RawBson::from(scope) }));
+    }
+
+    #[test]
+    fn names_are_literal_whether_they_can_be_read_or_not() {
+        assert_eq!(literal_names(&rawdoc! { "_id": 1, "b": 2 }), rawdoc! { "$literal": ["_id", "b"] });
+        let bad = literal_names(&with_name(b"\xff"));
+        assert!(bad.as_bytes().windows(6).any(|part| part == b"\x02\0\0\0\xff\0"));
+    }
+
+    /// A document whose first field has this name, before a deep one.
+    fn with_name(name: &[u8]) -> RawDocumentBuf {
+        let deep = nested(LEVELS);
+        with_length(&[&b"\x0A"[..], name, b"\0\x03deep\0", deep.as_bytes()].concat()).expect("a document")
+    }
+
+    #[test]
+    fn depth_is_seen_behind_a_name_that_cannot_be_read_and_in_a_scope() {
+        assert!(is_deep(&with_name(b"a")) && is_deep(&with_name(b"\xff")));
+        let code = |levels| {
+            let scope = nested(levels);
+            rawdoc! { "a": RawBson::from(bson::RawJavaScriptCodeWithScope { code: "x".to_owned(), scope }) }
+        };
+        assert!(is_deep(&code(LEVELS)) && !is_deep(&code(LEVELS - 1)));
     }
 
     #[test]

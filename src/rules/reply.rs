@@ -204,6 +204,14 @@ impl Reply {
         index.checked_sub(1).and_then(|previous| self.event(previous).position())
     }
 
+    /// The first events, and the others. `None` unless the number of first events is between 1 and all but one.
+    pub(crate) fn split(&self, first: usize) -> Option<(Self, Self)> {
+        let end = self.before(first).filter(|_| first < self.len())?;
+        let (first, others) = self.events.split_at(first);
+        let part = |events: &[Event]| Self { events: events.to_vec(), ..self.clone() };
+        Some((Self { end, closed: false, ..part(first) }, part(others)))
+    }
+
     /// True if the server closed the stream after the reply, for example after a drop of the collection.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed

@@ -8,6 +8,7 @@ use bson::{RawDocumentBuf, doc, rawdoc};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::support::bytes::element;
 use super::support::site::{HUB, TRIANGLE};
 use super::support::{Site, eventually};
 
@@ -29,10 +30,6 @@ fn framed(elements: &[u8]) -> Vec<u8> {
 
 fn sized(bytes: &[u8]) -> Vec<u8> {
     [&i32::try_from(bytes.len()).unwrap().to_le_bytes()[..], bytes].concat()
-}
-
-fn element(kind: u8, name: &[u8], value: &[u8]) -> Vec<u8> {
-    [&[kind][..], name, b"\0", value].concat()
 }
 
 impl Maker {

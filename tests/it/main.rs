@@ -11,6 +11,7 @@ mod control;
 mod crash;
 mod dashboard;
 mod doors;
+mod extremes;
 mod faults;
 mod fidelity;
 mod history;

@@ -1,9 +1,7 @@
 //! What one spoke's server, an ordinary rotation of credentials, or a server without some command can do to a link:
 //! it ends at the spoke, and heals.
 
-use bson::{Document, RawDocumentBuf, doc, rawdoc};
-use mongodb::IndexModel;
-use mongodb::options::IndexOptions;
+use bson::{Document, doc};
 use nix::sys::signal::Signal;
 use testbed::node::Options;
 
@@ -290,204 +288,6 @@ async fn a_server_with_too_many_dead_letters_stops_its_own_link_until_somebody_l
     eventually("all are dropped", async || site.spoke_status("HOU")["dead_letters"] == 0).await;
 }
 
-/// A document of HOU's zone with many fields below a long name, all with this value.
-fn with_long_paths(id: &str, value: i32) -> Document {
-    let many: Document = (0..18_000).map(|field| (format!("f{field}"), value.into())).collect();
-    doc! { "_id": id, "_pk": "HOU", "p".repeat(1_000): many, "filler": "x".repeat(1_200_000) }
-}
-
-/// A document of HOU's zone that is as large as a document can be, with an `_id` of 6 kB.
-fn as_large_as_can_be(id: &str) -> Document {
-    const MOST: usize = 16 * 1_024 * 1_024;
-    let with = |bytes: usize| {
-        let bytes = bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes: vec![7; bytes] };
-        doc! { "_id": id.repeat(6_000 / id.len()), "_pk": "HOU", "bytes": bytes }
-    };
-    let empty = bson::serialize_to_vec(&with(0)).unwrap().len();
-    with(MOST - empty)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_change_whose_event_is_larger_than_a_document_can_be_holds_up_nobody() {
-    let mut site = Site::shared(PAIR).await;
-    site.start().await;
-    for name in ["HOU", HUB] {
-        let collection = site.at(name);
-        collection.insert_one(with_long_paths(name, 0)).await.unwrap();
-        site.settle().await;
-        let whole = vec![doc! { "$replaceWith": { "$literal": with_long_paths(name, 1) } }];
-        collection.update_one(doc! { "_id": name }, whole).await.unwrap();
-        collection.insert_one(as_large_as_can_be(name)).await.unwrap();
-        collection.insert_one(doc! { "_id": format!("after it at {name}"), "_pk": "HOU" }).await.unwrap();
-        for zone in ["DFW", "HOU"] {
-            let canary = doc! { "_id": format!("{zone}'s at {name}"), "_pk": zone };
-            site.at(HUB).insert_one(canary).await.unwrap();
-        }
-        site.assert_converged().await;
-        let changed = site.at("DFW").find_one(doc! { "_id": name }).await.unwrap().unwrap();
-        assert_eq!(changed, with_long_paths(name, 1));
-    }
-    assert_eq!(site.spoke_status("HOU")["dead_letters"], 0);
-    assert!(site.log().contains("a change event is too large"), "{}", site.log());
-}
-
-/// An element of a document: its BSON type, name and bytes.
-fn element(kind: u8, name: &str, value: &[u8]) -> Vec<u8> {
-    [&[kind][..], name.as_bytes(), b"\0", value].concat()
-}
-
-fn document(elements: &[Vec<u8>]) -> RawDocumentBuf {
-    let body = elements.concat();
-    let length = i32::try_from(body.len() + 5).unwrap();
-    RawDocumentBuf::from_bytes([&length.to_le_bytes()[..], &body, b"\0"].concat()).unwrap()
-}
-
-fn text(name: &str, value: &[u8]) -> Vec<u8> {
-    let length = i32::try_from(value.len() + 1).unwrap();
-    element(2, name, &[&length.to_le_bytes()[..], value, b"\0"].concat())
-}
-
-/// `_id`s that a server stores and this program cannot read.
-fn unreadable_ids() -> Vec<Vec<u8>> {
-    let bad_binary = [&7_i32.to_le_bytes()[..], b"\x02", &99_i32.to_le_bytes(), b"abc"].concat();
-    let bad_text = |name: &str| text(name, b"a\xff\xfe\xc0z");
-    vec![
-        bad_text("_id"),
-        element(5, "_id", &bad_binary),
-        element(3, "_id", document(&[bad_text("in")]).as_bytes()),
-        // A symbol equals a text with the same bytes.
-        element(14, "_id", &text("", b"b\xff")[2..]),
-    ]
-}
-
-/// A document with so many levels below `n`.
-fn deep(id: &str, levels: usize) -> RawDocumentBuf {
-    let mut inner = rawdoc! { "v": 1 };
-    for _ in 1..levels {
-        inner = rawdoc! { "a": inner };
-    }
-    rawdoc! { "_id": id, "_pk": "HOU", "u": 1, "n": inner }
-}
-
-async fn insert_raw(site: &Site, name: &str, document: RawDocumentBuf) {
-    let collection = site.at(name).namespace();
-    let insert = rawdoc! { "insert": collection.coll.as_str(), "documents": [document] };
-    let reply = site.client(name).database(&collection.db).run_raw_command(insert).await.unwrap();
-    assert!(!reply.contains_key("writeErrors"), "{reply}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_document_whose_id_cannot_be_read_becomes_a_dead_letter_and_holds_up_nobody() {
-    let mut site = Site::shared(TRIANGLE).await;
-    let zone = |zone: &str| text("_pk", zone.as_bytes());
-    // Before the first start: a copy leaves them out.
-    let ids = unreadable_ids();
-    insert_raw(&site, "HOU", document(&[ids[0].clone(), zone("HOU"), text("x", b"before")])).await;
-    site.at("HOU").insert_many((0..700).map(|id| doc! { "_id": id, "_pk": "HOU" })).await.unwrap();
-    site.start().await;
-    eventually("the others are copied", async || site.at("DFW").count_documents(doc! {}).await.unwrap() == 700).await;
-    // Then in the stream of a spoke, in its own zone and in another one, and in the hub's.
-    for (number, id) in ids.iter().enumerate().skip(1) {
-        insert_raw(&site, "HOU", document(&[id.clone(), zone("HOU")])).await;
-        insert_raw(&site, "BOS", document(&[id.clone(), zone("HOU")])).await;
-        site.at("HOU").insert_one(doc! { "_id": format!("after {number}"), "_pk": "HOU" }).await.unwrap();
-    }
-    let count = doc! { "_id": { "$regex": "^after" } };
-    eventually("the spoke's later changes arrive", async || {
-        site.at("DFW").count_documents(count.clone()).await.unwrap() == 3
-    })
-    .await;
-    for id in &ids {
-        insert_raw(&site, HUB, document(&[id.clone(), zone("DFW")])).await;
-    }
-    // An update whose zone would have to be looked up is left out, and stops nobody.
-    site.at(HUB).update_many(doc! { "_pk": "DFW" }, doc! { "$set": { "x": 1 } }).await.unwrap();
-    for zone in ["DFW", "HOU", "BOS"] {
-        site.at(HUB).insert_one(doc! { "_id": format!("after it for {zone}"), "_pk": zone }).await.unwrap();
-        eventually("the hub's later changes arrive", async || {
-            let canary = doc! { "_id": format!("after it for {zone}") };
-            site.at(zone).find_one(canary).await.unwrap().is_some()
-        })
-        .await;
-    }
-    // HOU's uplink keeps four letters at the hub, one of them from the copy. DFW's downlink keeps four too.
-    let kept = [site.own_collection(HUB, "dead_letters"), site.own_collection("DFW", "dead_letters")];
-    let letters = async |at: usize| kept[at].count_documents(doc! { "reason.code": 9 }).await.unwrap();
-    eventually("each is a dead letter", async || letters(0).await == 4 && letters(1).await == 4).await;
-    // They stay across a new start, and no retry takes them away.
-    site.stop().await;
-    site.start().await;
-    assert_eq!(site.program.as_ref().unwrap().post("/api/v1/spokes/HOU/dead-letters/retry").unwrap().0, 202);
-    site.at("HOU").insert_one(doc! { "_id": "after a retry", "_pk": "HOU" }).await.unwrap();
-    eventually("later changes arrive", async || {
-        site.at("DFW").find_one(doc! { "_id": "after a retry" }).await.unwrap().is_some()
-    })
-    .await;
-    assert_eq!((letters(0).await, letters(1).await), (4, 4));
-    // A verification does not call unequal or equal what it cannot read.
-    let (code, told) = site.command_code(&["verify"]);
-    assert!(code == 1 && told.contains("an _id that cannot be read"), "{code}: {told}");
-}
-
-/// A document with an `_id` of so many bytes, which no change event can hold twice.
-fn with_large_id(first: &str, megabytes: usize, zone: &str) -> RawDocumentBuf {
-    rawdoc! { "_id": first.repeat(megabytes * 1_000_000), "_pk": zone }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_document_whose_id_is_too_large_for_an_event_becomes_a_dead_letter_and_holds_up_nobody() {
-    let mut site = Site::shared(TRIANGLE).await;
-    // Before the first start: a copy finds nothing else in the first pages, and goes on behind them.
-    for first in ["b", "c", "d", "e"] {
-        insert_raw(&site, "HOU", with_large_id(first, 5, "HOU")).await;
-    }
-    for number in 0..3 {
-        let id = text(
-            "_id",
-            format!("a\u{0}{number}").as_bytes().iter().chain(b"\xff").copied().collect::<Vec<_>>().as_slice(),
-        );
-        let large = text("large", "x".repeat(7_000_000).as_bytes());
-        insert_raw(&site, "HOU", document(&[id, text("_pk", b"HOU"), large])).await;
-    }
-    site.at("HOU").insert_one(doc! { "_id": "last of all", "_pk": "HOU" }).await.unwrap();
-    site.start().await;
-    eventually("the last one is copied", async || {
-        site.at("DFW").find_one(doc! { "_id": "last of all" }).await.unwrap().is_some()
-    })
-    .await;
-    let at_hub = site.own_collection(HUB, "dead_letters");
-    let letters = async || at_hub.count_documents(doc! { "reason.code": 9 }).await.unwrap();
-    eventually("each is a dead letter", async || letters().await == 7).await;
-    // Then in the streams: one that an event can name without content, and one that no event can name.
-    for (megabytes, first) in [(2, "f"), (5, "g")] {
-        insert_raw(&site, "HOU", with_large_id(first, megabytes, "HOU")).await;
-        insert_raw(&site, HUB, with_large_id(first, megabytes, "DFW")).await;
-        site.at("HOU").delete_one(doc! { "_id": first.repeat(megabytes * 1_000_000) }).await.unwrap();
-        for zone in ["DFW", "HOU", "BOS"] {
-            for name in [zone, HUB] {
-                let id = format!("after {megabytes} MB at {name}");
-                site.at(name).insert_one(doc! { "_id": &id, "_pk": zone }).await.unwrap();
-                let other = if name == HUB { zone } else { HUB };
-                eventually(&format!("{zone} gets {id} at {other}"), async || {
-                    site.at(other).find_one(doc! { "_id": &id, "_pk": zone }).await.unwrap().is_some()
-                })
-                .await;
-                site.at(name).delete_one(doc! { "_id": &id }).await.unwrap();
-            }
-        }
-    }
-    let at_spoke = site.own_collection("DFW", "dead_letters");
-    eventually("both are dead letters at the spoke", async || at_spoke.count_documents(doc! {}).await.unwrap() == 2)
-        .await;
-    assert!(!site.log().contains("link failed"), "{}", site.log());
-    // Copying again finds the same, and deletes nothing.
-    site.stop().await;
-    site.start().await;
-    assert_eq!(site.program.as_ref().unwrap().post("/api/v1/spokes/HOU/resync").unwrap().0, 202);
-    site.arrives_from_houston("after all").await;
-    assert_eq!(site.at("HOU").count_documents(doc! { "large": { "$exists": true } }).await.unwrap(), 3);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spoke_that_may_move_nothing_creates_no_document_in_another_zone() {
     let mut site = Site::shared(PAIR).await;
@@ -530,43 +330,36 @@ async fn a_spoke_that_may_move_nothing_creates_no_document_in_another_zone() {
     site.assert_converged().await;
 }
 
-/// Lets the hub refuse two documents with the same value of `u`.
-async fn refuse_the_same_u(site: &Site) {
-    let options = IndexOptions::builder().unique(true).sparse(true).build();
-    let unique = IndexModel::builder().keys(doc! { "u": 1 }).options(options).build();
-    site.at(HUB).create_index(unique).await.unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_that_quotes_text_that_is_no_utf8_becomes_a_dead_letter_and_heals() {
+async fn a_link_that_is_full_of_dead_letters_goes_on_once_they_are_dropped() {
+    const MEGABYTES_IN_ALL: usize = 64;
     let mut site = Site::shared(PAIR).await;
-    refuse_the_same_u(&site).await;
+    site.refuse_the_same_u().await;
     site.start().await;
-    let taken = text("u", b"a\xff\xfe\xc0z");
-    insert_raw(&site, HUB, document(&[text("_id", b"holder"), text("_pk", b"NOBODY"), taken.clone()])).await;
-    for number in 0..30 {
-        site.at("HOU").insert_one(doc! { "_id": format!("before {number}"), "_pk": "HOU" }).await.unwrap();
-    }
-    insert_raw(&site, "HOU", document(&[text("_id", b"refused"), text("_pk", b"HOU"), taken])).await;
-    site.arrives_from_houston("behind it").await;
-    eventually("it is a dead letter", async || site.spoke_status("HOU")["dead_letters"] == 1).await;
-    site.at(HUB).delete_one(doc! { "_id": "holder" }).await.unwrap();
-    assert!(site.command(&["dead-letters", "retry", "HOU"]).0);
-    eventually("the letter ends", async || site.spoke_status("HOU")["dead_letters"] == 0).await;
-    site.assert_converged().await;
-    assert!(!site.log().contains("link failed"), "{}", site.log());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_refused_document_that_is_nested_deeply_becomes_a_dead_letter() {
-    let mut site = Site::shared(PAIR).await;
-    refuse_the_same_u(&site).await;
-    site.start().await;
+    site.stop().await;
+    let ns = site.at("HOU").namespace().to_string();
+    let letters = site.own_collection(HUB, "dead_letters");
     site.at(HUB).insert_one(doc! { "_id": "holder", "_pk": "NOBODY", "u": 1 }).await.unwrap();
-    for levels in [100, 170, 179] {
-        insert_raw(&site, "HOU", deep(&format!("{levels}"), levels)).await;
+    for number in 0..MEGABYTES_IN_ALL {
+        let id = format!("{number:08}").repeat(125_000);
+        let reason = doc! { "code": 11000, "message": "" };
+        let id = doc! { "link": "uplink:HOU", "ns": &ns, "document": id };
+        letters.insert_one(doc! { "_id": id, "reason": reason, "is_fresh": true }).await.unwrap();
     }
-    site.arrives_from_houston("later").await;
-    eventually("each is a dead letter", async || site.spoke_status("HOU")["dead_letters"] == 3).await;
-    assert!(!site.log().contains("link failed"), "{}", site.log());
+    site.at("HOU").insert_one(doc! { "_id": "one more", "_pk": "HOU", "u": 1 }).await.unwrap();
+    for starts in 1..=2 {
+        site.launch();
+        eventually(&format!("the link waits for somebody after start {starts}"), async || {
+            site.log().matches("uplink:HOU has 250000 dead letters, or _ids of 64000000 bytes").count() >= starts
+        })
+        .await;
+        if starts == 1 {
+            site.stop().await;
+        }
+    }
+    assert!(site.command(&["dead-letters", "drop", "HOU"]).0);
+    assert_eq!(site.program.as_ref().unwrap().post("/api/v1/spokes/HOU/restart").unwrap().0, 202);
+    site.ready().await;
+    site.arrives_from_houston("once they are dropped").await;
+    eventually("the last one is a letter", async || site.spoke_status("HOU")["dead_letters"] == 1).await;
 }

@@ -30,6 +30,9 @@ impl Brought {
     }
 }
 
+/// Bytes of documents kept from one batch to the next, at most.
+const MOST_BYTES: usize = 32_000_000;
+
 /// The present attempt at a work. The first attempt tries all steps, in the fastest way.
 pub(super) struct Attempt {
     pub(super) rung: Rung,
@@ -39,13 +42,13 @@ pub(super) struct Attempt {
     /// Documents read at the source for this work.
     pub(super) reads: Reads,
     read_at: HashMap<Key, Timestamp>,
-    /// Documents to read whole because the destination refused their deltas.
-    refused: HashSet<Key>,
+    /// Documents to read whole because the destination refused their deltas, or already has a newer version.
+    to_read_whole: HashSet<Key>,
 }
 
 impl Attempt {
     pub(super) fn new(read_at: HashMap<Key, Timestamp>) -> Self {
-        Self { rung: Rung::FIRST, from: 0, to: None, reads: Reads::default(), read_at, refused: HashSet::new() }
+        Self { rung: Rung::FIRST, from: 0, to: None, reads: Reads::default(), read_at, to_read_whole: HashSet::new() }
     }
 
     /// The indices of the steps in the attempt, for a work of `steps` steps.
@@ -73,9 +76,17 @@ impl Attempt {
         read_at
     }
 
+    /// Forgets the content of the documents read if it takes much memory. Later steps of the documents read them again.
+    pub(super) fn forget_much(&mut self) {
+        let bytes: usize = self.reads.documents.values().flatten().map(|document| document.as_bytes().len()).sum();
+        if bytes > MOST_BYTES {
+            self.to_read_whole.extend(self.reads.documents.drain().map(|(key, _)| key));
+        }
+    }
+
     /// Makes the next attempt bring the document whole, because the destination refused the shape of the change.
     pub(super) fn read_whole(&mut self, key: Key) {
-        self.refused.insert(key);
+        self.to_read_whole.insert(key);
     }
 
     /// The documents still to be read for the steps, and the documents that first need a partition key.
@@ -85,7 +96,7 @@ impl Attempt {
         for step in steps {
             let reason = match &step.write {
                 Write::Read(reason) => *reason,
-                _ if self.refused.contains(&step.key) => Read::Whole,
+                _ if self.to_read_whole.contains(&step.key) => Read::Whole,
                 _ => continue,
             };
             if reason != Read::Order {

@@ -26,7 +26,7 @@ use super::slow;
 use super::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::checkpoints::Reconciling;
-use crate::mongo::metadata::dead_letters::{self, DeadLetter, Kept, Later};
+use crate::mongo::metadata::dead_letters::{self, DeadLetter, Keeping, Kept, Later};
 use crate::mongo::metadata::hub_edits::Edit;
 use crate::mongo::metadata::unsettled;
 use crate::mongo::transaction::delays;
@@ -109,6 +109,7 @@ impl<S: Source> Link<'_, S> {
                         return Ok(skipped);
                     }
                     attempt.continue_from(range.end);
+                    attempt.forget_much();
                     if let Some(cut) = cut.filter(|cut| work.steps[range.end].event >= cut.event) {
                         // A document read too late contains some of the steps that follow.
                         let newer = attempt.forget_reads(cut.after);
@@ -250,8 +251,10 @@ impl<S: Source> Link<'_, S> {
         let later = held_back.counts().into_iter().filter_map(|(key, id, changes)| {
             let letter = self.parked.get(key)?;
             let is_kept = S::DIRECTION == Direction::Uplink && letter.is_fresh && work.origin.is_live();
-            let events = held_back.events(key).filter(|_| is_kept).map(|event| work.origin.event(event).0);
-            Some(Later { namespace: server.namespace(key.namespace()), id, changes, events: events.collect() })
+            let events: Vec<usize> = held_back.events(key).filter(|_| is_kept).collect();
+            let newest = &events[events.len().saturating_sub(dead_letters::LATER_EVENTS)..];
+            let events = newest.iter().map(|&event| work.origin.event(event).0).collect();
+            Some(Later { namespace: server.namespace(key.namespace()), id, changes, events })
         });
         let later: Vec<Later<'_>> = later.collect();
         (!later.is_empty()).then(|| dead_letters::count_later(self.destination.link(), &later))
@@ -351,30 +354,34 @@ impl<S: Source> Link<'_, S> {
         self.retries.add(work.steps[index].key.clone(), Instant::now());
         let step = &work.steps[index];
         let (event, cluster_time) = work.origin.event(step.event);
-        let server = self.destination.server();
-        let namespace = &server.namespaces()[usize::from(step.key.namespace())];
+        let server = self.destination_server();
+        let namespace = server.namespace(step.key.namespace());
         let Refusal { code, message, .. } = refusal;
         let kept_event = (!work.origin.is_retry()).then_some(&event);
-        let letter = DeadLetter { namespace, id: step.id, code: *code, message, event: kept_event, cluster_time };
-        let mut ours = vec![dead_letters::park(self.destination.link(), &letter)];
+        let (id, is_unnamed) = (step.id, false);
+        let letter = DeadLetter { namespace, id, code: *code, message, event: kept_event, cluster_time, is_unnamed };
+        let mut noted = Vec::new();
         // The `_id` belongs to another zone's document: the spoke's downlink decides whether the spoke should hold that
         // one.
         let is_collision = S::DIRECTION == Direction::Uplink && refusal.is_id_taken;
         if is_collision {
-            ours.push(unsettled::note(self.destination.link(), &[(namespace, step.id)]));
+            noted.push(unsettled::note(self.destination.link(), &[(namespace, step.id)]));
         }
         tracing::error!(
             link = %self.destination.link(), ns = %namespace, id = %Told(step.id), error = message,
             "change refused, kept as a dead letter"
         );
         let mark = work.origin.before(step.event);
-        let batch = Batch::without_steps(work, mark, ours);
-        let committed = match self.commit(&batch, &mut Attempt::new(HashMap::new())).await {
-            Err(Error::Refused { .. }) => {
-                let server = self.destination.server();
-                return Err(server.failed("parking a change", *code, "the dead letter itself is refused"));
+        let mut keeping = Keeping::AsItIs;
+        let committed = loop {
+            let mut ours = noted.clone();
+            ours.push(dead_letters::park(self.destination.link(), &letter, keeping));
+            let batch = Batch::without_steps(work, mark.clone(), ours);
+            match self.commit(&batch, &mut Attempt::new(HashMap::new())).await {
+                Ok(committed) => break committed,
+                Err(error) => keeping = keeping.after(&error).ok_or(error)?,
             }
-            committed => committed?,
+            self.destination.abort().await;
         };
         let kept = Kept {
             namespace: step.key.namespace(),
@@ -385,12 +392,13 @@ impl<S: Source> Link<'_, S> {
             later_changes: 0,
             is_fresh: event.get_str("operationType").is_ok_and(dead_letters::is_fresh),
             is_deleted: false,
+            is_unnamed: false,
         };
         if is_collision {
             self.spoke.pair.unsettled.add(step.key.clone(), kept.id.clone());
         }
         self.has_parked(step.key.clone(), kept);
-        self.has_committed(committed, batch.mark, 0, 0);
+        self.has_committed(committed, mark, 0, 0);
         Ok(())
     }
 
@@ -423,6 +431,7 @@ impl<S: Source> Link<'_, S> {
             later_changes: 0,
             is_fresh: false,
             is_deleted: false,
+            is_unnamed: true,
             id,
         };
         // Boxed, because saving a letter applies a work as well.
@@ -482,14 +491,22 @@ impl<S: Source> Link<'_, S> {
         self.has_room_for_a_letter()?;
         let namespace = self.destination.server().namespace(kept.namespace).clone();
         let (id, message) = (kept.id.as_raw_bson_ref(), kept.message.as_str());
+        let (code, is_unnamed) = (kept.code, kept.is_unnamed);
         let letter =
-            DeadLetter { namespace: &namespace, id, code: kept.code, message, event: Some(event), cluster_time };
+            DeadLetter { namespace: &namespace, id, code, message, event: Some(event), cluster_time, is_unnamed };
         tracing::error!(
             link = %self.destination.link(), %namespace, id = %Told(kept.id.as_raw_bson_ref()), error = message,
             "change refused, kept as a dead letter"
         );
-        let ours = vec![dead_letters::park(self.destination.link(), &letter)];
-        self.apply(Work { ours, ..Work::empty(&Nowhere) }).await?;
+        let mut keeping = Keeping::AsItIs;
+        loop {
+            let ours = vec![dead_letters::park(self.destination.link(), &letter, keeping)];
+            match self.apply(Work { ours, ..Work::empty(&Nowhere) }).await {
+                Ok(_) => break,
+                Err(error) => keeping = keeping.after(&error).ok_or(error)?,
+            }
+            self.destination.abort().await;
+        }
         self.retries.add(key.clone(), Instant::now());
         self.has_parked(key, kept);
         Ok(())

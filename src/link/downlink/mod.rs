@@ -129,7 +129,7 @@ impl Source for HubSource {
     }
 
     async fn read(&mut self, wanted: &Wanted<'_>, _: &HashSet<Key>, time: Timestamp) -> Result<Vec<Snapshot>, Error> {
-        Ok(vec![read::documents_at(&self.server, wanted, time).await?])
+        Ok(vec![read::fitting_documents_at(&self.server, wanted, time).await?])
     }
 
     fn committed(&mut self, spoke: &Shared, commit: &Commit) -> Option<i64> {

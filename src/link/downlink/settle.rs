@@ -19,7 +19,8 @@ use crate::link::unsettled::Stage;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::dead_letters::{self, Kept};
 use crate::mongo::metadata::{self, foreign, unsettled};
-use crate::mongo::read::{self, Wanted, When};
+use crate::mongo::read::{self, Snapshot, Wanted, When};
+use crate::mongo::server::Server;
 use crate::rules::fields::Fields;
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
@@ -31,6 +32,9 @@ use crate::rules::step::{Step, Write, Zones};
 
 /// Documents decided together, at most.
 const DOCUMENTS: usize = 100;
+
+/// Bytes of versions seen after which no more are looked at, until some are decided.
+const SEEN_BYTES: usize = 32_000_000;
 
 /// The error code in the dead letter of a collision: `DuplicateKey`.
 const COLLISION: i32 = 11000;
@@ -56,24 +60,28 @@ impl Link<'_, HubSource> {
         if unsettled.is_empty() {
             return Ok(());
         }
-        let found = unsettled.of_stage(|stage| matches!(stage, Stage::Found), DOCUMENTS);
-        if !found.is_empty() {
+        if unsettled.seen_bytes() < SEEN_BYTES {
+            let found = unsettled.of_stage(|stage| matches!(stage, Stage::Found), DOCUMENTS);
             self.look_at(&found).await?;
         }
         let uplink = self.spoke.pair.carried(Direction::Uplink);
         let is_carried = |stage: &Stage| matches!(stage, Stage::Seen { at, .. } if uplink.has(*at));
         let due = self.spoke.pair.unsettled.of_stage(is_carried, DOCUMENTS);
-        if !due.is_empty() {
-            self.decide(due).await?;
-        }
-        Ok(())
+        self.decide(due).await
     }
 
     /// Reads the spoke's versions, and makes the spoke's cluster time go on, so that the uplink passes them soon.
-    async fn look_at(&mut self, found: &[(Key, RawBson, Stage)]) -> Result<(), Error> {
+    async fn look_at(&mut self, mut found: &[(Key, RawBson, Stage)]) -> Result<(), Error> {
+        if found.is_empty() {
+            return Ok(());
+        }
         let spoke = self.destination_server();
-        let wanted: Wanted<'_> = found.iter().map(|(key, id, _)| (key.clone(), id.as_raw_bson_ref())).collect();
-        let mut seen = read::documents(&spoke, &wanted, None, When::NotBefore(spoke.now().await?)).await?;
+        let mut seen = loop {
+            match read_fitting(&spoke, found).await {
+                Err(Error::TooMuch { fitting, .. }) => found = &found[..fitting],
+                seen => break seen?,
+            }
+        };
         spoke.tick().await?;
         for (key, ..) in found {
             let version = seen.documents.remove(key).flatten();
@@ -82,10 +90,19 @@ impl Link<'_, HubSource> {
         Ok(())
     }
 
-    async fn decide(&mut self, due: Vec<(Key, RawBson, Stage)>) -> Result<(), Error> {
+    async fn decide(&mut self, mut due: Vec<(Key, RawBson, Stage)>) -> Result<(), Error> {
+        if due.is_empty() {
+            return Ok(());
+        }
         let (hub, spoke) = (self.source.server.clone(), self.destination_server());
-        let wanted: Wanted<'_> = due.iter().map(|(key, id, _)| (key.clone(), id.as_raw_bson_ref())).collect();
-        let mut at_hub = read::documents(&hub, &wanted, None, When::NotBefore(hub.now().await?)).await?;
+        let mut at_hub = loop {
+            match read_fitting(&hub, &due).await {
+                Err(Error::TooMuch { fitting, .. }) => due.truncate(fitting),
+                at_hub => break at_hub?,
+            }
+        };
+        let ids: Vec<(Key, RawBson)> = due.iter().map(|(key, id, _)| (key.clone(), id.clone())).collect();
+        let wanted: Wanted<'_> = ids.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
         let foreign = foreign::among(&spoke, &wanted).await?;
         let left: HashSet<Zone> = self.checkpoint().left.iter().map(|part| part.zone.clone()).collect();
         let mut candidates = Vec::new();
@@ -194,6 +211,7 @@ impl Link<'_, HubSource> {
             later_changes: 0,
             is_fresh: true,
             is_deleted: false,
+            is_unnamed: false,
         };
         let mut event = rawdoc! { "operationType": "copy" };
         if let Some(document) = &candidate.hub {
@@ -258,6 +276,11 @@ impl Link<'_, HubSource> {
             _ => Version::Elsewhere,
         }
     }
+}
+
+async fn read_fitting(server: &Server, documents: &[(Key, RawBson, Stage)]) -> Result<Snapshot, Error> {
+    let wanted: Wanted<'_> = documents.iter().map(|(key, id, _)| (key.clone(), id.as_raw_bson_ref())).collect();
+    read::fitting_documents(server, &wanted, When::NotBefore(server.now().await?)).await
 }
 
 fn hub_name<'l>(link: &'l Link<'_, HubSource>, key: &Key) -> &'l crate::rules::names::Namespace {

@@ -1,13 +1,13 @@
 //! The hub's change stream with the facts for routing: the origin of each change, and the document's zone before and
 //! after.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use bson::Timestamp;
 use bson::raw::RawDocumentBuf;
 
-use super::routed::Routed;
+use super::routed::{Picks, Routed};
 use crate::mongo::error::Error;
 use crate::mongo::metadata::sessions::{Tag, Tags, moves_of, repair_of};
 use crate::mongo::read::{self, Snapshot, Wanted, When};
@@ -24,8 +24,10 @@ pub(in crate::link) struct Feed {
     hub: Server,
     tail: Tail,
     tags: Tags,
-    /// The tail's position.
+    /// The position of what was routed and of what comes next.
     at: Position,
+    /// The rest of replies of which only the first part was routed. It comes next.
+    rest: VecDeque<Reply>,
     /// The routes and left-out zones of the tail's selection; `None` after new tags.
     selected_by: Option<(Arc<Routes>, BTreeSet<Zone>)>,
 }
@@ -36,11 +38,21 @@ impl Feed {
         let tags = Tags::load(hub).await?;
         let without = BTreeSet::new();
         let tail = Tail::open(hub, Some(position), selection(&tags, &routes, &without)).await?;
-        Ok(Self { hub: hub.clone(), tail, tags, at: position.clone(), selected_by: Some((routes, without)) })
+        Ok(Self {
+            hub: hub.clone(),
+            tail,
+            tags,
+            at: position.clone(),
+            rest: VecDeque::new(),
+            selected_by: Some((routes, without)),
+        })
     }
 
     pub(in crate::link) async fn read(&mut self) -> Result<Reply, Error> {
-        let reply = self.tail.next().await?;
+        let reply = match self.rest.pop_front() {
+            Some(rest) => rest,
+            None => self.tail.next().await?,
+        };
         self.at = reply.end().clone();
         Ok(reply)
     }
@@ -57,6 +69,7 @@ impl Feed {
         if !self.selected_by.as_ref().is_some_and(is_same) || self.at != *place {
             let selection = selection(&self.tags, routes, without);
             if selection != *self.tail.selection() || self.at != *place {
+                self.rest.clear();
                 self.tail = Tail::open(&self.hub, Some(place), selection).await?;
             }
             self.selected_by = Some((routes.clone(), without.clone()));
@@ -64,13 +77,34 @@ impl Feed {
         self.read().await
     }
 
-    /// Routes a reply for all spokes, or for the spoke `only`.
+    /// Routes a reply for all spokes, or for the spoke `only`. Only its first part, if the documents to be read do not
+    /// fit into memory together: the rest comes next.
     pub(in crate::link) async fn route(
         &mut self,
-        reply: Reply,
+        mut reply: Reply,
         routes: &Arc<Routes>,
         only: Option<SpokeId>,
     ) -> Result<Routed, Error> {
+        loop {
+            match self.route_at_once(&reply, routes, only).await {
+                Ok((documents, read_at, picks)) => return Ok(Routed::new(reply, documents, read_at, routes, picks)),
+                Err(error) => {
+                    let Error::TooMuch { fitting, .. } = error else { return Err(error) };
+                    let (first, rest) = reply.split(fitting).ok_or(error)?;
+                    self.at = first.end().clone();
+                    self.rest.push_front(rest);
+                    reply = first;
+                }
+            }
+        }
+    }
+
+    async fn route_at_once(
+        &mut self,
+        reply: &Reply,
+        routes: &Arc<Routes>,
+        only: Option<SpokeId>,
+    ) -> Result<(Vec<Option<RawDocumentBuf>>, Timestamp, Picks), Error> {
         // All sessions are looked up first: otherwise a link's change could pass for an application's change.
         if self.tags.look_up(reply.events().filter_map(|event| event.session())).await? {
             self.selected_by = None;
@@ -107,11 +141,13 @@ impl Feed {
             }
             facts.push(stated);
         }
-        let Some(last) = reply.len().checked_sub(1) else { return Ok(Routed::position_only(reply, routes)) };
+        let Some(last) = reply.len().checked_sub(1) else {
+            return Ok((Vec::new(), reply.end().cluster_time(), vec![Vec::new(); routes.len()]));
+        };
         let last = reply.event(last).cluster_time();
         // Zones first: only documents with a receiving spoke are read whole.
-        find_zones(&self.hub, &reply, &mut facts, rules, last).await?;
-        let (documents, read_at) = read_documents(&self.hub, &reply, &mut facts, routes, only, last).await?;
+        find_zones(&self.hub, reply, &mut facts, rules, last).await?;
+        let (documents, read_at) = read_documents(&self.hub, reply, &mut facts, routes, only, last).await?;
         let mut picks = vec![Vec::new(); routes.len()];
         for (number, facts) in (0u32..).zip(facts) {
             let Some(facts) = facts else { continue };
@@ -121,7 +157,7 @@ impl Feed {
                 }
             });
         }
-        Ok(Routed::new(reply, documents, read_at, routes, picks))
+        Ok((documents, read_at, picks))
     }
 }
 
@@ -179,7 +215,11 @@ async fn read_documents(
     if missing.is_empty() {
         return Ok((Vec::new(), last));
     }
-    let Snapshot { at, documents: mut read } = read::documents_at(hub, &missing, last).await?;
+    let read = read::fitting_documents_at(hub, &missing, last).await;
+    let Snapshot { at, documents: mut read } = read.map_err(|error| match error {
+        Error::TooMuch { server, fitting } => Error::TooMuch { server, fitting: events_with(fitting, reply, &missing) },
+        error => error,
+    })?;
     let mut documents = Vec::new();
     let mut numbers: HashMap<Key, u32> = HashMap::new();
     for (event, facts) in reply.events().zip(facts) {
@@ -198,6 +238,16 @@ async fn read_documents(
         facts.was_read(number);
     }
     Ok((documents, at))
+}
+
+/// The number of the reply's first events that need no more than so many documents.
+fn events_with(documents: usize, reply: &Reply, missing: &Wanted<'_>) -> usize {
+    let mut needed = HashSet::new();
+    let fit = reply.events().take_while(|event| {
+        needed.extend(event.key().ok().filter(|key| missing.contains_key(key)));
+        needed.len() <= documents
+    });
+    fit.count()
 }
 
 /// The documents of the events with wanted facts.

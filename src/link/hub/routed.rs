@@ -36,12 +36,6 @@ impl Routed {
         Self { reply, documents, read_at, routes: routes.clone(), picks }
     }
 
-    /// A reply without events.
-    pub(super) fn position_only(reply: Reply, routes: &Arc<Routes>) -> Self {
-        let read_at = reply.end().cluster_time();
-        Self::new(reply, Vec::new(), read_at, routes, vec![Vec::new(); routes.len()])
-    }
-
     pub(in crate::link) fn picks(&self, spoke: SpokeId) -> &[(u32, Action)] {
         &self.picks[spoke]
     }

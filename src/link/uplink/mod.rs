@@ -127,7 +127,7 @@ impl Source for SpokeSource {
         let mut others: Wanted<'_> = wanted.clone();
         others.retain(|key, _| !unstamped.contains(key));
         if !others.is_empty() {
-            let mut snapshot = read::documents_at(&self.server, &others, time).await?;
+            let mut snapshot = read::fitting_documents_at(&self.server, &others, time).await?;
             unstamped.extend(self.take_unstamped(&mut snapshot));
             snapshots.push(snapshot);
         }
@@ -138,7 +138,7 @@ impl Source for SpokeSource {
             let stamped_at = self.stamper.stamp(wanted, &unstamped).await?;
             let mut stamped: Wanted<'_> = wanted.clone();
             stamped.retain(|key, _| unstamped.contains(key));
-            let mut snapshot = read::documents_at(&self.server, &stamped, stamped_at.max(time)).await?;
+            let mut snapshot = read::fitting_documents_at(&self.server, &stamped, stamped_at.max(time)).await?;
             unstamped = self.take_unstamped(&mut snapshot);
             snapshots.push(snapshot);
         }

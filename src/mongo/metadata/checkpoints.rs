@@ -12,7 +12,8 @@
 //! cluster_time             timestamp  cluster time of `token`, for people who look
 //! ahead                    array      { zone: string, until: timestamp }, see [`Checkpoint::ahead`]
 //! copied                   array      { ns: string, zone: string }, see [`Checkpoint::copied`]
-//! copying                  document   { ns: string, zone: string, after: any }; absent while no copy is unfinished
+//! copying                  document   { ns: string, zone: string, after: any }, with `after` as in
+//!                                     [`opaque::nested_id`]; absent while no copy is unfinished
 //! left                     array      { ns: string, zone: string }, see [`Checkpoint::left`]
 //! reconciling              string     `no`, `lost`, `asked`, `spoke_restored`, `hub_restored` or `restored_lost`, see
 //!                                     [`Reconciling`]
@@ -48,6 +49,7 @@ use super::{CHECKPOINTS, majority, raw};
 use crate::mongo::error::Error;
 use crate::mongo::server::{Server, first_batch};
 use crate::rules::names::{Direction, LinkName, Namespace, Zone};
+use crate::rules::opaque;
 use crate::rules::past::Restored;
 use crate::rules::position::Position;
 
@@ -232,7 +234,8 @@ pub(crate) fn save(link: &LinkName, sequence: i64, checkpoint: &Checkpoint) -> R
     let mut unset = Document::new();
     match &checkpoint.copying {
         Some(progress) => {
-            let after = Bson::try_from(progress.after.clone()).unwrap_or(Bson::Null);
+            let after = opaque::nested_id(progress.after.as_raw_bson_ref());
+            let after = Bson::try_from(after).unwrap_or(Bson::Null);
             let mut copying = part(&progress.part);
             copying.insert("after", after);
             set.insert("copying", copying);
@@ -368,7 +371,7 @@ fn read_part(saved: &Document) -> Option<Part> {
 }
 
 fn read_copying(saved: &Document) -> Option<CopiedUpTo> {
-    let after = raw(saved).get("after").ok()?.map(RawBson::from)?;
+    let after = opaque::id_of_nested(raw(saved).get("after").ok()??)?;
     Some(CopiedUpTo { part: read_part(saved)?, after })
 }
 

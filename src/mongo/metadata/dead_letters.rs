@@ -8,8 +8,9 @@
 //! reason               document   { code: int32, message: string }: the server's error
 //! parked_at            date       time of the refusal, by the process's clock
 //! is_fresh             bool       the change would have created the document: the destination never had it
+//! is_unnamed           bool       `_id.document` only stands for the `_id`, which cannot be carried; else absent
 //! event                document   refused change event, or { operationType: "copy" or "retry", … }; absent if larger
-//!                                 than 8,000,000 bytes
+//!                                 than 8,000,000 bytes, or if the server refuses it even as bytes
 //! event_omitted_bytes  int64      size of an event that is absent
 //! cluster_time         timestamp  cluster time of the change at the source; absent for copies and retries
 //! later_changes        int64      number of later changes of the document, which the link left out
@@ -58,7 +59,7 @@ const LARGEST_EVENT: usize = 8_000_000;
 const LARGEST_LATER_EVENT: usize = 16_000;
 
 /// Newest events of later changes kept with a letter.
-const LATER_EVENTS: i32 = 20;
+pub(crate) const LATER_EVENTS: usize = 20;
 
 /// A refused change, to be saved.
 #[derive(Debug)]
@@ -72,9 +73,34 @@ pub(crate) struct DeadLetter<'a> {
     pub(crate) event: Option<&'a RawDocumentBuf>,
     /// The cluster time of the change event; `None` for a copy.
     pub(crate) cluster_time: Option<Timestamp>,
+    /// The `_id` only stands for another one.
+    pub(crate) is_unnamed: bool,
 }
 
-pub(crate) fn park(link: &LinkName, letter: &DeadLetter<'_>) -> RawDocumentBuf {
+/// How a letter keeps its event. Should a server refuse the event as it is, the next way is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keeping {
+    /// As it is, or as bytes if it is nested too deeply.
+    AsItIs,
+    InBytes,
+    /// Only its size.
+    Size,
+}
+
+impl Keeping {
+    /// The way after this one, if this error is the server's refusal of the letter.
+    pub(crate) fn after(self, error: &Error) -> Option<Self> {
+        error.refusal()?;
+        match self {
+            Self::AsItIs => Some(Self::InBytes),
+            Self::InBytes => Some(Self::Size),
+            Self::Size => None,
+        }
+    }
+}
+
+/// The command that saves a letter.
+pub(crate) fn park(link: &LinkName, letter: &DeadLetter<'_>, keeping: Keeping) -> RawDocumentBuf {
     let mut set = rawdoc! {
         "zone": link.zone.as_str(),
         "reason": { "code": letter.code, "message": letter.message },
@@ -84,12 +110,19 @@ pub(crate) fn park(link: &LinkName, letter: &DeadLetter<'_>) -> RawDocumentBuf {
         set.append(cstr!("is_fresh"), event.get_str("operationType").is_ok_and(is_fresh));
     }
     match letter.event {
-        Some(event) if event.as_bytes().len() <= LARGEST_EVENT => set.append(cstr!("event"), opaque::storable(event)),
+        Some(event) if event.as_bytes().len() <= LARGEST_EVENT && keeping != Keeping::Size => {
+            let in_bytes = || RawBson::Document(opaque::in_bytes(event));
+            let kept = if keeping == Keeping::InBytes { in_bytes() } else { opaque::storable(event) };
+            set.append(cstr!("event"), kept);
+        }
         Some(event) => {
             let bytes = i64::try_from(event.as_bytes().len()).unwrap_or(i64::MAX);
             set.append(cstr!("event_omitted_bytes"), bytes);
         }
         None => {}
+    }
+    if letter.is_unnamed {
+        set.append(cstr!("is_unnamed"), true);
     }
     if let Some(time) = letter.cluster_time {
         set.append(cstr!("cluster_time"), time);
@@ -127,7 +160,7 @@ pub(crate) fn count_later(link: &LinkName, later: &[Later<'_>]) -> RawDocumentBu
             }
         }
         if !events.is_empty() {
-            update.append(cstr!("$push"), rawdoc! { "later_events": { "$each": kept, "$slice": -LATER_EVENTS } });
+            update.append(cstr!("$push"), rawdoc! { "later_events": { "$each": kept, "$slice": -i32::try_from(LATER_EVENTS).unwrap_or(i32::MAX) } });
         }
         updates.push(rawdoc! { "q": id(Some(link), namespace, *document), "u": update });
     }
@@ -170,6 +203,8 @@ pub(crate) struct Kept {
     /// The newest later change has deleted the document at the source. Known only while the letter keeps later events,
     /// or while the link runs.
     pub(crate) is_deleted: bool,
+    /// The `_id` only stands for another one, which cannot be carried.
+    pub(crate) is_unnamed: bool,
 }
 
 /// True for a refused change, as an event, that would have created the document.
@@ -212,7 +247,7 @@ pub(crate) async fn dropped_among(
 /// Letters without their events.
 fn letters(collection: &'static str) -> Kind<Kept> {
     let fields = doc! {
-        "reason": 1, "parked_at": 1, "later_changes": 1, "is_fresh": 1, "event.operationType": 1,
+        "reason": 1, "parked_at": 1, "later_changes": 1, "is_fresh": 1, "is_unnamed": 1, "event.operationType": 1,
         "later_events.operationType": 1,
     };
     Kind { collection, fields, read }
@@ -262,6 +297,7 @@ fn read(namespace: u16, saved: &Document) -> Option<(Key, Kept)> {
             let newest = later.last().and_then(Bson::as_document);
             newest.is_some_and(|event| event.get_str("operationType").is_ok_and(|kind| kind == "delete"))
         }),
+        is_unnamed: saved.get_bool("is_unnamed").unwrap_or(false),
         id,
     };
     Some((Key::new(namespace, kept.id.as_raw_bson_ref()), kept))
@@ -287,7 +323,16 @@ mod tests {
         let (namespace, message, cluster_time) = (namespace(), "no", Some(Timestamp { time: 5, increment: 6 }));
         upserted(&park(
             &link(),
-            &DeadLetter { namespace: &namespace, id: ID, code: 121, message, event: Some(event), cluster_time },
+            &DeadLetter {
+                namespace: &namespace,
+                id: ID,
+                code: 121,
+                message,
+                event: Some(event),
+                cluster_time,
+                is_unnamed: false,
+            },
+            Keeping::AsItIs,
         ))
     }
 

@@ -6,7 +6,7 @@
 //! edits  array     { ns: int32, id: any, fields: array of strings, may_add: bool }
 //!
 //! ns       number of the collection, by the order of the configuration
-//! id       `_id` of the document
+//! id       `_id` of the document, or as bytes, see [`opaque::nested_id`]
 //! fields   top-level fields that the edit touches; absent if the edit touches the whole document
 //! may_add  whether the edit may add a field, and so change the order of fields; absent if `fields` is absent
 //! ```
@@ -28,6 +28,7 @@ use crate::mongo::server::{Server, first_batch};
 use crate::rules::fields::Fields;
 use crate::rules::key::Key;
 use crate::rules::names::LinkName;
+use crate::rules::opaque;
 
 #[derive(Debug)]
 pub(crate) struct Edit {
@@ -53,7 +54,8 @@ impl Note {
     pub(crate) fn new(number: i64, edits: &[Edit]) -> Self {
         let mut array = RawArrayBuf::new();
         for edit in edits {
-            let mut saved = rawdoc! { "ns": i32::from(edit.key.namespace()), "id": edit.id.as_raw_bson_ref() };
+            let mut saved =
+                rawdoc! { "ns": i32::from(edit.key.namespace()), "id": opaque::nested_id(edit.id.as_raw_bson_ref()) };
             if let Fields::Some { names, may_add } = &edit.fields {
                 let names: RawArrayBuf = names.iter().map(|name| &**name).collect();
                 saved.append(bson::raw::cstr!("fields"), names);
@@ -158,7 +160,8 @@ fn read_edit(saved: &RawDocument) -> Option<(Key, Fields)> {
         Ok(array) => Fields::Some { names: names(array), may_add: saved.get_bool("may_add").unwrap_or(true) },
         Err(_) => Fields::All,
     };
-    Some((Key::new(namespace, saved.get("id").ok()??), fields))
+    let id = opaque::id_of_nested(saved.get("id").ok()??)?;
+    Some((Key::new(namespace, id.as_raw_bson_ref()), fields))
 }
 
 #[cfg(test)]

@@ -32,11 +32,12 @@ pub(crate) mod verifications;
 
 use std::time::Duration;
 
-use bson::raw::{RawDocumentBuf, cstr};
+use bson::raw::{RawArrayBuf, RawBsonRef, RawDocumentBuf, cstr};
 use bson::{Bson, DateTime, Document, doc};
 
 use super::error::{Error, codes};
 use super::server::{Server, first_batch};
+use crate::rules::size::MOST_COMMAND_BYTES;
 
 const CHECKPOINTS: &str = "checkpoints";
 const SESSIONS: &str = "sessions";
@@ -137,10 +138,45 @@ fn majority() -> Document {
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn run(server: &Server, doing: &'static str, command: &RawDocumentBuf) -> Result<(), Error> {
-    // Copies of documents may hold text that is no UTF-8.
-    let mut command = command.clone();
-    command.append(cstr!("writeConcern"), raw(&majority()));
-    server.run_raw(doing, &server.metadata(), command).await
+    for mut command in in_parts(command) {
+        command.append(cstr!("writeConcern"), raw(&majority()));
+        // Copies of documents may hold text that is no UTF-8.
+        server.run_raw(doing, &server.metadata(), command).await?;
+    }
+    Ok(())
+}
+
+/// The write command of this room in as many commands as its size needs. A command has its name first, and then its
+/// statements.
+pub(crate) fn in_parts(command: &RawDocumentBuf) -> Vec<RawDocumentBuf> {
+    parts(command, MOST_COMMAND_BYTES).unwrap_or_else(|| vec![command.clone()])
+}
+
+fn parts(command: &RawDocumentBuf, most_bytes: usize) -> Option<Vec<RawDocumentBuf>> {
+    if command.as_bytes().len() <= most_bytes {
+        return None;
+    }
+    let mut fields = command.iter_elements().flatten();
+    let (name, list) = (fields.next()?, fields.next()?);
+    let RawBsonRef::Array(statements) = list.value().ok()? else { return None };
+    let mut waiting = statements.into_iter().flatten().peekable();
+    let mut commands = Vec::new();
+    while let Some(first) = waiting.next() {
+        let mut part = RawArrayBuf::new();
+        part.push(first);
+        let fits = |part: &RawArrayBuf, next: &RawBsonRef<'_>| {
+            let next = next.as_document().map_or(0, |next| next.as_bytes().len());
+            part.as_bytes().len() + next <= most_bytes
+        };
+        while let Some(next) = waiting.next_if(|next| fits(&part, next)) {
+            part.push(next);
+        }
+        let mut command = RawDocumentBuf::new();
+        command.append(name.key(), name.value().ok()?);
+        command.append(list.key(), part);
+        commands.push(command);
+    }
+    Some(commands)
 }
 
 fn raw(document: &Document) -> RawDocumentBuf {
@@ -151,6 +187,26 @@ fn raw(document: &Document) -> RawDocumentBuf {
 fn ago(duration: Duration) -> DateTime {
     let milliseconds = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     DateTime::from_millis(DateTime::now().timestamp_millis().saturating_sub(milliseconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::rawdoc;
+
+    #[test]
+    fn a_command_that_is_too_large_becomes_several_of_the_same_statements() {
+        let statement = |number: i32| rawdoc! { "q": { "_id": number }, "limit": 1 };
+        let command = rawdoc! { "delete": TICKS, "deletes": [statement(1), statement(2), statement(3)] };
+        assert_eq!(in_parts(&command), [command.clone()]);
+        let of = |numbers: &[i32]| {
+            let statements: RawArrayBuf = numbers.iter().map(|number| statement(*number)).collect();
+            rawdoc! { "delete": TICKS, "deletes": statements }
+        };
+        let two = of(&[1, 2]).as_bytes().len();
+        assert_eq!(parts(&command, two), Some(vec![of(&[1, 2]), of(&[3])]));
+        assert_eq!(parts(&command, 1), Some(vec![of(&[1]), of(&[2]), of(&[3])]), "a statement is never left out");
+    }
 }
 
 #[cfg(test)]

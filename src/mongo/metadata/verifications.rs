@@ -3,10 +3,10 @@
 //! ```text
 //! _id        document  { run: string, spoke: string, ns: string, zone: string or null }, see [`PartName`]
 //! begun_at   date      time of the first save, by the process's clock
-//! after      any       last compared `_id`; absent before the first
+//! after      any       last compared `_id`, as in [`opaque::nested_id`]; absent before the first
 //! documents  int64     number of compared documents
 //! unreadable int64     number of documents left out, because their `_id` cannot be read
-//! suspects   array     `_id`s of documents that seemed to differ, to be examined again
+//! suspects   array     `_id`s of documents that seemed to differ, to be examined again, as in [`opaque::nested_id`]
 //! is_walked  bool      true once all documents of the part are compared
 //! ```
 //!
@@ -28,6 +28,7 @@ use super::{VERIFICATIONS, ago, delete_all, majority, raw};
 use crate::mongo::error::Error;
 use crate::mongo::server::{Server, first_batch};
 use crate::rules::names::{Namespace, Zone};
+use crate::rules::opaque;
 
 /// Time after which a part is compared again from the start.
 const STALE: Duration = Duration::from_secs(24 * 3_600);
@@ -76,10 +77,10 @@ pub(crate) async fn load(hub: &Server, part: &PartName) -> Result<Saved, Error> 
 
 fn read(saved: &Document) -> Saved {
     let whole = raw(saved);
-    let suspects = whole.get_array("suspects").ok().into_iter().flatten().flatten().map(RawBson::from);
+    let suspects = whole.get_array("suspects").ok().into_iter().flatten().flatten().filter_map(opaque::id_of_nested);
     let number = |name| saved.get_i64(name).ok().and_then(|number| u64::try_from(number).ok()).unwrap_or(0);
     Saved {
-        after: whole.get("after").ok().flatten().map(RawBson::from),
+        after: whole.get("after").ok().flatten().and_then(opaque::id_of_nested),
         documents: number("documents"),
         unreadable: number("unreadable"),
         suspects: suspects.collect(),
@@ -97,7 +98,7 @@ pub(crate) async fn save(hub: &Server, part: &PartName, saved: &Saved) -> Result
 }
 
 fn fields(saved: &Saved) -> Document {
-    let bson = |value: &RawBson| Bson::try_from(value.clone()).unwrap_or(Bson::Null);
+    let bson = |id: &RawBson| Bson::try_from(opaque::nested_id(id.as_raw_bson_ref())).unwrap_or(Bson::Null);
     let mut fields = doc! {
         "documents": i64::try_from(saved.documents).unwrap_or(i64::MAX),
         "unreadable": i64::try_from(saved.unreadable).unwrap_or(i64::MAX), "is_walked": saved.is_walked,

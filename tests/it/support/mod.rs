@@ -1,6 +1,7 @@
 //! Support for the tests: replica sets, the program between them, waits and comparisons.
 
 pub mod browser;
+pub mod bytes;
 pub mod events;
 pub mod site;
 

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bson::{Document, RawDocumentBuf, Timestamp, doc};
 use futures_util::TryStreamExt;
-use mongodb::{Client, Collection};
+use mongodb::options::IndexOptions;
+use mongodb::{Client, Collection, IndexModel};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use testbed::node::{Node, Options, free_port};
@@ -422,6 +423,13 @@ impl Site {
             self.at("DFW").find_one(doc! { "_id": id }).await.unwrap().is_some()
         })
         .await;
+    }
+
+    /// Lets the hub refuse two documents with the same value of `u`.
+    pub async fn refuse_the_same_u(&self) {
+        let options = IndexOptions::builder().unique(true).sparse(true).build();
+        let unique = IndexModel::builder().keys(doc! { "u": 1 }).options(options).build();
+        self.at(HUB).create_index(unique).await.unwrap();
     }
 
     /// A figure of the program's memory in kB, by its name in `/proc/…/status`.
