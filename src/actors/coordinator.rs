@@ -28,6 +28,9 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// The fan-out's actor name in log lines, and in the list of actors that did not stop in time.
 const FANOUT: &str = "hub/fanout";
 
+/// The answer to an operator between the two actors of a spoke whose configuration has changed.
+const RELOADING: &str = "it is being started with another configuration: try again";
+
 /// Sent by the fan-out at the end of the loop.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -346,12 +349,13 @@ impl Handler<ActOn> for Coordinator {
 
     fn handle(&mut self, ActOn { zone, action }: ActOn, _: &mut Self::Context) -> Self::Result {
         let spoke = self.spokes.get(&zone).cloned();
+        let is_configured = self.config.spokes.iter().any(|spoke| spoke.zone.as_str() == zone);
         // The future holds only the spoke's address, so the coordinator may handle other messages in the meantime.
         let acting = async move {
-            let Some(spoke) = spoke else { return Err(Refused::Unknown) };
-            match spoke.send(spoke::Act(action)).await {
+            let absent = || if is_configured { Refused::Senseless(RELOADING.to_owned()) } else { Refused::Unknown };
+            match spoke.ok_or_else(absent)?.send(spoke::Act(action)).await {
                 Ok(done) => done.map_err(Refused::Senseless),
-                Err(_) => Err(Refused::Unknown),
+                Err(_) => Err(absent()),
             }
         };
         Box::pin(acting.into_actor(self).map(move |done, coordinator, _| {
