@@ -198,7 +198,7 @@ mod tests {
     fn a_command_that_is_too_large_becomes_several_of_the_same_statements() {
         let statement = |number: i32| rawdoc! { "q": { "_id": number }, "limit": 1 };
         let command = rawdoc! { "delete": TICKS, "deletes": [statement(1), statement(2), statement(3)] };
-        assert_eq!(in_parts(&command), [command.clone()]);
+        assert_eq!(in_parts(&command), vec![command.clone()]);
         let of = |numbers: &[i32]| {
             let statements: RawArrayBuf = numbers.iter().map(|number| statement(*number)).collect();
             rawdoc! { "delete": TICKS, "deletes": statements }
