@@ -18,6 +18,9 @@ pub(crate) enum Inference {
     Decision,
     /// A live change of a server that was restored from a backup: the application has not seen the newer version.
     Restored,
+    /// A live change of a document of which the destination's own side had a change that was refused, and whose dead
+    /// letter an operator has dropped: the application has not seen that change.
+    Dropped,
     /// The end of a zone that the spoke no longer watches.
     Purge,
 }
@@ -42,6 +45,8 @@ impl Inference {
             (Self::Decision, true) => "the hub has deleted it, or moved it to a zone that the spoke does not hold",
             (Self::Restored, false) => "replaced by a change made at a restored server",
             (Self::Restored, true) => "deleted at a restored server",
+            (Self::Dropped, false) => "replaced, with a change whose dead letter was dropped",
+            (Self::Dropped, true) => "removed, with a change whose dead letter was dropped",
             (Self::Purge, _) => "in a zone that the spoke no longer watches",
         })
     }

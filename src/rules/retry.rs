@@ -1,4 +1,7 @@
-//! The retry of a change that the hub refused: the meaning of both sides' present versions.
+//! The retry of a change that the hub refused: the meaning of both sides' present versions, and whether the change is
+//! still in the document.
+
+use bson::raw::{RawBsonRef, RawDocument};
 
 /// The spoke's present version of the document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,9 +62,67 @@ pub(crate) fn retry(found: RefusedDocument) -> Retry {
     }
 }
 
+/// True if the document still has what the refused change, as an event, wrote. False if a link has replaced the
+/// document since, or if an application has overwritten the change.
+pub(crate) fn has(document: &RawDocument, event: &RawDocument) -> bool {
+    // An event that is nested too deeply is kept as bytes.
+    if let Some(event) = event.get_binary("bytes").ok().and_then(|binary| RawDocument::from_bytes(binary.bytes).ok()) {
+        return has(document, event);
+    }
+    if let Ok(whole) = event.get_document("fullDocument") {
+        return whole.as_bytes() == document.as_bytes();
+    }
+    let Ok(description) = event.get_document("updateDescription") else { return true };
+    let set = description.get_document("updatedFields").ok().into_iter().flatten();
+    let removed = description.get_array("removedFields").ok().into_iter().flatten();
+    set.into_iter().all(|field| field.is_ok_and(|(path, value)| at(document, path.as_str()) == Some(value)))
+        && removed
+            .into_iter()
+            .all(|path| path.is_ok_and(|path| path.as_str().is_some_and(|path| at(document, path).is_none())))
+}
+
+/// The value at a dotted path.
+fn at<'d>(document: &'d RawDocument, path: &str) -> Option<RawBsonRef<'d>> {
+    let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
+    let value = document.get(first).ok().flatten()?;
+    match (value, rest) {
+        (value, None) => Some(value),
+        (RawBsonRef::Document(inner), Some(rest)) => at(inner, rest),
+        // An array is a document with numbers as names.
+        (RawBsonRef::Array(inner), Some(rest)) => at(RawDocument::from_bytes(inner.as_bytes()).ok()?, rest),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bson::rawdoc;
+
+    #[test]
+    fn a_document_has_a_change_while_every_part_of_it_is_there() {
+        let document = rawdoc! { "_id": 1, "a": 1, "n": { "x": [1, { "y": 2 }] } };
+        let set = |fields: bson::RawDocumentBuf| rawdoc! { "updateDescription": { "updatedFields": fields } };
+        let removed = |path: &str| rawdoc! { "updateDescription": { "updatedFields": {}, "removedFields": [path] } };
+        let bytes = |event: bson::RawDocumentBuf| crate::rules::opaque::in_bytes(&event);
+        let table = [
+            (rawdoc! { "fullDocument": document.clone() }, true),
+            (rawdoc! { "fullDocument": { "_id": 1, "a": 2 } }, false),
+            (set(rawdoc! { "a": 1 }), true),
+            (set(rawdoc! { "a": 1_i64 }), false),
+            (set(rawdoc! { "a": 1, "b": 1 }), false),
+            (set(rawdoc! { "n.x.1.y": 2 }), true),
+            (set(rawdoc! { "n.x.1.y": 3 }), false),
+            (set(rawdoc! { "n.z": 1 }), false),
+            (removed("b"), true),
+            (removed("n.x"), false),
+            (rawdoc! { "operationType": "delete" }, true),
+        ];
+        for (event, expected) in table {
+            assert_eq!(has(&document, &event), expected, "{event:?}");
+            assert_eq!(has(&document, &bytes(event.clone())), expected, "as bytes: {event:?}");
+        }
+    }
 
     fn found(present: Present) -> RefusedDocument {
         RefusedDocument { present, never_accepted: true, is_deleted: false, is_same_zone: false, is_foreign: false }

@@ -244,7 +244,11 @@ impl Node {
         self.until("the node is primary", async || Ok(self.is_primary().await)).await
     }
 
-    pub(crate) async fn direct_client(&self) -> Result<Client> {
+    /// A new client that asks this server whatever it says of its replica set, and gives up after a second.
+    ///
+    /// # Errors
+    /// If the connection string is invalid.
+    pub async fn direct_client(&self) -> Result<Client> {
         let mut options =
             ClientOptions::parse(format!("mongodb://127.0.0.1:{}/?directConnection=true", self.port)).await?;
         options.server_selection_timeout = Some(Duration::from_secs(1));

@@ -441,3 +441,60 @@ async fn a_hand_over_to_a_watched_zone_that_crosses_a_hub_edit_ends_equal() {
     let handed_over = site.at(HUB).count_documents(doc! { "_pk": "HOU", "a": 3 }).await.unwrap();
     assert_eq!(handed_over, 20);
 }
+
+/// A site whose hub refuses a change of DFW's document `own`, which the hub has.
+async fn with_a_refused_change() -> Site {
+    let mut site = Site::shared(PAIR).await;
+    unique_index(&site, HUB).await;
+    site.at(HUB).insert_one(doc! { "_id": "taken", "_pk": "YARD", "key": 1 }).await.unwrap();
+    site.start().await;
+    site.at("DFW").insert_one(doc! { "_id": "own", "_pk": "DFW" }).await.unwrap();
+    site.assert_converged().await;
+    set(&site, "DFW", "own", doc! { "key": 1, "precious": true }).await;
+    eventually("the hub refuses it", async || letters(&site, HUB).await == 1).await;
+    site
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_whose_letter_was_dropped_is_set_aside_when_the_hub_moves_or_replaces_its_document() {
+    let site = with_a_refused_change().await;
+    assert!(site.command(&["dead-letters", "drop", "DFW"]).0);
+    eventually("it is dropped", async || letters(&site, HUB).await == 0).await;
+    let aside = site.own_collection("DFW", "set_aside");
+    let kept = doc! { "_id.document": "own", "document.precious": true };
+    site.at(HUB).replace_one(doc! { "_id": "own" }, doc! { "_pk": "DFW", "n": 1 }).await.unwrap();
+    eventually("it is replaced", async || {
+        find(&site, "DFW", "own").await.is_some_and(|own| own.contains_key("n") && !own.contains_key("precious"))
+    })
+    .await;
+    assert_eq!(aside.count_documents(kept.clone()).await.unwrap(), 1);
+    site.assert_converged().await;
+    let site = with_a_refused_change().await;
+    assert!(site.command(&["dead-letters", "drop", "DFW"]).0);
+    eventually("it is dropped", async || letters(&site, HUB).await == 0).await;
+    set(&site, HUB, "own", doc! { "_pk": "YARD" }).await;
+    eventually("it leaves", async || find(&site, "DFW", "own").await.is_none()).await;
+    let aside = site.own_collection("DFW", "set_aside");
+    assert_eq!(aside.count_documents(kept).await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_change_that_its_document_no_longer_has_is_set_aside_when_the_letter_ends() {
+    let mut site = with_a_refused_change().await;
+    // As by a version from the hub that was on its way: the letter holds back changes that come later.
+    site.stop().await;
+    let without = doc! { "$unset": { "key": "", "precious": "" } };
+    site.at("DFW").update_one(doc! { "_id": "own" }, without).await.unwrap();
+    site.at(HUB).delete_one(doc! { "_id": "taken" }).await.unwrap();
+    site.start().await;
+    assert!(site.command(&["dead-letters", "retry", "DFW"]).0);
+    eventually("the letter ends", async || letters(&site, HUB).await == 0).await;
+    site.assert_converged().await;
+    let aside = site.own_collection(HUB, "set_aside");
+    let kept = doc! { "_id.document": "own", "change.updateDescription.updatedFields.precious": true };
+    assert_eq!(aside.count_documents(kept).await.unwrap(), 1);
+    // What the document still has needs no copy.
+    set(&site, "DFW", "own", doc! { "key": 2 }).await;
+    site.assert_converged().await;
+    assert_eq!(aside.count_documents(doc! {}).await.unwrap(), 1);
+}

@@ -61,6 +61,15 @@ impl<S: Source> Link<'_, S> {
             let changed = work.steps.iter().map(|step| step.key.clone());
             work.inferred.extend(changed.map(|key| (key, Inference::Restored)));
         }
+        // Nor have applications at the hub seen a change that the hub refused, and whose letter was dropped.
+        if S::DIRECTION == Direction::Downlink && work.origin.is_live() {
+            let evidence = self.spoke.pair.evidence_of(Direction::Uplink);
+            if !evidence.is_empty() {
+                let is_dropped = |key: &&Key| evidence.get(*key).is_some_and(|letter| letter.is_dropped);
+                let dropped = work.steps.iter().map(|step| &step.key).filter(is_dropped);
+                work.inferred.extend(dropped.map(|key| (key.clone(), Inference::Dropped)));
+            }
+        }
         for unreadable in std::mem::take(&mut work.unreadable) {
             self.park_unreadable(&work, unreadable).await?;
         }

@@ -217,6 +217,9 @@ fn is_refusal(error: &Error) -> bool {
     }
 }
 
+/// The servers with a unique index.
+pub const UNIQUE_AT: [&str; 2] = [HUB, "HOU"];
+
 /// Creates a unique index over documents that have the field.
 pub async fn unique(collection: &Collection<Document>) -> Result<()> {
     let options = mongodb::options::IndexOptions::builder()

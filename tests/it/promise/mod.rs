@@ -24,12 +24,11 @@ use bson::{Document, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
 use testbed::node::Options;
 
-use self::applications::{Application, unique};
-use self::judge::{Finding, Rest};
+use self::applications::{Application, UNIQUE_AT, unique};
+use self::judge::{Finding, Loss, Rest};
 use self::log::Written;
 use self::operators::Operators;
 use self::programme::{Act, Programme, SITES, SPOKES, id};
-use super::support::site::HUB;
 use super::support::{Site, eventually};
 
 /// Seeds with the other tests.
@@ -53,6 +52,8 @@ struct Broken {
     log: Vec<Written>,
     acts: Vec<(u128, Act)>,
     rest: Rest,
+    /// What the program logged.
+    told: String,
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,17 +112,23 @@ async fn run(site: &mut Site, programme: &Programme) -> Option<Broken> {
     let begun = Instant::now();
     let log = applications::Log::new(Mutex::new(Vec::new()));
     let mut acts = Vec::new();
-    for name in [HUB, "HOU"] {
+    for name in UNIQUE_AT {
         unique(&site.at(name)).await.unwrap();
     }
-    let mut operators = Operators::of(site).await;
+    let mut operators = Operators::of(site, begun).await;
     site.start().await;
     for (number, phase) in programme.phases.iter().enumerate() {
+        operators.prepare(site, &phase.acts).await;
+        let mut direct = BTreeMap::new();
+        for name in SITES {
+            direct.insert(name, site.nodes[name].direct_client().await.unwrap());
+        }
         let applications = SITES.map(|name| {
+            let (client, namespace) = (direct[name].clone(), site.at(name).namespace());
             let application = Application {
                 site: name,
-                client: site.client(name).clone(),
-                collection: site.at(name),
+                collection: client.database(&namespace.db).collection(&namespace.coll),
+                client,
                 log: Arc::clone(&log),
                 begun,
             };
@@ -138,10 +145,10 @@ async fn run(site: &mut Site, programme: &Programme) -> Option<Broken> {
             application.await.unwrap();
         }
         operators.end(site).await;
-        let (findings, rest) = come_to_rest(site, &log).await;
+        let (findings, rest) = come_to_rest(site, &log, &operators.losses).await;
         if !findings.is_empty() {
             let log = log.lock().unwrap().clone();
-            return Some(Broken { findings, log, acts, rest });
+            return Some(Broken { findings, log, acts, rest, told: site.log() });
         }
     }
     site.kill();
@@ -149,7 +156,7 @@ async fn run(site: &mut Site, programme: &Programme) -> Option<Broken> {
 }
 
 /// Waits until every link streams and nothing is under way, and judges. A finding must last.
-async fn come_to_rest(site: &mut Site, log: &applications::Log) -> (Vec<Finding>, Rest) {
+async fn come_to_rest(site: &mut Site, log: &applications::Log, losses: &[Loss]) -> (Vec<Finding>, Rest) {
     for (zone, _) in site.topology() {
         site.program.as_ref().unwrap().post(&format!("/api/v1/spokes/{zone}/restart")).unwrap();
     }
@@ -169,7 +176,7 @@ async fn come_to_rest(site: &mut Site, log: &applications::Log) -> (Vec<Finding>
         })
         .await;
         site.settle().await;
-        let rest = read(site).await;
+        let rest = Rest { losses: losses.to_vec(), ..read(site).await };
         let findings = judge::judge(&log.lock().unwrap(), &rest);
         if findings.is_empty() || Instant::now() > deadline {
             return (findings, rest);
@@ -266,6 +273,9 @@ impl Broken {
             }
             for aside in self.rest.aside.iter().filter(|aside| judge::letter_id(aside).as_deref() == Some(document)) {
                 writeln!(text, "   set aside: {aside}").unwrap();
+            }
+            for line in self.told.lines().filter(|line| line.contains(&format!("\"{document}\""))) {
+                writeln!(text, "   told: {line}").unwrap();
             }
             for (site, letter) in &self.rest.letters {
                 if judge::letter_id(letter).as_deref() == Some(document) {

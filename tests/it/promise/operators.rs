@@ -1,13 +1,17 @@
 //! What operators do meanwhile, and what breaks.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bson::doc;
+use bson::{Document, RawDocumentBuf, doc};
+use futures_util::TryStreamExt;
+use mongodb::Collection;
 use nix::sys::signal::Signal;
 use testbed::process::Process;
 use testbed::proxy::{Proxy, Wire};
 
+use super::applications::{UNIQUE_AT, unique};
+use super::judge::{Loss, values_of};
 use super::programme::{Act, SITES};
 use crate::support::Site;
 use crate::support::site::HUB;
@@ -16,18 +20,31 @@ use crate::support::site::HUB;
 pub struct Operators {
     wires: BTreeMap<&'static str, Proxy>,
     repairs: Vec<Process>,
+    /// The beginning of the programme.
+    begun: Instant,
+    /// What servers have lost so far.
+    pub losses: Vec<Loss>,
 }
 
 impl Operators {
     /// Puts a wire between the program and each spoke.
-    pub async fn of(site: &mut Site) -> Self {
+    pub async fn of(site: &mut Site, begun: Instant) -> Self {
         let mut wires = BTreeMap::new();
         for spoke in SITES.into_iter().filter(|name| *name != HUB) {
             let wire = Proxy::to(site.nodes[spoke].port()).await.unwrap();
             site.reach(spoke, &wire.uri());
             wires.insert(spoke, wire);
         }
-        Self { wires, repairs: Vec::new() }
+        Self { wires, repairs: Vec::new(), begun, losses: Vec::new() }
+    }
+
+    /// Backs up the servers that these acts restore.
+    pub async fn prepare(&self, site: &mut Site, acts: &[(u64, Act)]) {
+        for name in SITES {
+            if acts.iter().any(|(_, act)| matches!(act, Act::Restore(restored) if *restored == name)) {
+                site.nodes.get_mut(name).unwrap().back_up().await.unwrap();
+            }
+        }
     }
 
     pub async fn act(&mut self, site: &mut Site, act: &Act) {
@@ -78,6 +95,7 @@ impl Operators {
                 let data = doc! { "failCommands": ["getMore"], "errorCode": 136, "appName": "spokesync" };
                 fail(site, name, 1, data).await;
             }
+            Act::DropCollection(name) | Act::Restore(name) | Act::Wipe(name) => self.lose(site, name, act).await,
             Act::Watch(spoke, watch, policy) => {
                 site.watch(spoke, watch);
                 site.on_unwatch(spoke, policy);
@@ -97,6 +115,42 @@ impl Operators {
                 self.repairs.push(site.begin(&["verify", "--repair"], &output));
             }
         }
+    }
+
+    /// A server loses what it has. The program stands still meanwhile, so that it is known what was there.
+    async fn lose(&mut self, site: &mut Site, name: &'static str, act: &Act) {
+        let signal = |site: &Site, signal| site.program.as_ref().unwrap().process().signal(signal).unwrap();
+        signal(site, Signal::SIGSTOP);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let from = self.begun.elapsed().as_millis();
+        let all = async |collection: Collection<Document>| -> Vec<RawDocumentBuf> {
+            let found = collection.clone_with_type::<RawDocumentBuf>().find(doc! {}).await.unwrap();
+            found.try_collect().await.unwrap()
+        };
+        let mut elsewhere = Vec::new();
+        for other in SITES.into_iter().filter(|other| *other != name) {
+            elsewhere.extend(all(site.at(other)).await);
+        }
+        let elsewhere = values_of(&elsewhere);
+        let mut only_here = values_of(&all(site.at(name)).await);
+        only_here.retain(|value| !elsewhere.contains(value));
+        if matches!(act, Act::DropCollection(_)) {
+            site.at(name).drop().await.unwrap();
+        } else {
+            // Copies of removed versions are lost with the disk.
+            for collection in ["set_aside", "dead_letters"] {
+                only_here.extend(values_of(&all(site.own_collection(name, collection)).await));
+            }
+            let node = site.nodes.get_mut(name).unwrap();
+            if matches!(act, Act::Restore(_)) { node.restore().await } else { node.wipe().await }.unwrap();
+        }
+        site.forget_client(name).await;
+        if UNIQUE_AT.contains(&name) {
+            unique(&site.at(name)).await.unwrap();
+        }
+        let until = self.begun.elapsed().as_millis();
+        self.losses.push(Loss { site: name, from, until, only_here });
+        signal(site, Signal::SIGCONT);
     }
 
     /// Ends every fault, and waits for repairs.

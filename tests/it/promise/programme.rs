@@ -77,6 +77,12 @@ pub enum Act {
     /// Commands of the program take this many milliseconds at the server.
     Slow(&'static str, u64),
     LoseHistory(&'static str),
+    /// The synced collection at a spoke is dropped, and created again.
+    DropCollection(&'static str),
+    /// A server gets back the disk that it had at the beginning of the phase.
+    Restore(&'static str),
+    /// A spoke's server loses its disk, and is set up again.
+    Wipe(&'static str),
     Watch(&'static str, Vec<&'static str>, &'static str),
     Pause(&'static str, u64),
     Post(&'static str, &'static str),
@@ -192,7 +198,7 @@ fn act(random: &mut StdRng) -> Act {
     let site = *SITES.choose(random).expect("there are some");
     let spoke = *SITES[1..].choose(random).expect("there are some");
     let moment = random.random_range(100..1_500);
-    match random.random_range(0..26) {
+    match random.random_range(0..30) {
         0..3 => Act::KillProgram,
         3..7 => Act::FreezeProgram(moment),
         7 => Act::FreezeServer(site, moment),
@@ -212,6 +218,9 @@ fn act(random: &mut StdRng) -> Act {
         22 => Act::Post(spoke, "restart"),
         23 => Act::RetryLetters(spoke),
         24 => Act::DropLetters(spoke),
+        25..27 => Act::DropCollection(spoke),
+        27 => Act::Restore(site),
+        28 => Act::Wipe(spoke),
         _ => Act::Repair,
     }
 }

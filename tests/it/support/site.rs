@@ -161,6 +161,12 @@ impl Site {
         self.uris.insert(zone.to_owned(), uri.to_owned());
     }
 
+    /// Makes a new client for a server: one that knew another replica set there takes the new one for an old member.
+    pub async fn forget_client(&mut self, name: &str) {
+        let client = Client::with_uri_str(self.nodes[name].uri()).await.unwrap();
+        self.clients.insert(name.to_owned(), client);
+    }
+
     /// Adds a spoke that has a reserved server.
     pub fn add(&mut self, zone: &str, watch: &[&str]) {
         let watch = watch.iter().map(|zone| (*zone).to_owned()).collect();
