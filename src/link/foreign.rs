@@ -21,7 +21,12 @@ use crate::rules::step::Step;
 
 /// The documents of a spoke's register in memory, possibly with others: saves a query for each document.
 #[derive(Debug, Default)]
-pub(super) struct Known(Mutex<Keys>);
+pub(super) struct Known {
+    keys: Mutex<Keys>,
+    /// Held while a document is read and registered, and during each transaction of the downlink: a live change may be
+    /// about another document than the one being registered.
+    turn: tokio::sync::Mutex<()>,
+}
 
 #[derive(Debug, Default)]
 struct Keys {
@@ -117,7 +122,12 @@ impl Known {
     }
 
     fn keys(&self) -> MutexGuard<'_, Keys> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no document is being registered. None is, until the result is dropped.
+    pub(super) async fn wait(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 }
 
@@ -134,6 +144,7 @@ pub(super) async fn register(
     }
     let wanted = wanted(documents, hub)?;
     let at_hub = read::documents(hub, &wanted, None, When::NotBefore(hub.now().await?)).await?.documents;
+    let turn = known.wait().await;
     let here = read::documents(spoke, &wanted, None, When::NotBefore(spoke.now().await?)).await?.documents;
     let version = |versions: &HashMap<Key, Option<RawDocumentBuf>>, key: &Key| versions.get(key).cloned().flatten();
     let zone = |document: Option<&RawDocumentBuf>| {
@@ -149,6 +160,8 @@ pub(super) async fn register(
         wanted.into_iter().filter(|(key, _)| version(&at_hub, key).as_ref() != documents.get(key)).collect();
     let replaced: Vec<_> = wanted.iter().filter(|(key, _)| is_replaced(key)).collect();
     let new: Vec<_> = wanted.iter().filter(|(key, _)| is_there(key)).collect();
+    known.add(new.iter().map(|(key, _)| (*key).clone()));
+    drop(turn);
     let versions = replaced.iter().filter_map(|(key, id)| {
         let content = Content::Document(documents.get(*key)?);
         Some(Aside { namespace: spoke.namespace(key.namespace()), id: **id, content, reason: REPLACED })
@@ -159,7 +172,6 @@ pub(super) async fn register(
     if new.is_empty() {
         return Ok(());
     }
-    known.add(new.iter().map(|(key, _)| (*key).clone()));
     let named: Vec<_> = new.iter().map(|(key, id)| (spoke.namespace(key.namespace()), **id)).collect();
     metadata::run(spoke, "registering foreign documents", &foreign::register(&named)).await
 }

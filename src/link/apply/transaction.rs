@@ -135,9 +135,16 @@ impl<S: Source> Link<'_, S> {
             steps.to_mut().retain(|step| !moved.strangers.contains_key(&step.key));
             foreign += moved.strangers.len();
         }
-        // A dead letter may have come since the work was made: then the hub's document is another one than the spoke's.
-        if S::DIRECTION == Direction::Downlink && batch.origin.is_live() {
-            let is_another = |step: &Step<'_>| spoke.pair.has_another(&step.key);
+        // A dead letter, or a foreign document, may have come since the work was made: then the hub's document is
+        // another one than the spoke's. None comes until the commit.
+        let is_live_downlink = S::DIRECTION == Direction::Downlink && batch.origin.is_live();
+        let _turn = if is_live_downlink { Some(spoke.pair.foreign.wait().await) } else { None };
+        if is_live_downlink {
+            let may_be_foreign = !spoke.pair.foreign.is_empty();
+            let is_foreign = |step: &Step<'_>| {
+                may_be_foreign && spoke.pair.foreign.holds(&step.key) && !batch.inferred.contains_key(&step.key)
+            };
+            let is_another = |step: &Step<'_>| spoke.pair.has_another(&step.key) || is_foreign(step);
             if steps.iter().any(is_another) {
                 to_settle.extend(ids_of(&steps, is_another));
                 steps.to_mut().retain(|step| !is_another(step));
