@@ -5,6 +5,8 @@
 //! deletions: the owner's documents win, and documents of the hub alone come down. Documents dropped at one side
 //! therefore come back from the other side.
 
+use std::collections::HashSet;
+
 use super::apply::mark::Mark;
 use super::lifecycle::Link;
 use super::source::Source;
@@ -61,10 +63,18 @@ impl<S: Source> Link<'_, S> {
         Ok(())
     }
 
-    /// Saves the identities of collections new to the link.
-    pub(super) async fn learn_collections(&mut self) -> Result<(), Error> {
+    /// Saves the identities of collections new to the link, after changes of documents in these collections.
+    pub(super) async fn learn_collections(&mut self, touched: &HashSet<u16>) -> Result<(), Error> {
         let (source, here) = (self.source.server().clone(), self.destination_server());
         let checkpoint = self.checkpoint();
+        let is_known = |namespace: &u16| {
+            let name = source.namespace(*namespace).to_string();
+            let is_in = |known: &[Identity]| known.iter().any(|known| known.namespace == name);
+            is_in(&checkpoint.collections) && is_in(&checkpoint.destination_collections)
+        };
+        if touched.iter().all(is_known) {
+            return Ok(());
+        }
         let (at_source, at_destination) = (checkpoint.collections.clone(), checkpoint.destination_collections.clone());
         let new_at_source = learnt(&source, &at_source).await?;
         let new_at_destination = learnt(&here, &at_destination).await?;

@@ -1,6 +1,7 @@
 //! The connection to one replica set. Every command has a time limit, and every error becomes an [`Error`] with a
 //! message for people.
 
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -275,17 +276,28 @@ impl Server {
     /// series have no change streams, a capped collection cannot be written in a transaction or read as of a cluster
     /// time, and a collection with a collation may call two `_id`s or two zones equal that change streams distinguish.
     pub(crate) async fn collections(&self) -> Result<Option<Vec<Option<[u8; 16]>>>, Error> {
-        let mut identities = Vec::new();
+        // One command for each database: a server may have hundreds of synced collections.
+        let mut databases: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for namespace in self.namespaces() {
-            let database = self.client.database(&namespace.database);
-            let command = doc! { "listCollections": 1, "filter": { "name": &namespace.collection } };
+            databases.entry(&namespace.database).or_default().push(&namespace.collection);
+        }
+        let mut listed: HashMap<(&str, String), Document> = HashMap::new();
+        for (name, collections) in databases {
+            let database = self.client.database(name);
+            let command = doc! { "listCollections": 1, "filter": { "name": { "$in": collections } } };
             let reply = match self.run("listing collections", &database, command).await {
                 Ok(reply) => reply,
                 // The UUIDs are not worth an additional privilege.
                 Err(error) if error.code() == Some(codes::UNAUTHORIZED) => return Ok(None),
                 Err(error) => return Err(error),
             };
-            let found = first_batch(&reply).next();
+            let found = first_batch(&reply)
+                .filter_map(|found| Some(((name, found.get_str("name").ok()?.to_owned()), found.clone())));
+            listed.extend(found);
+        }
+        let mut identities = Vec::new();
+        for namespace in self.namespaces() {
+            let found = listed.get(&(namespace.database.as_str(), namespace.collection.clone()));
             // Kinds of collections that cannot be synced.
             let options = found.and_then(|collection| collection.get_document("options").ok());
             let unusable = [

@@ -16,7 +16,7 @@ mod found;
 mod purge;
 mod two_way;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bson::Timestamp;
 use bson::raw::RawBson;
@@ -155,7 +155,7 @@ impl<S: Source> Link<'_, S> {
         let until = is_bound.then_some(latest.max(unsettled.latest()));
         tracing::info!(ns = part.namespace, zone = %job.zone, documents, differed = written, "copied");
         self.save(Some(Mark::Finished { part, until })).await?;
-        self.learn_collections().await?;
+        self.learn_collections(&HashSet::from([job.namespace])).await?;
         cell.end_copying();
         Ok(Ended::Done)
     }

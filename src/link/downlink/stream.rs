@@ -230,7 +230,7 @@ impl Link<'_, HubSource> {
             work.inferred.extend(own.map(|step| (step.key.clone(), Inference::Decision)));
         }
         self.apply(work).await?;
-        self.learn_collections().await?;
+        self.learn_collections(&changes.events.iter().map(|picked| picked.event().namespace()).collect()).await?;
         letters::show(self);
         Ok(())
     }

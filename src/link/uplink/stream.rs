@@ -139,7 +139,7 @@ impl Link<'_, SpokeSource> {
         self.wall_time = changes.events().filter_map(|event| event.wall_time()).last();
         let work = changes.work(&rules, &self.ahead).map_err(|error| self.source.server.malformed(error))?;
         self.apply(work).await?;
-        self.learn_collections().await?;
+        self.learn_collections(&changes.events().map(|event| event.namespace()).collect()).await?;
         letters::show(self);
         following.saved = Instant::now();
         Ok(end)
