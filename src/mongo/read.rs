@@ -26,37 +26,23 @@ pub(crate) struct Snapshot {
 /// Documents to read: `_id` by key.
 pub(crate) type Wanted<'a> = HashMap<Key, RawBsonRef<'a>>;
 
+/// Bytes of documents that are in memory together, at most; or one document.
+pub(crate) const FITTING_BYTES: usize = 32_000_000;
+
 /// Reads documents as of `time`, or the present documents if the server has no snapshot of that time. A server keeps
 /// snapshots for five minutes (`minSnapshotHistoryWindowInSeconds`), and has none from before the collection was
 /// created.
-pub(crate) async fn documents_at(server: &Server, wanted: &Wanted<'_>, time: Timestamp) -> Result<Snapshot, Error> {
-    at_or_after(server, wanted, time, usize::MAX).await
-}
-
-/// Bytes of documents that are in memory together, at most; or one document.
-const FITTING_BYTES: usize = 32_000_000;
-
-/// As [`documents_at`], if the documents fit into memory together.
 ///
 /// # Errors
-/// [`Error::TooMuch`] if they do not; other errors as [`documents_at`].
+/// [`Error::TooMuch`] if the documents do not fit into memory together; otherwise if the server does not answer.
 pub(crate) async fn fitting_documents_at(
     server: &Server,
     wanted: &Wanted<'_>,
     time: Timestamp,
 ) -> Result<Snapshot, Error> {
-    at_or_after(server, wanted, time, FITTING_BYTES).await
-}
-
-async fn at_or_after(
-    server: &Server,
-    wanted: &Wanted<'_>,
-    time: Timestamp,
-    most_bytes: usize,
-) -> Result<Snapshot, Error> {
-    match find_documents(server, wanted, None, When::At(time), most_bytes).await {
+    match find_documents(server, wanted, None, When::At(time), FITTING_BYTES).await {
         Err(error) if matches!(error.code(), Some(codes::SNAPSHOT_TOO_OLD | codes::SNAPSHOT_UNAVAILABLE)) => {
-            find_documents(server, wanted, None, When::NotBefore(time), most_bytes).await
+            fitting_documents(server, wanted, When::NotBefore(time)).await
         }
         result => result,
     }

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use bson::raw::RawDocument;
 use tokio_util::sync::CancellationToken;
 
 use super::examine::{self, Ids, Moment, Seen};
@@ -12,9 +11,7 @@ use super::wait::{self, Waited};
 use super::{Run, repair};
 use crate::mongo::error::Error;
 use crate::mongo::metadata::{dead_letters, foreign};
-use crate::rules::difference;
 use crate::rules::key::Key;
-use crate::rules::lookup;
 use crate::rules::names::Zone;
 use crate::rules::shown_id;
 
@@ -94,10 +91,10 @@ impl Part<'_> {
             let known = Known::load(self, &persisting.differing).await?;
             for (key, seen) in persisting.differing {
                 // A document in a zone held by the spoke is reported by the part of the zone.
-                if self.zone.is_none() && seen.hub.as_deref().is_some_and(|document| self.holds(document)) {
+                if self.zone.is_none() && seen.hub.as_ref().is_some_and(|version| version.is_held) {
                     continue;
                 }
-                let kind = self.kind(&key, &seen, &known);
+                let kind = Self::kind(&key, &seen, &known);
                 found.push((key, self.finding(&seen, kind), seen));
             }
         }
@@ -109,31 +106,26 @@ impl Part<'_> {
         Ok(())
     }
 
-    fn kind(&self, key: &Key, seen: &Seen, known: &Known) -> Kind {
-        let has_zone = |document: &RawDocument| lookup::value(document, self.hub.partition_key()).is_some();
-        let expected = seen.hub.as_deref().filter(|document| self.holds(document));
-        match (expected, seen.spoke.as_deref()) {
+    fn kind(key: &Key, seen: &Seen, known: &Known) -> Kind {
+        let expected = seen.hub.as_ref().filter(|version| version.is_held);
+        match (expected, &seen.spoke) {
             _ if known.parked.contains(key) => Kind::Parked,
             (_, None) => Kind::Missing,
-            (_, Some(document)) if !has_zone(document) => Kind::Unstamped,
+            (_, Some(version)) if !version.has_zone => Kind::Unstamped,
             (Some(_), Some(_)) => Kind::Different,
-            (None, Some(document)) if !self.holds(document) || known.foreign.contains(key) => Kind::Foreign,
+            (None, Some(version)) if !version.is_held || known.foreign.contains(key) => Kind::Foreign,
             (None, Some(_)) => Kind::Extra,
         }
     }
 
     fn finding(&self, seen: &Seen, kind: Kind) -> Finding {
-        let paths = match (&seen.hub, &seen.spoke) {
-            (Some(hub), Some(spoke)) => difference::paths(hub, spoke),
-            _ => Vec::new(),
-        };
         Finding {
             spoke: self.own.to_string(),
             ns: self.namespace_name(),
             zone: self.zone.map(Zone::to_string),
             id: shown_id::as_json(seen.id.as_raw_bson_ref()),
             kind,
-            paths,
+            paths: seen.paths.clone(),
             repair: None,
             repaired: false,
         }

@@ -61,8 +61,8 @@ struct Permission {
     dropped: HashSet<Key>,
 }
 
-fn way(part: &Part<'_>, (key, finding, seen): (&Key, &Finding, &Seen), permission: &Permission) -> Way {
-    let hub_has = seen.hub.as_deref().is_some_and(|document| part.holds(document));
+fn way((key, finding, seen): (&Key, &Finding, &Seen), permission: &Permission) -> Way {
+    let hub_has = seen.hub.as_ref().is_some_and(|version| version.is_held);
     let Permission { purge_foreign, may_remove, ref dropped } = *permission;
     match finding.kind {
         Kind::Parked => Way::None("the destination refuses the document: see `spokesync dead-letters`"),
@@ -70,7 +70,7 @@ fn way(part: &Part<'_>, (key, finding, seen): (&Key, &Finding, &Seen), permissio
             Way::None("an application wrote the document there: --purge-foreign removes it")
         }
         Kind::Unstamped if !hub_has => Way::Stamp,
-        Kind::Extra if part.is_own(seen.spoke.as_deref()) && seen.hub.is_none() => Way::Up,
+        Kind::Extra if seen.spoke.as_ref().is_some_and(|version| version.is_own) && seen.hub.is_none() => Way::Up,
         _ if dropped.contains(key) => Way::None("its dead letter was dropped: both sides keep what they have"),
         _ if !hub_has && !may_remove => {
             Way::None("the hub's collection was dropped or renamed: `spokesync run` copies it again")
@@ -91,7 +91,7 @@ pub(super) async fn repair(part: &Part<'_>, found: &mut [Found], run: &Run<'_>) 
     };
     let mut done: HashMap<Key, String> = HashMap::new();
     for wanted in [Way::Down, Way::Up, Way::Stamp] {
-        let ids = found.iter().filter(|(key, finding, seen)| way(part, (key, finding, seen), &permission) == wanted);
+        let ids = found.iter().filter(|(key, finding, seen)| way((key, finding, seen), &permission) == wanted);
         let ids: Vec<(Key, RawBson)> = ids.map(|(key, _, seen)| (key.clone(), seen.id.clone())).collect();
         for ids in ids.chunks(DOCUMENTS_PER_TRANSACTION) {
             let ids: Ids = ids.iter().cloned().collect();
@@ -117,7 +117,7 @@ pub(super) async fn repair(part: &Part<'_>, found: &mut [Found], run: &Run<'_>) 
     let is_told = left.under_way == 0 && left.unsettled == 0 && !stop.is_cancelled();
     // Every finding receives an outcome, including documents that kept changing or have no method of repair.
     for (key, finding, seen) in found.iter_mut() {
-        finding.repair = match (done.remove(key), way(part, (key, finding, seen), &permission)) {
+        finding.repair = match (done.remove(key), way((key, finding, seen), &permission)) {
             (Some(what), _) => {
                 finding.repaired = is_told && !left.differing.contains_key(key);
                 Some(what)
@@ -182,7 +182,16 @@ impl<'p> Mender<'p> {
                 if ids.is_empty() || stop.is_cancelled() {
                     break;
                 }
-                match self.transaction(&ids, way, stop).await? {
+                let outcome = match self.transaction(&ids, way, stop).await {
+                    Err(Error::TooMuch { fitting, .. }) => {
+                        self.repairer.give_up().await;
+                        let all: Vec<_> = ids.drain().collect();
+                        batches.extend(all.chunks(fitting).map(|some| some.iter().cloned().collect::<Ids>()));
+                        break;
+                    }
+                    outcome => outcome?,
+                };
+                match outcome {
                     Outcome::Done(some) => {
                         ids.retain(|key, _| !some.contains_key(key));
                         done.extend(some);
@@ -209,7 +218,7 @@ impl<'p> Mender<'p> {
     async fn transaction(&mut self, ids: &Ids, way: Way, stop: &CancellationToken) -> Result<Outcome, Error> {
         let wanted: Wanted<'_> = ids.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
         let now = self.server.now().await?;
-        let seen = read::documents(self.server, &wanted, None, When::NotBefore(now)).await?;
+        let seen = read::fitting_documents(self.server, &wanted, When::NotBefore(now)).await?;
         // The owner's changes up to the read must be at the hub, and for a repair at the spoke the hub's resulting
         // version must have come down.
         let moment = Moment::now(self.part).await?;
@@ -275,7 +284,7 @@ impl<'p> Mender<'p> {
         // The source at the link's exact position holds everything the link has carried, and nothing newer.
         let place = held.checkpoint().position.as_ref().map(|position| position.moment());
         let place = place.ok_or_else(|| server.unsuitable("a checkpoint has no position"))?;
-        let source = read::documents_at(source, &unchanged, place).await?;
+        let source = read::fitting_documents_at(source, &unchanged, place).await?;
         // Each write is restricted to the zone in which the destination holds the document.
         let (mut steps, mut aside) = (Vec::new(), Vec::new());
         let mut done = HashMap::new();

@@ -219,3 +219,23 @@ async fn a_spoke_can_be_paused_resumed_restarted_and_resynced() {
     site.assert_converged().await;
     assert!(!site.log().contains("link failed"), "a restart by an operator is not a failure");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configured_spoke_is_never_unknown_while_it_is_started_with_another_configuration() {
+    let mut site = Site::shared(TRIANGLE).await;
+    site.start().await;
+    let mut codes = std::collections::BTreeSet::new();
+    for round in 0..10 {
+        site.watch("HOU", if round % 2 == 0 { &["BOS"] } else { &["DFW"] });
+        site.write_config();
+        site.program.as_ref().unwrap().process().signal(nix::sys::signal::Signal::SIGHUP).unwrap();
+        for _ in 0..30 {
+            codes.insert(site.program.as_ref().unwrap().post("/api/v1/spokes/HOU/restart").unwrap().0);
+        }
+    }
+    codes.remove(&202);
+    codes.remove(&409);
+    assert!(codes.is_empty(), "{codes:?}");
+    site.ready().await;
+    site.assert_converged().await;
+}

@@ -1,7 +1,10 @@
 //! Documents at the limits of what a server holds: large, deep, with unreadable text, and `_id`s of every shape. Each
 //! is carried or becomes a dead letter, and holds up nobody.
 
+use bson::spec::BinarySubtype;
 use bson::{Binary, Document, RawDocumentBuf, Timestamp, doc, rawdoc};
+
+use testbed::node::Options;
 
 use super::support::bytes::{document, element, insert_raw, text};
 use super::support::site::{HUB, TRIANGLE, Topology};
@@ -19,7 +22,7 @@ fn with_long_paths(id: &str, value: i32) -> Document {
 fn as_large_as_can_be(id: &str) -> Document {
     const MOST: usize = 16 * 1_024 * 1_024;
     let with = |bytes: usize| {
-        let bytes = bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes: vec![7; bytes] };
+        let bytes = Binary { subtype: BinarySubtype::Generic, bytes: vec![7; bytes] };
         doc! { "_id": id.repeat(6_000 / id.len()), "_pk": "HOU", "bytes": bytes }
     };
     let empty = bson::serialize_to_vec(&with(0)).unwrap().len();
@@ -184,6 +187,15 @@ async fn a_document_whose_id_is_too_large_for_an_event_becomes_a_dead_letter_and
     assert_eq!(site.at("HOU").count_documents(doc! { "large": { "$exists": true } }).await.unwrap(), 3);
 }
 
+/// A site whose hub refuses documents with `u: 1`, because another document has it.
+async fn refusing() -> Site {
+    let mut site = Site::shared(PAIR).await;
+    site.refuse_the_same_u().await;
+    site.start().await;
+    site.at(HUB).insert_one(doc! { "_id": "holder", "_pk": "NOBODY", "u": 1 }).await.unwrap();
+    site
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_that_quotes_text_that_is_no_utf8_becomes_a_dead_letter_and_heals() {
     let mut site = Site::shared(PAIR).await;
@@ -206,10 +218,7 @@ async fn a_refusal_that_quotes_text_that_is_no_utf8_becomes_a_dead_letter_and_he
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_document_that_is_nested_deeply_becomes_a_dead_letter() {
-    let mut site = Site::shared(PAIR).await;
-    site.refuse_the_same_u().await;
-    site.start().await;
-    site.at(HUB).insert_one(doc! { "_id": "holder", "_pk": "NOBODY", "u": 1 }).await.unwrap();
+    let site = refusing().await;
     for levels in [100, 170, 179] {
         insert_raw(&site, "HOU", deep(&format!("{levels}"), levels)).await;
     }
@@ -220,10 +229,7 @@ async fn a_refused_document_that_is_nested_deeply_becomes_a_dead_letter() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn depth_behind_a_name_that_is_no_utf8_keeps_no_refused_document_from_becoming_a_dead_letter() {
-    let mut site = Site::shared(PAIR).await;
-    site.refuse_the_same_u().await;
-    site.start().await;
-    site.at(HUB).insert_one(doc! { "_id": "holder", "_pk": "NOBODY", "u": 1 }).await.unwrap();
+    let site = refusing().await;
     let n = deep("", 179).get_document("n").unwrap().as_bytes().to_vec();
     let first = [text("_id", b"behind a name"), text("_pk", b"HOU"), element(0x10, b"u", &1_i32.to_le_bytes())];
     let bad = element(0x10, b"\xff", &1_i32.to_le_bytes());
@@ -263,10 +269,7 @@ fn awkward_ids() -> Vec<Vec<u8>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_of_any_shape_is_carried_refused_healed_and_registered_like_others() {
-    let mut site = Site::shared(PAIR).await;
-    site.refuse_the_same_u().await;
-    site.start().await;
-    site.at(HUB).insert_one(doc! { "_id": "holder", "_pk": "NOBODY", "u": 1 }).await.unwrap();
+    let mut site = refusing().await;
     let of = |id: &Vec<u8>, zone: &str, u: i32| {
         document(&[id.clone(), text("_pk", zone.as_bytes()), element(0x10, b"u", &u.to_le_bytes())])
     };
@@ -335,12 +338,7 @@ async fn an_empty_timestamp_behind_a_name_that_is_no_utf8_stays_empty() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_key_of_many_megabytes_stops_no_stream() {
     let mut site = Site::shared(PAIR).await;
-    for name in [HUB, "HOU"] {
-        let collection = site.at(name);
-        let database = site.client(name).database(&collection.namespace().db);
-        let options = doc! { "create": collection.name(), "changeStreamPreAndPostImages": { "enabled": true } };
-        database.run_command(options).await.unwrap();
-    }
+    site.keep_pre_images(&[HUB, "HOU"]).await;
     site.start().await;
     for name in [HUB, "HOU"] {
         let key = |letter: &str| letter.repeat(9_000_000);
@@ -369,7 +367,7 @@ async fn large_documents_that_change_together_do_not_stand_in_memory_together() 
     let mut site = Site::shared(PAIR).await;
     site.start().await;
     let large = |id: i32| {
-        let bytes = Binary { subtype: bson::spec::BinarySubtype::Generic, bytes: vec![7; 12_000_000] };
+        let bytes = Binary { subtype: BinarySubtype::Generic, bytes: vec![7; 12_000_000] };
         doc! { "_id": id, "_pk": "HOU", "in": { "0": 1 }, "bytes": bytes }
     };
     for id in 0..DOCUMENTS {
@@ -389,10 +387,7 @@ async fn large_documents_that_change_together_do_not_stand_in_memory_together() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_later_changes_of_a_refused_document_fit_into_its_letter() {
-    let mut site = Site::shared(PAIR).await;
-    site.refuse_the_same_u().await;
-    site.start().await;
-    site.at(HUB).insert_one(doc! { "_id": "holder", "_pk": "NOBODY", "u": 1 }).await.unwrap();
+    let site = refusing().await;
     site.at("HOU").insert_one(doc! { "_id": "refused", "_pk": "HOU", "u": 1 }).await.unwrap();
     eventually("it is a dead letter", async || site.spoke_status("HOU")["dead_letters"] == 1).await;
     site.in_one_batch(async || {
@@ -408,4 +403,21 @@ async fn many_later_changes_of_a_refused_document_fit_into_its_letter() {
     assert_eq!(letter.get_array("later_events").unwrap().len(), 20);
     assert_eq!(letter.get_i64("later_changes").unwrap(), 2_000);
     assert!(!site.log().contains("link failed"), "{}", site.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_goes_on_although_the_search_for_a_large_id_fails() {
+    const MAX_TIME_EXPIRED: i32 = 50;
+    let mut site = Site::own(PAIR, Options::default()).await;
+    site.start().await;
+    site.arrives_from_houston("before").await;
+    let data = doc! {
+        "failCommands": ["find"], "namespace": site.at("HOU").namespace().to_string(), "errorCode": MAX_TIME_EXPIRED,
+        "appName": "spokesync",
+    };
+    let point = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data };
+    site.nodes["HOU"].admin(point).await.unwrap();
+    insert_raw(&site, "HOU", with_large_id("x", 5, "HOU")).await;
+    site.arrives_from_houston("behind it").await;
+    assert!(site.log().contains("documents with a large _id are not found"), "{}", site.log());
 }

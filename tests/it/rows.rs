@@ -16,12 +16,7 @@ async fn triangle() -> Site {
 /// A site whose collections keep pre-images.
 async fn triangle_with_pre_images() -> Site {
     let mut site = Site::shared(TRIANGLE).await;
-    for name in ALL {
-        let collection = site.at(name);
-        let database = site.client(name).database(&collection.namespace().db);
-        let options = doc! { "create": collection.name(), "changeStreamPreAndPostImages": { "enabled": true } };
-        database.run_command(options).await.unwrap();
-    }
+    site.keep_pre_images(&ALL).await;
     site.start().await;
     site
 }

@@ -26,12 +26,18 @@ async fn find(site: &Site, name: &str, id: &str) -> Option<Document> {
     site.at(name).find_one(doc! { "_id": id }).await.unwrap()
 }
 
-/// A site whose hub refuses the insert of DFW's document `own`, because another document has the key already.
-async fn with_a_refused_insert() -> Site {
+/// A site whose hub has the key 1 already.
+async fn with_a_taken_key() -> Site {
     let mut site = Site::shared(PAIR).await;
     unique_index(&site, HUB).await;
     site.at(HUB).insert_one(doc! { "_id": "taken", "_pk": "YARD", "key": 1 }).await.unwrap();
     site.start().await;
+    site
+}
+
+/// A site whose hub refuses the insert of DFW's document `own`, because another document has the key already.
+async fn with_a_refused_insert() -> Site {
+    let site = with_a_taken_key().await;
     site.at("DFW").insert_one(doc! { "_id": "own", "_pk": "DFW", "key": 1 }).await.unwrap();
     eventually("the hub refuses it", async || letters(&site, HUB).await == 1).await;
     site
@@ -111,10 +117,7 @@ async fn a_letter_heals_by_itself_when_its_reason_is_gone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_change_is_not_overwritten_at_its_source() {
-    let mut site = Site::shared(PAIR).await;
-    unique_index(&site, HUB).await;
-    site.at(HUB).insert_one(doc! { "_id": "taken", "_pk": "YARD", "key": 1 }).await.unwrap();
-    site.start().await;
+    let site = with_a_taken_key().await;
     site.at("DFW").insert_one(doc! { "_id": "own", "_pk": "DFW", "n": { "a": 0 } }).await.unwrap();
     site.settle().await;
     set(&site, "DFW", "own", doc! { "key": 1, "price": 42 }).await;
@@ -353,9 +356,7 @@ async fn what_a_link_removed_is_listed_shown_and_restored() {
     })
     .await;
     let all = async || -> Vec<serde_json::Value> {
-        let (is_well, text) = site.command(&["set-aside", "list", "--json"]);
-        assert!(is_well, "{text}");
-        serde_json::from_str(&text).unwrap()
+        serde_json::from_str(&site.command_code(&["set-aside", "list", "--json"]).1).unwrap()
     };
     eventually("the change that came too late is set aside", async || !all().await.is_empty()).await;
     site.assert_converged().await;
@@ -444,10 +445,7 @@ async fn a_hand_over_to_a_watched_zone_that_crosses_a_hub_edit_ends_equal() {
 
 /// A site whose hub refuses a change of DFW's document `own`, which the hub has.
 async fn with_a_refused_change() -> Site {
-    let mut site = Site::shared(PAIR).await;
-    unique_index(&site, HUB).await;
-    site.at(HUB).insert_one(doc! { "_id": "taken", "_pk": "YARD", "key": 1 }).await.unwrap();
-    site.start().await;
+    let site = with_a_taken_key().await;
     site.at("DFW").insert_one(doc! { "_id": "own", "_pk": "DFW" }).await.unwrap();
     site.assert_converged().await;
     set(&site, "DFW", "own", doc! { "key": 1, "precious": true }).await;

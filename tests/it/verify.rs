@@ -395,3 +395,27 @@ async fn a_running_process_verifies_on_request_and_shows_the_result() {
     .await;
     site.assert_converged().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_documents_that_differ_are_compared_and_repaired_a_few_at_a_time() {
+    const DOCUMENTS: i32 = 4;
+    let mut site = Site::shared(TRIANGLE).await;
+    site.start().await;
+    let large = |id: i32, n: i32| {
+        let bytes = Binary { subtype: BinarySubtype::Generic, bytes: vec![7; 12_000_000] };
+        doc! { "_id": id, "_pk": "DFW", "n": n, "bytes": bytes }
+    };
+    let mut hidden = Hidden::at(&site, "HOU").await;
+    for id in 0..DOCUMENTS {
+        site.at("DFW").insert_one(large(id, 0)).await.unwrap();
+        site.settle().await;
+        hidden.put(large(id, 1)).await;
+    }
+    let program = site.program.as_ref().unwrap();
+    assert_eq!(program.post_json("/api/v1/verify", &json!({ "spoke": "HOU", "repair": true })).unwrap().0, 202);
+    eventually("the verification is done", async || site.status()["verification"]["state"] == "done").await;
+    let told = program.get("/api/v1/verify").unwrap().1;
+    assert_eq!(told["repaired"].as_u64(), u64::try_from(DOCUMENTS).ok(), "{told:#}");
+    assert!(told["findings"].as_array().unwrap().iter().all(|found| found["paths"] == json!(["n"])), "{told:#}");
+    site.assert_converged().await;
+}

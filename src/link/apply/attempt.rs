@@ -6,7 +6,7 @@ use std::ops::Range;
 use bson::Timestamp;
 use bson::raw::CStr;
 
-use crate::mongo::read::{Snapshot, Wanted};
+use crate::mongo::read::{FITTING_BYTES, Snapshot, Wanted};
 use crate::rules::key::Key;
 use crate::rules::ladder::Rung;
 use crate::rules::lookup;
@@ -29,9 +29,6 @@ impl Brought {
         self.reads.documents.extend(snapshot.documents);
     }
 }
-
-/// Bytes of documents kept from one batch to the next, at most.
-const MOST_BYTES: usize = 32_000_000;
 
 /// The present attempt at a work. The first attempt tries all steps, in the fastest way.
 pub(super) struct Attempt {
@@ -79,7 +76,7 @@ impl Attempt {
     /// Forgets the content of the documents read if it takes much memory. Later steps of the documents read them again.
     pub(super) fn forget_much(&mut self) {
         let bytes: usize = self.reads.documents.values().flatten().map(|document| document.as_bytes().len()).sum();
-        if bytes > MOST_BYTES {
+        if bytes > FITTING_BYTES {
             self.to_read_whole.extend(self.reads.documents.drain().map(|(key, _)| key));
         }
     }

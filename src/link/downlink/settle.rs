@@ -19,7 +19,7 @@ use crate::link::unsettled::Stage;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::dead_letters::{self, Kept};
 use crate::mongo::metadata::{self, foreign, unsettled};
-use crate::mongo::read::{self, Snapshot, Wanted, When};
+use crate::mongo::read::{self, FITTING_BYTES, Snapshot, Wanted, When};
 use crate::mongo::server::Server;
 use crate::rules::fields::Fields;
 use crate::rules::inference::Inference;
@@ -32,9 +32,6 @@ use crate::rules::step::{Step, Write, Zones};
 
 /// Documents decided together, at most.
 const DOCUMENTS: usize = 100;
-
-/// Bytes of versions seen after which no more are looked at, until some are decided.
-const SEEN_BYTES: usize = 32_000_000;
 
 /// The error code in the dead letter of a collision: `DuplicateKey`.
 const COLLISION: i32 = 11000;
@@ -60,9 +57,10 @@ impl Link<'_, HubSource> {
         if unsettled.is_empty() {
             return Ok(());
         }
-        if unsettled.seen_bytes() < SEEN_BYTES {
+        // Versions that were seen stay in memory until the decision.
+        if unsettled.seen_bytes() < FITTING_BYTES {
             let found = unsettled.of_stage(|stage| matches!(stage, Stage::Found), DOCUMENTS);
-            self.look_at(&found).await?;
+            self.look_at(found).await?;
         }
         let uplink = self.spoke.pair.carried(Direction::Uplink);
         let is_carried = |stage: &Stage| matches!(stage, Stage::Seen { at, .. } if uplink.has(*at));
@@ -71,36 +69,26 @@ impl Link<'_, HubSource> {
     }
 
     /// Reads the spoke's versions, and makes the spoke's cluster time go on, so that the uplink passes them soon.
-    async fn look_at(&mut self, mut found: &[(Key, RawBson, Stage)]) -> Result<(), Error> {
+    async fn look_at(&mut self, mut found: Vec<Waiting>) -> Result<(), Error> {
         if found.is_empty() {
             return Ok(());
         }
         let spoke = self.destination_server();
-        let mut seen = loop {
-            match read_fitting(&spoke, found).await {
-                Err(Error::TooMuch { fitting, .. }) => found = &found[..fitting],
-                seen => break seen?,
-            }
-        };
+        let mut seen = read_fitting(&spoke, &mut found).await?;
         spoke.tick().await?;
-        for (key, ..) in found {
+        for (key, ..) in &found {
             let version = seen.documents.remove(key).flatten();
             self.spoke.pair.unsettled.advance(key, Stage::Seen { at: seen.at, version });
         }
         Ok(())
     }
 
-    async fn decide(&mut self, mut due: Vec<(Key, RawBson, Stage)>) -> Result<(), Error> {
+    async fn decide(&mut self, mut due: Vec<Waiting>) -> Result<(), Error> {
         if due.is_empty() {
             return Ok(());
         }
         let (hub, spoke) = (self.source.server.clone(), self.destination_server());
-        let mut at_hub = loop {
-            match read_fitting(&hub, &due).await {
-                Err(Error::TooMuch { fitting, .. }) => due.truncate(fitting),
-                at_hub => break at_hub?,
-            }
-        };
+        let mut at_hub = read_fitting(&hub, &mut due).await?;
         let ids: Vec<(Key, RawBson)> = due.iter().map(|(key, id, _)| (key.clone(), id.clone())).collect();
         let wanted: Wanted<'_> = ids.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
         let foreign = foreign::among(&spoke, &wanted).await?;
@@ -278,9 +266,18 @@ impl Link<'_, HubSource> {
     }
 }
 
-async fn read_fitting(server: &Server, documents: &[(Key, RawBson, Stage)]) -> Result<Snapshot, Error> {
-    let wanted: Wanted<'_> = documents.iter().map(|(key, id, _)| (key.clone(), id.as_raw_bson_ref())).collect();
-    read::fitting_documents(server, &wanted, When::NotBefore(server.now().await?)).await
+/// A document that waits for its decision.
+type Waiting = (Key, RawBson, Stage);
+
+/// Reads documents, and leaves only those in the list that fit into memory together.
+async fn read_fitting(server: &Server, documents: &mut Vec<Waiting>) -> Result<Snapshot, Error> {
+    loop {
+        let wanted: Wanted<'_> = documents.iter().map(|(key, id, _)| (key.clone(), id.as_raw_bson_ref())).collect();
+        match read::fitting_documents(server, &wanted, When::NotBefore(server.now().await?)).await {
+            Err(Error::TooMuch { fitting, .. }) => documents.truncate(fitting),
+            read => return read,
+        }
+    }
 }
 
 fn hub_name<'l>(link: &'l Link<'_, HubSource>, key: &Key) -> &'l crate::rules::names::Namespace {

@@ -2,6 +2,8 @@
 //! the links share them. Those of a link and a collection follow each other in the order of `_id`, because `link` and
 //! `ns` come first.
 
+use std::collections::HashSet;
+
 use bson::raw::{RawBson, RawBsonRef, RawDocumentBuf, cstr};
 use bson::{Bson, Document, doc, rawdoc};
 
@@ -36,7 +38,6 @@ pub(super) fn named(namespace: u16, saved: &Document) -> Option<(Key, RawBson)> 
 }
 
 /// One of our own collections, as it is read.
-#[derive(Clone)]
 pub(super) struct Kind<T> {
     pub(super) collection: &'static str,
     /// The fields that are read.
@@ -46,29 +47,6 @@ pub(super) struct Kind<T> {
 }
 
 impl<T> Kind<T> {
-    /// Our documents about these documents.
-    ///
-    /// # Errors
-    /// If the server does not answer.
-    pub(super) async fn among(
-        &self,
-        server: &Server,
-        link: Option<&LinkName>,
-        wanted: &Wanted<'_>,
-    ) -> Result<Vec<(Key, T)>, Error> {
-        let mut found = Vec::new();
-        for (number, namespace) in (0u16..).zip(server.namespaces()) {
-            let here = wanted.iter().filter(|(key, _)| key.namespace() == number);
-            let ids = here.filter_map(|(_, document)| {
-                let query = Document::try_from(id(link, namespace, *document)).ok()?;
-                query.get_document("_id").ok().cloned()
-            });
-            let saved = by_ids(server, self.collection, ids.collect(), self.fields.clone()).await?;
-            found.extend(saved.iter().filter_map(|saved| (self.read)(number, saved)));
-        }
-        Ok(found)
-    }
-
     /// All of our documents of a link, or of all links, a page at a time.
     pub(super) fn pages<'s>(self, server: &'s Server, link: Option<&'s LinkName>) -> Pages<'s, T> {
         Pages { server, link, kind: self, namespace: 0, after: None }
@@ -123,16 +101,35 @@ fn range(link: Option<&LinkName>, namespace: &Namespace) -> Document {
     doc! { "_id": { "$gt": bound(Bson::MinKey), "$lt": bound(Bson::MaxKey) } }
 }
 
+/// Those of these documents about which the collection has a document.
+///
+/// # Errors
+/// If the server does not answer.
+pub(super) async fn among(
+    server: &Server,
+    collection: &str,
+    link: Option<&LinkName>,
+    wanted: &Wanted<'_>,
+) -> Result<HashSet<Key>, Error> {
+    let mut found = HashSet::new();
+    for (number, namespace) in (0u16..).zip(server.namespaces()) {
+        let here = wanted.iter().filter(|(key, _)| key.namespace() == number);
+        let ids = here.filter_map(|(_, document)| {
+            let query = Document::try_from(id(link, namespace, *document)).ok()?;
+            query.get_document("_id").ok().cloned()
+        });
+        let saved = by_ids(server, collection, ids.collect()).await?;
+        found.extend(saved.iter().filter_map(|saved| named(number, saved)).map(|(key, _)| key));
+    }
+    Ok(found)
+}
+
 /// Bytes of `_id`s in one query, at most. A single `_id` may be larger.
 const QUERY_BYTES: usize = 4_000_000;
 
-/// All majority-committed documents of a collection with one of these `_id`s, in as many queries as their size needs.
-async fn by_ids(
-    server: &Server,
-    collection: &str,
-    ids: Vec<Document>,
-    projection: Document,
-) -> Result<Vec<Document>, Error> {
+/// The `_id`s of all majority-committed documents of a collection with one of these `_id`s, in as many queries as their
+/// size needs.
+async fn by_ids(server: &Server, collection: &str, ids: Vec<Document>) -> Result<Vec<Document>, Error> {
     let (mut found, mut some, mut bytes) = (Vec::new(), Vec::new(), 0);
     let last = ids.len();
     for (number, id) in (1..).zip(ids) {
@@ -140,7 +137,7 @@ async fn by_ids(
         some.push(id);
         if bytes >= QUERY_BYTES || number == last {
             let filter = doc! { "_id": { "$in": std::mem::take(&mut some) } };
-            found.extend(all_of(server, collection, filter, projection.clone()).await?);
+            found.extend(all_of(server, collection, filter, doc! { "_id": 1 }).await?);
             bytes = 0;
         }
     }

@@ -42,7 +42,7 @@ use bson::raw::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::{Bson, DateTime, Document, RawArrayBuf, Timestamp, doc, rawdoc};
 use futures_util::StreamExt;
 
-use super::by_document::{Kind, Pages, document_id, id};
+use super::by_document::{Kind, Pages, among, document_id, id};
 use super::{DEAD_LETTERS, DROPPED_LETTERS};
 use crate::mongo::error::Error;
 use crate::mongo::read::Wanted;
@@ -222,16 +222,15 @@ pub(crate) fn dropped<'s>(server: &'s Server, link: &'s LinkName) -> Pages<'s, K
     letters(DROPPED_LETTERS).pages(server, Some(link))
 }
 
-/// Those of these documents that have an open letter of the link.
+/// Documents with an open letter of the link, among these.
 ///
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn open_among(server: &Server, link: &LinkName, wanted: &Wanted<'_>) -> Result<HashSet<Key>, Error> {
-    let found = letters(DEAD_LETTERS).among(server, Some(link), wanted).await?;
-    Ok(found.into_iter().map(|(key, _)| key).collect())
+    among(server, DEAD_LETTERS, Some(link), wanted).await
 }
 
-/// Those of these documents that have a dropped letter of the link.
+/// Documents with a dropped letter of the link, among these.
 ///
 /// # Errors
 /// If the server does not answer.
@@ -240,8 +239,7 @@ pub(crate) async fn dropped_among(
     link: &LinkName,
     wanted: &Wanted<'_>,
 ) -> Result<HashSet<Key>, Error> {
-    let found = letters(DROPPED_LETTERS).among(server, Some(link), wanted).await?;
-    Ok(found.into_iter().map(|(key, _)| key).collect())
+    among(server, DROPPED_LETTERS, Some(link), wanted).await
 }
 
 /// Letters without their events.

@@ -23,7 +23,7 @@ use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
 use bson::{DateTime, doc, rawdoc};
 
 use super::FOREIGN;
-use super::by_document::{Kind, Pages, id, named};
+use super::by_document::{self, Kind, Pages, id, named};
 use crate::mongo::error::Error;
 use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
@@ -53,7 +53,7 @@ pub(crate) fn forget(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentB
 
 /// The register, by document, a page at a time.
 pub(crate) fn pages(server: &Server) -> Pages<'_, RawBson> {
-    entries().pages(server, None)
+    Kind { collection: FOREIGN, fields: doc! { "_id": 1 }, read: named }.pages(server, None)
 }
 
 /// Those of these documents that are registered.
@@ -61,12 +61,7 @@ pub(crate) fn pages(server: &Server) -> Pages<'_, RawBson> {
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn among(server: &Server, wanted: &Wanted<'_>) -> Result<HashSet<Key>, Error> {
-    let found = entries().among(server, None, wanted).await?;
-    Ok(found.into_iter().map(|(key, _)| key).collect())
-}
-
-fn entries() -> Kind<RawBson> {
-    Kind { collection: FOREIGN, fields: doc! { "_id": 1 }, read: named }
+    by_document::among(server, FOREIGN, None, wanted).await
 }
 
 #[cfg(test)]

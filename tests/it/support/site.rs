@@ -431,6 +431,15 @@ impl Site {
         .await;
     }
 
+    /// Creates the first synced collection at these servers, with pre-images.
+    pub async fn keep_pre_images(&self, names: &[&str]) {
+        for name in names {
+            let collection = self.at(name);
+            let options = doc! { "create": collection.name(), "changeStreamPreAndPostImages": { "enabled": true } };
+            self.client(name).database(&collection.namespace().db).run_command(options).await.unwrap();
+        }
+    }
+
     /// Lets the hub refuse two documents with the same value of `u`.
     pub async fn refuse_the_same_u(&self) {
         let options = IndexOptions::builder().unique(true).sparse(true).build();
