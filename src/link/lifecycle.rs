@@ -268,7 +268,7 @@ impl<'s, S: Source> Link<'s, S> {
     async fn anchor(&mut self) -> Result<(), Error> {
         if self.checkpoint().position.is_none() {
             let start = tail::present_position(self.source.server()).await?;
-            self.save(Some(Mark::Streamed(start))).await?;
+            self.save(Some(Mark::quiet(start))).await?;
         }
         Ok(())
     }

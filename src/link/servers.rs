@@ -8,9 +8,10 @@ use bson::Uuid;
 
 use super::shared::Shared;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::checkpoints::{self, Checkpoint};
+use crate::mongo::metadata::checkpoints::{self, Checkpoint, Identity};
 use crate::mongo::metadata::identity;
 use crate::mongo::server::Server;
+use crate::mongo::tail;
 use crate::rules::names::{Direction, LinkName, Zone};
 use crate::rules::past::{self, Numbers, Restore};
 use crate::rules::position::Position;
@@ -67,7 +68,12 @@ pub(super) async fn look(spoke: &Shared, link: Direction, hub: &Server, edge: &S
     let uplink = checkpoints::numbered(hub, &LinkName::uplink(&spoke.zone)).await?;
     let downlink = checkpoints::numbered(edge, &LinkName::downlink(&spoke.zone)).await?;
     let again = checkpoints::numbered(hub, &LinkName::uplink(&spoke.zone)).await?;
-    let (at_hub, at_spoke) = (saved(uplink.as_ref(), edge).await?, saved(downlink.as_ref(), hub).await?);
+    let (mut at_hub, mut at_spoke) = (saved(uplink.as_ref(), edge).await?, saved(downlink.as_ref(), hub).await?);
+    // The other link looks for its own change.
+    match link {
+        Direction::Uplink => at_hub.is_unknown |= lacks_change(uplink.as_ref(), edge).await?,
+        Direction::Downlink => at_spoke.is_unknown |= lacks_change(downlink.as_ref(), hub).await?,
+    }
     let at_hub = Numbers { number: again.map_or(0, |(number, _)| number), ..at_hub };
     let own = if link == Direction::Uplink { &uplink } else { &downlink };
     let restored = past::restored(at_hub, at_spoke, own.as_ref().map_or(0, |(_, own)| own.answered));
@@ -101,11 +107,22 @@ pub(super) async fn is_beyond(position: &Position, source: &Server) -> Result<bo
 
 async fn saved(numbered: Option<&(i64, Checkpoint)>, source: &Server) -> Result<Numbers, Error> {
     let Some((number, checkpoint)) = numbered else { return Ok(Numbers::default()) };
-    let is_beyond = match &checkpoint.position {
+    let is_unknown = match &checkpoint.position {
         Some(position) => is_beyond(position, source).await?,
         None => false,
     };
-    Ok(Numbers { number: *number, opposite: checkpoint.opposite_seq, is_beyond })
+    Ok(Numbers { number: *number, opposite: checkpoint.opposite_seq, is_unknown })
+}
+
+/// True if the source's history lacks the newest change that the link has applied.
+async fn lacks_change(numbered: Option<&(i64, Checkpoint)>, source: &Server) -> Result<bool, Error> {
+    let Some((_, checkpoint)) = numbered else { return Ok(false) };
+    // The change may be of a collection that is no longer synced.
+    let is_synced = |known: &Identity| source.namespaces().iter().any(|synced| synced.to_string() == known.namespace);
+    match checkpoint.change.filter(|_| checkpoint.collections.iter().all(is_synced)) {
+        Some(time) => Ok(!tail::has_change_at(source, time).await?),
+        None => Ok(false),
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The connection to one replica set. Every command has a time limit, and every error becomes an [`Error`] with a
 //! message for people.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use super::round_trip::RoundTrip;
 use super::throughput::Throughput;
 use super::words;
 use crate::config::Synced;
-use crate::rules::names::Namespace;
+use crate::rules::names::{Namespace, by_database};
 use crate::rules::size::{CALL_LIMIT, Line};
 
 /// Oldest supported wire version: MongoDB 5.0, the first version that reads at a cluster time without a transaction.
@@ -28,10 +28,26 @@ pub struct Server {
     client: Client,
     sync: Arc<Synced>,
     version: (i32, i32),
-    /// The election of the primary, at the time of connecting.
-    election: Option<ObjectId>,
+    /// The primary, at the time of connecting.
+    primary: Option<Primary>,
     round_trip: Arc<RoundTrip>,
     throughput: Arc<Throughput>,
+}
+
+/// A primary, as it says in `hello`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Primary {
+    /// A server restored from a backup may repeat an election.
+    election: Option<ObjectId>,
+    /// Random for each start of a server's process.
+    process: Option<ObjectId>,
+}
+
+impl Primary {
+    fn of(hello: &Document) -> Self {
+        let process = hello.get_document("topologyVersion").and_then(|version| version.get_object_id("processId"));
+        Self { election: hello.get_object_id("electionId").ok(), process: process.ok() }
+    }
 }
 
 impl Server {
@@ -48,7 +64,7 @@ impl Server {
             client,
             sync: sync.clone(),
             version: (0, 0),
-            election: None,
+            primary: None,
             round_trip: round_trip.clone(),
             throughput: throughput.clone(),
         }
@@ -194,9 +210,9 @@ impl Server {
         }
     }
 
-    /// True if the server answers, and is still the primary of the same election.
+    /// True if the server answers, is still the primary of the same election, and was not started anew.
     pub(super) async fn is_same_primary(&self) -> bool {
-        self.hello().await.is_ok_and(|hello| hello.get_object_id("electionId").ok() == self.election)
+        self.hello().await.is_ok_and(|hello| Some(Primary::of(&hello)) == self.primary)
     }
 
     /// What the primary says about itself and its replica set.
@@ -257,7 +273,7 @@ impl Server {
         if hello.get_i32("maxWireVersion").unwrap_or(0) < OLDEST_WIRE_VERSION {
             return Err(self.unsuitable("it is older than MongoDB 5.0, the oldest version that is supported"));
         }
-        self.election = hello.get_object_id("electionId").ok();
+        self.primary = Some(Primary::of(&hello));
         // The version, and the first measurement of a round trip: the connection is open by now, and the command costs
         // the server next to nothing.
         let begun = Instant::now();
@@ -277,12 +293,8 @@ impl Server {
     /// time, and a collection with a collation may call two `_id`s or two zones equal that change streams distinguish.
     pub(crate) async fn collections(&self) -> Result<Option<Vec<Option<[u8; 16]>>>, Error> {
         // One command for each database: a server may have hundreds of synced collections.
-        let mut databases: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for namespace in self.namespaces() {
-            databases.entry(&namespace.database).or_default().push(&namespace.collection);
-        }
         let mut listed: HashMap<(&str, String), Document> = HashMap::new();
-        for (name, collections) in databases {
+        for (name, collections) in by_database(self.namespaces()) {
             let database = self.client.database(name);
             let command = doc! { "listCollections": 1, "filter": { "name": { "$in": collections } } };
             let reply = match self.run("listing collections", &database, command).await {

@@ -6,7 +6,6 @@
 //!
 //! Promise: every event after the start comes once and in order, or the stream ends with an error.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bson::raw::{CStr, RawBson, RawDocumentBuf};
@@ -18,7 +17,7 @@ use super::error::{Error, Failure, codes};
 use super::large_ids::{self, Large};
 use super::metadata::sessions;
 use super::server::Server;
-use crate::rules::names::Namespace;
+use crate::rules::names::{Namespace, by_database};
 use crate::rules::position::Position;
 use crate::rules::reply::{BARE, CUT, Reply, SessionId, UNNAMED};
 use crate::rules::size::{self, Came};
@@ -340,6 +339,40 @@ pub async fn present_position(server: &Server) -> Result<Position, Error> {
     Ok(tail.next().await?.end().clone())
 }
 
+/// True if the history of the server has a change at this cluster time, as far as can be told. A server that was
+/// restored from a backup lacks the changes since the backup.
+///
+/// # Errors
+/// If the server does not open a stream, or the stream fails.
+pub(crate) async fn has_change_at(server: &Server, time: Timestamp) -> Result<bool, Error> {
+    match has_event_at(server, time).await {
+        // The stream that follows fails for the same reason, and tells it.
+        Err(error) if error.failure() == Failure::HistoryLost => Ok(true),
+        Err(error) if is_too_large(server, &error).await => Ok(true),
+        found => found,
+    }
+}
+
+async fn has_event_at(server: &Server, time: Timestamp) -> Result<bool, Error> {
+    let start = doc! { "startAtOperationTime": time };
+    let mut replies = Replies::open_in_form(server, start, &Selection::default(), 1, Form::Cut).await?;
+    let mut until = None;
+    loop {
+        let (reply, _) = replies.next(server).await?;
+        if let Some(event) = reply.events().next() {
+            return Ok(event.cluster_time() == time);
+        }
+        // A quiet stream tells how far it has come, and comes past this.
+        let until = match until {
+            Some(until) => until,
+            None => *until.insert(server.tick().await?),
+        };
+        if reply.end().cluster_time() >= until {
+            return Ok(until <= time);
+        }
+    }
+}
+
 fn token(position: &Position) -> Bson {
     Document::try_from(position.token()).map_or(Bson::Null, Bson::Document)
 }
@@ -369,10 +402,7 @@ fn filter(server: &Server, selection: &Selection) -> Option<Document> {
     let mut conditions = Vec::new();
     if server.namespaces().len() > 1 {
         // One condition for each database: the server looks a name up in a list quickly, and tries pairs one by one.
-        let mut databases: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for namespace in server.namespaces() {
-            databases.entry(&namespace.database).or_default().push(&namespace.collection);
-        }
+        let databases = by_database(server.namespaces());
         let names = |key: &str| -> Vec<Document> {
             let names = databases.iter().map(|(database, collections)| {
                 doc! { format!("{key}.db"): *database, format!("{key}.coll"): { "$in": collections.clone() } }

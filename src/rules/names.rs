@@ -1,5 +1,6 @@
 //! Names used throughout the program: zones, namespaces, links.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -38,6 +39,15 @@ pub struct Namespace {
     pub database: String,
     /// Name of the collection, possibly with dots.
     pub collection: String,
+}
+
+/// The names of collections, by database.
+pub(crate) fn by_database(namespaces: &[Namespace]) -> BTreeMap<&str, Vec<&str>> {
+    let mut databases: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for namespace in namespaces {
+        databases.entry(&namespace.database).or_default().push(&namespace.collection);
+    }
+    databases
 }
 
 impl Namespace {

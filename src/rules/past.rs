@@ -3,7 +3,7 @@
 //! Every save of a checkpoint raises its number, and remembers the number of the opposite link's checkpoint, which is
 //! saved at the other server. A server whose checkpoint has a smaller number than the other server remembers has lost
 //! saves that were confirmed by a majority: it was restored from a backup. The same follows from a position in a change
-//! stream beyond the present cluster time of its server.
+//! stream beyond the present cluster time of its server, and from an applied change that its server's history lacks.
 
 use super::names::Direction;
 
@@ -31,8 +31,8 @@ pub(crate) struct Numbers {
     pub(crate) number: i64,
     /// The number of the opposite link's newest save, at the time of this one.
     pub(crate) opposite: i64,
-    /// The position is beyond the present cluster time of the link's source.
-    pub(crate) is_beyond: bool,
+    /// The link's source has not reached the position, or lacks the newest applied change.
+    pub(crate) is_unknown: bool,
 }
 
 /// A restored server, with the number that shows it; 0 if a position shows it.
@@ -52,9 +52,9 @@ pub(crate) fn restored(uplink: Numbers, downlink: Numbers, answered: i64) -> Opt
         (Restored::Spoke, uplink.opposite)
     } else if has_lost(uplink.number, downlink.opposite) {
         (Restored::Hub, downlink.opposite)
-    } else if uplink.is_beyond {
+    } else if uplink.is_unknown {
         (Restored::Spoke, 0)
-    } else if downlink.is_beyond {
+    } else if downlink.is_unknown {
         (Restored::Hub, 0)
     } else {
         return None;
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     fn saved(number: i64, opposite: i64) -> Numbers {
-        Numbers { number, opposite, is_beyond: false }
+        Numbers { number, opposite, is_unknown: false }
     }
 
     #[test]
@@ -83,9 +83,9 @@ mod tests {
             (saved(7, 5), Numbers::default(), None),
             (Numbers::default(), saved(5, 7), None),
             (saved(7, 0), saved(5, 0), None),
-            // A position that its server has not reached.
-            (Numbers { is_beyond: true, ..saved(7, 5) }, saved(5, 7), Some(Restored::Spoke)),
-            (saved(7, 5), Numbers { is_beyond: true, ..saved(5, 7) }, Some(Restored::Hub)),
+            // A position that its server has not reached, or a change that it lacks.
+            (Numbers { is_unknown: true, ..saved(7, 5) }, saved(5, 7), Some(Restored::Spoke)),
+            (saved(7, 5), Numbers { is_unknown: true, ..saved(5, 7) }, Some(Restored::Hub)),
         ];
         for (uplink, downlink, expected) in table {
             let found = restored(uplink, downlink, 0).map(|evidence| evidence.restored);

@@ -9,8 +9,12 @@ use std::cmp::Ordering;
 use bson::raw::{RawDocument, RawDocumentBuf};
 use bson::{Timestamp, rawdoc};
 
-/// What follows the cluster time in a token that only reports a stream's progress: version 1, kind 0.
+/// What follows the cluster time in a token that only reports a stream's progress, made by us: version 1, kind 0.
 const PROGRESS: &str = "2B0229";
+
+/// The kind of a token that only reports a stream's progress, behind the cluster time and the version. Servers up to
+/// 6.0 make such tokens in version 1, later ones in version 2.
+const KIND_OF_PROGRESS: &str = "29";
 
 /// A resume token with its cluster time.
 #[derive(Clone)]
@@ -61,10 +65,10 @@ impl Position {
     }
 
     /// True for the position of an event. Other positions only report a stream's progress, and sort before every event
-    /// of the same cluster time. After the cluster time, a token holds the version, 1, and the kind: 128 for an event,
-    /// 0 otherwise (`resume_token.h`).
-    fn is_of_event(&self) -> bool {
-        !self.data().get(18..).is_some_and(|rest| rest.starts_with(PROGRESS))
+    /// of the same cluster time. After the cluster time, a token holds the version, 1 or 2, and the kind: 128 for an
+    /// event, 0 otherwise (`resume_token.h`).
+    pub fn is_of_event(&self) -> bool {
+        !self.data().get(22..).is_some_and(|rest| rest.starts_with(KIND_OF_PROGRESS))
     }
 
     /// The part of a token by which tokens compare.
@@ -140,7 +144,9 @@ mod tests {
     fn a_reader_at_an_event_has_seen_its_time_and_a_reader_between_events_has_not() {
         let time = Timestamp { time: 0x6B04_A69B, increment: 2 };
         assert_eq!(position("826B04A69B000000022B022C0100296E5A1004").moment(), time);
-        assert_eq!(position("826B04A69B000000022B0229296E04").moment(), Timestamp { increment: 1, ..time });
+        for progress in ["826B04A69B000000022B0229296E04", "826B04A69B000000022B0429296E1404"] {
+            assert_eq!(position(progress).moment(), Timestamp { increment: 1, ..time }, "{progress}");
+        }
     }
 
     #[test]

@@ -343,6 +343,11 @@ impl<'a> EventRef<'a> {
         Position::from_token(self.token())
     }
 
+    /// The cluster time of the change. `None` for an event of our own making, at a position that may be of no event.
+    pub fn time_of_change(&self) -> Option<Timestamp> {
+        self.position().filter(Position::is_of_event).map(|_| self.cluster_time())
+    }
+
     /// The unchanged event of the server.
     pub(crate) fn raw(&self) -> RawDocumentBuf {
         self.document(self.event.whole).to_owned()

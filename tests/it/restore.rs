@@ -202,3 +202,46 @@ async fn a_replica_set_that_is_configured_twice_is_refused_by_name() {
         .await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_changed_its_zone_since_the_hubs_backup_is_a_dead_letter_and_can_be_settled() {
+    let mut site = Site::own(&[("DFW", &[]), ("HOU", &[])], Options::default()).await;
+    site.start().await;
+    insert(&site, "HOU", &["moved"], "HOU").await;
+    site.assert_converged().await;
+    site.nodes.get_mut(HUB).unwrap().back_up().await.unwrap();
+    site.ready().await;
+    site.at(HUB).update_one(doc! { "_id": "moved" }, doc! { "$set": { "_pk": "DFW" } }).await.unwrap();
+    site.assert_converged().await;
+    site.nodes.get_mut(HUB).unwrap().restore().await.unwrap();
+    insert(&site, HUB, &["after"], "DFW").await;
+    eventually("the hub refuses the spoke's version", async || {
+        let letter = doc! { "_id.document": "moved", "_id.link": "uplink:DFW" };
+        site.own_collection(HUB, "dead_letters").count_documents(letter).await.is_ok_and(|letters| letters == 1)
+    })
+    .await;
+    eventually("the other spoke gets the hub's version", async || find(&site, "HOU", "moved").await.is_some()).await;
+    assert!(find(&site, "DFW", "moved").await.is_some());
+    site.at("DFW").delete_one(doc! { "_id": "moved" }).await.unwrap();
+    eventually("the letters end", async || site.spoke_status("DFW")["dead_letters"] == 0).await;
+    site.ready().await;
+    site.assert_converged().await;
+    assert_eq!(find(&site, HUB, "moved").await.unwrap().get_str("_pk").ok(), Some("HOU"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_is_noticed_although_no_checkpoint_was_saved_since_the_backup() {
+    let mut site = Site::own(&[("DFW", &[]), ("HOU", &[])], Options::default()).await;
+    site.start().await;
+    insert(&site, "DFW", &["old"], "DFW").await;
+    site.assert_converged().await;
+    site.nodes.get_mut("DFW").unwrap().back_up().await.unwrap();
+    site.ready().await;
+    insert(&site, "DFW", &["young"], "DFW").await;
+    eventually("the hub has it", async || find(&site, HUB, "young").await.is_some()).await;
+    site.nodes.get_mut("DFW").unwrap().restore().await.unwrap();
+    eventually("the restored spoke gets it back", async || find(&site, "DFW", "young").await.is_some()).await;
+    site.ready().await;
+    site.assert_converged().await;
+    assert_eq!(site.spoke_status("DFW")["dead_letters"], 0);
+}

@@ -11,7 +11,11 @@ use crate::rules::position::Position;
 #[derive(Clone, Debug)]
 pub(in crate::link) enum Mark {
     /// After this position in the change stream.
-    Streamed(Position),
+    Streamed {
+        end: Position,
+        /// The cluster time of the newest change before the position; `None` if unknown.
+        change: Option<Timestamp>,
+    },
     /// After this document of a copy.
     Copied {
         up_to: CopiedUpTo,
@@ -51,10 +55,18 @@ pub(in crate::link) enum Mark {
 }
 
 impl Mark {
+    /// After this position in a quiet change stream.
+    pub(in crate::link) fn quiet(end: Position) -> Self {
+        Self::Streamed { end, change: None }
+    }
+
     /// Moves the checkpoint to the mark.
     pub(super) fn save_in(&self, checkpoint: &mut Checkpoint) {
         match self {
-            Self::Streamed(position) => checkpoint.position = Some(position.clone()),
+            Self::Streamed { end, change } => {
+                checkpoint.position = Some(end.clone());
+                checkpoint.change = change.or(checkpoint.change);
+            }
             Self::Copied { up_to, until } => {
                 checkpoint.copying = Some(up_to.clone());
                 may_be_ahead(checkpoint, &up_to.part.zone, *until);
@@ -62,6 +74,7 @@ impl Mark {
             // Changes between the lost and the new position are unknown, so every part is due again.
             Self::Restarted(position) => {
                 checkpoint.position = Some(position.clone());
+                checkpoint.change = None;
                 forget_copied(checkpoint, |_| true);
                 // What a restored server lacks still counts as newer, not as deleted.
                 let is_restored = checkpoint.reconciling.is_restored();
@@ -90,6 +103,10 @@ impl Mark {
                 if *answers != 0 {
                     checkpoint.answered = *answers;
                 }
+                // A restored source may have lost the change, which shows one restore only.
+                if reason.is_restored() {
+                    checkpoint.change = None;
+                }
                 forget_copied(checkpoint, |part| parts.as_ref().is_none_or(|parts| parts.contains(part)));
                 checkpoint.reconciling = *reason;
             }
@@ -116,9 +133,9 @@ impl Mark {
     /// Advances `ahead` to the mark. Returns the new position if the link moved in the change stream.
     pub(super) fn advance(self, ahead: &mut Ahead) -> Option<Position> {
         match self {
-            Self::Streamed(position) => {
-                ahead.advance(position.cluster_time());
-                Some(position)
+            Self::Streamed { end, .. } => {
+                ahead.advance(end.cluster_time());
+                Some(end)
             }
             Self::Restarted(position) | Self::Anew(position) => {
                 ahead.advance(position.cluster_time());
@@ -212,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_place_in_the_stream_moves_the_position_alone() {
-        let moved = after(checkpoint(), &Mark::Streamed(position(7)));
+        let moved = after(checkpoint(), &Mark::quiet(position(7)));
         assert_eq!(moved.position, Some(position(7)));
         assert_eq!((moved.copied, moved.left), (checkpoint().copied, checkpoint().left));
         assert!(moved.copying.is_some());
@@ -292,7 +309,7 @@ mod tests {
     #[test]
     fn only_a_place_in_the_stream_counts_as_carried() {
         let mut ahead = Ahead::new(HashMap::new(), 10);
-        assert_eq!(Mark::Streamed(position(7)).advance(&mut ahead), Some(position(7)));
+        assert_eq!(Mark::quiet(position(7)).advance(&mut ahead), Some(position(7)));
         assert_eq!(Mark::Restarted(position(9)).advance(&mut ahead), None);
         assert_eq!(Mark::Compares { reason: Reconciling::Asked, parts: None, answers: 0 }.advance(&mut ahead), None);
         let finished = Mark::Finished { part: part("HOU"), until: Some(at(12)) };

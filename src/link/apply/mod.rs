@@ -37,6 +37,7 @@ use crate::rules::ladder::{Next, Refusal};
 use crate::rules::names::Direction;
 use crate::rules::opaque;
 use crate::rules::past::Restored;
+use crate::rules::position::Position;
 use crate::rules::shown_id::Told;
 use crate::rules::size;
 use crate::rules::step::Step;
@@ -353,7 +354,7 @@ impl<S: Source> Link<'_, S> {
         if let Some(position) = &commit.position {
             self.has_carried(position);
         }
-        let cluster_time = commit.position.as_ref().map(crate::rules::position::Position::cluster_time);
+        let cluster_time = commit.position.as_ref().map(Position::cluster_time);
         self.cell().applied(commit.changes, commit.foreign, cluster_time, self.wall_time);
     }
 
@@ -381,17 +382,7 @@ impl<S: Source> Link<'_, S> {
             "change refused, kept as a dead letter"
         );
         let mark = work.origin.before(step.event);
-        let mut keeping = Keeping::AsItIs;
-        let committed = loop {
-            let mut ours = noted.clone();
-            ours.push(dead_letters::park(self.destination.link(), &letter, keeping));
-            let batch = Batch::without_steps(work, mark.clone(), ours);
-            match self.commit(&batch, &mut Attempt::new(HashMap::new())).await {
-                Ok(committed) => break committed,
-                Err(error) => keeping = keeping.after(&error).ok_or(error)?,
-            }
-            self.destination.abort().await;
-        };
+        let committed = self.commit_letter(work, mark.clone(), &letter, noted).await?;
         let kept = Kept {
             namespace: step.key.namespace(),
             id: RawBson::from(step.id),
@@ -443,8 +434,7 @@ impl<S: Source> Link<'_, S> {
             is_unnamed: true,
             id,
         };
-        // Boxed, because saving a letter applies a work as well.
-        Box::pin(self.save_letter(key, kept, event, cluster_time)).await
+        self.save_letter(key, kept, event, cluster_time).await
     }
 
     /// Takes the dead letter of a document away, in a transaction with more statements on our own collections.
@@ -489,7 +479,7 @@ impl<S: Source> Link<'_, S> {
     /// Saves a dead letter that no refusal made, with its event.
     ///
     /// # Errors
-    /// As [`Self::apply`].
+    /// If a server fails, or if another process has taken the link over.
     pub(super) async fn save_letter(
         &mut self,
         key: Key,
@@ -507,18 +497,33 @@ impl<S: Source> Link<'_, S> {
             link = %self.destination.link(), %namespace, id = %Told(kept.id.as_raw_bson_ref()), error = message,
             "change refused, kept as a dead letter"
         );
+        let committed = self.commit_letter(&Work::empty(&Nowhere), None, &letter, Vec::new()).await?;
+        self.retries.add(key.clone(), Instant::now());
+        self.has_parked(key, kept);
+        self.has_committed(committed, None, 0, 0);
+        Ok(())
+    }
+
+    /// Commits a dead letter at this mark of the work, with further statements on our own collections. An event that
+    /// the server refuses in the letter is kept in another way.
+    async fn commit_letter(
+        &mut self,
+        work: &Work<'_>,
+        mark: Option<Mark>,
+        letter: &DeadLetter<'_>,
+        others: Vec<RawDocumentBuf>,
+    ) -> Result<Committed, Error> {
         let mut keeping = Keeping::AsItIs;
         loop {
-            let ours = vec![dead_letters::park(self.destination.link(), &letter, keeping)];
-            match self.apply(Work { ours, ..Work::empty(&Nowhere) }).await {
-                Ok(_) => break,
+            let mut ours = others.clone();
+            ours.push(dead_letters::park(self.destination.link(), letter, keeping));
+            let batch = Batch::without_steps(work, mark.clone(), ours);
+            match self.commit(&batch, &mut Attempt::new(HashMap::new())).await {
+                Ok(committed) => return Ok(committed),
                 Err(error) => keeping = keeping.after(&error).ok_or(error)?,
             }
             self.destination.abort().await;
         }
-        self.retries.add(key.clone(), Instant::now());
-        self.has_parked(key, kept);
-        Ok(())
     }
 
     /// Fails if the link has too many dead letters already.

@@ -183,7 +183,10 @@ impl Changes {
         }
         Ok(Work {
             steps,
-            end: Some(Mark::Streamed(self.end.clone())),
+            end: Some(Mark::Streamed {
+                end: self.end.clone(),
+                change: self.events.last().and_then(|picked| picked.event().time_of_change()),
+            }),
             last: self.events.last().map_or_else(|| self.start.seen_until(), |picked| picked.event().cluster_time()),
             read_at,
             changes: self.events.len(),
@@ -205,7 +208,7 @@ impl Origin for Changes {
             Some(previous) => self.events[previous].event().position()?,
             None => self.start.clone(),
         };
-        Some(Mark::Streamed(previous))
+        Some(Mark::quiet(previous))
     }
 
     fn event(&self, event: usize) -> (RawDocumentBuf, Option<Timestamp>) {

@@ -52,6 +52,8 @@ struct HubSource {
     held: Vec<Zone>,
     /// The inbox that a long copy has attached to the fan-out.
     inbox: Option<Arc<Inbox>>,
+    /// The number of the hub's stream, or 0, when the link looked at the servers.
+    looked_at: u64,
 }
 
 /// The rules for the hub's documents at one spoke.
@@ -106,7 +108,16 @@ impl Source for HubSource {
         let routes = spoke.fanout.routes();
         let held = routes.held_by(&spoke.zone);
         let (zone, partition_key) = (spoke.zone.clone(), server.partition_key().to_owned());
-        Ok((Self { server, rules: HubRules { routes, zone, partition_key }, held, inbox: None }, Some(ledger)))
+        Ok((
+            Self {
+                server,
+                rules: HubRules { routes, zone, partition_key },
+                held,
+                inbox: None,
+                looked_at: spoke.fanout.streams(),
+            },
+            Some(ledger),
+        ))
     }
 
     fn server(&self) -> &Server {

@@ -87,7 +87,7 @@ impl Link<'_, HubSource> {
         }
         // The place stays in the oplog, however long the copy takes.
         if let Some(end) = unsaved {
-            self.save(Some(Mark::Streamed(end))).await?;
+            self.save(Some(Mark::quiet(end))).await?;
         }
         Ok(None)
     }
@@ -177,19 +177,26 @@ impl Link<'_, HubSource> {
             if !deliveries.iter().all(|delivery| self.source.holds_the_same(&delivery.routes)) {
                 return Ok(Some(Turn::Stopped));
             }
+            // The hub was away, and may have been restored from a backup meanwhile.
+            let streams = self.spoke.fanout.streams();
+            if std::mem::replace(&mut self.source.looked_at, streams).max(1) < streams {
+                return Ok(Some(Turn::Look));
+            }
             letters::attend(self).await?;
             self.settle().await?;
             // A quiet stream moves only the place, and saves the place now and then, so that it stays in the oplog
             // window.
             if deliveries.iter().all(says_nothing) {
-                let end = &deliveries.last().expect("there is a first").end;
+                let end = deliveries.last().expect("there is a first").end.clone();
                 cell.quiet(end.cluster_time());
-                self.has_carried(end);
+                self.has_carried(&end);
                 if saved.elapsed() < QUIET_CHECKPOINT {
                     continue;
                 }
+                self.save(Some(Mark::quiet(end))).await?;
+            } else {
+                self.deliver(deliveries).await?;
             }
-            self.deliver(deliveries).await?;
             saved = Instant::now();
         }
     }

@@ -7,6 +7,7 @@
 //! If an inbox is full, the fan-out waits only while every spoke's writer is busy: no spoke delays another spoke.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub(crate) struct Fanout {
     subscribers: Mutex<Subscribers>,
     /// Counts the starts of the stream.
     starts: watch::Sender<u64>,
+    /// Counts the streams opened at the hub. Before a further one, the hub was away.
+    streams: AtomicU64,
     /// Counts the arrivals of spokes that wait for a start.
     arrivals: watch::Sender<u64>,
     lanes: Semaphore,
@@ -110,6 +113,7 @@ impl Fanout {
         Self {
             subscribers: Mutex::new(Subscribers::new(routes)),
             starts: watch::Sender::new(0),
+            streams: AtomicU64::new(0),
             arrivals: watch::Sender::new(0),
             lanes: Semaphore::new(catching_up),
             taken: Arc::default(),
@@ -130,6 +134,11 @@ impl Fanout {
     /// The stream's position; `None` before the start.
     pub(in crate::link) fn position(&self) -> Option<Position> {
         self.subscribers().position.clone()
+    }
+
+    /// The number of streams opened at the hub so far.
+    pub(in crate::link) fn streams(&self) -> u64 {
+        self.streams.load(Ordering::Acquire)
     }
 
     /// Waits for a permit for a separate stream.
@@ -261,6 +270,7 @@ async fn run_once(fanout: &Fanout, hub: &Endpoint, cell: &Cell, stop: &Cancellat
         Ok(feed) => feed,
         Err(error) => return Err(lost(fanout, error)),
     };
+    fanout.streams.fetch_add(1, Ordering::AcqRel);
     let _stream = fanout.board.hub_streams().counted();
     let _watching =
         [watch_oplog::watch(&server, fanout.board.hub_window()), watch_majority::watch(&server, fanout.board.hub())];

@@ -66,7 +66,8 @@ impl Changes {
                 Decision::Nothing => {}
             }
         }
-        let end = Mark::Streamed(self.0.last().expect("there is at least one reply").end().clone());
+        let end = self.0.last().expect("there is at least one reply").end().clone();
+        let end = Mark::Streamed { end, change: self.events().last().and_then(|event| event.time_of_change()) };
         let changes = self.events().count();
         let (end, read_at) = (Some(end), HashMap::new());
         Ok(Work {
@@ -100,7 +101,7 @@ impl Origin for Changes {
         let (number, index) = self.find(event);
         let in_reply = self.0[number].before(index);
         let position = in_reply.or_else(|| Some(self.0[number.checked_sub(1)?].end().clone()));
-        position.map(Mark::Streamed)
+        position.map(Mark::quiet)
     }
 
     fn is_live(&self) -> bool {
@@ -161,7 +162,7 @@ mod tests {
         let changes = Changes(vec![reply(&[doc! { "operationType": "drop" }])]);
         let rules = rules();
         let work = changes.work(&rules, &nothing_ahead()).expect("valid");
-        assert!(work.steps.is_empty() && matches!(work.end, Some(Mark::Streamed(_))));
+        assert!(work.steps.is_empty() && matches!(work.end, Some(Mark::Streamed { .. })));
     }
 
     #[test]
@@ -169,7 +170,7 @@ mod tests {
         let changes = Changes(vec![reply(&[delete(1), delete(2)]), reply(&[delete(3)])]);
         assert!(changes.before(0).is_none(), "the mark before the work");
         let position = |mark| match mark {
-            Some(Mark::Streamed(position)) => position,
+            Some(Mark::Streamed { end, .. }) => end,
             _ => panic!("a place in the stream"),
         };
         assert_eq!(Some(position(changes.before(1))), changes.0[0].event(0).position());

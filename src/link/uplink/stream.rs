@@ -121,7 +121,7 @@ impl Link<'_, SpokeSource> {
             self.has_carried(&end);
             cell.quiet(end.cluster_time());
             if following.saved.elapsed() >= QUIET_CHECKPOINT {
-                self.save(Some(Mark::Streamed(end.clone()))).await?;
+                self.save(Some(Mark::quiet(end.clone()))).await?;
                 following.saved = Instant::now();
             }
             return Ok(end);

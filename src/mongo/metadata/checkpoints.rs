@@ -10,6 +10,7 @@
 //! held_at                  date       time of the newest repair, by the clock of the repairing process
 //! token                    document   resume token; absent until the link has opened a change stream
 //! cluster_time             timestamp  cluster time of `token`, for people who look
+//! change                   timestamp  cluster time of the newest applied change; absent if unknown
 //! ahead                    array      { zone: string, until: timestamp }, see [`Checkpoint::ahead`]
 //! copied                   array      { ns: string, zone: string }, see [`Checkpoint::copied`]
 //! copying                  document   { ns: string, zone: string, after: any }, with `after` as in
@@ -57,6 +58,10 @@ use crate::rules::position::Position;
 pub(crate) struct Checkpoint {
     /// The position in the source's change stream up to which all changes are applied.
     pub(crate) position: Option<Position>,
+    /// The source's cluster time of the newest change that the link has applied, for [a look at the
+    /// source](crate::mongo::tail::has_change_at). `None` before the first change, and in a checkpoint of an earlier
+    /// version.
+    pub(crate) change: Option<Timestamp>,
     /// For each zone, the source's cluster time up to which documents at the destination may be newer than the
     /// position.
     pub(crate) ahead: HashMap<Zone, Timestamp>,
@@ -246,6 +251,10 @@ pub(crate) fn save(link: &LinkName, sequence: i64, checkpoint: &Checkpoint) -> R
         set.insert("token", Document::try_from(position.token()).unwrap_or_default());
         set.insert("cluster_time", position.cluster_time());
     }
+    match checkpoint.change {
+        Some(time) => drop(set.insert("change", time)),
+        None => drop(unset.insert("change", "")),
+    }
     if let Some(id) = checkpoint.source_id {
         set.insert("source_id", id);
     }
@@ -340,6 +349,7 @@ fn decode(saved: &Document) -> Result<Checkpoint, &'static str> {
     };
     Ok(Checkpoint {
         position,
+        change: saved.get_timestamp("change").ok(),
         ahead: documents(saved, "ahead").map(read_bound).collect::<Option<_>>().ok_or("ahead")?,
         copied: documents(saved, "copied").map(read_part).collect::<Option<_>>().ok_or("copied")?,
         copying,
@@ -414,6 +424,7 @@ mod tests {
             copying: Some(CopiedUpTo { part: part("BOS"), after: id }),
             reconciling: Reconciling::Restored(Restored::Hub),
             left: vec![part("BOS")],
+            change: Some(Timestamp { time: 6, increment: 1 }),
             collections: vec![identity(1)],
             destination_collections: vec![identity(2)],
             notes: vec![Note::new(41, &[edit])],
@@ -434,10 +445,10 @@ mod tests {
     }
 
     #[test]
-    fn a_save_without_a_copy_removes_the_progress_of_the_last_one() {
+    fn a_save_without_a_copy_or_a_known_change_removes_those_of_the_last_one() {
         let statement = first(&save(&link(), 1, &Checkpoint::default()), "updates");
         let unset = statement.get_document("u").and_then(|update| update.get_document("$unset"));
-        assert_eq!(unset.ok(), Some(&doc! { "copying": "" }));
+        assert_eq!(unset.ok(), Some(&doc! { "copying": "", "change": "" }));
     }
 
     #[test]
