@@ -103,11 +103,13 @@ async fn run_once<S: Source>(spoke: &Shared, stop: &CancellationToken) -> Result
             }
             // A comparison that is saved already goes on where it was, unless somebody has asked again.
             Ok(Turn::Compare(reason)) => {
-                let is_new = spoke.pair.asked(S::DIRECTION).take().is_some();
-                if is_new || link.checkpoint().reconciling != reason {
+                let asked = *spoke.pair.asked(S::DIRECTION);
+                if asked.is_some() || link.checkpoint().reconciling != reason {
                     tracing::info!(?reason, "comparing everything");
                     let found = if reason.is_restored() { link.look_at_servers().await?.restored } else { None };
                     link.compares(reason, found.map_or(0, |restore| restore.number)).await?;
+                    // Not before the save: if it fails, the opposite link still waits for the comparison.
+                    spoke.pair.asked(S::DIRECTION).take_if(|newest| Some(*newest) == asked);
                 }
             }
             Ok(Turn::Look) => {

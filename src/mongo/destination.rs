@@ -24,7 +24,7 @@ use super::metadata::sessions::{self, Slot, TaggedSession};
 use super::read::Wanted;
 use super::server::Server;
 use super::statement::Ready;
-use super::transaction::{self, Transaction, count, write_error};
+use super::transaction::{self, Transaction, count, has_unchanged, write_error};
 use crate::rules::key::Key;
 use crate::rules::ladder::RefusedStep;
 use crate::rules::names::LinkName;
@@ -143,6 +143,15 @@ impl Destination {
     }
 }
 
+/// What commands did.
+#[derive(Debug, Default)]
+pub(crate) struct Sent {
+    /// The number of statements without a matching document.
+    pub(crate) missed: usize,
+    /// The updates of commands in which some statement changed nothing.
+    pub(crate) unchanged: Vec<usize>,
+}
+
 /// An open transaction of a link.
 pub(crate) struct Open<'d> {
     server: &'d Server,
@@ -167,20 +176,25 @@ impl Open<'_> {
         self.checkpoint
     }
 
-    /// Sends a command made of some of `steps`. Returns the number of statements without a matching document, or
-    /// [`Error::Refused`] if the server refuses a step.
-    pub(crate) async fn send(&mut self, ready: Ready, steps: &[Step<'_>]) -> Result<usize, Error> {
+    /// Sends a command made of some of `steps`, or returns [`Error::Refused`] if the server refuses a step.
+    pub(crate) async fn send(&mut self, ready: Ready, steps: &[Step<'_>]) -> Result<Sent, Error> {
         let whose = |statement: usize| {
             let step = &steps[*ready.steps.get(statement)?];
             let is_delta = matches!(step.write, Write::Update(_));
             Some(RefusedStep { key: step.key.clone(), event: Some(step.event), is_delta })
         };
         let reply = self.transaction.write(APPLYING, &ready.database, ready.command, whose).await?;
+        if ready.kind != CommandKind::Update {
+            return Ok(Sent::default());
+        }
         // Every statement of an update should match or insert one document.
-        Ok(match ready.kind {
-            CommandKind::Update => ready.steps.len().saturating_sub(count(&reply)),
-            CommandKind::Delete | CommandKind::Insert => 0,
-        })
+        let mut unchanged = ready.steps;
+        let missed = unchanged.len().saturating_sub(count(&reply));
+        match has_unchanged(&reply) {
+            true => unchanged.retain(|number| matches!(steps[*number].write, Write::Update(_))),
+            false => unchanged.clear(),
+        }
+        Ok(Sent { missed, unchanged })
     }
 
     /// The present partition keys of the documents, read within the transaction. Missing documents are left out.

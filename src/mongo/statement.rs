@@ -7,7 +7,6 @@ use bson::spec::ElementType;
 use crate::rules::delta::RawUpdate;
 use crate::rules::lookup;
 use crate::rules::names::Namespace;
-use crate::rules::opaque;
 use crate::rules::plan::{Command, CommandKind};
 use crate::rules::step::{Step, Write, Zones};
 
@@ -80,7 +79,7 @@ pub(crate) fn insert_would_change(step: &Step<'_>) -> bool {
 
 /// True if the step has an effect only on a document that the destination already holds.
 pub(crate) fn must_match(step: &Step<'_>) -> bool {
-    matches!(step.write, Write::Update(_) | Write::Reorder(_) | Write::Replace { upsert: false, .. })
+    matches!(step.write, Write::Update(_) | Write::Replace { upsert: false, .. })
 }
 
 enum Statement<'a> {
@@ -125,8 +124,8 @@ fn update(step: &Step<'_>, write: &Write<'_>, partition_key: &CStr) -> RawDocume
             RawUpdate::Modifiers(modifiers) => statement.append(cstr!("u"), modifiers),
             RawUpdate::Pipeline(stages) => statement.append(cstr!("u"), stages),
         },
-        Write::Reorder(order) => statement.append(cstr!("u"), RawArrayBuf::from_iter([reorder(order)])),
-        Write::Delete | Write::Read(_) => unreachable!("deletes are no updates, and reads are done by now"),
+        Write::Delete => unreachable!("deletes are no updates"),
+        Write::Reorder(_) | Write::Read(_) => unreachable!("no command holds such a step"),
     }
     if matches!(write, Write::Insert(_) | Write::Replace { upsert: true, .. }) {
         statement.append(cstr!("upsert"), true);
@@ -161,21 +160,6 @@ fn filter(step: &Step<'_>, partition_key: &CStr) -> RawDocumentBuf {
 /// name, and a document with an array as partition key belongs to no zone.
 pub(super) fn in_zone(zone: &str) -> RawDocumentBuf {
     rawdoc! { "$eq": zone, "$not": { "$type": "array" } }
-}
-
-/// A pipeline stage that puts a document's fields into the order of `order`. Fields missing from `order` come last.
-fn reorder(order: &RawDocument) -> RawDocumentBuf {
-    let known = rawdoc! { "$reduce": { "input": "$$order", "initialValue": [], "in": { "$concatArrays": [
-        "$$value",
-        { "$filter": { "input": "$$fields", "as": "field", "cond": { "$eq": ["$$field.k", "$$this"] } } },
-    ] } } };
-    let others = rawdoc! { "$filter": {
-        "input": "$$fields", "as": "field", "cond": { "$not": [{ "$in": ["$$field.k", "$$order"] }] },
-    } };
-    rawdoc! { "$replaceWith": { "$let": {
-        "vars": { "fields": { "$objectToArray": "$$ROOT" }, "order": opaque::literal_names(order) },
-        "in": { "$arrayToObject": { "$concatArrays": [known, others] } },
-    } } }
 }
 
 fn has_empty_timestamp(document: &RawDocument) -> bool {

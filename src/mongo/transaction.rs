@@ -244,6 +244,13 @@ fn is_id_taken(reply: &Document) -> bool {
     pattern.is_some_and(|pattern| pattern.len() == 1 && pattern.contains_key("_id"))
 }
 
+/// True if the reply of an update says that a document matched and stayed as it was.
+pub(super) fn has_unchanged(reply: &Document) -> bool {
+    let upserted = reply.get_array("upserted").map_or(0, Vec::len);
+    let modified = reply.get_i32("nModified").ok().and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
+    count(reply) > upserted + modified
+}
+
 /// How many documents a reply says it was about.
 pub(super) fn count(reply: &Document) -> usize {
     reply.get_i32("n").ok().and_then(|count| usize::try_from(count).ok()).unwrap_or(0)

@@ -44,6 +44,7 @@ pub(crate) mod ladder;
 pub(crate) mod lookup;
 pub mod names;
 pub(crate) mod opaque;
+pub(crate) mod order;
 pub(crate) mod past;
 pub(crate) mod plan;
 pub mod position;

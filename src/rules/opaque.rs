@@ -91,18 +91,6 @@ pub(crate) fn literal(document_key: &RawDocument) -> Option<RawDocumentBuf> {
     with_length(&[kind, b"$literal\0", value].concat())
 }
 
-/// The names of a document's fields as an operand of an aggregation expression, byte by byte.
-pub(crate) fn literal_names(document: &RawDocument) -> RawDocumentBuf {
-    let mut names = Vec::new();
-    for (number, field) in lookup::elements(document).enumerate() {
-        names.extend([&b"\x02"[..], number.to_string().as_bytes(), b"\0"].concat());
-        names.extend(i32::try_from(field.name.len() + 1).unwrap_or(i32::MAX).to_le_bytes());
-        names.extend([field.name, b"\0"].concat());
-    }
-    let names = with_length(&names).expect("little longer than the document");
-    with_length(&[b"\x04$literal\0", names.as_bytes()].concat()).expect("little longer than the document")
-}
-
 /// The document of these elements.
 fn with_length(elements: &[u8]) -> Option<RawDocumentBuf> {
     let length = i32::try_from(elements.len() + 5).ok()?;
@@ -288,13 +276,6 @@ mod tests {
     fn the_size_of_an_id_counts_whatever_its_type() {
         let scope = bson::RawJavaScriptCodeWithScope { code: "x".repeat(LARGEST_ID), scope: rawdoc! { "a": 1 } };
         assert!(!has_readable_id(&rawdoc! { "_id": RawBson::from(scope) }));
-    }
-
-    #[test]
-    fn names_are_literal_whether_they_can_be_read_or_not() {
-        assert_eq!(literal_names(&rawdoc! { "_id": 1, "b": 2 }), rawdoc! { "$literal": ["_id", "b"] });
-        let bad = literal_names(&with_name(b"\xff"));
-        assert!(bad.as_bytes().windows(6).any(|part| part == b"\x02\0\0\0\xff\0"));
     }
 
     /// A document whose first field has this name, before a deep one.

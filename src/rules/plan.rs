@@ -52,11 +52,11 @@ pub(crate) fn fold(steps: &[Step<'_>], inserts: Inserts, needs_update: impl Fn(&
         return sequence(steps);
     }
     let mut kept = KeptSteps::default();
-    for (index, step) in steps.iter().enumerate() {
+    for (index, step) in sent(steps) {
         kept.add(index, step);
     }
     let mut commands: Vec<Command> = Vec::new();
-    for (index, step) in steps.iter().enumerate() {
+    for (index, step) in sent(steps) {
         let Some(alone) = kept.is_kept(index, step) else { continue };
         let plain = alone && inserts == Inserts::Plain && !needs_update(step);
         let kind = kind(&step.write, plain);
@@ -84,7 +84,7 @@ fn has_delete_elsewhere(steps: &[Step<'_>]) -> bool {
 /// Keeps the order of the steps, with as many commands as necessary.
 pub(crate) fn sequence(steps: &[Step<'_>]) -> Vec<Command> {
     let mut commands: Vec<Command> = Vec::new();
-    for (index, step) in steps.iter().enumerate() {
+    for (index, step) in sent(steps) {
         let (namespace, kind) = (step.key.namespace(), kind(&step.write, false));
         match commands.last_mut().filter(|last| last.namespace == namespace && last.kind == kind) {
             Some(command) => command.steps.push(index),
@@ -92,6 +92,11 @@ pub(crate) fn sequence(steps: &[Step<'_>]) -> Vec<Command> {
         }
     }
     commands
+}
+
+/// The steps of which commands are made, with their indices. The order of fields comes after all of them.
+fn sent<'s, 'a>(steps: &'s [Step<'a>]) -> impl Iterator<Item = (usize, &'s Step<'a>)> {
+    steps.iter().enumerate().filter(|(_, step)| !matches!(step.write, Write::Reorder(_)))
 }
 
 fn kind(write: &Write<'_>, plain: bool) -> CommandKind {

@@ -51,7 +51,7 @@ pub(crate) enum Write<'a> {
     },
     Update(Delta<'a>),
     Delete,
-    /// Brings the document's fields into the order of this document's fields.
+    /// Brings the document's fields into the order of this document's fields, at the end of the batch.
     Reorder(&'a RawDocument),
     /// Unknown until the document is read at the source.
     Read(Read<'a>),

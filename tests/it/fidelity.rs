@@ -247,6 +247,38 @@ async fn the_order_of_fields_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_that_only_changes_the_order_of_fields_arrives() {
+    let site = site().await;
+    for (place, id) in [("DFW", 1), (HUB, 2)] {
+        let collection = site.at(place);
+        let many: Document = (0..300).map(|number| (format!("f{number}"), Bson::from(number))).collect();
+        let mut document = doc! { "_id": id, "_pk": "DFW", "a": 1, "n": { "x": 1, "fill": "x".repeat(500), "y": 2 } };
+        document.extend(many);
+        collection.insert_one(&document).await.unwrap();
+        agreed(&site).await;
+        // The event of such an update names only the fields that moved, with the values that they had.
+        let last = |names: &[&str]| {
+            let others = names.iter().fold(Bson::from("$$ROOT"), |input, name| {
+                doc! { "$unsetField": { "field": *name, "input": input } }.into()
+            });
+            let moved: Document = names.iter().map(|name| ((*name).to_owned(), format!("${name}").into())).collect();
+            vec![doc! { "$replaceWith": { "$mergeObjects": [others, moved] } }]
+        };
+        for names in [&["f0"][..], &["f7", "f3", "f5"], &["n", "_pk", "a"]] {
+            pipeline(&collection, id, last(names)).await;
+            agreed(&site).await;
+            let found = site.at("HOU").find_one(doc! { "_id": id }).await.unwrap().unwrap();
+            assert_eq!(found.keys().skip(found.len() - names.len()).collect::<Vec<_>>(), names);
+        }
+        let turned = doc! { "n": { "$literal": { "fill": "x".repeat(500), "y": 2, "x": 1 } } };
+        pipeline(&collection, id, vec![doc! { "$replaceWith": { "$mergeObjects": ["$$ROOT", turned] } }]).await;
+        agreed(&site).await;
+        let found = site.at("HOU").find_one(doc! { "_id": id }).await.unwrap().unwrap();
+        assert_eq!(found.get_document("n").unwrap().keys().last().unwrap(), "x");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_document_as_large_as_can_be_passes() {
     const LARGEST: usize = 16 * 1024 * 1024;
     let site = site().await;

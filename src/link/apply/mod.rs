@@ -6,6 +6,7 @@
 mod aside;
 mod attempt;
 pub(super) mod mark;
+mod order;
 mod transaction;
 pub(super) mod work;
 

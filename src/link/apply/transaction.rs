@@ -10,12 +10,13 @@ use bson::raw::{RawBson, RawDocumentBuf};
 use super::aside;
 use super::attempt::{Attempt, Brought};
 use super::mark::Mark;
+use super::order;
 use super::work::{Expected, Origin, Work};
 use crate::config::Moves;
 use crate::link::lifecycle::Link;
 use crate::link::shared::Shared;
 use crate::link::source::Source;
-use crate::mongo::destination::Open;
+use crate::mongo::destination::{Open, Sent};
 use crate::mongo::error::Error;
 use crate::mongo::metadata::checkpoints::Reconciling;
 use crate::mongo::metadata::hub_edits::Edit;
@@ -167,7 +168,7 @@ impl<S: Source> Link<'_, S> {
             Rung::Folded(inserts) => plan::fold(&steps, inserts, statement::insert_would_change),
             Rung::InSequence => plan::sequence(&steps),
         };
-        let missed = send(&mut open, &server, &commands, &steps).await?;
+        let Sent { missed, unchanged } = send(&mut open, &server, &commands, &steps).await?;
         let mut written = Written { foreign, skipped, ..Written::of(&steps, |key| attempt.read_at(key)) };
 
         // Fill: documents missing at the destination are brought whole from the source. Before the commit, so that no
@@ -186,6 +187,11 @@ impl<S: Source> Link<'_, S> {
                 to_settle.extend(ids_of(&steps, is_lost));
             }
         }
+
+        // Order: after the fill, because a document brought whole has the source's order. A retry, a copy and a
+        // decision bring documents whole.
+        let unchanged = if batch.origin.is_live() { unchanged.as_slice() } else { &[] };
+        written.edits.extend(order::arrange(&mut open, &server, source, (&steps, unchanged), read_from).await?);
 
         // Record: what must be known later goes with the data. Hub edits enter the ledger; documents that the hub has
         // are no longer foreign at the spoke.
@@ -301,14 +307,16 @@ fn at_step(mut error: Error, steps: &[Step<'_>]) -> Error {
     error
 }
 
-/// Sends commands made of these steps. Returns the number of statements without a matching document.
-async fn send(open: &mut Open<'_>, server: &Server, commands: &[Command], steps: &[Step<'_>]) -> Result<usize, Error> {
-    let mut missed = 0;
+/// Sends commands made of these steps.
+async fn send(open: &mut Open<'_>, server: &Server, commands: &[Command], steps: &[Step<'_>]) -> Result<Sent, Error> {
+    let mut sent = Sent::default();
     let (namespaces, field) = (server.namespaces(), server.partition_field());
     for ready in statement::render(commands, steps, namespaces, field, server.line().command_bytes()) {
-        missed += open.send(ready, steps).await?;
+        let more = open.send(ready, steps).await?;
+        sent.missed += more.missed;
+        sent.unchanged.extend(more.unchanged);
     }
-    Ok(missed)
+    Ok(sent)
 }
 
 /// The present documents that the guard or inference must know. The read is in the transaction: no document can change

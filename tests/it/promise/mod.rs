@@ -10,6 +10,7 @@
 //! same programme breaks a promise of the same kind in each of three runs, and `make soak` at the first time.
 
 mod applications;
+mod counters;
 mod judge;
 mod log;
 mod operators;
@@ -115,6 +116,8 @@ async fn run(site: &mut Site, programme: &Programme) -> Option<Broken> {
     for name in UNIQUE_AT {
         unique(&site.at(name)).await.unwrap();
     }
+    let counts = Arc::new(counters::new());
+    counters::create(site, &counts).await;
     let mut operators = Operators::of(site, begun).await;
     site.start().await;
     for (number, phase) in programme.phases.iter().enumerate() {
@@ -135,6 +138,13 @@ async fn run(site: &mut Site, programme: &Programme) -> Option<Broken> {
             let planned = phase.writes.iter().filter(|planned| planned.site == name).cloned().collect();
             tokio::spawn(application.run(number, planned))
         });
+        let since = counters::now(site).await;
+        let counting = counts.keys().copied().map(|name| {
+            let (counts, namespace) = (Arc::clone(&counts), site.at(name).namespace());
+            let collection = direct[name].database(&namespace.db).collection(&namespace.coll);
+            tokio::spawn(async move { counters::count(name, &collection, &counts[name]).await })
+        });
+        let counting: Vec<_> = counting.collect();
         let began = Instant::now();
         for (at, act) in &phase.acts {
             tokio::time::sleep_until((began + Duration::from_millis(*at)).into()).await;
@@ -144,8 +154,15 @@ async fn run(site: &mut Site, programme: &Programme) -> Option<Broken> {
         for application in applications {
             application.await.unwrap();
         }
+        for counting in counting {
+            counting.await.unwrap();
+        }
         operators.end(site).await;
-        let (findings, rest) = come_to_rest(site, &log, &operators.losses).await;
+        let (mut findings, rest) = come_to_rest(site, &log, &operators.losses).await;
+        // A server that lost something lost counts as well.
+        if operators.losses.is_empty() {
+            findings.extend(counters::judge(site, &counts, &since).await);
+        }
         if !findings.is_empty() {
             let log = log.lock().unwrap().clone();
             return Some(Broken { findings, log, acts, rest, told: site.log() });

@@ -19,7 +19,7 @@ const ZONES: [&str; 4] = ["DFW", "HOU", "BOS", "yard"];
 const DOCUMENTS: u8 = 40;
 
 /// Milliseconds for which a phase writes.
-const PHASE: u64 = 5_000;
+pub const PHASE: u64 = 5_000;
 
 /// One change of one document. Every change carries a value that no other change carries.
 #[derive(Clone, Copy, Debug)]
