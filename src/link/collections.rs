@@ -68,7 +68,9 @@ impl<S: Source> Link<'_, S> {
         let (source, here) = (self.source.server().clone(), self.destination_server());
         let checkpoint = self.checkpoint();
         let is_known = |namespace: &u16| {
-            let name = source.namespace(*namespace).to_string();
+            // The end of a stream, and the drop of a database, are events of no collection.
+            let Some(name) = source.namespaces().get(usize::from(*namespace)) else { return true };
+            let name = name.to_string();
             let is_in = |known: &[Identity]| known.iter().any(|known| known.namespace == name);
             is_in(&checkpoint.collections) && is_in(&checkpoint.destination_collections)
         };

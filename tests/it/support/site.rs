@@ -480,6 +480,7 @@ impl Site {
         if let Some(difference) = self.difference().await {
             panic!("{difference}\n{}", self.log());
         }
+        assert!(!self.log().contains("panicked"), "{}", self.log());
     }
 
     /// The first difference between the hub and a spoke in a zone that the spoke holds.
