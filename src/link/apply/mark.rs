@@ -22,6 +22,8 @@ pub(in crate::link) enum Mark {
         /// As in [`Self::Finished`], so that the stream can go on before the copy ends.
         until: Option<Timestamp>,
     },
+    /// Documents of a zone were copied, up to no place yet: they may be newer than the position, as of this time.
+    Ahead { zone: Zone, until: Timestamp },
     /// This part is copied.
     Finished {
         part: Part,
@@ -71,6 +73,7 @@ impl Mark {
                 checkpoint.copying = Some(up_to.clone());
                 may_be_ahead(checkpoint, &up_to.part.zone, *until);
             }
+            Self::Ahead { zone, until } => may_be_ahead(checkpoint, zone, Some(*until)),
             // Changes between the lost and the new position are unknown, so every part is due again.
             Self::Restarted(position) => {
                 checkpoint.position = Some(position.clone());
@@ -139,6 +142,10 @@ impl Mark {
             }
             Self::Restarted(position) | Self::Anew(position) => {
                 ahead.advance(position.cluster_time());
+                None
+            }
+            Self::Ahead { zone, until } => {
+                ahead.has_copied(&zone, until);
                 None
             }
             Self::Finished { part, until: Some(until) }
@@ -241,6 +248,18 @@ mod tests {
         assert_eq!((lost.position, lost.reconciling), (Some(position(9)), Reconciling::Lost));
         assert_eq!((lost.copied, lost.left), (vec![], vec![part("HOU"), part("DFW")]));
         assert!(lost.copying.is_none());
+    }
+
+    #[test]
+    fn documents_copied_up_to_no_place_yet_are_bounded_and_the_place_stays() {
+        let (zone, until) = (Zone::new("DFW"), Timestamp { time: 8, increment: 1 });
+        let mark = Mark::Ahead { zone: zone.clone(), until };
+        let before = checkpoint();
+        let saved = after(before.clone(), &mark);
+        assert_eq!(saved, Checkpoint { ahead: HashMap::from([(zone.clone(), until)]), ..before });
+        let mut ahead = Ahead::new(HashMap::new(), 10);
+        assert_eq!(mark.advance(&mut ahead), None);
+        assert_eq!(ahead.bounds(std::iter::empty()), HashMap::from([(zone, until)]));
     }
 
     #[test]

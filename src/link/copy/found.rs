@@ -20,7 +20,7 @@ use crate::rules::fields::Fields;
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::lookup;
-use crate::rules::names::{Direction, LinkName};
+use crate::rules::names::{Direction, LinkName, Zone};
 use crate::rules::step::{Read, Step, Write, Zones};
 
 /// The settings for writing differences.
@@ -39,6 +39,17 @@ pub(super) struct Mode {
 pub(super) struct Found {
     pub(super) differences: Vec<Difference>,
     pub(super) source_at: Timestamp,
+    /// The zone of which documents may be newer than the link's position from now on; `None` if each is remembered.
+    pub(super) ahead: Option<Zone>,
+}
+
+impl Found {
+    /// The link's mark as soon as some of the differences are written. The copy may follow the stream before it has
+    /// reached a place to go on from.
+    pub(super) fn bound(&self) -> Option<Mark> {
+        let zone = self.ahead.clone().filter(|_| !self.differences.is_empty())?;
+        Some(Mark::Ahead { zone, until: self.source_at })
+    }
 }
 
 impl Job {
@@ -104,7 +115,7 @@ impl<S: Source> Link<'_, S> {
                     registered.push((namespace, id));
                     continue;
                 }
-                (Treatment::ReadAgain, _) => Write::Read(Read::Whole),
+                (Treatment::ReadAgain, _) => Write::Read(Read::Gone),
                 (Treatment::Stamp { fresh }, document) => {
                     Write::Read(Read::Stamp { fresh: fresh && !adopted.contains(&key), document })
                 }
@@ -177,8 +188,8 @@ fn lead(document: Option<&RawDocument>, partition_key: &str) -> Lead {
 
 impl Origin for Found {
     fn before(&self, _: usize) -> Option<Mark> {
-        // The mark moves with the last difference only.
-        None
+        // The place moves with the last difference only.
+        self.bound()
     }
 
     fn event(&self, event: usize) -> (RawDocumentBuf, Option<Timestamp>) {

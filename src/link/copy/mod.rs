@@ -19,7 +19,6 @@ mod two_way;
 use std::collections::{HashMap, HashSet};
 
 use bson::Timestamp;
-use bson::raw::RawBson;
 use tokio_util::sync::CancellationToken;
 
 use self::found::{Found, Mode};
@@ -35,7 +34,6 @@ use crate::mongo::scan::{self, Area, Which};
 use crate::mongo::server::Server;
 use crate::mongo::walk::{self, Difference, End, Walk};
 use crate::rules::copy::Policy;
-use crate::rules::key::Key;
 use crate::rules::names::{Direction, Zone};
 use crate::rules::step::Zones;
 
@@ -98,6 +96,8 @@ impl<S: Source> Link<'_, S> {
             let source_at = source_at?;
             latest = latest.max(source_at);
             let destination_from = job.destination.now().await?;
+            // The stream has passed the read of the source's page.
+            let mut is_overtaken = false;
             while let Some((chunk, followed_at)) = cell.pulse().while_waiting(walk.follow(destination_from)).await? {
                 if stop.is_cancelled() {
                     return Ok(Ended::Stopped);
@@ -109,10 +109,10 @@ impl<S: Source> Link<'_, S> {
                     self.park_left_out(job.namespace, id).await?;
                 }
                 let up_to = chunk.done_up_to.map(|after| CopiedUpTo { part: part.clone(), after });
-                let mark = up_to.map(|up_to| Mark::Copied { up_to, until: is_bound.then_some(latest) });
+                let mark = |latest| up_to.map(|up_to| Mark::Copied { up_to, until: is_bound.then_some(latest) });
                 // With writes at both sides, differences are collected and settled together.
                 if job.policy.is_two_way() {
-                    unsettled.add(chunk.differences, mark);
+                    unsettled.add(chunk.differences, mark(latest));
                     if unsettled.is_due()
                         && let Some(ended) = unsettled.settle(self, job, may_delete, stop).await?
                     {
@@ -122,7 +122,8 @@ impl<S: Source> Link<'_, S> {
                 }
                 let (mut may_delete, mut source_at) = (may_delete, source_at);
                 let has_extras = chunk.differences.iter().any(|difference| difference.lead.is_none());
-                let mut differences = chunk.differences;
+                let ahead = is_bound.then(|| job.zone.clone());
+                let mut found = Found { differences: chunk.differences, source_at, ahead };
                 if job.policy == Policy::WatchAgain && has_extras {
                     // The uplink must first register the foreign documents of the spoke: only the register
                     // distinguishes a foreign document from a document deleted at the hub.
@@ -133,18 +134,21 @@ impl<S: Source> Link<'_, S> {
                         Waited::Stopped => return Ok(Ended::Stopped),
                     }
                 }
-                if has_extras
-                    && job.policy.registers(may_delete)
-                    && self.has_followed
-                    && self.drop_brought(job, &mut differences, source_at, stop).await? == Some(Stopped)
-                {
-                    return Ok(Ended::Stopped);
+                if has_extras && job.policy.registers(may_delete) && self.has_followed {
+                    if self.keep_up(Some(source_at), stop).await? == Some(Stopped) {
+                        return Ok(Ended::Stopped);
+                    }
+                    is_overtaken = true;
+                }
+                if is_overtaken {
+                    found = look_again(job, found).await?;
+                    latest = latest.max(found.source_at);
                 }
                 // Under other policies, the chunk's differences are written immediately, together with the progress.
-                let found = Found { differences, source_at };
                 let mode = Mode { may_delete, policy: job.policy, is_guarded: false, leaves_taken: false };
                 let protected =
                     if has_extras { job.protected(job.policy, &found.differences).await? } else { Default::default() };
+                let mark = mark(latest).or_else(|| found.bound());
                 self.bring(&found, job, mode, &protected, mark).await?;
             }
         }
@@ -161,28 +165,22 @@ impl<S: Source> Link<'_, S> {
     }
 }
 
-impl<S: Source> Link<'_, S> {
-    /// Leaves out extras that only the stream has brought: documents deleted or moved at the source since. The stream
-    /// passes the read of the source, and then such documents are gone.
-    async fn drop_brought(
-        &mut self,
-        job: &Job,
-        differences: &mut Vec<Difference>,
-        source_at: Timestamp,
-        stop: &CancellationToken,
-    ) -> Result<Option<Stopped>, Error> {
-        if self.keep_up(Some(source_at), stop).await? == Some(Stopped) {
-            return Ok(Some(Stopped));
+/// Looks at the documents again after the stream has passed the page: those that the stream has brought may be newer,
+/// and extras that only the stream had brought are gone by then.
+async fn look_again(job: &Job, found: Found) -> Result<Found, Error> {
+    let (mut ids, mut extras) = (HashMap::new(), HashSet::new());
+    for Difference { key, id, lead, .. } in found.differences {
+        if lead.is_none() {
+            extras.insert(key.clone());
         }
-        let extras = differences.iter().filter(|difference| difference.lead.is_none());
-        let ids: HashMap<Key, RawBson> = extras.map(|extra| (extra.key.clone(), extra.id.clone())).collect();
-        let (there, _) = walk::these(job.destination_end(), &ids, job.destination.now().await?).await?;
-        let (here, _) = walk::these(job.source_end(), &ids, job.source.now().await?).await?;
-        differences.retain(|difference| {
-            difference.lead.is_some() || (there.contains_key(&difference.key) && !here.contains_key(&difference.key))
-        });
-        Ok(None)
+        ids.insert(key, id);
     }
+    let (there, _) = walk::these(job.destination_end(), &ids, job.destination.now().await?).await?;
+    let (here, source_at) = walk::these(job.source_end(), &ids, job.source.now().await?).await?;
+    let mut differences = walk::compare(ids, here, there);
+    // What the source has lost or got since the page was read comes with the stream.
+    differences.retain(|difference| difference.lead.is_none() == extras.contains(&difference.key));
+    Ok(Found { differences, source_at, ahead: found.ahead })
 }
 
 impl Job {

@@ -65,7 +65,7 @@ impl<S: Source> Link<'_, S> {
             let inferred = differences.iter().filter(|found| !is_at_hub(found));
             let inferred = inferred.map(|found| (found.key.clone(), Inference::Purge)).collect();
             // The zone in the filter spares a document that has moved meanwhile.
-            let found = Found { differences, source_at: Timestamp { time: 0, increment: 0 } };
+            let found = Found { differences, source_at: Timestamp { time: 0, increment: 0 }, ahead: None };
             let steps = found.differences.iter().enumerate().map(|(event, difference)| Step {
                 event,
                 key: difference.key.clone(),

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::found::{Found, Mode};
 use super::{Ended, Job};
 use crate::link::apply::mark::Mark;
+use crate::link::apply::work::{Nowhere, Work};
 use crate::link::lifecycle::Link;
 use crate::link::reached::Waited;
 use crate::link::source::Source;
@@ -25,8 +26,8 @@ use crate::mongo::walk::{self, Difference};
 use crate::rules::copy::Policy;
 use crate::rules::key::Key;
 
-/// Maximum number of guarded rounds. A document that changes in every round at the destination is then written without
-/// a guard, and an `_id` that is taken in another zone in every round is a collision.
+/// Maximum number of rounds. A document that changes in every round at the destination is then left to the decision
+/// about it, and an `_id` that is taken in another zone in every round is a collision.
 const ROUNDS: u32 = 10;
 
 /// Approximate maximum of documents settled together.
@@ -91,8 +92,7 @@ impl Unsettled {
             }
             // The destination first: the opposite link must bring the documents read here to the source.
             let (there, at) = walk::these(job.destination_end(), &self.ids, job.destination.now().await?).await?;
-            let mut mode =
-                Mode { may_delete, policy: job.policy, is_guarded: round <= ROUNDS, leaves_taken: round <= ROUNDS };
+            let mut mode = Mode { may_delete, policy: job.policy, is_guarded: true, leaves_taken: round <= ROUNDS };
             // The wait: afterwards, no difference can be an unseen change of the destination.
             match job.opposite_link_has_carried(link.spoke, at, stop).await? {
                 Waited::Done => {}
@@ -112,10 +112,15 @@ impl Unsettled {
             let mut changed = HashSet::new();
             while !differences.is_empty() {
                 let rest = differences.split_off(differences.len().min(DOCUMENTS_PER_TRANSACTION));
-                let found = Found { differences: std::mem::replace(&mut differences, rest), source_at };
+                let differences = std::mem::replace(&mut differences, rest);
+                let found = Found { differences, source_at, ahead: None };
                 changed.extend(link.bring(&found, job, mode, &protected, None).await?);
             }
             self.ids.retain(|key, _| changed.contains(key));
+            if round > ROUNDS {
+                let to_settle = self.ids.drain().collect();
+                link.apply(Work { to_settle, ..Work::empty(&Nowhere) }).await?;
+            }
         }
         // The mark is saved only after all differences before the mark are settled.
         self.bytes = 0;
