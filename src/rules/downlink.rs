@@ -82,7 +82,7 @@ impl<'r> Downlink<'r> {
             Action::Leave if conflicts.has_hub_edit(key) || pending.is_some() => {
                 let new = self.new_zone(incoming.event)?;
                 let zones = Zones::Any(new.names().chain([own]).collect());
-                return Some(Decision { write: Write::Read(Read::Whole), zones, hub_edit: Some(Fields::All) });
+                return Some(Decision { write: Write::Read(Read::Gone), zones, hub_edit: Some(Fields::All) });
             }
             Action::Leave => (Write::Delete, self.new_zone(incoming.event)?),
             Action::Delete(reach) => (Write::Delete, self.zones(reach)),
@@ -91,6 +91,7 @@ impl<'r> Downlink<'r> {
         let write = match standing(&zones) {
             Standing::Ahead => return None,
             Standing::Behind => write,
+            Standing::Unknown if matches!(write, Write::Delete) => Write::Read(Read::Gone),
             Standing::Unknown => Write::Read(Read::Whole),
         };
         let fields = |write: &Write<'_>| match write {
@@ -130,9 +131,13 @@ impl<'r> Downlink<'r> {
                 Update::Delta(delta) => Write::Update(delta),
                 Update::Whole => Write::Read(Read::Whole),
             },
-            Content::Read(number) => match self.meaning(incoming.documents.get(number as usize)?.as_deref()) {
-                Meaning::Write(write) => write,
-                Meaning::Foreign => return None,
+            Content::Read(number) => match incoming.documents.get(number as usize)?.as_deref() {
+                // The stream brings the delete, if there was one: a dropped collection has none.
+                None if self.new_zone(event).is_none() => return None,
+                document => match self.meaning(document) {
+                    Meaning::Write(write) => write,
+                    Meaning::Foreign => return None,
+                },
             },
         })
     }
@@ -150,7 +155,7 @@ impl<'r> Downlink<'r> {
         let event = incoming.event;
         // A hub edit that crossed the move may have reached the spoke as an edit of a watched document.
         if self.hands_over(event) {
-            let (write, zones) = (Write::Read(Read::Whole), Zones::One(self.own_zone()));
+            let (write, zones) = (Write::Read(Read::Gone), Zones::One(self.own_zone()));
             return Some(Decision { write, zones, hub_edit: Some(Fields::All) });
         }
         if conflicts.is_empty() && pending.is_none() {
@@ -162,6 +167,7 @@ impl<'r> Downlink<'r> {
         };
         let (read, edited) = match conflicts.own_change(key, &fields, event.cluster_time(), pending) {
             OwnChange::Skip => return None,
+            OwnChange::Refresh if event.kind() == Kind::Delete => (Read::Gone, Fields::All),
             OwnChange::Refresh => (Read::Whole, Fields::All),
             OwnChange::Reorder => (Read::Order, Fields::order()),
         };
@@ -250,7 +256,7 @@ mod tests {
         let (routes, none) = (routes(), Conflicts::new(9));
         let moved = update(doc! { "_pk": "HOU" });
         let refresh = decide(&routes, Action::Own, &moved, &none).expect("a step");
-        assert!(matches!(refresh.write, Write::Read(Read::Whole)));
+        assert!(matches!(refresh.write, Write::Read(Read::Gone)));
         assert!(decide(&routes, Action::Own, &update(doc! { "_pk": "DFW" }), &none).is_none());
     }
 
@@ -264,7 +270,7 @@ mod tests {
         let mut edited = Conflicts::new(9);
         edited.record(reply.event(0).key().expect("valid"), Fields::All, Timestamp { time: 1, increment: 1 });
         let leave = decide(&routes, Action::Leave, &reply, &edited).expect("a write");
-        assert!(matches!(leave.write, Write::Read(Read::Whole)));
+        assert!(matches!(leave.write, Write::Read(Read::Gone)));
         assert_eq!(leave.zones, Zones::Any(vec!["BOS", "DFW"]), "the hub edit may have replaced the document");
     }
 

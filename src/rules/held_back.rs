@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bson::raw::RawBsonRef;
 
 use super::key::Key;
-use super::step::{Step, Write};
+use super::step::Step;
 
 /// The steps of a batch waiting with a dead letter.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ impl<'a> HeldBack<'a> {
 
     /// True if the newest of the document's changes deletes the document.
     pub(crate) fn ends_with_delete(&self, key: &Key) -> bool {
-        self.steps.iter().rev().find(|step| step.key == *key).is_some_and(|step| matches!(step.write, Write::Delete))
+        self.steps.iter().rev().find(|step| step.key == *key).is_some_and(Step::removes)
     }
 
     /// The number of changes held back, by document, in the order of the keys.

@@ -28,6 +28,11 @@ pub(crate) struct Step<'a> {
 }
 
 impl Step<'_> {
+    /// True if the step's event takes the document away.
+    pub(crate) fn removes(&self) -> bool {
+        matches!(self.write, Write::Delete | Write::Read(Read::Gone))
+    }
+
     /// True if the document read for the step equals the event's document plus the partition key.
     pub(crate) fn expects(&self, read: Option<&RawDocument>, partition_key: &CStr) -> bool {
         let (Write::Read(Read::Stamp { document: Some(expected), .. }), Some(read)) = (&self.write, read) else {
@@ -94,6 +99,9 @@ impl Write<'_> {
 pub(crate) enum Read<'a> {
     /// The destination needs the whole document.
     Whole,
+    /// The event deletes the document, or takes it out of a zone. If the source has it again, the destination needs the
+    /// whole document.
+    Gone,
     /// As `Whole`, and the document first needs a partition key.
     Stamp {
         /// The event was an insert, so the destination should not have the document yet.
@@ -179,7 +187,7 @@ pub(crate) trait Rules: Sync {
 /// Puts the documents read into the steps. Returns the steps, and the number of foreign documents left out.
 ///
 /// A document needed whole contains all events of the document: the content replaces the last step, and the earlier
-/// steps are dropped.
+/// steps are dropped. Of a document that is missing at the source, the steps that needed it are dropped.
 pub(crate) fn fill_in<'a, 's: 'a>(
     steps: &'s [Step<'a>],
     reads: &'a Reads,
@@ -200,6 +208,11 @@ pub(crate) fn fill_in<'a, 's: 'a>(
     for (index, step) in steps.iter().enumerate() {
         let read = reads.documents.get(&step.key);
         match (read, &step.write) {
+            // A document that is missing by now: the stream brings the delete, if there was one. A dropped collection
+            // has none, and deletes nothing. Until then counts what the events bring by themselves.
+            (Some(None), Write::Read(Read::Gone)) => filled.push(Step { write: Write::Delete, ..step.clone() }),
+            (Some(None), Write::Read(_)) => {}
+            (Some(None), _) => filled.push(step.clone()),
             // Needed whole: the chain of the document's steps ends as a single step, in place of the last step.
             (Some(document), _) if reads.whole.contains(&step.key) => {
                 let inserted = reads.inserted.get(&step.key);
@@ -227,11 +240,10 @@ pub(crate) fn fill_in<'a, 's: 'a>(
                 }
                 filled.push(chain.end(step, write));
             }
-            // Only the order of the fields is needed; a deleted document has no order.
+            // Only the order of the fields is needed.
             (Some(Some(document)), Write::Read(_)) => {
                 filled.push(Step { write: Write::Reorder(document), ..step.clone() });
             }
-            (Some(None), Write::Read(_)) => {}
             _ => filled.push(step.clone()),
         }
     }
@@ -341,8 +353,26 @@ mod tests {
             ..Reads::default()
         };
         assert_eq!(describe(&fill_in(&steps, &reads, "_pk", replace).0), [(1, "insert")]);
-        let gone = Reads { documents: [(key.clone(), None)].into(), whole: [key].into(), ..Reads::default() };
-        assert_eq!(describe(&fill_in(&steps, &gone, "_pk", replace).0), [(1, "delete")]);
+    }
+
+    #[test]
+    fn a_document_that_is_missing_is_deleted_only_by_an_event_that_says_so() {
+        let one = rawdoc! { "_id": 1, "_pk": "DFW" };
+        let update = || Write::Update(Delta::default());
+        let table = [
+            (vec![Write::Read(Read::Whole)], vec![]),
+            (vec![Write::Read(Read::Stamp { fresh: true, document: None })], vec![]),
+            (vec![Write::Insert(&one), Write::Read(Read::Whole), update()], vec![(0, "insert"), (2, "update")]),
+            (vec![update(), Write::Read(Read::Gone)], vec![(0, "update"), (1, "delete")]),
+            (vec![Write::Read(Read::Whole), Write::Delete], vec![(1, "delete")]),
+        ];
+        for (writes, expected) in table {
+            let steps: Vec<Step<'_>> =
+                writes.into_iter().enumerate().map(|(event, write)| step(event, &one, write)).collect();
+            let key = steps[0].key.clone();
+            let gone = Reads { documents: [(key.clone(), None)].into(), whole: [key].into(), ..Reads::default() };
+            assert_eq!(describe(&fill_in(&steps, &gone, "_pk", replace).0), expected);
+        }
     }
 
     #[test]

@@ -140,6 +140,7 @@ impl Uplink {
             (Standing::Unknown, Write::Read(Read::Stamp { document, .. })) => {
                 Decision::Write(Write::Read(Read::Stamp { fresh: false, document }))
             }
+            (Standing::Unknown, Write::Delete) => Decision::Write(Write::Read(Read::Gone)),
             (Standing::Unknown, _) => Decision::Write(Write::Read(Read::Whole)),
             (Standing::Behind, write) => Decision::Write(write),
         })
@@ -300,7 +301,7 @@ mod tests {
         let event = put("insert", doc! { "_id": 1, "_pk": "DFW" });
         assert_eq!(decide(event.clone(), Standing::Unknown), "Read(Whole)");
         assert_eq!(decide(event, Standing::Ahead), "nothing");
-        assert_eq!(decide(doc! { "operationType": "delete" }, Standing::Unknown), "Read(Whole)");
+        assert_eq!(decide(doc! { "operationType": "delete" }, Standing::Unknown), "Read(Gone)");
     }
 
     #[test]

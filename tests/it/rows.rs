@@ -372,6 +372,27 @@ mod fan_out {
         .await;
         site.assert_converged().await;
     }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_change_of_a_document_that_a_drop_has_taken_deletes_it_nowhere_else() {
+        let site = triangle().await;
+        site.at("DFW").insert_one(doc! { "_id": 1, "_pk": "DFW", "n": { "a": 0 } }).await.unwrap();
+        site.assert_converged().await;
+        for (name, told) in [("DFW", "dropped or renamed at the spoke"), (HUB, "dropped or renamed at the hub")] {
+            // The change is carried after the drop, and asks for the whole document.
+            site.in_one_batch(async || {
+                site.at(name).update_one(doc! { "_id": 1 }, doc! { "$set": { "n.a": 1 } }).await.unwrap();
+                site.at(name).drop().await.unwrap();
+            })
+            .await;
+            eventually("the drop is noticed", async || site.log().contains(told)).await;
+            eventually("the side that dropped it gets it back", async || {
+                present(&site, 1).await[..3].iter().all(Option::is_some)
+            })
+            .await;
+            site.assert_converged().await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

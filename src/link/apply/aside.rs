@@ -13,7 +13,7 @@ use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::lookup;
 use crate::rules::names::Zone;
-use crate::rules::step::{Reads, Step, Write, Zones};
+use crate::rules::step::{Reads, Step, Zones};
 
 /// The reason with which an overtaken change is set aside.
 const OVERTAKEN: &str = "the hub had moved, deleted or changed the document when the change came";
@@ -59,8 +59,7 @@ pub(super) fn gone(
     if reads.documents.is_empty() && brought.reads.documents.is_empty() {
         return HashSet::new();
     }
-    let deleted: HashSet<&Key> =
-        steps.iter().filter(|step| matches!(step.write, Write::Delete)).map(|step| &step.key).collect();
+    let deleted: HashSet<&Key> = steps.iter().filter(|step| step.removes()).map(|step| &step.key).collect();
     let is_held = |document: &RawDocumentBuf| {
         lookup::text(document, partition_key).is_some_and(|zone| zones.iter().any(|held| held.as_str() == zone))
     };
@@ -94,6 +93,7 @@ pub(super) fn overtaken<'s, 'a: 's>(
 mod tests {
     use super::super::attempt::tests::{key, snapshot, step};
     use super::*;
+    use crate::rules::step::Write;
     use bson::rawdoc;
 
     fn read(documents: Vec<(i32, Option<RawDocumentBuf>)>) -> Brought {

@@ -123,7 +123,9 @@ impl Attempt {
             let last = steps.iter().rev().find(|step| step.key == *key);
             let as_expected = last.is_some_and(|last| last.expects(document.as_deref(), partition_key));
             // A document equal to the document of the last event is no newer than the event.
-            if self.reads.whole.contains(key) && !as_expected {
+            // A document that is missing may still have its delete to come.
+            let is_read = document.is_some() || last.is_some_and(Step::removes);
+            if self.reads.whole.contains(key) && !as_expected && is_read {
                 self.read_at.insert(key.clone(), snapshot.at);
             }
         }
@@ -258,7 +260,8 @@ pub(super) mod tests {
         let mut attempt = attempt();
         let steps = [step(1, Write::Read(Read::Whole)), step(2, Write::Read(Read::Whole))];
         attempt.wanted(&steps);
-        let (exact, late) = (snapshot(vec![(1, None)]), snapshot(vec![(2, None)]));
+        let read = |id: i32| snapshot(vec![(id, Some(rawdoc! { "_id": id }))]);
+        let (exact, late) = (read(1), read(2));
         attempt.has_read(Snapshot { at: Timestamp { time: 5, increment: 1 }, ..exact }, &steps, cstr!("_pk"));
         attempt.has_read(late, &steps, cstr!("_pk"));
         let newer = attempt.forget_reads(Timestamp { time: 5, increment: 1 });

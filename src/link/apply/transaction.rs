@@ -234,7 +234,7 @@ impl<S: Source> Link<'_, S> {
                 let conflicts = spoke.pair.conflicts();
                 gone.retain(|key| conflicts.has_hub_edit(key) || copies.contains(key));
             }
-            let is_overtaken = |step: &&Step<'_>| gone.contains(&step.key) && !matches!(step.write, Write::Delete);
+            let is_overtaken = |step: &&Step<'_>| gone.contains(&step.key) && !step.removes();
             ours.extend(aside::overtaken(&server, batch.origin, batch.steps.iter().filter(is_overtaken)));
         }
         // A dropped letter protects its document until the destination accepts the whole document. After a change of
