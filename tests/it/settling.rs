@@ -345,6 +345,19 @@ async fn documents_without_a_key_that_both_sides_have_become_the_spokes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_letter_protects_nothing_once_its_document_went_with_the_collection() {
+    let site = with_a_refused_insert().await;
+    assert!(site.command(&["dead-letters", "drop", "DFW"]).0);
+    eventually("the letter is dropped", async || letters(&site, HUB).await == 0).await;
+    site.at("DFW").drop().await.unwrap();
+    eventually("the drop is noticed", async || site.log().contains("dropped or renamed at the spoke")).await;
+    site.at(HUB).insert_one(doc! { "_id": "own", "_pk": "DFW", "by": "hub" }).await.unwrap();
+    eventually("the hub's document comes down", async || find(&site, "DFW", "own").await.is_some()).await;
+    site.assert_converged().await;
+    assert_eq!(site.own_collection(HUB, "dropped_letters").count_documents(doc! {}).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_link_removed_is_listed_shown_and_restored() {
     let mut site = Site::shared(PAIR).await;
     site.start().await;

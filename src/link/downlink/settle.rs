@@ -103,6 +103,8 @@ impl Link<'_, HubSource> {
                 is_equal: hub.as_deref().map(RawDocument::as_bytes) == spoke.as_deref().map(RawDocument::as_bytes),
                 letter: match self.spoke.pair.evidence(Direction::Uplink, &key) {
                     None => Letter::None,
+                    // A dropped letter protects what the spoke has, and the spoke has nothing any more.
+                    Some(evidence) if evidence.is_dropped && spoke.is_none() => Letter::None,
                     Some(evidence) if evidence.is_fresh => Letter::NeverAccepted,
                     Some(_) => Letter::RefusedChange,
                 },
@@ -224,18 +226,20 @@ impl Link<'_, HubSource> {
         for candidate in settled {
             self.spoke.pair.unsettled.remove(&candidate.key);
             if candidate.is_equal {
-                self.forget_dropped(candidate).await?;
+                self.forget_dropped(candidate, &Direction::BOTH).await?;
                 equal.push((spoke.namespace(candidate.key.namespace()), candidate.id.as_raw_bson_ref()));
+            } else if candidate.spoke.is_none() {
+                self.forget_dropped(candidate, &[Direction::Uplink]).await?;
             }
         }
         // What the hub has as well is not foreign.
         self.spoke.pair.foreign.end(&spoke, &equal).await
     }
 
-    /// Deletes the marks of dropped letters: both sides are equal, so there is nothing to protect.
-    async fn forget_dropped(&self, candidate: &Candidate) -> Result<(), Error> {
+    /// Deletes the marks of dropped letters: there is nothing to protect any more.
+    async fn forget_dropped(&self, candidate: &Candidate, links: &[Direction]) -> Result<(), Error> {
         let pair = &self.spoke.pair;
-        for direction in Direction::BOTH {
+        for &direction in links {
             if !pair.evidence(direction, &candidate.key).is_some_and(|letter| letter.is_dropped) {
                 continue;
             }
