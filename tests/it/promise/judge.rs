@@ -109,7 +109,7 @@ impl Rest {
     }
 
     /// The hub was restored: a document that changed its zone since the backup is in both zones, as letters say, and
-    /// nobody brings the documents of a zone without an owner.
+    /// nobody brings the documents that only watchers have.
     fn is_hub_restored(&self) -> bool {
         self.losses.iter().any(|loss| loss.site == HUB)
     }
@@ -137,12 +137,13 @@ fn collect(value: &Bson, into: &mut BTreeSet<String>) {
     }
 }
 
+fn zone(document: Option<&RawDocumentBuf>) -> Option<String> {
+    document?.get_str("_pk").ok().map(str::to_owned)
+}
+
 /// Each held zone is equal at the hub and at the spoke, byte for byte, unless somebody has been told.
 fn differing(rest: &Rest) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let zone = |document: Option<&RawDocumentBuf>| {
-        document.and_then(|document| document.get_str("_pk").ok().map(str::to_owned))
-    };
     for (spoke, held) in &rest.held {
         let (hub, here) = (&rest.documents[HUB], &rest.documents[spoke]);
         let all: BTreeSet<&String> = hub.keys().chain(here.keys()).collect();
@@ -152,7 +153,11 @@ fn differing(rest: &Rest) -> Vec<Finding> {
             let above = above.filter(|_| is_held(above));
             let below = below.filter(|_| is_held(below));
             let bytes = |version: Option<&RawDocumentBuf>| version.map(|version| version.as_bytes().to_vec());
-            let has_owner = [above, below].into_iter().filter_map(zone).all(|zone| rest.held.contains_key(&zone));
+            let is_at_owner = |own: String| {
+                let there = rest.documents.get(&own).and_then(|documents| documents.get(document));
+                zone(there) == Some(own)
+            };
+            let has_owner = [above, below].into_iter().filter_map(zone).all(is_at_owner);
             let is_of_restore = rest.is_hub_restored() && (rest.has_any_letter(document) || !has_owner);
             if bytes(above) != bytes(below) && !rest.is_told(spoke, document) && !is_of_restore {
                 let what = format!("hub and {spoke}: {:?}, {:?}", above.map(read), below.map(read));

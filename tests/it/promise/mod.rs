@@ -30,7 +30,7 @@ use self::judge::{Finding, Loss, Rest};
 use self::log::Written;
 use self::operators::Operators;
 use self::programme::{Act, Programme, SITES, SPOKES, id};
-use super::support::{Site, eventually};
+use super::support::Site;
 
 /// Seeds with the other tests.
 const SEEDS: [u64; 2] = [1, 2];
@@ -163,6 +163,11 @@ async fn run(site: &mut Site, programme: &Programme) -> Option<Broken> {
         if operators.losses.is_empty() {
             findings.extend(counters::judge(site, &counts, &since).await);
         }
+        findings.extend(site.log().lines().filter(|line| line.contains("panicked")).map(|line| Finding {
+            kind: "panic",
+            document: String::new(),
+            what: line.to_owned(),
+        }));
         if !findings.is_empty() {
             let log = log.lock().unwrap().clone();
             return Some(Broken { findings, log, acts, rest, told: site.log() });
@@ -184,22 +189,32 @@ async fn come_to_rest(site: &mut Site, log: &applications::Log, losses: &[Loss])
             drop(site.program.as_ref().unwrap().post(&format!("/api/v1/spokes/{zone}/dead-letters/retry")));
         }
         site.settle().await;
-        eventually("nothing is unsettled", async || {
-            let mut unsettled = 0;
-            for name in SITES {
-                unsettled += site.own_collection(name, "unsettled").count_documents(doc! {}).await.unwrap();
-            }
-            unsettled == 0
-        })
-        .await;
+        let mut findings = unsettled(site).await;
+        while !findings.is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            findings = unsettled(site).await;
+        }
         site.settle().await;
         let rest = Rest { losses: losses.to_vec(), ..read(site).await };
-        let findings = judge::judge(&log.lock().unwrap(), &rest);
+        findings.extend(judge::judge(&log.lock().unwrap(), &rest));
         if findings.is_empty() || Instant::now() > deadline {
             return (findings, rest);
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
+}
+
+/// The documents about which a decision is still to be taken.
+async fn unsettled(site: &Site) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for name in SITES {
+        let mut left = site.own_collection(name, "unsettled").find(doc! {}).await.unwrap();
+        while let Some(left) = left.try_next().await.unwrap() {
+            let document = judge::letter_id(&left).unwrap_or_default();
+            findings.push(Finding { kind: "unsettled", document, what: format!("at {name}: {left}") });
+        }
+    }
+    findings
 }
 
 /// Reads all servers.
