@@ -122,6 +122,14 @@ async fn others(server: &Server, known: &[Identity]) -> Result<Vec<String>, Erro
     Ok(server.namespaces().iter().zip(present).filter_map(is_other).collect())
 }
 
+/// The numbers of the known collections that are others now, or are no more.
+pub(super) async fn replaced(server: &Server, known: &[Identity]) -> Result<HashSet<u16>, Error> {
+    let others = others(server, known).await?;
+    let numbered = (0u16..).zip(server.namespaces());
+    let replaced = numbered.filter(|(_, namespace)| others.contains(&namespace.to_string()));
+    Ok(replaced.map(|(number, _)| number).collect())
+}
+
 /// The known and the new identities; `None` if no identity is new.
 async fn learnt(server: &Server, known: &[Identity]) -> Result<Option<Vec<Identity>>, Error> {
     let is_unknown = |name: &String| known.iter().all(|known| known.namespace != *name);

@@ -133,7 +133,9 @@ impl<'s, S: Source> Link<'s, S> {
         let hub = spoke.hub.connect().await?;
         metadata::prepare(&edge).await?;
         metadata::prepare(&hub).await?;
-        let found = servers::look(spoke, S::DIRECTION, &hub, &edge).await?;
+        // A stream that opens from now on may be one of a restored hub.
+        let streams = spoke.fanout.streams();
+        let found = cell.pulse().while_waiting(servers::look(spoke, S::DIRECTION, &hub, &edge)).await?;
         let (link, source, destination) = match S::DIRECTION {
             Direction::Uplink => (LinkName::uplink(&spoke.zone), edge, hub),
             Direction::Downlink => (LinkName::downlink(&spoke.zone), hub, edge),
@@ -156,7 +158,7 @@ impl<'s, S: Source> Link<'s, S> {
         let mut retries = Retries::default();
         parked.iter().for_each(|(key, _)| retries.add(key.clone(), Instant::now()));
         let has_followed = destination.checkpoint().position.is_some();
-        let opening = Opening { spoke, link: &link, source, destination: &destination };
+        let opening = Opening { spoke, link: &link, source, destination: &destination, streams };
         let (source, ledger) = S::open(opening).await?;
         drop(starting);
         let link = Self {
@@ -208,7 +210,8 @@ impl<'s, S: Source> Link<'s, S> {
             Direction::Uplink => (destination, source),
             Direction::Downlink => (source, destination),
         };
-        let found = servers::look(self.spoke, S::DIRECTION, &hub, &edge).await?;
+        let looking = servers::look(self.spoke, S::DIRECTION, &hub, &edge);
+        let found = self.cell().pulse().while_waiting(looking).await?;
         self.destination.set_source(found.source_id);
         Ok(found)
     }

@@ -240,7 +240,8 @@ impl Pair {
     /// Begins a comparison for this reason, unless the opposite link compares, or must compare first.
     pub(super) fn compare(&self, direction: Direction, reason: Reconciling) -> Option<SemaphorePermit<'_>> {
         let permit = self.comparing.try_acquire().ok().filter(|_| !self.waits_for_opposite(direction, reason))?;
-        *self.asked(direction) = None;
+        // A stronger reason, from meanwhile, stays for the next turn.
+        self.asked(direction).take_if(|newest| *newest == reason);
         Some(permit)
     }
 

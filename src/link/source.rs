@@ -29,6 +29,8 @@ pub(super) struct Opening<'o> {
     pub(super) link: &'o LinkName,
     pub(super) source: Server,
     pub(super) destination: &'o Destination,
+    /// The number of streams opened at the hub when the link looked at the servers.
+    pub(super) streams: u64,
 }
 
 pub(super) trait Source: Sized + Send + Sync {

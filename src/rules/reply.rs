@@ -343,9 +343,11 @@ impl<'a> EventRef<'a> {
         Position::from_token(self.token())
     }
 
-    /// The cluster time of the change. `None` for an event of our own making, at a position that may be of no event.
+    /// The cluster time of a change of a document. `None` for other events, and for one of our own making, whose
+    /// position may be of no event.
     pub fn time_of_change(&self) -> Option<Timestamp> {
-        self.position().filter(Position::is_of_event).map(|_| self.cluster_time())
+        let is_change = matches!(self.kind(), Kind::Insert | Kind::Replace | Kind::Update | Kind::Delete);
+        self.position().filter(|position| is_change && position.is_of_event()).map(|_| self.cluster_time())
     }
 
     /// The unchanged event of the server.

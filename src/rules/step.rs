@@ -167,6 +167,8 @@ pub(crate) struct Reads {
     pub(crate) whole: HashSet<Key>,
     /// Documents that left the link's zones before they got their partition key: as they were inserted, with the key.
     pub(crate) inserted: HashMap<Key, RawDocumentBuf>,
+    /// The numbers of collections that were dropped or renamed at the source: a missing document was not deleted.
+    pub(crate) dropped: HashSet<u16>,
 }
 
 /// The meaning of a document read at the source, for the destination.
@@ -187,7 +189,7 @@ pub(crate) trait Rules: Sync {
 /// Puts the documents read into the steps. Returns the steps, and the number of foreign documents left out.
 ///
 /// A document needed whole contains all events of the document: the content replaces the last step, and the earlier
-/// steps are dropped. Of a document that is missing at the source, the steps that needed it are dropped.
+/// steps are dropped. A document that is missing at the source was deleted, unless its collection was dropped.
 pub(crate) fn fill_in<'a, 's: 'a>(
     steps: &'s [Step<'a>],
     reads: &'a Reads,
@@ -208,11 +210,12 @@ pub(crate) fn fill_in<'a, 's: 'a>(
     for (index, step) in steps.iter().enumerate() {
         let read = reads.documents.get(&step.key);
         match (read, &step.write) {
-            // A document that is missing by now: the stream brings the delete, if there was one. A dropped collection
-            // has none, and deletes nothing. Until then counts what the events bring by themselves.
-            (Some(None), Write::Read(Read::Gone)) => filled.push(Step { write: Write::Delete, ..step.clone() }),
-            (Some(None), Write::Read(_)) => {}
-            (Some(None), _) => filled.push(step.clone()),
+            // A dropped collection deletes nothing: what the events bring by themselves counts.
+            (Some(None), write) if reads.dropped.contains(&step.key.namespace()) => match write {
+                Write::Read(Read::Gone) => filled.push(Step { write: Write::Delete, ..step.clone() }),
+                Write::Read(_) => {}
+                _ => filled.push(step.clone()),
+            },
             // Needed whole: the chain of the document's steps ends as a single step, in place of the last step.
             (Some(document), _) if reads.whole.contains(&step.key) => {
                 let inserted = reads.inserted.get(&step.key);
@@ -240,10 +243,11 @@ pub(crate) fn fill_in<'a, 's: 'a>(
                 }
                 filled.push(chain.end(step, write));
             }
-            // Only the order of the fields is needed.
+            // Only the order of the fields is needed; a deleted document has no order.
             (Some(Some(document)), Write::Read(_)) => {
                 filled.push(Step { write: Write::Reorder(document), ..step.clone() });
             }
+            (Some(None), Write::Read(_)) => {}
             _ => filled.push(step.clone()),
         }
     }
@@ -356,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_is_missing_is_deleted_only_by_an_event_that_says_so() {
+    fn a_document_that_is_missing_after_a_drop_is_deleted_only_by_an_event_that_says_so() {
         let one = rawdoc! { "_id": 1, "_pk": "DFW" };
         let update = || Write::Update(Delta::default());
         let table = [
@@ -371,7 +375,10 @@ mod tests {
                 writes.into_iter().enumerate().map(|(event, write)| step(event, &one, write)).collect();
             let key = steps[0].key.clone();
             let gone = Reads { documents: [(key.clone(), None)].into(), whole: [key].into(), ..Reads::default() };
-            assert_eq!(describe(&fill_in(&steps, &gone, "_pk", replace).0), expected);
+            let last = steps.len() - 1;
+            assert_eq!(describe(&fill_in(&steps, &gone, "_pk", replace).0), [(last, "delete")]);
+            let dropped = Reads { dropped: [0].into(), ..gone };
+            assert_eq!(describe(&fill_in(&steps, &dropped, "_pk", replace).0), expected);
         }
     }
 

@@ -123,9 +123,7 @@ impl Attempt {
             let last = steps.iter().rev().find(|step| step.key == *key);
             let as_expected = last.is_some_and(|last| last.expects(document.as_deref(), partition_key));
             // A document equal to the document of the last event is no newer than the event.
-            // A document that is missing may still have its delete to come.
-            let is_read = document.is_some() || last.is_some_and(Step::removes);
-            if self.reads.whole.contains(key) && !as_expected && is_read {
+            if self.reads.whole.contains(key) && !as_expected {
                 self.read_at.insert(key.clone(), snapshot.at);
             }
         }
@@ -142,6 +140,29 @@ impl Attempt {
             }
         }
         self.reads.documents.extend(snapshot.documents);
+    }
+
+    /// The collections of documents that were missing at the source.
+    pub(super) fn missing(&self) -> HashSet<u16> {
+        let missing = self.reads.documents.iter().filter(|(_, document)| document.is_none());
+        missing.map(|(key, _)| key.namespace()).collect()
+    }
+
+    /// Records that these collections were dropped: their missing documents were not deleted, and are as before the
+    /// read.
+    pub(super) fn has_lost(&mut self, dropped: HashSet<u16>) {
+        let documents = &self.reads.documents;
+        let is_lost = |key: &Key| dropped.contains(&key.namespace()) && documents.get(key).is_some_and(Option::is_none);
+        self.read_at.retain(|key, _| !is_lost(key));
+        self.reads.dropped = dropped;
+    }
+
+    /// True for a delta that the destination has refused, of a document that is missing since a drop.
+    pub(super) fn is_refused_and_lost(&self, step: &Step<'_>) -> bool {
+        matches!(step.write, Write::Update(_))
+            && self.to_read_whole.contains(&step.key)
+            && self.reads.dropped.contains(&step.key.namespace())
+            && self.reads.documents.get(&step.key).is_some_and(Option::is_none)
     }
 
     /// Average bytes of the documents read; `None` without documents.

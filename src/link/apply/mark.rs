@@ -94,6 +94,8 @@ impl Mark {
             }
             // A replaced collection counts as never copied, so that the copy deletes nothing.
             Self::Replaced(namespaces) => {
+                // The newest change may be of such a collection, and then no stream may show it any more.
+                checkpoint.change = None;
                 let is_replaced = |namespace: &String| namespaces.contains(namespace);
                 checkpoint.copied.retain(|part| !is_replaced(&part.namespace));
                 checkpoint.left.retain(|part| !is_replaced(&part.namespace));

@@ -13,6 +13,7 @@ use super::mark::Mark;
 use super::order;
 use super::work::{Expected, Origin, Work};
 use crate::config::Moves;
+use crate::link::collections;
 use crate::link::lifecycle::Link;
 use crate::link::shared::Shared;
 use crate::link::source::Source;
@@ -93,6 +94,7 @@ impl<S: Source> Link<'_, S> {
     /// [`Error::Refused`] if the destination refuses a change or the source refuses a partition key, and another error
     /// if a server fails or another process has taken the link over.
     pub(super) async fn transact(&mut self, batch: &Batch<'_, '_>, attempt: &mut Attempt) -> Result<Committed, Error> {
+        let known = self.checkpoint().collections.clone();
         let Self { source, destination, ahead, ledger, spoke, .. } = self;
         let server = destination.server().clone();
         let field = server.partition_field();
@@ -106,12 +108,22 @@ impl<S: Source> Link<'_, S> {
             for snapshot in read.map_err(|error| at_step(error, batch.steps))? {
                 attempt.has_read(snapshot, batch.steps, field);
             }
+            // A missing document was deleted, or its collection was dropped before the read.
+            let missing = attempt.missing();
+            if !missing.is_empty() {
+                let dropped = collections::replaced(source.server(), &known).await?;
+                attempt.has_lost(missing.intersection(&dropped).copied().collect());
+            }
         }
 
         // Settle: each document read replaces the steps that asked for the read.
         let rules = source.rules();
         let (mut steps, mut foreign) =
             fill_in(batch.steps, &attempt.reads, field.as_str(), |document| rules.meaning(document, false));
+
+        if steps.iter().any(|step| attempt.is_refused_and_lost(step)) {
+            steps.to_mut().retain(|step| !attempt.is_refused_and_lost(step));
+        }
 
         // Guard: inside the transaction, so that no other write comes between the check and the write. First the zones
         // of documents about to move, because a moved document no longer shows the former zone. A document already in

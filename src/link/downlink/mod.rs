@@ -88,7 +88,7 @@ impl Source for HubSource {
     }
 
     async fn open(opening: Opening<'_>) -> Result<(Self, Option<Ledger>), Error> {
-        let Opening { spoke, link, source: server, destination } = opening;
+        let Opening { spoke, link, source: server, destination, streams } = opening;
         let (ledger, notes) = Ledger::load(destination.server(), link, destination.checkpoint()).await?;
         {
             // Own changes may still meet the saved hub edits. The time of the claim replaces the unknown times of the
@@ -109,13 +109,7 @@ impl Source for HubSource {
         let held = routes.held_by(&spoke.zone);
         let (zone, partition_key) = (spoke.zone.clone(), server.partition_key().to_owned());
         Ok((
-            Self {
-                server,
-                rules: HubRules { routes, zone, partition_key },
-                held,
-                inbox: None,
-                looked_at: spoke.fanout.streams(),
-            },
+            Self { server, rules: HubRules { routes, zone, partition_key }, held, inbox: None, looked_at: streams },
             Some(ledger),
         ))
     }

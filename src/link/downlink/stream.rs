@@ -69,8 +69,9 @@ impl Link<'_, HubSource> {
             };
             let limit = self.destination.server().line().batch();
             let deliveries = gather(first, limit, weigh, || inbox.try_next());
-            // As in the stream: the link begins again, with the zones that the spoke holds now.
-            if !deliveries.iter().all(|delivery| self.source.holds_the_same(&delivery.routes)) {
+            // As in the stream: the link begins again, with the zones that the spoke holds now, and looks at the hub.
+            let is_as_before = deliveries.iter().all(|delivery| self.source.holds_the_same(&delivery.routes));
+            if !is_as_before || self.must_look_at_hub() {
                 self.spoke.fanout.detach(&self.spoke.zone);
                 return Ok(Some(Stopped));
             }
@@ -177,9 +178,7 @@ impl Link<'_, HubSource> {
             if !deliveries.iter().all(|delivery| self.source.holds_the_same(&delivery.routes)) {
                 return Ok(Some(Turn::Stopped));
             }
-            // The hub was away, and may have been restored from a backup meanwhile.
-            let streams = self.spoke.fanout.streams();
-            if std::mem::replace(&mut self.source.looked_at, streams).max(1) < streams {
+            if self.must_look_at_hub() {
                 return Ok(Some(Turn::Look));
             }
             letters::attend(self).await?;
@@ -199,6 +198,12 @@ impl Link<'_, HubSource> {
             }
             saved = Instant::now();
         }
+    }
+
+    /// True if the hub was away since the link looked at the servers: it may have been restored from a backup.
+    fn must_look_at_hub(&mut self) -> bool {
+        let streams = self.spoke.fanout.streams();
+        std::mem::replace(&mut self.source.looked_at, streams).max(1) < streams
     }
 
     /// Applies deliveries together.

@@ -83,7 +83,7 @@ impl Source for SpokeSource {
     }
 
     async fn open(opening: Opening<'_>) -> Result<(Self, Option<Ledger>), Error> {
-        let Opening { spoke, link, source: server, destination } = opening;
+        let Opening { spoke, link, source: server, destination, .. } = opening;
         let hub = destination.server();
         let rules = Uplink {
             zone: spoke.zone.clone(),
