@@ -100,7 +100,7 @@ impl<S: Source> Link<'_, S> {
 }
 
 /// The namespaces that the checkpoint knows and the configuration does not.
-fn unsynced(checkpoint: &Checkpoint, synced: &[Namespace]) -> Vec<String> {
+pub(super) fn unsynced(checkpoint: &Checkpoint, synced: &[Namespace]) -> Vec<String> {
     let parts = checkpoint.copied.iter().chain(&checkpoint.left).chain(checkpoint.copying.iter().map(|it| &it.part));
     let identities = checkpoint.collections.iter().chain(&checkpoint.destination_collections);
     let known = parts.map(|part| &part.namespace).chain(identities.map(|known| &known.namespace));

@@ -6,9 +6,10 @@ use std::sync::{Mutex, PoisonError};
 
 use bson::Uuid;
 
+use super::collections::unsynced;
 use super::shared::Shared;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::checkpoints::{self, Checkpoint, Identity};
+use crate::mongo::metadata::checkpoints::{self, Checkpoint};
 use crate::mongo::metadata::identity;
 use crate::mongo::server::Server;
 use crate::mongo::tail;
@@ -118,8 +119,7 @@ async fn saved(numbered: Option<&(i64, Checkpoint)>, source: &Server) -> Result<
 async fn lacks_change(numbered: Option<&(i64, Checkpoint)>, source: &Server) -> Result<bool, Error> {
     let Some((_, checkpoint)) = numbered else { return Ok(false) };
     // The change may be of a collection that is no longer synced.
-    let is_synced = |known: &Identity| source.namespaces().iter().any(|synced| synced.to_string() == known.namespace);
-    match checkpoint.change.filter(|_| checkpoint.collections.iter().all(is_synced)) {
+    match checkpoint.change.filter(|_| unsynced(checkpoint, source.namespaces()).is_empty()) {
         Some(time) => Ok(!tail::has_change_at(source, time).await?),
         None => Ok(false),
     }

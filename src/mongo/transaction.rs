@@ -247,11 +247,14 @@ fn is_id_taken(reply: &Document) -> bool {
 /// True if the reply of an update says that a document matched and stayed as it was.
 pub(super) fn has_unchanged(reply: &Document) -> bool {
     let upserted = reply.get_array("upserted").map_or(0, Vec::len);
-    let modified = reply.get_i32("nModified").ok().and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
-    count(reply) > upserted + modified
+    count(reply) > upserted + number(reply, "nModified")
 }
 
 /// How many documents a reply says it was about.
 pub(super) fn count(reply: &Document) -> usize {
-    reply.get_i32("n").ok().and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
+    number(reply, "n")
+}
+
+fn number(reply: &Document, field: &str) -> usize {
+    reply.get_i32(field).ok().and_then(|number| usize::try_from(number).ok()).unwrap_or(0)
 }

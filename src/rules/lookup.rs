@@ -2,7 +2,7 @@
 //! no further than the first of them; the partition key may stand behind it.
 
 use bson::oid::ObjectId;
-use bson::raw::{RawBsonRef, RawDocument};
+use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
 
 /// The value of the first field of this name; `None` without such a field. A value of a rare type behind something that
 /// cannot be read counts as `Undefined`, which no zone equals.
@@ -25,6 +25,18 @@ pub(crate) fn text<'d>(document: &'d RawDocument, field: &str) -> Option<&'d str
 pub(crate) fn bytes<'d>(document: &'d RawDocument, field: &str) -> Option<(u8, &'d [u8])> {
     let found = elements(document).find(|element| element.name == field.as_bytes())?;
     Some((found.kind, found.value))
+}
+
+/// The type's number of a document in a field.
+pub(crate) const DOCUMENT: u8 = 0x03;
+
+/// The type's number of an array, which stands as a document with the indices as names.
+pub(crate) const ARRAY: u8 = 0x04;
+
+/// The document of these fields, byte by byte. `None` if it would be too large for any document.
+pub(crate) fn of_elements(elements: &[u8]) -> Option<RawDocumentBuf> {
+    let length = i32::try_from(elements.len() + 5).ok()?;
+    RawDocumentBuf::from_bytes([&length.to_le_bytes()[..], elements, b"\0"].concat()).ok()
 }
 
 /// A field as it stands in the document.
@@ -94,14 +106,12 @@ fn read(kind: u8, bytes: &[u8]) -> Option<RawBsonRef<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::raw::{RawBson, RawDocumentBuf, cstr};
+    use bson::raw::{RawBson, cstr};
     use bson::rawdoc;
 
     /// A document of these elements.
     fn document(elements: &[&[u8]]) -> RawDocumentBuf {
-        let elements = elements.concat();
-        let length = i32::try_from(elements.len() + 5).expect("short");
-        RawDocumentBuf::from_bytes([&length.to_le_bytes()[..], &elements, b"\0"].concat()).expect("a document")
+        of_elements(&elements.concat()).expect("a document")
     }
 
     /// An element whose name is no UTF-8, and a pattern that is none.

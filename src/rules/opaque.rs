@@ -1,6 +1,6 @@
-//! What a server can hold and no link can carry: an `_id` with text that is no UTF-8, or with a damaged binary, and an
-//! `_id` that is too large for change events. A change of such a document becomes a dead letter under a stand-in for
-//! the `_id`. Also events that are nested too deeply to stand in another document.
+//! Contents of a server that no link can carry: an `_id` with text that is no UTF-8, or with a damaged binary, and an
+//! `_id` too large for change events. A change of such a document becomes a dead letter under a stand-in for the `_id`.
+//! Also events nested too deeply to stand in another document.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use bson::spec::BinarySubtype;
 use bson::{Binary, rawdoc};
 use sha2::{Digest, Sha256};
 
-use super::lookup::{self, Element};
+use super::lookup::{self, ARRAY, DOCUMENT, Element};
 
 /// The subtype of stand-ins, from the range that the BSON specification leaves to applications.
 const STAND_IN: BinarySubtype = BinarySubtype::UserDefined(0x81);
@@ -81,20 +81,14 @@ fn holder(value: RawBsonRef<'_>) -> RawDocumentBuf {
 /// The `documentKey` of a document: its `_id` alone, byte by byte. `None` for a damaged document.
 pub(crate) fn document_key(document: &RawDocument) -> Option<RawDocumentBuf> {
     let (kind, value) = lookup::bytes(document, "_id")?;
-    with_length(&[&[kind], &b"_id\0"[..], value].concat())
+    lookup::of_elements(&[&[kind], &b"_id\0"[..], value].concat())
 }
 
 /// The `_id` of a `documentKey` as an operand of an aggregation expression, byte by byte.
 pub(crate) fn literal(document_key: &RawDocument) -> Option<RawDocumentBuf> {
     let bytes = document_key.as_bytes();
     let (kind, value) = (bytes.get(4..5)?, bytes.get(9..bytes.len() - 1)?);
-    with_length(&[kind, b"$literal\0", value].concat())
-}
-
-/// The document of these elements.
-fn with_length(elements: &[u8]) -> Option<RawDocumentBuf> {
-    let length = i32::try_from(elements.len() + 5).ok()?;
-    RawDocumentBuf::from_bytes([&length.to_le_bytes()[..], elements, b"\0"].concat()).ok()
+    lookup::of_elements(&[kind, b"$literal\0", value].concat())
 }
 
 /// Stands for the `_id` of a document: the bytes of the `documentKey`, or their hash. A stand-in stands for itself.
@@ -114,9 +108,9 @@ fn is_stand_in(id: &RawBson) -> bool {
     matches!(id, RawBson::Binary(binary) if binary.subtype == STAND_IN)
 }
 
-/// The `_id` as a part of one of our own documents: as bytes, if a server would refuse it there, or if it would not be
-/// read as it is. Servers accept names that begin with `$` inside of an `_id` only where an application inserts it, and
-/// a map holds a name once.
+/// The `_id` as a part of one of our own documents: as bytes, if a server would refuse the `_id` there, or the library
+/// would read another one. Servers accept names that begin with `$` inside of an `_id` only where an application inserts
+/// it, and a map holds a name once.
 pub(crate) fn nested_id(id: RawBsonRef<'_>) -> RawBson {
     let is_plain = match id {
         RawBsonRef::Binary(binary) => binary.subtype != NESTED,
@@ -194,8 +188,6 @@ fn visit<'d>(document: &'d RawDocument, mut look: impl FnMut(&'d RawDocument)) -
     true
 }
 
-const DOCUMENT: u8 = 0x03;
-const ARRAY: u8 = 0x04;
 const CODE_WITH_SCOPE: u8 = 0x0F;
 
 /// The scope in the bytes of a code with a scope: after the whole length, and the code with its length.
@@ -281,7 +273,7 @@ mod tests {
     /// A document whose first field has this name, before a deep one.
     fn with_name(name: &[u8]) -> RawDocumentBuf {
         let deep = nested(LEVELS);
-        with_length(&[&b"\x0A"[..], name, b"\0\x03deep\0", deep.as_bytes()].concat()).expect("a document")
+        lookup::of_elements(&[&b"\x0A"[..], name, b"\0\x03deep\0", deep.as_bytes()].concat()).expect("a document")
     }
 
     #[test]

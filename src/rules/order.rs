@@ -5,12 +5,8 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use bson::raw::{RawDocument, RawDocumentBuf};
-use bson::spec::ElementType;
 
-use super::lookup::{self, Element};
-
-const DOCUMENT: u8 = ElementType::EmbeddedDocument as u8;
-const ARRAY: u8 = ElementType::Array as u8;
+use super::lookup::{self, ARRAY, DOCUMENT, Element};
 
 /// The document with its fields, at every depth, in the order of the fields of `order`. Fields that `order` lacks come
 /// last. `None` if the fields have this order already, or if the order cannot be told.
@@ -34,16 +30,15 @@ pub(crate) fn arranged(document: &RawDocument, order: &RawDocument) -> Option<Ra
         return None;
     }
     fields.sort_by_key(|(place, ..)| *place);
-    let mut bytes = document.as_bytes()[..4].to_vec();
+    let mut elements = Vec::with_capacity(document.as_bytes().len());
     for (_, Element { kind, name, .. }, value) in fields {
-        bytes.push(kind);
-        bytes.extend_from_slice(name);
-        bytes.push(0);
-        bytes.extend_from_slice(&value);
+        elements.push(kind);
+        elements.extend_from_slice(name);
+        elements.push(0);
+        elements.extend_from_slice(&value);
     }
-    bytes.push(0);
     // A damaged field hides those behind it.
-    RawDocumentBuf::from_bytes(bytes).ok().filter(|arranged| arranged.as_bytes().len() == document.as_bytes().len())
+    lookup::of_elements(&elements).filter(|arranged| arranged.as_bytes().len() == document.as_bytes().len())
 }
 
 fn arranged_inside(field: &Element<'_>, known: &Element<'_>) -> Option<RawDocumentBuf> {
@@ -51,7 +46,6 @@ fn arranged_inside(field: &Element<'_>, known: &Element<'_>) -> Option<RawDocume
     if !is_nested || field.value == known.value {
         return None;
     }
-    // BSON stores an array as a document with the indices as names.
     arranged(RawDocument::from_bytes(field.value).ok()?, RawDocument::from_bytes(known.value).ok()?)
 }
 
@@ -90,9 +84,7 @@ mod tests {
 
     /// A document of these elements.
     fn document(elements: &[&[u8]]) -> RawDocumentBuf {
-        let elements = elements.concat();
-        let length = i32::try_from(elements.len() + 5).expect("short");
-        RawDocumentBuf::from_bytes([&length.to_le_bytes()[..], &elements, b"\0"].concat()).expect("a document")
+        lookup::of_elements(&elements.concat()).expect("a document")
     }
 
     #[test]

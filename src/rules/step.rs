@@ -171,6 +171,13 @@ pub(crate) struct Reads {
     pub(crate) dropped: HashSet<u16>,
 }
 
+impl Reads {
+    /// True if the document is missing because its collection was dropped.
+    pub(crate) fn is_lost(&self, key: &Key) -> bool {
+        self.dropped.contains(&key.namespace()) && self.documents.get(key).is_some_and(Option::is_none)
+    }
+}
+
 /// The meaning of a document read at the source, for the destination.
 #[derive(Clone, Debug)]
 pub(crate) enum Meaning<'a> {
@@ -211,7 +218,7 @@ pub(crate) fn fill_in<'a, 's: 'a>(
         let read = reads.documents.get(&step.key);
         match (read, &step.write) {
             // A dropped collection deletes nothing: what the events bring by themselves counts.
-            (Some(None), write) if reads.dropped.contains(&step.key.namespace()) => match write {
+            (Some(None), write) if reads.is_lost(&step.key) => match write {
                 Write::Read(Read::Gone) => filled.push(Step { write: Write::Delete, ..step.clone() }),
                 Write::Read(_) => {}
                 _ => filled.push(step.clone()),

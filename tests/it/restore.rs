@@ -203,14 +203,20 @@ async fn a_replica_set_that_is_configured_twice_is_refused_by_name() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_document_that_changed_its_zone_since_the_hubs_backup_is_a_dead_letter_and_can_be_settled() {
+/// A running site with this document in its own zone, and a backup of one server that is seconds old.
+async fn with_a_young_backup_of(name: &str, zone: &str, id: &str) -> Site {
     let mut site = Site::own(&[("DFW", &[]), ("HOU", &[])], Options::default()).await;
     site.start().await;
-    insert(&site, "HOU", &["moved"], "HOU").await;
+    insert(&site, zone, &[id], zone).await;
     site.assert_converged().await;
-    site.nodes.get_mut(HUB).unwrap().back_up().await.unwrap();
+    site.nodes.get_mut(name).unwrap().back_up().await.unwrap();
     site.ready().await;
+    site
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_changed_its_zone_since_the_hubs_backup_is_a_dead_letter_and_can_be_settled() {
+    let mut site = with_a_young_backup_of(HUB, "HOU", "moved").await;
     site.at(HUB).update_one(doc! { "_id": "moved" }, doc! { "$set": { "_pk": "DFW" } }).await.unwrap();
     site.assert_converged().await;
     site.nodes.get_mut(HUB).unwrap().restore().await.unwrap();
@@ -231,12 +237,7 @@ async fn a_document_that_changed_its_zone_since_the_hubs_backup_is_a_dead_letter
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_is_noticed_although_no_checkpoint_was_saved_since_the_backup() {
-    let mut site = Site::own(&[("DFW", &[]), ("HOU", &[])], Options::default()).await;
-    site.start().await;
-    insert(&site, "DFW", &["old"], "DFW").await;
-    site.assert_converged().await;
-    site.nodes.get_mut("DFW").unwrap().back_up().await.unwrap();
-    site.ready().await;
+    let mut site = with_a_young_backup_of("DFW", "DFW", "old").await;
     insert(&site, "DFW", &["young"], "DFW").await;
     eventually("the hub has it", async || find(&site, HUB, "young").await.is_some()).await;
     site.nodes.get_mut("DFW").unwrap().restore().await.unwrap();

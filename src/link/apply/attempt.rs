@@ -151,18 +151,15 @@ impl Attempt {
     /// Records that these collections were dropped: their missing documents were not deleted, and are as before the
     /// read.
     pub(super) fn has_lost(&mut self, dropped: HashSet<u16>) {
-        let documents = &self.reads.documents;
-        let is_lost = |key: &Key| dropped.contains(&key.namespace()) && documents.get(key).is_some_and(Option::is_none);
-        self.read_at.retain(|key, _| !is_lost(key));
         self.reads.dropped = dropped;
+        self.read_at.retain(|key, _| !self.reads.is_lost(key));
     }
 
     /// True for a delta that the destination has refused, of a document that is missing since a drop.
     pub(super) fn is_refused_and_lost(&self, step: &Step<'_>) -> bool {
         matches!(step.write, Write::Update(_))
             && self.to_read_whole.contains(&step.key)
-            && self.reads.dropped.contains(&step.key.namespace())
-            && self.reads.documents.get(&step.key).is_some_and(Option::is_none)
+            && self.reads.is_lost(&step.key)
     }
 
     /// Average bytes of the documents read; `None` without documents.

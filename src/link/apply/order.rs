@@ -35,12 +35,12 @@ pub(super) async fn arrange<S: Source>(
             orders.insert(step.key.clone(), order.to_owned());
         }
     }
+    if orders.is_empty() {
+        return Ok(Vec::new());
+    }
     // The last step of a document says where the document is by now.
     let last: HashMap<&Key, &Step<'_>> =
         steps.iter().filter(|step| orders.contains_key(&step.key)).map(|step| (&step.key, step)).collect();
-    if last.is_empty() {
-        return Ok(Vec::new());
-    }
     // The read is in the transaction: no document can change before the write.
     let wanted: Wanted<'_> = last.values().map(|step| (step.key.clone(), step.id)).collect();
     let present = open.documents(&wanted).await?;

@@ -94,7 +94,6 @@ impl<S: Source> Link<'_, S> {
     /// [`Error::Refused`] if the destination refuses a change or the source refuses a partition key, and another error
     /// if a server fails or another process has taken the link over.
     pub(super) async fn transact(&mut self, batch: &Batch<'_, '_>, attempt: &mut Attempt) -> Result<Committed, Error> {
-        let known = self.checkpoint().collections.clone();
         let Self { source, destination, ahead, ledger, spoke, .. } = self;
         let server = destination.server().clone();
         let field = server.partition_field();
@@ -111,7 +110,7 @@ impl<S: Source> Link<'_, S> {
             // A missing document was deleted, or its collection was dropped before the read.
             let missing = attempt.missing();
             if !missing.is_empty() {
-                let dropped = collections::replaced(source.server(), &known).await?;
+                let dropped = collections::replaced(source.server(), &destination.checkpoint().collections).await?;
                 attempt.has_lost(missing.intersection(&dropped).copied().collect());
             }
         }

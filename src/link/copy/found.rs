@@ -28,8 +28,6 @@ use crate::rules::step::{Read, Step, Write, Zones};
 pub(super) struct Mode {
     pub(super) policy: Policy,
     pub(super) may_delete: bool,
-    /// A document is written only if the destination still has the version read.
-    pub(super) is_guarded: bool,
     /// A document whose `_id` is taken in another zone is left for a later round: the opposite link may be about to
     /// bring the move that explains it.
     pub(super) leaves_taken: bool,
@@ -143,7 +141,11 @@ impl<S: Source> Link<'_, S> {
             last: found.source_at,
             read_at,
             changes: found.differences.len(),
-            expected: mode.is_guarded.then(|| Expected { zone: Some(job.zone.clone()), documents: there.collect() }),
+            // Where both sides write, a document is written only if the destination still has the version read.
+            expected: job
+                .policy
+                .is_two_way()
+                .then(|| Expected { zone: Some(job.zone.clone()), documents: there.collect() }),
             inferred,
             // A resync that an operator asked for has seen every change of the spoke, so a document that the hub never
             // accepted has a dead letter. A first copy, or one after a gap, finds such documents itself.

@@ -145,7 +145,7 @@ impl<S: Source> Link<'_, S> {
                     latest = latest.max(found.source_at);
                 }
                 // Under other policies, the chunk's differences are written immediately, together with the progress.
-                let mode = Mode { may_delete, policy: job.policy, is_guarded: false, leaves_taken: false };
+                let mode = Mode { may_delete, policy: job.policy, leaves_taken: false };
                 let protected =
                     if has_extras { job.protected(job.policy, &found.differences).await? } else { Default::default() };
                 let mark = mark(latest).or_else(|| found.bound());

@@ -92,7 +92,7 @@ impl Unsettled {
             }
             // The destination first: the opposite link must bring the documents read here to the source.
             let (there, at) = walk::these(job.destination_end(), &self.ids, job.destination.now().await?).await?;
-            let mut mode = Mode { may_delete, policy: job.policy, is_guarded: true, leaves_taken: round <= ROUNDS };
+            let mut mode = Mode { may_delete, policy: job.policy, leaves_taken: round <= ROUNDS };
             // The wait: afterwards, no difference can be an unseen change of the destination.
             match job.opposite_link_has_carried(link.spoke, at, stop).await? {
                 Waited::Done => {}

@@ -59,8 +59,7 @@ pub(crate) struct Checkpoint {
     /// The position in the source's change stream up to which all changes are applied.
     pub(crate) position: Option<Position>,
     /// The source's cluster time of the newest change that the link has applied, for [a look at the
-    /// source](crate::mongo::tail::has_change_at). `None` before the first change, and in a checkpoint of an earlier
-    /// version.
+    /// source](crate::mongo::tail::has_change_at). `None` if unknown.
     pub(crate) change: Option<Timestamp>,
     /// For each zone, the source's cluster time up to which documents at the destination may be newer than the
     /// position.
