@@ -109,8 +109,8 @@ fn is_stand_in(id: &RawBson) -> bool {
 }
 
 /// The `_id` as a part of one of our own documents: as bytes, if a server would refuse the `_id` there, or the library
-/// would read another one. Servers accept names that begin with `$` inside of an `_id` only where an application inserts
-/// it, and a map holds a name once.
+/// would read another one. Servers accept names that begin with `$` inside of an `_id` only where an application
+/// inserts the document, and a map holds a name once.
 pub(crate) fn nested_id(id: RawBsonRef<'_>) -> RawBson {
     let is_plain = match id {
         RawBsonRef::Binary(binary) => binary.subtype != NESTED,
