@@ -82,43 +82,42 @@ pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: 
         link.parked.count(key, later_changes);
         return Ok(());
     }
-    let aside = match (retry, document.as_deref()) {
-        (Retry::GiveUp, _) => return give_up(link, key, letter).await,
-        // Later events tell what the applications did with a document that the hub never had.
-        (_, Some(document)) if !letter.is_fresh || later_changes == 0 => overwritten(link, letter, document).await?,
-        _ => Vec::new(),
+    let aside = match retry {
+        Retry::GiveUp => return give_up(link, key, letter).await,
+        // The hub's version, or the hub's delete, came down before the letter was there to prevent that.
+        _ => {
+            let reason = if document.is_some() { OVERWRITTEN } else { GIVEN_UP };
+            set_changes_aside(link, letter, reason, |events| rules::retry::lost(document.as_deref(), events)).await?
+        }
     };
     link.remove_letter(key, letter, aside).await
 }
 
-/// The statements that set the refused change aside, if the spoke's document no longer has it: the hub's version came
-/// down before the letter was there to prevent that.
-async fn overwritten<S: Source>(
+/// Ends a dead letter whose document the spoke no longer has. The refused change and later ones are set aside.
+pub(super) async fn give_up<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: &Parked) -> Result<(), Error> {
+    let aside = set_changes_aside(link, letter, GIVEN_UP, |events| events.iter().map(|event| &**event).collect());
+    let aside = aside.await?;
+    link.remove_letter(key, letter, aside).await
+}
+
+/// The statements that set changes aside: of the refused change and the later ones that the letter has, in order, those
+/// that `which` returns.
+async fn set_changes_aside<S: Source>(
     link: &Link<'_, S>,
     letter: &Parked,
-    document: &RawDocument,
+    reason: &'static str,
+    which: impl FnOnce(&[RawDocumentBuf]) -> Vec<&RawDocument>,
 ) -> Result<Vec<RawDocumentBuf>, Error> {
     let (hub, id) = (link.destination_server(), letter.id.as_raw_bson_ref());
     let namespace = hub.namespace(letter.namespace);
     let events = dead_letters::events(&hub, link.destination.link(), namespace, id).await?;
-    let lost = events.first().filter(|event| !rules::retry::has(document, event));
-    let versions = lost.map(|event| Aside { namespace, id, content: Content::Change(event), reason: OVERWRITTEN });
-    Ok(set_aside::keep(&versions.into_iter().collect::<Vec<_>>()))
+    let lost = which(&events);
+    let versions = lost.into_iter().map(|event| Aside { namespace, id, content: Content::Change(event), reason });
+    Ok(set_aside::keep(&versions.collect::<Vec<_>>()))
 }
 
 /// The reason with which a change is set aside that the document no longer has.
 const OVERWRITTEN: &str = "the hub refused the change, and the spoke's document no longer has it";
-
-/// Ends a dead letter whose document the spoke no longer has. The refused change and later ones are set aside.
-pub(super) async fn give_up<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: &Parked) -> Result<(), Error> {
-    let (hub, id) = (link.destination_server(), letter.id.as_raw_bson_ref());
-    let namespace = hub.namespace(letter.namespace);
-    let events = dead_letters::events(&hub, link.destination.link(), namespace, id).await?;
-    let versions =
-        events.iter().map(|event| Aside { namespace, id, content: Content::Change(event), reason: GIVEN_UP });
-    let aside = set_aside::keep(&versions.collect::<Vec<_>>());
-    link.remove_letter(key, letter, aside).await
-}
 
 /// The reason with which a change is set aside whose document is gone.
 const GIVEN_UP: &str = "the hub refused the change, and the spoke no longer has the document";

@@ -150,6 +150,8 @@ pub(crate) struct Sent {
     pub(crate) missed: usize,
     /// The updates of commands in which some statement changed nothing.
     pub(crate) unchanged: Vec<usize>,
+    /// The deletes of commands in which some statement found no document.
+    pub(crate) uncertain: Vec<usize>,
 }
 
 /// An open transaction of a link.
@@ -184,17 +186,21 @@ impl Open<'_> {
             Some(RefusedStep { key: step.key.clone(), event: Some(step.event), is_delta })
         };
         let reply = self.transaction.write(APPLYING, &ready.database, ready.command, whose).await?;
+        let found = count(&reply);
+        if ready.kind == CommandKind::Delete && found < ready.steps.len() {
+            return Ok(Sent { uncertain: ready.steps, ..Sent::default() });
+        }
         if ready.kind != CommandKind::Update {
             return Ok(Sent::default());
         }
         // Every statement of an update should match or insert one document.
         let mut unchanged = ready.steps;
-        let missed = unchanged.len().saturating_sub(count(&reply));
+        let missed = unchanged.len().saturating_sub(found);
         match has_unchanged(&reply) {
             true => unchanged.retain(|number| matches!(steps[*number].write, Write::Update(_))),
             false => unchanged.clear(),
         }
-        Ok(Sent { missed, unchanged })
+        Ok(Sent { missed, unchanged, uncertain: Vec::new() })
     }
 
     /// The present partition keys of the documents, read within the transaction. Missing documents are left out.

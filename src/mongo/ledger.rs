@@ -95,7 +95,7 @@ mod tests {
 
     fn edit(bytes: usize) -> Edit {
         let id = RawBson::String("x".repeat(bytes));
-        Edit { key: Key::new(0, id.as_raw_bson_ref()), id, fields: Fields::All }
+        Edit { key: Key::new(0, id.as_raw_bson_ref()), id, fields: Fields::All, is_uncertain: false }
     }
 
     fn commands(entered: &Entered) -> Vec<String> {

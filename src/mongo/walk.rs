@@ -77,6 +77,23 @@ struct Leading {
 /// A page of the lead side that is read but not compared yet, with its last `_id`.
 pub(crate) struct Ahead(Page, Option<RawBson>);
 
+/// A page of the lead side that may be read while the page before is worked on.
+pub(crate) struct NextLead<'a> {
+    lead: End<'a>,
+    size: PageSize,
+    after: RawBson,
+}
+
+impl NextLead<'_> {
+    /// Reads the page at one cluster time, not before `not_before`.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(crate) async fn read(&self, not_before: Timestamp) -> Result<Ahead, Error> {
+        read_ahead(self.lead, self.size, Some(&self.after), not_before).await
+    }
+}
+
 /// A page of the follow side that is read but not compared yet.
 pub(crate) struct Followed {
     page: Page,
@@ -100,6 +117,11 @@ impl Ahead {
     /// Adapts the size of the next page of the lead side.
     pub(crate) fn teach(&self, size: &mut PageSize) {
         size.learn(&self.0);
+    }
+
+    /// The cluster time of the page.
+    pub(crate) fn at(&self) -> Timestamp {
+        self.0.at
     }
 
     /// Last `_id` of the page; `None` for the empty page at the end of the zone.
@@ -151,17 +173,24 @@ impl<'a> Walk<'a> {
         self.finished
     }
 
-    /// Reads the next page of the lead side, at one cluster time, not before `not_before`. Returns the cluster time.
-    pub(crate) async fn lead(&mut self, not_before: Timestamp) -> Result<Timestamp, Error> {
-        let ahead = read_ahead(self.lead, self.sizes[0], self.after.as_ref(), not_before).await?;
-        ahead.teach(&mut self.sizes[0]);
-        let at = ahead.0.at;
-        self.begin(ahead);
-        Ok(at)
+    /// Reads the next page of the lead side, at one cluster time, not before `not_before`.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub(crate) async fn lead(&self, not_before: Timestamp) -> Result<Ahead, Error> {
+        read_ahead(self.lead, self.sizes[0], self.after.as_ref(), not_before).await
+    }
+
+    /// The page of the lead side after the present one; `None` if the present one reaches the end of the zone.
+    pub(crate) fn next_lead(&self) -> Option<NextLead<'a>> {
+        let after = self.leading.as_ref()?.last.clone()?;
+        Some(NextLead { lead: self.lead, size: self.sizes[0], after })
     }
 
     /// Begins the comparison of a page of the lead side.
-    pub(crate) fn begin(&mut self, Ahead(page, last): Ahead) {
+    pub(crate) fn begin(&mut self, ahead: Ahead) {
+        ahead.teach(&mut self.sizes[0]);
+        let Ahead(page, last) = ahead;
         let (found, follow_after) = (vec![false; page.len()], self.after.clone());
         self.leading = Some(Leading { page, found, compared: 0, places: None, last, follow_after });
     }

@@ -48,6 +48,8 @@ struct Entry {
     fields: Fields,
     spoke_time: Timestamp,
     end: Option<Timestamp>,
+    /// The spoke's time of the newest edit that is known to have written or removed the document.
+    written: Option<Timestamp>,
 }
 
 /// A saved note of hub edits. All entries of a note have the same times.
@@ -102,11 +104,18 @@ impl Conflicts {
             None if earlier.as_ref().is_some_and(|entry| entry.end.is_none()) => {}
             None => self.open.push_back((spoke_time, key.clone())),
         }
-        let fields = match earlier {
-            Some(earlier) => earlier.fields.union(fields),
-            None => fields,
+        let (fields, written) = match earlier {
+            Some(earlier) => (earlier.fields.union(fields), earlier.written),
+            None => (fields, None),
         };
-        self.entries.insert(key, Entry { fields, spoke_time, end });
+        self.entries.insert(key, Entry { fields, spoke_time, end, written });
+    }
+
+    /// Records that a hub edit has written or removed the spoke's document, and did not find nothing.
+    pub(crate) fn record_write(&mut self, key: &Key, spoke_time: Timestamp) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.written = Some(spoke_time);
+        }
     }
 
     /// True if a hub edit of the document is remembered, or if individual documents are no longer remembered.
@@ -114,9 +123,9 @@ impl Conflicts {
         self.everything.is_some() || self.entries.contains_key(key)
     }
 
-    /// True if a hub edit of the document was committed at the spoke after this time of the spoke.
-    pub(crate) fn is_edited_after(&self, key: &Key, spoke_time: Timestamp) -> bool {
-        self.entries.get(key).is_some_and(|entry| entry.spoke_time > spoke_time)
+    /// True if a hub edit has written or removed the spoke's document after this time of the spoke.
+    pub(crate) fn is_written_after(&self, key: &Key, spoke_time: Timestamp) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.written.is_some_and(|written| written > spoke_time))
     }
 
     /// Records the number of the note that saves the hub edits committed at `spoke_time`. Numbers ascend.
@@ -129,7 +138,8 @@ impl Conflicts {
         self.entries.clear();
         self.open.clear();
         self.ended.clear();
-        self.everything = Some(Entry { fields: Fields::All, spoke_time, end: self.end_of(spoke_time) });
+        let end = self.end_of(spoke_time);
+        self.everything = Some(Entry { fields: Fields::All, spoke_time, end, written: None });
     }
 
     /// Records the uplink's progress: everything the spoke had up to `spoke_time` is pushed, and the last push
@@ -275,6 +285,16 @@ mod tests {
         assert_eq!(conflicts.own_change(&key(1), &field("b"), at(5), None), OwnChange::Reorder);
         let removal = Fields::Some { names: ["b".into()].into(), may_add: false };
         assert_eq!(conflicts.own_change(&key(1), &removal, at(5), None), OwnChange::Skip);
+    }
+
+    #[test]
+    fn a_delete_that_may_have_found_nothing_has_not_replaced_the_document() {
+        let mut conflicts = Conflicts::new(10);
+        conflicts.record(key(1), Fields::All, at(3));
+        assert!(conflicts.has_hub_edit(&key(1)) && !conflicts.is_written_after(&key(1), at(2)));
+        conflicts.record_write(&key(1), at(3));
+        conflicts.record(key(1), Fields::All, at(5));
+        assert!(conflicts.is_written_after(&key(1), at(2)) && !conflicts.is_written_after(&key(1), at(3)));
     }
 
     #[test]

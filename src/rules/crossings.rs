@@ -5,7 +5,9 @@
 //! [`retry`](retry::retry), [`Conflicts`]. At rest, hub and spoke must be equal in every held zone, or somebody must
 //! have been told. Every value that an application wrote must be in a document, set aside, in a dead letter, or
 //! overruled by another write. No decision may replace a version that the uplink still has to carry. Weakened rules
-//! must fail, or the model proves nothing.
+//! must fail, or the model proves nothing. [Traces](traces) of the model are replayed on real servers.
+
+mod traces;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -70,6 +72,14 @@ struct Refused {
     /// An application of the spoke has deleted the document since.
     is_deleted: bool,
     value: Option<u32>,
+    /// The value of the newest change held back, whose event the letter keeps as well.
+    newest: Option<u32>,
+}
+
+impl Refused {
+    fn values(self) -> impl Iterator<Item = u32> {
+        self.value.into_iter().chain(self.newest)
+    }
 }
 
 struct Edge {
@@ -89,6 +99,15 @@ struct Edge {
     unsettled: Option<Option<(usize, Option<Held>)>>,
     is_foreign: bool,
     conflicts: Conflicts,
+}
+
+impl Edge {
+    /// Records what the downlink has just done as a hub edit.
+    fn record_edit(&mut self) {
+        let now = at(self.side.now());
+        self.conflicts.record(key(), Fields::All, now);
+        self.conflicts.record_write(&key(), now);
+    }
 }
 
 /// The rules under test, or a weakened variant.
@@ -125,6 +144,8 @@ struct Model {
     next: u32,
     /// A decision has replaced a version that the uplink still had to carry.
     replaced_too_early: bool,
+    /// A hub event has replaced or removed a document whose dead letter says that the hub never accepted it.
+    replaced_despite_letter: bool,
     /// What happened, for the report of a broken promise.
     history: Vec<String>,
 }
@@ -175,6 +196,7 @@ impl Model {
             deleted: BTreeSet::new(),
             next: 1,
             replaced_too_early: false,
+            replaced_despite_letter: false,
             history: Vec::new(),
         }
     }
@@ -192,6 +214,11 @@ impl Model {
                 _ => self.retry(spoke),
             }
         }
+        self.come_to_rest();
+        self.broken().map(|what| format!("{what}\n{}", self.history.join("\n")))
+    }
+
+    fn come_to_rest(&mut self) {
         for _ in 0..60 {
             for spoke in SPOKES {
                 self.uplink(spoke);
@@ -211,12 +238,14 @@ impl Model {
                 }
             }
         }
-        self.broken().map(|what| format!("{what}\n{}", self.history.join("\n")))
     }
 
     fn broken(&self) -> Option<String> {
         if self.replaced_too_early {
             return Some("a version under way to the hub was replaced".to_owned());
+        }
+        if self.replaced_despite_letter {
+            return Some("a document with a dead letter was replaced".to_owned());
         }
         for (number, spoke) in self.spokes.iter().enumerate() {
             let holds = |document: &Held| self.version(number, Some(*document)) != Version::Elsewhere;
@@ -243,7 +272,7 @@ impl Model {
         let sides = self.spokes.iter().map(|spoke| spoke.side.document).chain([self.hub.document]);
         let there: BTreeSet<u32> = sides.flatten().map(|document| document.value).collect();
         let letters: BTreeSet<u32> =
-            self.spokes.iter().filter_map(|spoke| spoke.letter).filter_map(|letter| letter.value).collect();
+            self.spokes.iter().filter_map(|spoke| spoke.letter).flat_map(Refused::values).collect();
         for (&value, write) in &self.writes {
             let past = self.past(value);
             let zones: BTreeSet<usize> =
@@ -342,12 +371,14 @@ impl Model {
             && let Some(letter) = &mut spoke.letter
         {
             letter.is_deleted = event.after.is_none() && self.rule != Rule::ForgetDeletes;
+            letter.newest = event.after.map(|after| after.value).or(letter.newest);
         }
         if event.origin.is_some() || (!is_foreign && (spoke.up <= spoke.carried || is_held_back)) {
             return;
         }
         let value = event.after.map(|after| after.value);
-        let is_edited = spoke.conflicts.is_edited_after(&key(), at(spoke.up));
+        let is_edited = spoke.conflicts.has_hub_edit(&key());
+        let is_replaced = spoke.conflicts.is_written_after(&key(), at(spoke.up));
         let hub = self.hub.document;
         let overtaken = |model: &mut Self| {
             if is_edited && model.rule != Rule::ForgetOvertaken {
@@ -357,7 +388,7 @@ impl Model {
         match (event.before, event.after) {
             // An insert, or a change of a document that the hub lacks: the hub takes the document, or refuses it.
             (None, Some(after)) if own(&after) => match hub {
-                Some(there) if !own(&there) => self.refuse(number, value, is_edited),
+                Some(there) if !own(&there) => self.refuse(number, value, is_replaced),
                 _ => self.hub.put(Some(after), Some(number)),
             },
             (None, Some(after)) => {
@@ -403,7 +434,7 @@ impl Model {
         if is_replaced && self.rule != Rule::KeepVoidLetters {
             self.aside.extend(value);
         } else {
-            spoke.letter = Some(Refused { is_fresh: true, is_dropped: false, is_deleted: false, value });
+            spoke.letter = Some(Refused { is_fresh: true, is_dropped: false, is_deleted: false, value, newest: value });
         }
     }
 
@@ -474,7 +505,7 @@ impl Model {
             }
             spoke.contains = self.hub.now();
             spoke.side.put(fresh, Some(number));
-            spoke.conflicts.record(key(), Fields::All, at(spoke.side.now()));
+            spoke.record_edit();
             return;
         }
         let is_certain = matches!(action, Action::Apply(_, Reach::Zone(_)) | Action::Delete(Reach::Zone(_)));
@@ -522,11 +553,12 @@ impl Model {
             Action::Leave if there == event.after => None,
             _ => return,
         };
+        self.replaced_despite_letter |= there.is_some() && spoke.letter.is_some_and(|letter| letter.is_fresh);
         let aside = there.filter(|_| spoke.is_foreign);
         spoke.is_foreign = false;
         spoke.side.put(after, Some(number));
         if self.routes.is_hub_edit(number, action) {
-            spoke.conflicts.record(key(), Fields::All, at(spoke.side.now()));
+            spoke.record_edit();
         }
         self.set_aside(aside);
     }
@@ -576,7 +608,7 @@ impl Model {
         }
         spoke.is_foreign &= !document.is_equal;
         if is_gone && let Some(letter) = spoke.letter.take() {
-            self.aside.extend(letter.value);
+            self.aside.extend(letter.values());
         }
         let spoke = &mut self.spokes[number];
         let after = match settlement {
@@ -593,7 +625,7 @@ impl Model {
         spoke.is_foreign = false;
         spoke.side.put(after, Some(number));
         if [document.hub, document.spoke].contains(&Version::Own) {
-            spoke.conflicts.record(key(), Fields::All, at(spoke.side.now()));
+            spoke.record_edit();
         }
         self.set_aside(version.filter(|_| version != after));
     }
@@ -627,11 +659,14 @@ impl Model {
                 self.set_aside(hub.filter(|_| hub != document));
                 self.hub.put(document, Some(number));
             }
-            Retry::GiveUp => self.aside.extend(letter.value),
+            Retry::GiveUp => self.aside.extend(letter.values()),
             Retry::Delete | Retry::Stamp | Retry::Move => unreachable!("only inserts are refused"),
         }
         let spoke = &mut self.spokes[number];
-        spoke.carried = spoke.side.now();
+        // The hub contains what it was given.
+        if retry != Retry::GiveUp {
+            spoke.carried = spoke.side.now();
+        }
         spoke.letter = None;
         spoke.unsettled = Some(None);
     }

@@ -1,5 +1,5 @@
-//! The retry of a change that the hub refused: the meaning of both sides' present versions, and whether the change is
-//! still in the document.
+//! The retry of a change that the hub refused: the meaning of both sides' present versions, and which changes the
+//! document has lost.
 
 use bson::raw::{RawBsonRef, RawDocument};
 
@@ -62,23 +62,97 @@ pub(crate) fn retry(found: RefusedDocument) -> Retry {
     }
 }
 
-/// True if the document still has what the refused change, as an event, wrote. False if a link has replaced the
-/// document since, or if an application has overwritten the change.
-pub(crate) fn has(document: &RawDocument, event: &RawDocument) -> bool {
-    // An event that is nested too deeply is kept as bytes.
-    if let Some(event) = event.get_binary("bytes").ok().and_then(|binary| RawDocument::from_bytes(binary.bytes).ok()) {
-        return has(document, event);
+/// The changes, as events in the spoke's order, of which the present document lacks something that no later change of
+/// the spoke has overwritten: a link has replaced or removed the document since. `None`: there is no document.
+pub(crate) fn lost<'e, E: AsRef<RawDocument>>(present: Option<&RawDocument>, events: &'e [E]) -> Vec<&'e RawDocument> {
+    let mut later = Later::default();
+    let mut lost = Vec::new();
+    for event in events.iter().rev().map(AsRef::as_ref) {
+        let change = inside(event);
+        if !later.is_whole && !is_there(present, change, &later) {
+            lost.push(event);
+        }
+        later.add(change);
     }
-    if let Ok(whole) = event.get_document("fullDocument") {
-        return whole.as_bytes() == document.as_bytes();
+    lost.reverse();
+    lost
+}
+
+/// What later changes have written.
+#[derive(Default)]
+struct Later<'e> {
+    /// The whole document.
+    is_whole: bool,
+    /// Fields, by dotted paths.
+    paths: Vec<&'e str>,
+}
+
+impl<'e> Later<'e> {
+    fn add(&mut self, event: &'e RawDocument) {
+        self.is_whole |= matches!(event.get_str("operationType"), Ok("insert" | "replace" | "delete"));
+        let Ok(description) = event.get_document("updateDescription") else { return };
+        let truncated = elements(description, "truncatedArrays");
+        self.paths.extend(set_by(description).map(|(path, _)| path));
+        self.paths.extend(elements(description, "removedFields").filter_map(RawBsonRef::as_str));
+        self.paths.extend(truncated.filter_map(|array| array.as_document()?.get_str("field").ok()));
     }
-    let Ok(description) = event.get_document("updateDescription") else { return true };
-    let set = description.get_document("updatedFields").ok().into_iter().flatten();
-    let removed = description.get_array("removedFields").ok().into_iter().flatten();
-    set.into_iter().all(|field| field.is_ok_and(|(path, value)| at(document, path.as_str()) == Some(value)))
-        && removed
-            .into_iter()
-            .all(|path| path.is_ok_and(|path| path.as_str().is_some_and(|path| at(document, path).is_none())))
+
+    /// True if a later change has written the whole field.
+    fn has(&self, path: &str) -> bool {
+        self.paths.iter().any(|written| *written == path || is_below(path, written))
+    }
+
+    /// True if a later change has written a part of the field.
+    fn has_part_of(&self, path: &str) -> bool {
+        self.paths.iter().any(|written| is_below(written, path))
+    }
+}
+
+fn is_below(path: &str, above: &str) -> bool {
+    path.strip_prefix(above).is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// The event. One that is nested too deeply is kept as bytes.
+fn inside(event: &RawDocument) -> &RawDocument {
+    let bytes = event.get_binary("bytes").ok();
+    bytes.and_then(|binary| RawDocument::from_bytes(binary.bytes).ok()).unwrap_or(event)
+}
+
+/// The fields that an update sets, by dotted paths.
+fn set_by(description: &RawDocument) -> impl Iterator<Item = (&str, RawBsonRef<'_>)> {
+    let set = description.get_document("updatedFields").ok().into_iter().flatten().flatten();
+    set.map(|(path, value)| (path.as_str(), value))
+}
+
+fn elements<'d>(document: &'d RawDocument, name: &str) -> impl Iterator<Item = RawBsonRef<'d>> + use<'d> {
+    document.get_array(name).ok().into_iter().flatten().flatten()
+}
+
+/// True if the document has everything that the change wrote and that later changes left.
+fn is_there(present: Option<&RawDocument>, event: &RawDocument, later: &Later<'_>) -> bool {
+    let Ok(description) = event.get_document("updateDescription") else {
+        let mut fields = event.get_document("fullDocument").ok().into_iter().flatten().flatten();
+        return fields.all(|(name, value)| has(present, name.as_str(), value, later));
+    };
+    let is_removed = |path| later.has(path) || present.is_some_and(|document| at(document, path).is_none());
+    set_by(description).all(|(path, value)| has(present, path, value, later))
+        && elements(description, "removedFields").filter_map(RawBsonRef::as_str).all(is_removed)
+}
+
+/// True if the document has the value at the path, apart from what later changes have written.
+fn has(present: Option<&RawDocument>, path: &str, value: RawBsonRef<'_>, later: &Later<'_>) -> bool {
+    if later.has(path) || present.and_then(|document| at(document, path)) == Some(value) {
+        return true;
+    }
+    let inner = match value {
+        RawBsonRef::Document(inner) => Some(inner),
+        // An array is a document with numbers as names.
+        RawBsonRef::Array(inner) => RawDocument::from_bytes(inner.as_bytes()).ok(),
+        _ => None,
+    };
+    inner.filter(|_| later.has_part_of(path)).is_some_and(|inner| {
+        inner.iter().flatten().all(|(name, value)| has(present, &format!("{path}.{name}"), value, later))
+    })
 }
 
 /// The value at a dotted path.
@@ -97,30 +171,80 @@ fn at<'d>(document: &'d RawDocument, path: &str) -> Option<RawBsonRef<'d>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bson::raw::RawDocumentBuf;
     use bson::rawdoc;
 
+    fn set(fields: RawDocumentBuf) -> RawDocumentBuf {
+        rawdoc! { "operationType": "update", "updateDescription": { "updatedFields": fields } }
+    }
+
+    fn removed(path: &str) -> RawDocumentBuf {
+        rawdoc! { "operationType": "update", "updateDescription": { "updatedFields": {}, "removedFields": [path] } }
+    }
+
+    fn whole(operation: &str, document: RawDocumentBuf) -> RawDocumentBuf {
+        rawdoc! { "operationType": operation, "fullDocument": document }
+    }
+
+    fn delete() -> RawDocumentBuf {
+        rawdoc! { "operationType": "delete" }
+    }
+
     #[test]
-    fn a_document_has_a_change_while_every_part_of_it_is_there() {
+    fn a_change_is_lost_unless_every_part_of_it_is_there() {
         let document = rawdoc! { "_id": 1, "a": 1, "n": { "x": [1, { "y": 2 }] } };
-        let set = |fields: bson::RawDocumentBuf| rawdoc! { "updateDescription": { "updatedFields": fields } };
-        let removed = |path: &str| rawdoc! { "updateDescription": { "updatedFields": {}, "removedFields": [path] } };
-        let bytes = |event: bson::RawDocumentBuf| crate::rules::opaque::in_bytes(&event);
         let table = [
-            (rawdoc! { "fullDocument": document.clone() }, true),
-            (rawdoc! { "fullDocument": { "_id": 1, "a": 2 } }, false),
-            (set(rawdoc! { "a": 1 }), true),
-            (set(rawdoc! { "a": 1_i64 }), false),
-            (set(rawdoc! { "a": 1, "b": 1 }), false),
-            (set(rawdoc! { "n.x.1.y": 2 }), true),
-            (set(rawdoc! { "n.x.1.y": 3 }), false),
-            (set(rawdoc! { "n.z": 1 }), false),
-            (removed("b"), true),
-            (removed("n.x"), false),
-            (rawdoc! { "operationType": "delete" }, true),
+            (whole("replace", document.clone()), false),
+            (whole("replace", rawdoc! { "_id": 1, "a": 2 }), true),
+            (set(rawdoc! { "a": 1 }), false),
+            (set(rawdoc! { "a": 1_i64 }), true),
+            (set(rawdoc! { "a": 1, "b": 1 }), true),
+            (set(rawdoc! { "n.x.1.y": 2 }), false),
+            (set(rawdoc! { "n.x.1.y": 3 }), true),
+            (set(rawdoc! { "n.z": 1 }), true),
+            (removed("b"), false),
+            (removed("n.x"), true),
+            (delete(), false),
         ];
-        for (event, expected) in table {
-            assert_eq!(has(&document, &event), expected, "{event:?}");
-            assert_eq!(has(&document, &bytes(event.clone())), expected, "as bytes: {event:?}");
+        for (event, is_lost) in table {
+            for event in [crate::rules::opaque::in_bytes(&event), event] {
+                let events = [event];
+                assert_eq!(!lost(Some(&document), &events).is_empty(), is_lost, "{events:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_spoke_has_overwritten_or_deleted_itself_is_not_lost() {
+        let present = rawdoc! { "_id": 1, "a": 3, "n": { "x": 1, "y": 2 } };
+        let table: [(&str, &[RawDocumentBuf], &[usize]); 8] = [
+            ("the newest value", &[set(rawdoc! { "a": 1 }), set(rawdoc! { "a": 3 })], &[]),
+            ("a newer value was lost as well", &[set(rawdoc! { "a": 1 }), set(rawdoc! { "a": 2 })], &[1]),
+            ("another field", &[set(rawdoc! { "b": 1 }), set(rawdoc! { "a": 3 })], &[0]),
+            ("a part", &[set(rawdoc! { "n": { "x": 0, "y": 2 } }), set(rawdoc! { "n.x": 1 })], &[]),
+            ("the other part", &[set(rawdoc! { "n": { "x": 1, "y": 0 } }), set(rawdoc! { "n.x": 1 })], &[0]),
+            ("removed again", &[set(rawdoc! { "b": 1 }), removed("b")], &[]),
+            ("the field above", &[set(rawdoc! { "n.y": 0 }), set(rawdoc! { "n": { "x": 1, "y": 2 } })], &[]),
+            ("a replacement", &[set(rawdoc! { "b": 1 }), whole("replace", present.clone())], &[]),
+        ];
+        for (what, events, expected) in table {
+            let expected: Vec<&RawDocument> = expected.iter().map(|&index| &*events[index]).collect();
+            assert_eq!(lost(Some(&present), events), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn every_change_since_the_last_delete_is_lost_with_the_document() {
+        let (one, two) = (set(rawdoc! { "a": 1 }), set(rawdoc! { "b": 1 }));
+        let table: [(&[RawDocumentBuf], &[usize]); 4] = [
+            (std::slice::from_ref(&one), &[0]),
+            (&[one.clone(), two.clone()], &[0, 1]),
+            (&[one.clone(), delete()], &[]),
+            (&[one.clone(), delete(), whole("insert", rawdoc! { "_id": 1, "c": 1 }), two], &[2, 3]),
+        ];
+        for (events, expected) in table {
+            let expected: Vec<&RawDocument> = expected.iter().map(|&index| &*events[index]).collect();
+            assert_eq!(lost(None, events), expected);
         }
     }
 

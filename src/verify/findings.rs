@@ -29,7 +29,8 @@ pub(super) struct Persisting {
 }
 
 impl Part<'_> {
-    /// Examines documents once the links have passed the present moment, and again as long as documents keep changing.
+    /// Examines documents once the links have carried what there is of them at present, and again as long as documents
+    /// keep changing.
     pub(super) async fn persisting(&self, mut ids: Ids, stop: &CancellationToken) -> Result<Persisting, Error> {
         let mut persisting = Persisting::default();
         let mut before: HashMap<Key, Seen> = HashMap::new();
@@ -39,7 +40,7 @@ impl Part<'_> {
             }
             // Everything in transit now must arrive before the look, or a late change would count as a difference.
             let moment = Moment::now(self).await?;
-            let waited = wait::pass(self, moment, stop).await?;
+            let waited = wait::pass_for(self, &ids, moment, stop).await?;
             let look = examine::look(self, &ids, moment).await?;
             ids.retain(|key, _| look.differing.contains_key(key));
             // With a link at a standstill, a pending change may explain the difference. Further looks would show the

@@ -139,8 +139,9 @@ impl Part<'_> {
             return Ok(());
         }
         let moment = Moment::now(self).await?;
-        if wait::pass(self, moment, stop).await? == Waited::Passed {
-            let suspects = self.by_key(std::mem::take(&mut saved.suspects));
+        let suspects = self.by_key(saved.suspects.clone());
+        if wait::pass_for(self, &suspects, moment, stop).await? == Waited::Passed {
+            saved.suspects.clear();
             let look = examine::look(self, &suspects, moment).await?;
             saved.suspects.extend(look.differing.into_values().map(|seen| seen.id));
         }

@@ -1,5 +1,5 @@
-//! Waits until the saved checkpoints of both links of a spoke have passed a moment, and finds changes in transit while
-//! no process carries the links.
+//! Waits until the saved checkpoints of both links of a spoke have passed a moment, or until the links have nothing to
+//! carry; finds changes in transit while no process carries the links.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -10,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 use super::examine::{Ids, Look, Moment};
 use super::part::Part;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::checkpoints;
+use crate::mongo::metadata::checkpoints::{self, Reconciling};
 use crate::mongo::metadata::sessions::Tags;
+use crate::mongo::metadata::unsettled;
 use crate::mongo::server::Server;
 use crate::mongo::tail::{Selection, Tail};
 use crate::rules::key::Key;
@@ -24,6 +25,12 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// Time without movement of a checkpoint after which the link counts as not carried. A quiet link's checkpoint moves
 /// every 5 seconds.
 const STANDS_STILL: Duration = Duration::from_secs(12);
+
+/// Time within which the checkpoint of a busy link passes a moment.
+const BUSY: Duration = Duration::from_millis(300);
+
+/// Seconds of a source's changes that are read, at most, to learn whether a quiet link has something to carry.
+const CLOSE: u32 = 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waited {
@@ -46,6 +53,45 @@ pub(super) async fn pass(part: &Part<'_>, moment: Moment, stop: &CancellationTok
         (Waited::StandsStill, _) | (_, Waited::StandsStill) => Waited::StandsStill,
         _ => Waited::Passed,
     })
+}
+
+/// Waits until both links have passed a moment of their sources, or have nothing of these documents to carry. A quiet
+/// link saves its checkpoint only every 5 seconds; the change stream of its source tells sooner.
+pub(super) async fn pass_for(
+    part: &Part<'_>,
+    ids: &Ids,
+    moment: Moment,
+    stop: &CancellationToken,
+) -> Result<Waited, Error> {
+    let mut passing = std::pin::pin!(pass(part, moment, stop));
+    match tokio::time::timeout(BUSY, &mut passing).await {
+        Ok(waited) => waited,
+        Err(_) if nothing_waits(part, ids, moment).await? => Ok(Waited::Passed),
+        Err(_) => passing.await,
+    }
+}
+
+/// True if neither link has a change of these documents to carry that was there at the moment, or a decision about one
+/// of them to take. False as well if a link compares both sides, or lags: the look would read too much.
+async fn nothing_waits(part: &Part<'_>, ids: &Ids, moment: Moment) -> Result<bool, Error> {
+    let (uplink, downlink) = (part.uplink(), part.downlink());
+    let up = quiet_position(part.hub, &uplink, moment.spoke).await?;
+    let down = quiet_position(part.spoke, &downlink, moment.hub).await?;
+    let (Some(up), Some(down)) = (up, down) else { return Ok(false) };
+    let wanted = ids.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
+    let unsettled_at = async |server, link| unsettled::among(server, link, &wanted).await;
+    Ok(changed(part.hub, &down, Selection::default(), ids).await?.is_empty()
+        && changed_at_spoke(part, ids, &up).await?.is_empty()
+        && unsettled_at(part.hub, &uplink).await?.is_empty()
+        && unsettled_at(part.spoke, &downlink).await?.is_empty())
+}
+
+/// The position of a link that streams and is close behind the moment.
+async fn quiet_position(destination: &Server, link: &LinkName, moment: Timestamp) -> Result<Option<Position>, Error> {
+    let checkpoint = checkpoints::peek(destination, link).await?;
+    let streams = checkpoint.filter(|checkpoint| checkpoint.reconciling == Reconciling::No);
+    let position = streams.and_then(|checkpoint| checkpoint.position);
+    Ok(position.filter(|position| position.cluster_time().time.saturating_add(CLOSE) >= moment.time))
 }
 
 async fn wait(

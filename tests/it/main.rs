@@ -9,6 +9,7 @@ mod concurrent;
 mod config;
 mod control;
 mod crash;
+mod crossings;
 mod dashboard;
 mod doors;
 mod extremes;

@@ -1,9 +1,11 @@
 //! Documents that a link does not find as expected: taken `_id`s, crossings of the two links, changes of ownership
 //! within one batch. All sides end equal, or somebody is told; and whatever a decision removes is set aside.
 
-use bson::{DateTime, Decimal128, Document, doc};
+use bson::{Bson, DateTime, Decimal128, Document, doc};
 use mongodb::IndexModel;
 use mongodb::options::IndexOptions;
+
+use testbed::node::Options;
 
 use super::support::site::{HUB, TRIANGLE, Topology};
 use super::support::{Site, eventually};
@@ -491,21 +493,38 @@ async fn a_change_whose_letter_was_dropped_is_set_aside_when_the_hub_moves_or_re
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_change_that_its_document_no_longer_has_is_set_aside_when_the_letter_ends() {
-    let mut site = with_a_refused_change().await;
-    // As by a version from the hub that was on its way: the letter holds back changes that come later.
-    site.stop().await;
-    let without = doc! { "$unset": { "key": "", "precious": "" } };
-    site.at("DFW").update_one(doc! { "_id": "own" }, without).await.unwrap();
-    site.at(HUB).delete_one(doc! { "_id": "taken" }).await.unwrap();
+    let mut site = Site::own(PAIR, Options::default()).await;
+    unique_index(&site, HUB).await;
+    site.at(HUB).insert_one(doc! { "_id": "taken", "_pk": "YARD", "key": 1 }).await.unwrap();
     site.start().await;
+    site.at("DFW").insert_one(doc! { "_id": "own", "_pk": "DFW" }).await.unwrap();
+    site.assert_converged().await;
+    // The hub's version comes down while the hub has not refused the changes yet.
+    let slow = doc! {
+        "failCommands": ["update"], "blockConnection": true, "blockTimeMS": 6_000, "appName": "spokesync",
+        "namespace": &site.namespaces[0],
+    };
+    let point = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": slow };
+    site.nodes[HUB].admin(point).await.unwrap();
+    set(&site, "DFW", "own", doc! { "key": 1, "precious": true, "again": 1 }).await;
+    set(&site, "DFW", "own", doc! { "again": 2 }).await;
+    site.at(HUB).replace_one(doc! { "_id": "own" }, doc! { "_pk": "DFW", "n": 1 }).await.unwrap();
+    eventually("it comes down", async || find(&site, "DFW", "own").await.is_some_and(|own| own.contains_key("n")))
+        .await;
+    eventually("the hub refuses the change", async || letters(&site, HUB).await == 1).await;
+    site.at(HUB).delete_one(doc! { "_id": "taken" }).await.unwrap();
     assert!(site.command(&["dead-letters", "retry", "DFW"]).0);
     eventually("the letter ends", async || letters(&site, HUB).await == 0).await;
     site.assert_converged().await;
     let aside = site.own_collection(HUB, "set_aside");
-    let kept = doc! { "_id.document": "own", "change.updateDescription.updatedFields.precious": true };
-    assert_eq!(aside.count_documents(kept).await.unwrap(), 1);
+    let has = async |field: &str, value: Bson| {
+        let field = format!("change.updateDescription.updatedFields.{field}");
+        aside.count_documents(doc! { "_id.document": "own", field: value }).await.unwrap()
+    };
+    assert_eq!(has("precious", true.into()).await, 1);
+    let all = aside.count_documents(doc! {}).await.unwrap();
     // What the document still has needs no copy.
     set(&site, "DFW", "own", doc! { "key": 2 }).await;
     site.assert_converged().await;
-    assert_eq!(aside.count_documents(doc! {}).await.unwrap(), 1);
+    assert_eq!(aside.count_documents(doc! {}).await.unwrap(), all);
 }

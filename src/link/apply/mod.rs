@@ -28,7 +28,6 @@ use super::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::checkpoints::Reconciling;
 use crate::mongo::metadata::dead_letters::{self, DeadLetter, Keeping, Kept, Later};
-use crate::mongo::metadata::hub_edits::Edit;
 use crate::mongo::metadata::unsettled;
 use crate::mongo::transaction::delays;
 use crate::rules::held_back::HeldBack;
@@ -223,15 +222,16 @@ impl<S: Source> Link<'_, S> {
         refusal.is_id_taken && may_cross && (S::DIRECTION == Direction::Downlink || !is_fresh())
     }
 
-    /// True if the downlink has replaced or removed the spoke's document since the refused change, because the hub had
-    /// another one of the same `_id`. A dead letter would be about a document that nobody has.
+    /// True if the downlink has replaced the spoke's document since the refused change, because the hub had another one
+    /// of the same `_id`. A dead letter would be about a document that nobody has. A delete that may have found
+    /// nothing does not count: a retry ends the letter of a document that is gone.
     fn is_replaced(&self, work: &Work<'_>, index: usize, refusal: &Refusal) -> bool {
         let step = &work.steps[index];
         let (_, at) = work.origin.event(step.event);
         S::DIRECTION == Direction::Uplink
             && refusal.is_id_taken
             && work.origin.is_live()
-            && at.is_some_and(|at| self.spoke.pair.conflicts().is_edited_after(&step.key, at))
+            && at.is_some_and(|at| self.spoke.pair.conflicts().is_written_after(&step.key, at))
     }
 
     /// Leaves the step out, or with later steps of its document, and notes the document for a decision. The link's mark
@@ -255,13 +255,13 @@ impl<S: Source> Link<'_, S> {
         Ok(())
     }
 
-    /// The statement that counts the changes held back by dead letters, if there are any. The events of a document that
-    /// the hub never accepted are kept, because the hub's document of the same `_id` may replace the spoke's.
+    /// The statement that counts the changes held back by dead letters, if there are any. The uplink keeps the events,
+    /// because the hub's version, on its way meanwhile, may replace the spoke's.
     fn count_later(&self, work: &Work<'_>, held_back: &HeldBack<'_>) -> Option<RawDocumentBuf> {
         let server = self.destination.server();
         let later = held_back.counts().into_iter().filter_map(|(key, id, changes)| {
-            let letter = self.parked.get(key)?;
-            let is_kept = S::DIRECTION == Direction::Uplink && letter.is_fresh && work.origin.is_live();
+            self.parked.get(key)?;
+            let is_kept = S::DIRECTION == Direction::Uplink && work.origin.is_live();
             let events: Vec<usize> = held_back.events(key).filter(|_| is_kept).collect();
             let newest = &events[events.len().saturating_sub(dead_letters::LATER_EVENTS)..];
             let events = newest.iter().map(|&event| work.origin.event(event).0).collect();
@@ -343,11 +343,11 @@ impl<S: Source> Link<'_, S> {
         if S::DIRECTION == Direction::Downlink {
             let is_refused =
                 |key: &&Key| self.spoke.pair.evidence(Direction::Uplink, key).is_some_and(|it| it.is_fresh);
-            let replaced: Vec<Key> = written.edits.iter().map(|edit| &edit.key).filter(is_refused).cloned().collect();
+            let writes = written.edits.iter().filter(|edit| !edit.is_uncertain);
+            let replaced: Vec<Key> = writes.map(|edit| &edit.key).filter(is_refused).cloned().collect();
             replaced.into_iter().for_each(|key| self.spoke.pair.has_replaced(key));
         }
-        let hub_edits = written.edits.into_iter().map(|Edit { key, fields, .. }| (key, fields)).collect();
-        let commit = Commit { at, position, hub_edits, number, changes, foreign };
+        let commit = Commit { at, position, hub_edits: written.edits, number, changes, foreign };
         let outlived = self.source.committed(self.spoke, &commit);
         if let Some(ledger) = &mut self.ledger {
             ledger.outlive(outlived);

@@ -55,7 +55,9 @@ pub(super) async fn arrange<S: Source>(
     for ready in statement::render(&commands, &replaces, server.namespaces(), field, server.line().command_bytes()) {
         open.send(ready, &replaces).await?;
     }
-    let edit = |step: Step<'_>| Some(Edit { key: step.key, id: RawBson::from(step.id), fields: step.hub_edit? });
+    let edit = |step: Step<'_>| {
+        Some(Edit { key: step.key, id: RawBson::from(step.id), fields: step.hub_edit?, is_uncertain: false })
+    };
     Ok(replaces.into_iter().filter_map(edit).collect())
 }
 

@@ -179,8 +179,9 @@ impl<S: Source> Link<'_, S> {
             Rung::Folded(inserts) => plan::fold(&steps, inserts, statement::insert_would_change),
             Rung::InSequence => plan::sequence(&steps),
         };
-        let Sent { missed, unchanged } = send(&mut open, &server, &commands, &steps).await?;
+        let Sent { missed, unchanged, uncertain } = send(&mut open, &server, &commands, &steps).await?;
         let mut written = Written { foreign, skipped, ..Written::of(&steps, |key| attempt.read_at(key)) };
+        written.doubt(uncertain.iter().map(|number| &steps[*number].key));
 
         // Fill: documents missing at the destination are brought whole from the source. Before the commit, so that no
         // reader of the destination sees the batch without the documents.
@@ -326,6 +327,7 @@ async fn send(open: &mut Open<'_>, server: &Server, commands: &[Command], steps:
         let more = open.send(ready, steps).await?;
         sent.missed += more.missed;
         sent.unchanged.extend(more.unchanged);
+        sent.uncertain.extend(more.uncertain);
     }
     Ok(sent)
 }
@@ -460,10 +462,17 @@ impl Written {
                 written.read_at.push((step.key.clone(), step.zones.names().map(str::to_owned).collect(), at));
             }
             if let Some(fields) = &step.hub_edit {
-                written.edits.push(Edit { key: step.key.clone(), id: RawBson::from(step.id), fields: fields.clone() });
+                let (key, id, fields) = (step.key.clone(), RawBson::from(step.id), fields.clone());
+                written.edits.push(Edit { key, id, fields, is_uncertain: false });
             }
         }
         written
+    }
+
+    /// Deletes of these documents may have found nothing.
+    fn doubt<'k>(&mut self, deleted: impl Iterator<Item = &'k Key>) {
+        let deleted: HashSet<&Key> = deleted.collect();
+        self.edits.iter_mut().for_each(|edit| edit.is_uncertain = deleted.contains(&edit.key));
     }
 
     fn add(&mut self, more: Self) {

@@ -6,7 +6,7 @@ use bson::Timestamp;
 use bson::raw::{RawBson, RawDocumentBuf};
 
 use super::mark::Mark;
-use crate::rules::fields::Fields;
+use crate::mongo::metadata::hub_edits::Edit;
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::names::Zone;
@@ -141,7 +141,7 @@ pub(in crate::link) struct Commit {
     /// The link's new position, if the transaction moved the position.
     pub(in crate::link) position: Option<Position>,
     /// The hub edits of the spoke's own documents in the transaction.
-    pub(in crate::link) hub_edits: Vec<(Key, Fields)>,
+    pub(in crate::link) hub_edits: Vec<Edit>,
     /// The number under which the hub edits are saved.
     pub(in crate::link) number: i64,
     /// The number of changes, with or without a step.

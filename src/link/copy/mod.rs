@@ -19,6 +19,7 @@ mod two_way;
 use std::collections::{HashMap, HashSet};
 
 use bson::Timestamp;
+use futures_util::future;
 use tokio_util::sync::CancellationToken;
 
 use self::found::{Found, Mode};
@@ -74,15 +75,16 @@ impl<S: Source> Link<'_, S> {
         let mut may_delete = self.is_the_same_collection(job.namespace).await? && !spares;
         let cell = self.cell();
         cell.begin_copying(&part.namespace, &job.zone, scan::estimate(&job.source, job.source_end().area).await);
-        let mut walk = Walk::new(job.source_end(), job.destination_end(), resumed.map(|up_to| up_to.after));
-        let (mut latest, mut documents, mut written) = (start, 0, 0);
-        let mut unsettled = Unsettled::new();
         // In the spoke's own zone, only documents that came down are newer at the spoke, and each document is
         // remembered individually. After a restore, the stream brings changes again that all documents contain.
         let is_bound = job.policy != Policy::HubReconciles || spares;
+        let mut walk = Walk::new(job.source_end(), job.destination_end(), resumed.map(|up_to| up_to.after));
+        let mut copied = Copied { latest: start, documents: 0, differed: 0, unsettled: Unsettled::new() };
+        let mut read_ahead = None;
         while !walk.is_finished() {
             // Between two pages, so that no change comes between the reads of both sides.
             if self.must_keep_up() {
+                read_ahead = None;
                 if self.keep_up(None, stop).await? == Some(Stopped) {
                     return Ok(Ended::Stopped);
                 }
@@ -90,79 +92,146 @@ impl<S: Source> Link<'_, S> {
                 may_delete = may_delete && self.is_the_same_collection(job.namespace).await?;
             }
             // One page of the source, then the destination's pages over the same range.
-            // A server may look through a whole collection for the last documents of a zone.
-            let reading = cell.pulse().while_waiting(walk.lead(start.max(job.source.now().await?)));
-            let Some(source_at) = stop.run_until_cancelled(reading).await else { return Ok(Ended::Stopped) };
-            let source_at = source_at?;
-            latest = latest.max(source_at);
-            let destination_from = job.destination.now().await?;
-            // The stream has passed the read of the source's page.
-            let mut is_overtaken = false;
-            while let Some((chunk, followed_at)) = cell.pulse().while_waiting(walk.follow(destination_from)).await? {
-                if stop.is_cancelled() {
-                    return Ok(Ended::Stopped);
+            let page = match read_ahead.take() {
+                Some(page) => page,
+                None => {
+                    // A server may look through a whole collection for the last documents of a zone.
+                    let reading = cell.pulse().while_waiting(walk.lead(job.source.now().await?.max(start)));
+                    let Some(page) = stop.run_until_cancelled(reading).await else { return Ok(Ended::Stopped) };
+                    page?
                 }
-                documents += chunk.documents;
-                cell.copied(chunk.documents);
-                written += chunk.differences.len();
-                for id in chunk.left_out {
-                    self.park_left_out(job.namespace, id).await?;
-                }
-                let up_to = chunk.done_up_to.map(|after| CopiedUpTo { part: part.clone(), after });
-                let mark = |latest| up_to.map(|up_to| Mark::Copied { up_to, until: is_bound.then_some(latest) });
-                // With writes at both sides, differences are collected and settled together.
-                if job.policy.is_two_way() {
-                    unsettled.add(chunk.differences, mark(latest));
-                    if unsettled.is_due()
-                        && let Some(ended) = unsettled.settle(self, job, may_delete, stop).await?
-                    {
-                        return Ok(ended);
-                    }
-                    continue;
-                }
-                let (mut may_delete, mut source_at) = (may_delete, source_at);
-                let has_extras = chunk.differences.iter().any(|difference| difference.lead.is_none());
-                let ahead = is_bound.then(|| job.zone.clone());
-                let mut found = Found { differences: chunk.differences, source_at, ahead };
-                if job.policy == Policy::WatchAgain && has_extras {
-                    // The uplink must first register the foreign documents of the spoke: only the register
-                    // distinguishes a foreign document from a document deleted at the hub.
-                    match uplink_has_carried(self.spoke, &job.destination, followed_at, stop).await? {
-                        Waited::Done => source_at = job.source.now().await?,
-                        Waited::Incomplete if job.can_wait => return Ok(Ended::Postponed),
-                        Waited::Incomplete => may_delete = false,
-                        Waited::Stopped => return Ok(Ended::Stopped),
-                    }
-                }
-                if has_extras && job.policy.registers(may_delete) && self.has_followed {
-                    if self.keep_up(Some(source_at), stop).await? == Some(Stopped) {
-                        return Ok(Ended::Stopped);
-                    }
-                    is_overtaken = true;
-                }
-                if is_overtaken {
-                    found = look_again(job, found).await?;
-                    latest = latest.max(found.source_at);
-                }
-                // Under other policies, the chunk's differences are written immediately, together with the progress.
-                let mode = Mode { may_delete, policy: job.policy, leaves_taken: false };
-                let protected =
-                    if has_extras { job.protected(job.policy, &found.differences).await? } else { Default::default() };
-                let mark = mark(latest).or_else(|| found.bound());
-                self.bring(&found, job, mode, &protected, mark).await?;
+            };
+            let source_at = page.at();
+            copied.latest = copied.latest.max(source_at);
+            walk.begin(page);
+            // The next page of the source is read while this one is worked on.
+            let next = walk.next_lead();
+            let reading = async {
+                let Some(next) = next else { return Ok(None) };
+                let reading = async { next.read(job.source.now().await?.max(start)).await };
+                stop.run_until_cancelled(cell.pulse().while_waiting(reading)).await.transpose()
+            };
+            let page = Page { part: &part, source_at, is_bound, may_delete };
+            let working = self.copy_page(job, page, &mut walk, &mut copied, stop);
+            let (next, worked) = future::join(reading, working).await;
+            match worked? {
+                Paged::Ended(ended) => return Ok(ended),
+                Paged::Done => read_ahead = next?,
+                // The stream may have brought newer versions than the next page has.
+                Paged::Followed => {}
             }
         }
         // The rest of the collected differences must be settled before the part counts as copied.
+        let Copied { latest, documents, differed, mut unsettled } = copied;
         if let Some(ended) = unsettled.settle(self, job, may_delete, stop).await? {
             return Ok(ended);
         }
         let until = is_bound.then_some(latest.max(unsettled.latest()));
-        tracing::info!(ns = part.namespace, zone = %job.zone, documents, differed = written, "copied");
+        tracing::info!(ns = part.namespace, zone = %job.zone, documents, differed, "copied");
         self.save(Some(Mark::Finished { part, until })).await?;
         self.learn_collections(&HashSet::from([job.namespace])).await?;
         cell.end_copying();
         Ok(Ended::Done)
     }
+
+    /// Copies the present page of the walk's source.
+    async fn copy_page(
+        &mut self,
+        job: &Job,
+        page: Page<'_>,
+        walk: &mut Walk<'_>,
+        copied: &mut Copied,
+        stop: &CancellationToken,
+    ) -> Result<Paged, Error> {
+        let Page { part, source_at, is_bound, may_delete } = page;
+        let cell = self.cell();
+        let destination_from = job.destination.now().await?;
+        // The stream has passed the read of the source's page.
+        let mut is_overtaken = false;
+        while let Some((chunk, followed_at)) = cell.pulse().while_waiting(walk.follow(destination_from)).await? {
+            if stop.is_cancelled() {
+                return Ok(Paged::Ended(Ended::Stopped));
+            }
+            copied.documents += chunk.documents;
+            cell.copied(chunk.documents);
+            copied.differed += chunk.differences.len();
+            for id in chunk.left_out {
+                self.park_left_out(job.namespace, id).await?;
+            }
+            let up_to = chunk.done_up_to.map(|after| CopiedUpTo { part: part.clone(), after });
+            let mark = |latest| up_to.map(|up_to| Mark::Copied { up_to, until: is_bound.then_some(latest) });
+            // With writes at both sides, differences are collected and settled together.
+            if job.policy.is_two_way() {
+                copied.unsettled.add(chunk.differences, mark(copied.latest));
+                if copied.unsettled.is_due()
+                    && let Some(ended) = copied.unsettled.settle(self, job, may_delete, stop).await?
+                {
+                    return Ok(Paged::Ended(ended));
+                }
+                continue;
+            }
+            let (mut may_delete, mut source_at) = (may_delete, source_at);
+            let has_extras = chunk.differences.iter().any(|difference| difference.lead.is_none());
+            let ahead = is_bound.then(|| job.zone.clone());
+            let mut found = Found { differences: chunk.differences, source_at, ahead };
+            if job.policy == Policy::WatchAgain && has_extras {
+                // The uplink must first register the foreign documents of the spoke: only the register distinguishes a
+                // foreign document from a document deleted at the hub.
+                match uplink_has_carried(self.spoke, &job.destination, followed_at, stop).await? {
+                    Waited::Done => source_at = job.source.now().await?,
+                    Waited::Incomplete if job.can_wait => return Ok(Paged::Ended(Ended::Postponed)),
+                    Waited::Incomplete => may_delete = false,
+                    Waited::Stopped => return Ok(Paged::Ended(Ended::Stopped)),
+                }
+            }
+            if has_extras && job.policy.registers(may_delete) && self.has_followed {
+                if self.keep_up(Some(source_at), stop).await? == Some(Stopped) {
+                    return Ok(Paged::Ended(Ended::Stopped));
+                }
+                is_overtaken = true;
+            }
+            if is_overtaken {
+                found = look_again(job, found).await?;
+                copied.latest = copied.latest.max(found.source_at);
+            }
+            // Under other policies, the chunk's differences are written immediately, together with the progress.
+            let mode = Mode { may_delete, policy: job.policy, leaves_taken: false };
+            let protected =
+                if has_extras { job.protected(job.policy, &found.differences).await? } else { Default::default() };
+            let mark = mark(copied.latest).or_else(|| found.bound());
+            self.bring(&found, job, mode, &protected, mark).await?;
+        }
+        Ok(if is_overtaken { Paged::Followed } else { Paged::Done })
+    }
+}
+
+/// A page of the source.
+struct Page<'p> {
+    part: &'p Part,
+    /// The source's cluster time of the page.
+    source_at: Timestamp,
+    /// The copied documents may be newer than the link's position, as a whole.
+    is_bound: bool,
+    may_delete: bool,
+}
+
+/// What a copy has done.
+struct Copied {
+    /// The source's cluster time of the newest read.
+    latest: Timestamp,
+    documents: usize,
+    differed: usize,
+    /// Differences in a zone with writes at both sides.
+    unsettled: Unsettled,
+}
+
+/// The end of the work on a page.
+enum Paged {
+    Done,
+    /// Done, and the link has followed the stream meanwhile.
+    Followed,
+    /// The copy ends.
+    Ended(Ended),
 }
 
 /// Looks at the documents again after the stream has passed the page: those that the stream has brought may be newer,

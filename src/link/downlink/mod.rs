@@ -29,6 +29,7 @@ use super::shared::Shared;
 use super::source::{Opening, Source};
 use crate::mongo::error::Error;
 use crate::mongo::ledger::Ledger;
+use crate::mongo::metadata::hub_edits::Edit;
 use crate::mongo::metadata::sessions::Slot;
 use crate::mongo::read::{self, Snapshot, Wanted};
 use crate::mongo::server::Server;
@@ -140,8 +141,11 @@ impl Source for HubSource {
     fn committed(&mut self, spoke: &Shared, commit: &Commit) -> Option<i64> {
         let mut conflicts = spoke.pair.conflicts();
         if !commit.hub_edits.is_empty() {
-            for (key, fields) in &commit.hub_edits {
+            for Edit { key, fields, is_uncertain, .. } in &commit.hub_edits {
                 conflicts.record(key.clone(), fields.clone(), commit.at);
+                if !is_uncertain {
+                    conflicts.record_write(key, commit.at);
+                }
             }
             conflicts.record_note(commit.number, commit.at);
         }

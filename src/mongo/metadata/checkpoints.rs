@@ -414,7 +414,8 @@ mod tests {
     #[test]
     fn a_checkpoint_is_read_as_it_was_saved() {
         let id = RawBson::Int32(7);
-        let edit = Edit { key: Key::new(0, id.as_raw_bson_ref()), id: id.clone(), fields: Fields::All };
+        let edit =
+            Edit { key: Key::new(0, id.as_raw_bson_ref()), id: id.clone(), fields: Fields::All, is_uncertain: false };
         let token = rawdoc! { "_data": "826B04A69B000000022B0229296E04" };
         let checkpoint = Checkpoint {
             position: Position::from_token(&token),

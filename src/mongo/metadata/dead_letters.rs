@@ -15,8 +15,8 @@
 //! cluster_time         timestamp  cluster time of the change at the source; absent for copies and retries
 //! later_changes        int64      number of later changes of the document, which the link left out
 //! last_change_at       date       time of the newest later change, by the server's clock
-//! later_events         array      at the hub, for a document that the hub never had: the newest 20 events of later
-//!                                 changes; of an event larger than 16,000 bytes only `operationType`
+//! later_events         array      at the hub: the newest 20 events of later changes; of an event larger than 16,000
+//!                                 bytes only `operationType`
 //! ```
 //!
 //! A dropped letter leaves a mark in `dropped_letters`, under the same `_id`:

@@ -35,6 +35,8 @@ pub(crate) struct Edit {
     pub(crate) key: Key,
     pub(crate) id: RawBson,
     pub(crate) fields: Fields,
+    /// A delete that may have found no document. Not saved.
+    pub(crate) is_uncertain: bool,
 }
 
 /// Most bytes of all notes in a checkpoint. Every save writes the whole checkpoint, notes included.
@@ -179,7 +181,8 @@ mod tests {
 
     fn note(number: i64) -> Note {
         let ids = (1..).map(RawBson::Int32);
-        let edits = edits().into_iter().zip(ids).map(|((key, fields), id)| Edit { key, id, fields });
+        let edits =
+            edits().into_iter().zip(ids).map(|((key, fields), id)| Edit { key, id, fields, is_uncertain: false });
         Note::new(number, &edits.collect::<Vec<_>>())
     }
 

@@ -10,12 +10,15 @@
 //!
 //! Index: only `_id`. The entries of a link and a collection follow each other, because `link` and `ns` come first.
 
+use std::collections::HashSet;
+
 use bson::raw::{RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf};
 use bson::{DateTime, doc, rawdoc};
 
 use super::UNSETTLED;
-use super::by_document::{Kind, id, named};
+use super::by_document::{self, Kind, id, named};
 use crate::mongo::error::Error;
+use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
 use crate::rules::key::Key;
 use crate::rules::names::{LinkName, Namespace};
@@ -59,6 +62,14 @@ pub(crate) async fn load(server: &Server, link: &LinkName) -> Result<Vec<(Key, R
         }
     }
     Ok(found)
+}
+
+/// Those of these documents that a link has noted.
+///
+/// # Errors
+/// If the server does not answer.
+pub(crate) async fn among(server: &Server, link: &LinkName, wanted: &Wanted<'_>) -> Result<HashSet<Key>, Error> {
+    by_document::among(server, UNSETTLED, Some(link), wanted).await
 }
 
 #[cfg(test)]
