@@ -87,11 +87,15 @@ impl Known {
     }
 
     /// The statement that removes the documents of `steps` from the register. `None` if no document can be registered.
-    pub(super) fn forgets(&self, steps: &[Step<'_>], namespaces: &[Namespace]) -> Option<RawDocumentBuf> {
+    pub(super) fn forgets<'s, 'a: 's>(
+        &self,
+        steps: impl Iterator<Item = &'s Step<'a>>,
+        namespaces: &[Namespace],
+    ) -> Option<RawDocumentBuf> {
         if self.is_empty() {
             return None;
         }
-        let held = steps.iter().filter(|step| self.may_hold(&step.key));
+        let held = steps.filter(|step| self.may_hold(&step.key));
         let held: Vec<_> = held.map(|step| (&namespaces[usize::from(step.key.namespace())], step.id)).collect();
         (!held.is_empty()).then(|| foreign::forget(&held))
     }
@@ -220,10 +224,10 @@ mod tests {
     #[test]
     fn a_registered_document_leaves_the_register_with_the_hubs_document() {
         let (known, namespaces) = (Known::default(), [Namespace::parse("a.b").expect("valid")]);
-        assert!(known.is_empty() && known.forgets(&[step(1)], &namespaces).is_none());
+        assert!(known.is_empty() && known.forgets([step(1)].iter(), &namespaces).is_none());
         known.add([key(1)].into_iter());
-        assert!(known.forgets(&[step(2)], &namespaces).is_none());
-        let statement = known.forgets(&[step(2), step(1)], &namespaces).expect("one may be there");
+        assert!(known.forgets([step(2)].iter(), &namespaces).is_none());
+        let statement = known.forgets([step(2), step(1)].iter(), &namespaces).expect("one may be there");
         assert_eq!(statement.get_array("deletes").expect("valid").into_iter().count(), 1);
     }
 

@@ -510,7 +510,9 @@ impl Model {
         }
         let is_certain = matches!(action, Action::Apply(_, Reach::Zone(_)) | Action::Delete(Reach::Zone(_)));
         let is_another = spoke.letter.is_some_and(|letter| letter.is_fresh) && self.rule != Rule::IgnoreLetters;
-        if !spoke.collision && (is_another || (spoke.is_foreign && !is_certain)) {
+        // The document may be registered only after the work was made: then even a certain change waits.
+        let is_late = spoke.is_foreign && self.random.random_ratio(1, 4);
+        if !spoke.collision && (is_another || is_late || (spoke.is_foreign && !is_certain)) {
             spoke.unsettled = Some(None);
             return;
         }

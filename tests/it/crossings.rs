@@ -4,6 +4,7 @@
 //! trace may have several ends.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
@@ -20,7 +21,8 @@ const SITES: [&str; 3] = [HUB, "DFW", "HOU"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn crossing_writes_end_as_the_model_of_the_rules_says() {
-    let traces: Vec<Value> = serde_json::from_str(include_str!("../fixtures/crossings.json")).unwrap();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/crossings.json");
+    let traces: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
     let mut site = Site::shared(MODEL).await;
     site.start().await;
     for (number, trace) in traces.iter().enumerate() {

@@ -528,3 +528,23 @@ async fn a_refused_change_that_its_document_no_longer_has_is_set_aside_when_the_
     site.assert_converged().await;
     assert_eq!(aside.count_documents(doc! {}).await.unwrap(), all);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_document_stays_registered_while_another_zones_of_the_same_id_comes_and_goes() {
+    let mut site = Site::shared(WATCHER).await;
+    site.start().await;
+    site.at("DFW").insert_one(doc! { "_id": "x", "_pk": "YARD" }).await.unwrap();
+    let registered = async || site.own_collection("DFW", "foreign").count_documents(doc! {}).await.unwrap();
+    eventually("it is registered", async || registered().await == 1).await;
+    assert!(site.command(&["pause", "DFW"]).0);
+    eventually("DFW is paused", async || site.spoke_status("DFW")["state"] == "paused").await;
+    site.at("HOU").insert_one(doc! { "_id": "x", "_pk": "HOU" }).await.unwrap();
+    eventually("it comes", async || find(&site, HUB, "x").await.is_some()).await;
+    site.at("HOU").delete_one(doc! { "_id": "x" }).await.unwrap();
+    eventually("it goes", async || find(&site, HUB, "x").await.is_none()).await;
+    assert!(site.command(&["resume", "DFW"]).0);
+    site.settle().await;
+    assert_eq!(registered().await, 1);
+    assert!(site.command(&["resync", "DFW", "--wait"]).0);
+    assert!(find(&site, "DFW", "x").await.is_some());
+}

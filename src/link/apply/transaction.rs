@@ -181,7 +181,8 @@ impl<S: Source> Link<'_, S> {
         };
         let Sent { missed, unchanged, uncertain } = send(&mut open, &server, &commands, &steps).await?;
         let mut written = Written { foreign, skipped, ..Written::of(&steps, |key| attempt.read_at(key)) };
-        written.doubt(uncertain.iter().map(|number| &steps[*number].key));
+        let uncertain = may_have_found_nothing(&steps, &uncertain);
+        written.edits.iter_mut().for_each(|edit| edit.is_uncertain = uncertain.contains(&edit.key));
 
         // Fill: documents missing at the destination are brought whole from the source. Before the commit, so that no
         // reader of the destination sees the batch without the documents.
@@ -228,9 +229,11 @@ impl<S: Source> Link<'_, S> {
         let entered = ledger.as_ref().map(|ledger| ledger.enter(number, &written.edits, &mut checkpoint));
         if let Some(entered) = &entered {
             ours.extend(entered.statements.iter().cloned());
-            ours.extend(spoke.pair.foreign.forgets(&steps, server.namespaces()));
+            // A delete that found nothing leaves another zone's document of the same `_id` in the register.
+            let done = || steps.iter().filter(|step| !uncertain.contains(&step.key));
+            ours.extend(spoke.pair.foreign.forgets(done(), server.namespaces()));
             if !spoke.pair.foreign.is_empty() {
-                let held = steps.iter().map(|step| &step.key).filter(|key| spoke.pair.foreign.holds(key));
+                let held = done().map(|step| &step.key).filter(|key| spoke.pair.foreign.holds(key));
                 written.no_longer_foreign = held.cloned().collect();
             }
         }
@@ -330,6 +333,16 @@ async fn send(open: &mut Open<'_>, server: &Server, commands: &[Command], steps:
         sent.uncertain.extend(more.uncertain);
     }
     Ok(sent)
+}
+
+/// The documents whose last step is a delete that may have found nothing. `deletes`: the numbers of such deletes.
+fn may_have_found_nothing(steps: &[Step<'_>], deletes: &[usize]) -> HashSet<Key> {
+    if deletes.is_empty() {
+        return HashSet::new();
+    }
+    let last: HashMap<&Key, usize> = steps.iter().enumerate().map(|(number, step)| (&step.key, number)).collect();
+    let is_last = |number: &&usize| last.get(&steps[**number].key) == Some(*number);
+    deletes.iter().filter(is_last).map(|number| steps[*number].key.clone()).collect()
 }
 
 /// The present documents that the guard or inference must know. The read is in the transaction: no document can change
@@ -467,12 +480,6 @@ impl Written {
             }
         }
         written
-    }
-
-    /// Deletes of these documents may have found nothing.
-    fn doubt<'k>(&mut self, deleted: impl Iterator<Item = &'k Key>) {
-        let deleted: HashSet<&Key> = deleted.collect();
-        self.edits.iter_mut().for_each(|edit| edit.is_uncertain = deleted.contains(&edit.key));
     }
 
     fn add(&mut self, more: Self) {

@@ -68,12 +68,14 @@ impl Model {
         self.come_to_rest();
     }
 
-    /// Passes over the events of a batch before a move: the document read for the move stands for them as well.
+    /// Passes over the events of a batch that a later one stands for: an insert, a move or a delete, but no change of
+    /// single fields.
     fn pass_over(&mut self, number: usize, events: usize) {
         let spoke = &mut self.spokes[number];
         let mut batch = self.hub.log.iter().enumerate().skip(spoke.down).take(events);
-        let is_move = |event: &Logged| event.before.zip(event.after).is_some_and(|(from, to)| from.zone != to.zone);
-        if let Some((index, _)) = batch.rfind(|(_, event)| is_move(event)) {
+        let zone = |document: Option<Held>| document.map(|document| document.zone);
+        let is_whole = |event: &Logged| zone(event.before) != zone(event.after);
+        if let Some((index, _)) = batch.rfind(|(_, event)| is_whole(event)) {
             spoke.down = index;
             spoke.conflicts.downlink_passed(at(index));
         }
