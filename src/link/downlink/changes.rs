@@ -132,10 +132,11 @@ impl Changes {
                 }
                 continue;
             }
-            // A document read whole with the reply already contains the later events of the reply.
+            // A document read whole with the reply already contains the later events of the reply. But a document that
+            // leaves the spoke by the spoke's own move may be where the read does not look.
             let key = event.key()?;
             let at = event.cluster_time();
-            if read_at.get(&key).is_some_and(|read| at <= *read) {
+            if read_at.get(&key).is_some_and(|read| at <= *read) && picked.action != Action::Leave {
                 continue;
             }
             // The event may be about another document of the same `_id` than the spoke's.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{Held, Logged, Model, Rule, SPOKES, Write, ZONES, at};
 
 /// The traces that are exported.
-const TRACES: u64 = 160;
+const TRACES: u64 = 400;
 
 /// Orders in which the links carry the writes of one trace.
 const ORDERS: u64 = 400;
