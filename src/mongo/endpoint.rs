@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 use super::crowd::{self, Crowd};
 use super::diagnose::{self, Cause};
 use super::error::{Answer, Error, Failure};
+use super::haste::Haste;
 use super::round_trip::RoundTrip;
 use super::server::{self, Server};
 use super::throughput::Throughput;
@@ -42,6 +43,7 @@ pub struct Endpoint {
     is_refused: AtomicBool,
     round_trip: Arc<RoundTrip>,
     throughput: Arc<Throughput>,
+    haste: Arc<Haste>,
 }
 
 impl Endpoint {
@@ -58,6 +60,7 @@ impl Endpoint {
             is_refused: AtomicBool::new(false),
             round_trip: Arc::default(),
             throughput: Arc::default(),
+            haste: Arc::default(),
         }
     }
 
@@ -99,7 +102,7 @@ impl Endpoint {
             return Err(Error::Unsuitable { server: self.name.clone(), reason });
         }
         let (client, former) = self.client().await?;
-        let server = Server::new(&self.name, client, &self.sync, &self.round_trip, &self.throughput);
+        let server = Server::new(&self.name, client, &self.sync, &self.round_trip, &self.throughput, &self.haste);
         let checked = server.checked().await;
         if self.is_crowded().await {
             return Err(Error::Unsuitable { server: self.name.clone(), reason: crowd::reason() });

@@ -9,6 +9,7 @@
 //!
 //! Reads:
 //! - [`tail`]: a change stream, one reply at a time
+//! - [`haste`]: change streams report their positions sooner while somebody waits for them
 //! - [`read`]: chosen documents at one cluster time
 //! - [`scan`]: a zone's documents in the order of `_id`, a page at a time
 //! - [`large_ids`]: documents that no change event can name
@@ -39,6 +40,7 @@ mod diagnose;
 pub(crate) mod digest;
 pub mod endpoint;
 pub mod error;
+mod haste;
 mod large_ids;
 pub(crate) mod ledger;
 pub(crate) mod metadata;

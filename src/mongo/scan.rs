@@ -13,7 +13,7 @@ use mongodb::raw_batch_cursor::RawBatch;
 use super::digest;
 use super::error::{Error, codes};
 use super::large_ids;
-use super::server::Server;
+use super::server::{Server, first_batch};
 use super::statement::in_zone;
 use crate::rules::names::Zone;
 use crate::rules::opaque;
@@ -339,6 +339,18 @@ async fn find(server: &Server, area: Area<'_>, range: &Range<'_>, filter: RawDoc
         Err(_) => return Err(super::read::no_read_time(server)),
     };
     Ok(Page { reply, places, at, left_out, last_left_out })
+}
+
+/// True if the collection has no document that a majority has, or does not exist.
+pub(crate) async fn is_empty(server: &Server, namespace: u16) -> Result<bool, Error> {
+    let namespace = server.namespace(namespace);
+    let find = bson::doc! {
+        "find": &namespace.collection, "projection": { "_id": 1 }, "limit": 1, "singleBatch": true,
+        "readConcern": { "level": "majority", "afterClusterTime": server.now().await? },
+    };
+    let database = server.client().database(&namespace.database);
+    let reply = server.run("looking for documents", &database, find).await?;
+    Ok(first_batch(&reply).next().is_none())
 }
 
 /// Approximate number of documents in all buckets of the area; `None` if the server cannot count within one second.

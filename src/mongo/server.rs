@@ -11,6 +11,7 @@ use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc};
 use mongodb::{Client, Database};
 
 use super::error::{Answer, Error, codes};
+use super::haste::Haste;
 use super::round_trip::RoundTrip;
 use super::throughput::Throughput;
 use super::words;
@@ -20,6 +21,12 @@ use crate::rules::size::{CALL_LIMIT, Line};
 
 /// Oldest supported wire version: MongoDB 5.0, the first version that reads at a cluster time without a transaction.
 const OLDEST_WIRE_VERSION: i32 = 13;
+
+/// Longest time that a server waits for an event of a change stream.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The same while somebody waits for the stream.
+const HASTY: Duration = Duration::from_millis(20);
 
 /// A connected replica set that the sync can use.
 #[derive(Clone)]
@@ -32,6 +39,7 @@ pub struct Server {
     primary: Option<Primary>,
     round_trip: Arc<RoundTrip>,
     throughput: Arc<Throughput>,
+    haste: Arc<Haste>,
 }
 
 /// A primary, as it says in `hello`.
@@ -58,6 +66,7 @@ impl Server {
         sync: &Arc<Synced>,
         round_trip: &Arc<RoundTrip>,
         throughput: &Arc<Throughput>,
+        haste: &Arc<Haste>,
     ) -> Self {
         Self {
             name: name.clone(),
@@ -67,6 +76,7 @@ impl Server {
             primary: None,
             round_trip: round_trip.clone(),
             throughput: throughput.clone(),
+            haste: haste.clone(),
         }
     }
 
@@ -121,6 +131,16 @@ impl Server {
     /// Records the duration of a command of `bytes` bytes, which ended with an answer or a timeout.
     pub(super) fn has_sent(&self, bytes: usize, took: Duration) {
         self.throughput.learn(bytes, took);
+    }
+
+    /// Somebody waits until the server's change streams pass the present.
+    pub(super) fn hasten(&self) {
+        self.haste.ask(Instant::now());
+    }
+
+    /// Longest time that the server waits for an event of a change stream. Afterwards the reply holds only a position.
+    pub(super) fn patience(&self) -> Duration {
+        if self.haste.is_asked(Instant::now()) { HASTY } else { PATIENCE }
     }
 
     /// True if change events distinguish dots in field names from paths (`disambiguatedPaths`, since MongoDB 6.1).

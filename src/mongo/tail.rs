@@ -22,9 +22,6 @@ use crate::rules::position::Position;
 use crate::rules::reply::{BARE, CUT, Reply, SessionId, UNNAMED};
 use crate::rules::size::{self, Came};
 
-/// Longest time that the server waits for an event. Afterwards the reply holds only a position.
-const PATIENCE: Duration = Duration::from_secs(1);
-
 /// The events of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
@@ -63,6 +60,8 @@ pub struct Tail {
     seen: Option<Position>,
     /// The position after the last reply; `None` for a stream that began at the present, before its first reply.
     place: Option<Position>,
+    /// The last reply had no events.
+    is_quiet: bool,
     /// Newest cluster time so far.
     last: Timestamp,
 }
@@ -87,7 +86,8 @@ impl Tail {
         };
         let last = position.map_or(Timestamp { time: 0, increment: 0 }, Position::cluster_time);
         let place = position.cloned();
-        Ok(Self { server: server.clone(), selection, replies, reply_events, unproven, seen, place, last })
+        let (server, is_quiet) = (server.clone(), false);
+        Ok(Self { server, selection, replies, reply_events, unproven, seen, place, is_quiet, last })
     }
 
     pub(crate) fn selection(&self) -> &Selection {
@@ -99,6 +99,14 @@ impl Tail {
     /// # Errors
     /// If the stream fails. The stream cannot be used afterwards.
     pub async fn next(&mut self) -> Result<Reply, Error> {
+        // The time that the server waits belongs to the cursor. A stream with events needs no other.
+        let is_other = |replies: &Replies| replies.patience != self.server.patience();
+        if let Some(place) = self.place.clone()
+            && self.is_quiet
+            && self.replies.as_ref().is_some_and(is_other)
+        {
+            self.open_after(&place).await?;
+        }
         let Some(replies) = &mut self.replies else { return self.next_alone().await };
         let (reply, took) = match replies.next(&self.server).await {
             Ok(reply) => reply,
@@ -116,6 +124,7 @@ impl Tail {
         };
         self.unproven = self.unproven.take().filter(|_| reply.is_empty()).map(|_| reply.end().clone());
         self.place = Some(reply.end().clone());
+        self.is_quiet = reply.is_empty();
         let came = Came { events: reply.len(), bytes: reply.bytes(), took };
         let reply_events = self.server.line().reply_events(self.reply_events, came);
         let reply = self.without_seen(reply);
@@ -244,6 +253,8 @@ struct Replies {
     cursor: RawBatchCursor,
     /// Duration of the opening, until the first reply is returned.
     opening: Option<Duration>,
+    /// Longest time that the server waits for an event.
+    patience: Duration,
 }
 
 impl Replies {
@@ -282,17 +293,17 @@ impl Replies {
         });
         let client = server.client();
         let database = client.database(if one_database { &namespaces[0].database } else { "admin" });
-        let begun = Instant::now();
+        let (begun, patience) = (Instant::now(), server.patience());
         let call = async {
             if let [only] = namespaces {
                 let collection = database.collection::<Document>(&only.collection);
-                collection.aggregate(pipeline).batch_size(reply_events).max_await_time(PATIENCE).batch().await
+                collection.aggregate(pipeline).batch_size(reply_events).max_await_time(patience).batch().await
             } else {
-                database.aggregate(pipeline).batch_size(reply_events).max_await_time(PATIENCE).batch().await
+                database.aggregate(pipeline).batch_size(reply_events).max_await_time(patience).batch().await
             }
         };
         let cursor = server.patiently("opening the change stream", call).await?;
-        Ok(Self { cursor, opening: Some(begun.elapsed()) })
+        Ok(Self { cursor, opening: Some(begun.elapsed()), patience })
     }
 
     /// Opens the stream at the cluster time of a position whose resume token the server cannot use. Events of that

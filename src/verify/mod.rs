@@ -86,9 +86,13 @@ pub(crate) async fn run(
     // An unreachable spoke goes into the report, so the other spokes are still verified.
     let mut report = Report::default();
     let mut spokes = Vec::new();
-    for spoke in config.spokes.iter().filter(|spoke| scope.selects(spoke)) {
-        let name = format!("spoke {}", spoke.zone);
-        match endpoint(&name, spoke.uri.clone()).connect().await {
+    let connecting = config.spokes.iter().filter(|spoke| scope.selects(spoke)).map(|spoke| {
+        let endpoint = endpoint(&format!("spoke {}", spoke.zone), spoke.uri.clone());
+        async move { (spoke, connected(&endpoint).await) }
+    });
+    let mut connecting = futures_util::stream::iter(connecting.collect::<Vec<_>>()).buffered(PARALLEL);
+    while let Some((spoke, connected)) = connecting.next().await {
+        match connected {
             Ok(server) => spokes.push(ConnectedSpoke { zone: spoke.zone.clone(), held: held(spoke), server }),
             Err(error) => {
                 report.untold.push(Untold { spoke: spoke.zone.to_string(), zone: None, reason: error.to_string() })
@@ -121,6 +125,14 @@ pub(crate) async fn run(
         verifications::forget(&hub, &name).await?;
     }
     Ok(report)
+}
+
+/// Connects to a spoke. A spoke that may be restarting gets a second chance.
+async fn connected(endpoint: &Endpoint) -> Result<Server, Error> {
+    match endpoint.connect().await {
+        Err(error) if error.failure() == Failure::Unreachable => endpoint.connect().await,
+        connected => connected,
+    }
 }
 
 /// Verifies a part. Failures go into the report; a transient failure is retried first.

@@ -48,6 +48,38 @@ async fn documents_from_before_the_first_start_reach_every_side_that_holds_their
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn collections_that_are_empty_at_both_ends_need_no_copy_and_later_documents_arrive() {
+    const COLLECTIONS: usize = 20;
+    const AT_ONE_END: usize = 3;
+    let mut site = Site::shared(TRIANGLE).await;
+    let database = site.at(HUB).namespace().db;
+    site.namespaces = (0..COLLECTIONS).map(|number| format!("{database}.c{number}")).collect();
+    // Some collections do not exist, some are empty, and one has a document at one end.
+    for number in 0..COLLECTIONS / 2 {
+        let names = [HUB, "DFW", "HOU", "BOS"];
+        for name in names {
+            site.client(name).database(&database).create_collection(format!("c{number}")).await.unwrap();
+        }
+    }
+    let document = |name: &str| doc! { "_id": name, "_pk": "DFW" };
+    site.collection("DFW", AT_ONE_END).insert_one(document("before")).await.unwrap();
+    site.start().await;
+    site.assert_converged().await;
+    // Every link but two has nothing to copy in the collection, and all links have nothing in the others.
+    assert!(site.log().contains("empty at both ends"), "{}", site.log());
+    let copied = site.log().lines().filter(|line| line.contains("copying") && !line.contains(".c3")).count();
+    assert_eq!(copied, 0, "{}", site.log());
+    for number in [0, AT_ONE_END, COLLECTIONS - 1] {
+        site.collection("DFW", number).insert_one(document("after")).await.unwrap();
+    }
+    site.assert_converged().await;
+    for number in [0, AT_ONE_END, COLLECTIONS - 1] {
+        let there = site.collection("HOU", number).count_documents(doc! { "_id": "after" }).await.unwrap();
+        assert_eq!(there, 1, "collection {number}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_equal_already_is_not_written() {
     let mut site = Site::shared(TRIANGLE).await;
     for name in [HUB, "DFW", "HOU"] {

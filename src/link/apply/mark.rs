@@ -30,6 +30,8 @@ pub(in crate::link) enum Mark {
         /// Cluster time up to which any document of the part's zone may be newer than the link's position.
         until: Option<Timestamp>,
     },
+    /// These parts have nothing to copy.
+    Empty(Vec<Part>),
     /// The position in the change stream was lost: the link continues at the new position, and everything must be
     /// copied again.
     Restarted(Position),
@@ -123,6 +125,7 @@ impl Mark {
                 checkpoint.left.extend(kept.iter().cloned());
                 checkpoint.copying = None;
             }
+            Self::Empty(parts) => checkpoint.copied.extend(parts.iter().cloned()),
             // The part is copied; documents read during the copy may be newer than the position.
             Self::Finished { part, until } => {
                 checkpoint.copying = None;
@@ -300,6 +303,13 @@ mod tests {
         assert_eq!(finished.ahead, HashMap::from([(Zone::new("HOU"), at(6))]));
         let earlier = after(finished, &Mark::Finished { part: part("HOU"), until: Some(at(4)) });
         assert_eq!(earlier.ahead[&Zone::new("HOU")], at(6), "a bound never goes back");
+    }
+
+    #[test]
+    fn empty_parts_count_as_copied_and_leave_an_interrupted_copy_as_it_is() {
+        let empty = after(checkpoint(), &Mark::Empty(vec![part("IAH"), part("LAX")]));
+        assert_eq!(empty.copied, [part("DFW"), part("HOU"), part("IAH"), part("LAX")]);
+        assert!(empty.copying.is_some() && empty.ahead.is_empty());
     }
 
     #[test]

@@ -36,6 +36,8 @@ impl Link<'_, HubSource> {
         // A registered document known to the hub is no longer foreign: a later delete at the hub must reach the spoke.
         if is_again {
             foreign::forget_known(&self.spoke.pair.foreign, &hub, &self.destination_server()).await?;
+        } else {
+            self.finish_empty(&held).await?;
         }
         // One part at a time, so that an interrupted copy resumes at the part.
         for zone in watched.chain([&spoke.zone]) {

@@ -19,6 +19,9 @@ impl Link<'_, SpokeSource> {
     pub(super) async fn copy_own_zone(&mut self, only_new: bool, stop: &CancellationToken) -> Result<Ended, Error> {
         let (spoke, namespaces) = (self.spoke, self.source.server.namespaces().to_vec());
         let reconciling = if only_new { Reconciling::No } else { self.checkpoint().reconciling };
+        if reconciling == Reconciling::No {
+            self.finish_empty(std::slice::from_ref(&spoke.zone)).await?;
+        }
         // One part at a time, so that an interrupted copy resumes at the part.
         for (number, namespace) in (0u16..).zip(&namespaces) {
             let part = Part::new(namespace, &spoke.zone);

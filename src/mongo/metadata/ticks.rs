@@ -19,13 +19,14 @@ use crate::mongo::server::Server;
 
 impl Server {
     /// Advances the cluster time by a write, and returns the new time. Once a change stream of the server has reached
-    /// the new time, all earlier events are known, even on a quiet server.
+    /// the new time, all earlier events are known, even on a quiet server. Streams of this process hurry to reach it.
     pub(crate) async fn tick(&self) -> Result<Timestamp, Error> {
         let tick = doc! {
             "update": TICKS, "updates": [{ "q": { "_id": "tick" }, "u": { "$inc": { "n": 1_i64 } }, "upsert": true }],
             "writeConcern": majority(),
         };
         let reply = self.run("advancing the cluster time", &self.metadata(), tick).await?;
+        self.hasten();
         self.operation_time(&reply)
     }
 }
