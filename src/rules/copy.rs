@@ -116,6 +116,12 @@ impl Policy {
         self == Self::Watch || (self == Self::WatchAgain && !may_delete)
     }
 
+    /// True if a first copy of a collection has nothing to do, and the stream may go on at once. On the way down, the
+    /// owner's documents must be at the hub before the stream brings the hub's.
+    pub(crate) fn has_nothing_to_copy(self, is_source_empty: bool, is_destination_empty: bool) -> bool {
+        is_source_empty && (is_destination_empty || self.direction() == Direction::Uplink)
+    }
+
     pub(crate) fn decide(self, document: Differing) -> Treatment {
         let Differing { lead, is_at_destination, is_protected, is_refused_at_hub, may_delete } = document;
         // The source lacks refused changes of the document: the difference is no change of the source.
@@ -227,6 +233,16 @@ mod tests {
         for (policy, may_delete) in ALL.into_iter().flat_map(|policy| [(policy, false), (policy, true)]) {
             let treatment = decide(policy, Lead::Missing, true, false, may_delete);
             assert_eq!(treatment == Treatment::Register, policy.registers(may_delete), "{policy:?} {may_delete}");
+        }
+    }
+
+    #[test]
+    fn an_empty_source_has_nothing_to_copy_up_and_nothing_down_to_an_empty_destination() {
+        for policy in ALL {
+            assert!(policy.has_nothing_to_copy(true, true), "{policy:?}");
+            assert!(!policy.has_nothing_to_copy(false, true), "{policy:?}");
+            let is_up = matches!(policy, OwnerPushes | OwnerReconciles);
+            assert_eq!(policy.has_nothing_to_copy(true, false), is_up, "{policy:?}");
         }
     }
 

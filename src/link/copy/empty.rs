@@ -1,6 +1,6 @@
-//! The first copy of parts that have nothing to copy, because their collection is empty at both ends.
+//! The first copy of parts that have nothing to copy, because their collection is empty.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use futures_util::future;
 
@@ -10,39 +10,46 @@ use crate::link::source::Source;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::checkpoints::Part;
 use crate::mongo::scan;
+use crate::rules::copy::Policy;
 use crate::rules::names::Zone;
 
 impl<S: Source> Link<'_, S> {
-    /// Finishes the parts of these zones that were never copied and have an empty collection at both ends. All at once,
-    /// because a new site may have hundreds of empty collections. The link has a position in the change stream, so the
-    /// stream brings every document that comes after the look.
-    pub(in crate::link) async fn finish_empty(&mut self, zones: &[Zone]) -> Result<(), Error> {
+    /// Finishes the parts of these zones that were never copied and have nothing to copy. All at once, because a new
+    /// site may have hundreds of empty collections. The link has a position in the change stream, so the stream brings
+    /// every document that comes after the look. Returns the numbers of the new parts' collections that are empty at
+    /// the source.
+    pub(in crate::link) async fn finish_empty(&mut self, zones: &[(&Zone, Policy)]) -> Result<HashSet<u16>, Error> {
         let (source, destination) = (self.source.server().clone(), self.destination_server());
         let checkpoint = self.checkpoint();
-        let is_new = |part: &Part| {
+        let is_new = |(part, _): &(Part, Policy)| {
             let is_interrupted = checkpoint.copying.as_ref().is_some_and(|up_to| up_to.part == *part);
             !is_interrupted && !checkpoint.copied.contains(part) && !checkpoint.left.contains(part)
         };
-        let mut parts: HashMap<u16, Vec<Part>> = HashMap::new();
+        let mut parts: HashMap<u16, Vec<(Part, Policy)>> = HashMap::new();
         for (number, namespace) in (0u16..).zip(source.namespaces()) {
-            let new: Vec<Part> = zones.iter().map(|zone| Part::new(namespace, zone)).filter(is_new).collect();
+            let named = zones.iter().map(|(zone, policy)| (Part::new(namespace, zone), *policy));
+            let new: Vec<_> = named.filter(is_new).collect();
             if !new.is_empty() {
                 parts.insert(number, new);
             }
         }
-        let mut empty = Vec::new();
+        let (mut empty, mut empty_at_source) = (Vec::new(), HashSet::new());
         for (number, parts) in parts {
             let ends = future::try_join(scan::is_empty(&source, number), scan::is_empty(&destination, number));
-            if ends.await? == (true, true) {
-                empty.extend(parts);
+            let (is_source_empty, is_destination_empty) = ends.await?;
+            if is_source_empty {
+                empty_at_source.insert(number);
             }
+            let is_done = |policy: Policy| policy.has_nothing_to_copy(is_source_empty, is_destination_empty);
+            empty.extend(parts.into_iter().filter(|(_, policy)| is_done(*policy)).map(|(part, _)| part));
         }
         if empty.is_empty() {
-            return Ok(());
+            return Ok(empty_at_source);
         }
-        tracing::info!(parts = empty.len(), "empty at both ends: nothing to copy");
+        tracing::info!(parts = empty.len(), "nothing to copy from empty collections");
         self.save(Some(Mark::Empty(empty))).await?;
         let all = (0u16..).zip(source.namespaces()).map(|(number, _)| number).collect();
-        self.learn_collections(&all).await
+        self.learn_collections(&all).await?;
+        Ok(empty_at_source)
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! - [`rules::copy`](crate::rules::copy): the decision to write, overwrite, delete or leave a document
 //! - [`found`]: converts differences into work; [`two_way`]: differences in a zone with writes at both sides
-//! - [`purge`]: the end of a zone no longer watched; [`empty`]: parts with nothing to copy
+//! - [`purge`]: the end of a zone no longer watched; [`empty`]: collections with nothing to copy
 
 mod empty;
 mod found;

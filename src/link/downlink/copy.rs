@@ -1,6 +1,6 @@
 //! The first copy of the held zones, the comparison after a lost position, and the end of zones no longer watched.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio_util::sync::CancellationToken;
 
@@ -36,8 +36,13 @@ impl Link<'_, HubSource> {
         // A registered document known to the hub is no longer foreign: a later delete at the hub must reach the spoke.
         if is_again {
             foreign::forget_known(&self.spoke.pair.foreign, &hub, &self.destination_server()).await?;
-        } else {
-            self.finish_empty(&held).await?;
+        }
+        // What the hub does not have at all need not be looked for there once the owner's documents have come.
+        let mut empty_at_hub = HashSet::new();
+        if !is_again {
+            let first = |zone: &'_ Zone| Policy::down(*zone == spoke.zone, false);
+            let zones: Vec<_> = held.iter().map(|zone| (zone, first(zone))).collect();
+            empty_at_hub = self.finish_empty(&zones).await?;
         }
         // One part at a time, so that an interrupted copy resumes at the part.
         for zone in watched.chain([&spoke.zone]) {
@@ -69,6 +74,11 @@ impl Link<'_, HubSource> {
                     if spoke.patiently(Direction::Downlink, complete).await == Waited::Stopped {
                         return Ok(Ended::Stopped);
                     }
+                }
+                if policy == Policy::HubReconciles && !remembered.left && empty_at_hub.contains(&namespace_number) {
+                    self.save(Some(Mark::Empty(vec![part]))).await?;
+                    self.learn_collections(&HashSet::from([namespace_number])).await?;
+                    continue;
                 }
                 let job = Job {
                     namespace: namespace_number,
