@@ -341,16 +341,23 @@ async fn find(server: &Server, area: Area<'_>, range: &Range<'_>, filter: RawDoc
     Ok(Page { reply, places, at, left_out, last_left_out })
 }
 
-/// True if the collection has no document that a majority has, or does not exist.
-pub(crate) async fn is_empty(server: &Server, namespace: u16) -> Result<bool, Error> {
+/// True if the collection had no document at some time from `not_before` on, or does not exist. A server may look long
+/// for the first document that a majority has.
+pub(crate) async fn is_empty(server: &Server, namespace: u16, not_before: Timestamp) -> Result<bool, Error> {
     let namespace = server.namespace(namespace);
+    // Nothing of the document itself, which may hold text that is no UTF-8.
+    let nothing = bson::doc! { "_id": 0, "is_there": { "$literal": true } };
     let find = bson::doc! {
-        "find": &namespace.collection, "projection": { "_id": 1 }, "limit": 1, "singleBatch": true,
-        "readConcern": { "level": "majority", "afterClusterTime": server.now().await? },
+        "find": &namespace.collection, "projection": nothing, "limit": 1, "singleBatch": true,
+        "readConcern": { "level": "snapshot", "afterClusterTime": not_before },
     };
     let database = server.client().database(&namespace.database);
-    let reply = server.run("looking for documents", &database, find).await?;
-    Ok(first_batch(&reply).next().is_none())
+    match server.patiently("looking for documents", database.run_command(find).into_future()).await {
+        Ok(reply) => Ok(first_batch(&reply).next().is_none()),
+        // A copy finds out.
+        Err(error) if error.code() == Some(codes::SNAPSHOT_TOO_OLD) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Approximate number of documents in all buckets of the area; `None` if the server cannot count within one second.

@@ -26,7 +26,7 @@ const OLDEST_WIRE_VERSION: i32 = 13;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The same while somebody waits for the stream.
-const HASTY: Duration = Duration::from_millis(20);
+const HASTY: Duration = Duration::from_millis(100);
 
 /// A connected replica set that the sync can use.
 #[derive(Clone)]
@@ -134,7 +134,7 @@ impl Server {
     }
 
     /// Somebody waits until the server's change streams pass the present.
-    pub(super) fn hasten(&self) {
+    pub(crate) fn hasten(&self) {
         self.haste.ask(Instant::now());
     }
 

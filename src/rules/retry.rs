@@ -89,12 +89,12 @@ struct Later<'e> {
 
 impl<'e> Later<'e> {
     fn add(&mut self, event: &'e RawDocument) {
-        self.is_whole |= matches!(event.get_str("operationType"), Ok("insert" | "replace" | "delete"));
+        // Of a large change only the operation is known: it hides no earlier change.
+        self.is_whole |= event.get_document("fullDocument").is_ok()
+            || event.get_str("operationType").is_ok_and(|kind| kind == "delete");
         let Ok(description) = event.get_document("updateDescription") else { return };
-        let truncated = elements(description, "truncatedArrays");
         self.paths.extend(set_by(description).map(|(path, _)| path));
         self.paths.extend(elements(description, "removedFields").filter_map(RawBsonRef::as_str));
-        self.paths.extend(truncated.filter_map(|array| array.as_document()?.get_str("field").ok()));
     }
 
     /// True if a later change has written the whole field.
@@ -135,7 +135,16 @@ fn is_there(present: Option<&RawDocument>, event: &RawDocument, later: &Later<'_
         return fields.all(|(name, value)| has(present, name.as_str(), value, later));
     };
     let is_removed = |path| later.has(path) || present.is_some_and(|document| at(document, path).is_none());
-    set_by(description).all(|(path, value)| has(present, path, value, later))
+    let is_truncated = |array: RawBsonRef<'_>| {
+        let array = array.as_document();
+        let path = array.and_then(|array| array.get_str("field").ok()).unwrap_or_default();
+        let size = array.and_then(|array| usize::try_from(array.get_i32("newSize").ok()?).ok());
+        let there = present.and_then(|document| at(document, path)?.as_array());
+        let has_size = there.zip(size).is_some_and(|(there, size)| there.into_iter().count() == size);
+        later.has(path) || later.has_part_of(path) || has_size
+    };
+    elements(description, "truncatedArrays").all(is_truncated)
+        && set_by(description).all(|(path, value)| has(present, path, value, later))
         && elements(description, "removedFields").filter_map(RawBsonRef::as_str).all(is_removed)
 }
 
@@ -182,6 +191,11 @@ mod tests {
         rawdoc! { "operationType": "update", "updateDescription": { "updatedFields": {}, "removedFields": [path] } }
     }
 
+    fn truncated(field: &str, size: i32) -> RawDocumentBuf {
+        let description = rawdoc! { "truncatedArrays": [{ "field": field, "newSize": size }] };
+        rawdoc! { "operationType": "update", "updateDescription": description }
+    }
+
     fn whole(operation: &str, document: RawDocumentBuf) -> RawDocumentBuf {
         rawdoc! { "operationType": operation, "fullDocument": document }
     }
@@ -204,6 +218,9 @@ mod tests {
             (set(rawdoc! { "n.z": 1 }), true),
             (removed("b"), false),
             (removed("n.x"), true),
+            (truncated("n.x", 2), false),
+            (truncated("n.x", 1), true),
+            (truncated("a", 1), true),
             (delete(), false),
         ];
         for (event, is_lost) in table {
@@ -217,7 +234,8 @@ mod tests {
     #[test]
     fn what_the_spoke_has_overwritten_or_deleted_itself_is_not_lost() {
         let present = rawdoc! { "_id": 1, "a": 3, "n": { "x": 1, "y": 2 } };
-        let table: [(&str, &[RawDocumentBuf], &[usize]); 8] = [
+        let large = rawdoc! { "operationType": "replace" };
+        let table: [(&str, &[RawDocumentBuf], &[usize]); 10] = [
             ("the newest value", &[set(rawdoc! { "a": 1 }), set(rawdoc! { "a": 3 })], &[]),
             ("a newer value was lost as well", &[set(rawdoc! { "a": 1 }), set(rawdoc! { "a": 2 })], &[1]),
             ("another field", &[set(rawdoc! { "b": 1 }), set(rawdoc! { "a": 3 })], &[0]),
@@ -225,6 +243,8 @@ mod tests {
             ("the other part", &[set(rawdoc! { "n": { "x": 1, "y": 0 } }), set(rawdoc! { "n.x": 1 })], &[0]),
             ("removed again", &[set(rawdoc! { "b": 1 }), removed("b")], &[]),
             ("the field above", &[set(rawdoc! { "n.y": 0 }), set(rawdoc! { "n": { "x": 1, "y": 2 } })], &[]),
+            ("a large change hides nothing", &[set(rawdoc! { "b": 1 }), large], &[0]),
+            ("an array cut since", &[set(rawdoc! { "b": [1, 2] }), truncated("b", 1)], &[0, 1]),
             ("a replacement", &[set(rawdoc! { "b": 1 }), whole("replace", present.clone())], &[]),
         ];
         for (what, events, expected) in table {

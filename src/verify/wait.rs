@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use bson::Timestamp;
+use futures_util::future::{self, Either};
 use tokio_util::sync::CancellationToken;
 
 use super::examine::{Ids, Look, Moment};
@@ -16,7 +17,7 @@ use crate::mongo::metadata::unsettled;
 use crate::mongo::server::Server;
 use crate::mongo::tail::{Selection, Tail};
 use crate::rules::key::Key;
-use crate::rules::names::LinkName;
+use crate::rules::names::{Direction, LinkName};
 use crate::rules::position::Position;
 
 /// Interval between two reads of a checkpoint.
@@ -64,19 +65,25 @@ pub(super) async fn pass_for(
     stop: &CancellationToken,
 ) -> Result<Waited, Error> {
     let mut passing = std::pin::pin!(pass(part, moment, stop));
-    match tokio::time::timeout(BUSY, &mut passing).await {
-        Ok(waited) => waited,
-        Err(_) if nothing_waits(part, ids, moment).await? => Ok(Waited::Passed),
-        Err(_) => passing.await,
+    if let Ok(waited) = tokio::time::timeout(BUSY, &mut passing).await {
+        return waited;
+    }
+    let looking = std::pin::pin!(nothing_waits(part, ids, moment));
+    match future::select(&mut passing, looking).await {
+        Either::Left((waited, _)) => waited,
+        Either::Right((Ok(true), _)) => Ok(Waited::Passed),
+        Either::Right((Ok(false), _)) => passing.await,
+        Either::Right((Err(error), _)) => Err(error),
     }
 }
 
 /// True if neither link has a change of these documents to carry that was there at the moment, or a decision about one
-/// of them to take. False as well if a link compares both sides, or lags: the look would read too much.
+/// of them to take. False as well if a link copies or compares, or lags: the look would read too much.
 async fn nothing_waits(part: &Part<'_>, ids: &Ids, moment: Moment) -> Result<bool, Error> {
     let (uplink, downlink) = (part.uplink(), part.downlink());
-    let up = quiet_position(part.hub, &uplink, moment.spoke).await?;
-    let down = quiet_position(part.spoke, &downlink, moment.hub).await?;
+    let (up, down) = (Link { server: part.hub, name: &uplink }, Link { server: part.spoke, name: &downlink });
+    let up = quiet_position(part, up, moment.spoke).await?;
+    let down = quiet_position(part, down, moment.hub).await?;
     let (Some(up), Some(down)) = (up, down) else { return Ok(false) };
     let wanted = ids.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
     let unsettled_at = async |server, link| unsettled::among(server, link, &wanted).await;
@@ -86,10 +93,22 @@ async fn nothing_waits(part: &Part<'_>, ids: &Ids, moment: Moment) -> Result<boo
         && unsettled_at(part.spoke, &downlink).await?.is_empty())
 }
 
+/// A link with the server that keeps its checkpoint.
+struct Link<'l> {
+    server: &'l Server,
+    name: &'l LinkName,
+}
+
 /// The position of a link that streams and is close behind the moment.
-async fn quiet_position(destination: &Server, link: &LinkName, moment: Timestamp) -> Result<Option<Position>, Error> {
-    let checkpoint = checkpoints::peek(destination, link).await?;
-    let streams = checkpoint.filter(|checkpoint| checkpoint.reconciling == Reconciling::No);
+async fn quiet_position(part: &Part<'_>, link: Link<'_>, moment: Timestamp) -> Result<Option<Position>, Error> {
+    let checkpoint = checkpoints::peek(link.server, link.name).await?;
+    let streams = checkpoint.filter(|checkpoint| {
+        let zone = part.zone.filter(|zone| link.name.direction == Direction::Downlink || *zone == part.own);
+        let copied = zone.map(|zone| checkpoints::Part::new(part.hub.namespace(part.namespace), zone));
+        checkpoint.reconciling == Reconciling::No
+            && checkpoint.copying.is_none()
+            && copied.is_none_or(|copied| checkpoint.copied.contains(&copied))
+    });
     let position = streams.and_then(|checkpoint| checkpoint.position);
     Ok(position.filter(|position| position.cluster_time().time.saturating_add(CLOSE) >= moment.time))
 }

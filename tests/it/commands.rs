@@ -24,7 +24,7 @@ async fn status_and_logs_show_the_running_process() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(done && json["spokes"].as_array().unwrap().len() == 3);
     let (done, text) = site.command(&["logs", "DFW/reader", "--level", "info"]);
-    assert!(done && text.contains("DFW/reader#1: copying") && !text.contains("HOU/"), "{text}");
+    assert!(done && text.contains("DFW/reader#1: nothing to copy") && !text.contains("HOU/"), "{text}");
     let (done, text) = site.command(&["logs", "NYC/reader"]);
     assert!(!done && text.contains("there is no actor NYC/reader"), "{text}");
     let (done, text) = site.command(&["pause", "DFW"]);

@@ -183,14 +183,15 @@ async fn an_initial_sync_that_is_interrupted_repeatedly_while_both_sides_write_e
     // Kill the program shortly after each begin of a copy.
     let mut rng = StdRng::seed_from_u64(5);
     let copies = |site: &Site| site.log().matches(": copying").count();
-    for _ in 0..12 {
+    for round in 0..12 {
         let before = copies(&site);
         site.launch();
         super::support::eventually(&format!("a copy begins after the {before}th"), async || {
             copies(&site) > before || site.program.as_ref().unwrap().get("/readyz").is_ok_and(|(code, _)| code == 200)
         })
         .await;
-        tokio::time::sleep(Duration::from_millis(rng.random_range(0..400))).await;
+        // Later rounds give a slow machine more time.
+        tokio::time::sleep(Duration::from_millis(rng.random_range(0..400 + 150 * round))).await;
         site.kill();
     }
     assert!(site.log().contains("resumed=true"), "no copy was interrupted: {}", site.log());

@@ -90,7 +90,8 @@ async fn a_page_whose_snapshot_is_too_old_is_read_again() {
     let mut site = Site::own(PAIR, Options::default()).await;
     site.at(HUB).insert_many((0..100).map(|id| doc! { "_id": id, "_pk": "DFW" })).await.unwrap();
     let how = doc! { "failCommands": ["find"], "errorCode": SNAPSHOT_TOO_OLD, "namespace": &site.namespaces[0] };
-    fail(&site, HUB, 3, how).await;
+    // Four of them are the links' looks for any document at all.
+    fail(&site, HUB, 7, how).await;
     site.launch();
     eventually("the page is read again", async || site.log().contains("reading the page again")).await;
     site.ready().await;

@@ -181,7 +181,14 @@ impl<S: Source> Link<'_, S> {
         };
         let Sent { missed, unchanged, uncertain } = send(&mut open, &server, &commands, &steps).await?;
         let mut written = Written { foreign, skipped, ..Written::of(&steps, |key| attempt.read_at(key)) };
-        let uncertain = may_have_found_nothing(&steps, &uncertain);
+        let mut uncertain = may_have_found_nothing(&steps, &uncertain);
+        // Of registered documents it must be known: the register ends with the document.
+        let is_doubtful = |step: &&Step<'_>| uncertain.contains(&step.key) && spoke.pair.foreign.may_hold(&step.key);
+        let doubtful: Wanted<'_> = steps.iter().filter(is_doubtful).map(|step| (step.key.clone(), step.id)).collect();
+        if !doubtful.is_empty() {
+            let there: HashSet<Key> = open.zones(&doubtful).await?.into_iter().map(|(key, _)| key).collect();
+            uncertain.retain(|key| !doubtful.contains_key(key) || there.contains(key));
+        }
         written.edits.iter_mut().for_each(|edit| edit.is_uncertain = uncertain.contains(&edit.key));
 
         // Fill: documents missing at the destination are brought whole from the source. Before the commit, so that no

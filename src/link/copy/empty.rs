@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use futures_util::future;
+use futures_util::{StreamExt, TryStreamExt, future, stream};
+use tokio_util::sync::CancellationToken;
 
 use crate::link::apply::mark::Mark;
 use crate::link::lifecycle::Link;
@@ -13,12 +14,19 @@ use crate::mongo::scan;
 use crate::rules::copy::Policy;
 use crate::rules::names::Zone;
 
+/// Collections looked at concurrently.
+const TOGETHER: usize = 4;
+
 impl<S: Source> Link<'_, S> {
     /// Finishes the parts of these zones that were never copied and have nothing to copy. All at once, because a new
     /// site may have hundreds of empty collections. The link has a position in the change stream, so the stream brings
     /// every document that comes after the look. Returns the numbers of the new parts' collections that are empty at
     /// the source.
-    pub(in crate::link) async fn finish_empty(&mut self, zones: &[(&Zone, Policy)]) -> Result<HashSet<u16>, Error> {
+    pub(in crate::link) async fn finish_empty(
+        &mut self,
+        zones: &[(&Zone, Policy)],
+        stop: &CancellationToken,
+    ) -> Result<HashSet<u16>, Error> {
         let (source, destination) = (self.source.server().clone(), self.destination_server());
         let checkpoint = self.checkpoint();
         let is_new = |(part, _): &(Part, Policy)| {
@@ -33,10 +41,21 @@ impl<S: Source> Link<'_, S> {
                 parts.insert(number, new);
             }
         }
+        if parts.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let (source_from, destination_from) = (source.now().await?, destination.now().await?);
+        let looks = parts.into_iter().map(|(number, parts)| {
+            let at_source = scan::is_empty(&source, number, source_from);
+            let at_destination = scan::is_empty(&destination, number, destination_from);
+            async move { Ok((number, parts, future::try_join(at_source, at_destination).await?)) }
+        });
+        let looks = stream::iter(looks.collect::<Vec<_>>()).buffer_unordered(TOGETHER).try_collect::<Vec<_>>();
+        // A server may take long, and nothing is lost if the link must stop.
+        let looking = self.cell().pulse().while_waiting(looks);
+        let Some(looks) = stop.run_until_cancelled(looking).await else { return Ok(HashSet::new()) };
         let (mut empty, mut empty_at_source) = (Vec::new(), HashSet::new());
-        for (number, parts) in parts {
-            let ends = future::try_join(scan::is_empty(&source, number), scan::is_empty(&destination, number));
-            let (is_source_empty, is_destination_empty) = ends.await?;
+        for (number, parts, (is_source_empty, is_destination_empty)) in looks? {
             if is_source_empty {
                 empty_at_source.insert(number);
             }

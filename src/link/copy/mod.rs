@@ -163,6 +163,8 @@ impl<S: Source> Link<'_, S> {
             let mark = |latest| up_to.map(|up_to| Mark::Copied { up_to, until: is_bound.then_some(latest) });
             // With writes at both sides, differences are collected and settled together.
             if job.policy.is_two_way() {
+                // The opposite link is about to be waited for.
+                job.destination.hasten();
                 copied.unsettled.add(chunk.differences, mark(copied.latest));
                 if copied.unsettled.is_due()
                     && let Some(ended) = copied.unsettled.settle(self, job, may_delete, stop).await?

@@ -4,8 +4,8 @@
 //! Then the source's document is read. A remaining difference is a change of the source, and is written only if the
 //! transaction still finds the same document at the destination.
 //!
-//! On a quiet server, the opposite link reaches the time of the read only with the stream's next reply, at first after a
-//! second ([`Haste`](crate::mongo)). Differences are therefore collected and settled together.
+//! On a quiet server, the opposite link reaches the time of the read only with the stream's next reply. Differences are
+//! therefore collected and settled together.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};

@@ -42,7 +42,7 @@ impl Link<'_, HubSource> {
         if !is_again {
             let first = |zone: &'_ Zone| Policy::down(*zone == spoke.zone, false);
             let zones: Vec<_> = held.iter().map(|zone| (zone, first(zone))).collect();
-            empty_at_hub = self.finish_empty(&zones).await?;
+            empty_at_hub = self.finish_empty(&zones, stop).await?;
         }
         // One part at a time, so that an interrupted copy resumes at the part.
         for zone in watched.chain([&spoke.zone]) {

@@ -20,7 +20,7 @@ impl Link<'_, SpokeSource> {
         let (spoke, namespaces) = (self.spoke, self.source.server.namespaces().to_vec());
         let reconciling = if only_new { Reconciling::No } else { self.checkpoint().reconciling };
         if reconciling == Reconciling::No {
-            self.finish_empty(&[(&spoke.zone, Policy::up(false))]).await?;
+            self.finish_empty(&[(&spoke.zone, Policy::up(false))], stop).await?;
         }
         // One part at a time, so that an interrupted copy resumes at the part.
         for (number, namespace) in (0u16..).zip(&namespaces) {

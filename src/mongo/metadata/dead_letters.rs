@@ -15,7 +15,7 @@
 //! cluster_time         timestamp  cluster time of the change at the source; absent for copies and retries
 //! later_changes        int64      number of later changes of the document, which the link left out
 //! last_change_at       date       time of the newest later change, by the server's clock
-//! later_events         array      at the hub: the newest 20 events of later changes; of an event larger than 16,000
+//! later_events         array      at the hub: the newest 20 events of later changes; of an event larger than 200,000
 //!                                 bytes only `operationType`
 //! ```
 //!
@@ -56,7 +56,7 @@ use crate::rules::opaque;
 const LARGEST_EVENT: usize = 8_000_000;
 
 /// Size in bytes above which the event of a later change is not kept.
-const LARGEST_LATER_EVENT: usize = 16_000;
+const LARGEST_LATER_EVENT: usize = 200_000;
 
 /// Newest events of later changes kept with a letter.
 pub(crate) const LATER_EVENTS: usize = 20;

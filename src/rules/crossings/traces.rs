@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
+use super::super::route::Action;
 use super::{Held, Logged, Model, Rule, SPOKES, Write, ZONES, at};
 
 /// The traces that are exported.
@@ -71,11 +72,14 @@ impl Model {
     /// Passes over the events of a batch that a later one stands for: an insert, a move or a delete, but no change of
     /// single fields.
     fn pass_over(&mut self, number: usize, events: usize) {
-        let spoke = &mut self.spokes[number];
-        let mut batch = self.hub.log.iter().enumerate().skip(spoke.down).take(events);
+        let mut batch = self.hub.log.iter().enumerate().skip(self.spokes[number].down).take(events);
         let zone = |document: Option<Held>| document.map(|document| document.zone);
-        let is_whole = |event: &Logged| zone(event.before) != zone(event.after);
-        if let Some((index, _)) = batch.rfind(|(_, event)| is_whole(event)) {
+        let stands_for_earlier = |event: Logged| {
+            let action = self.action(number, event);
+            zone(event.before) != zone(event.after) && matches!(action, Some(Action::Apply(..) | Action::Delete(_)))
+        };
+        if let Some((index, _)) = batch.rfind(|(_, event)| stands_for_earlier(**event)) {
+            let spoke = &mut self.spokes[number];
             spoke.down = index;
             spoke.conflicts.downlink_passed(at(index));
         }
@@ -109,6 +113,7 @@ impl Model {
                 let mut model = Self::agreed(seed);
                 model.write();
                 model.carry(order);
+                assert_eq!(model.broken(), None, "trace {seed}, order {order}");
                 model.shown().to_string()
             })
             .collect();
