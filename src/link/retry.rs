@@ -16,6 +16,7 @@ use crate::rules;
 use crate::rules::inference::Inference;
 use crate::rules::key::Key;
 use crate::rules::lookup;
+use crate::rules::lost::lost;
 use crate::rules::names::{Direction, Zone};
 use crate::rules::retry::{Present, RefusedDocument, Retry};
 use crate::rules::step::{Read, Step, Write, Zones};
@@ -82,14 +83,12 @@ pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: 
         link.parked.count(key, later_changes);
         return Ok(());
     }
-    let aside = match retry {
-        Retry::GiveUp => return give_up(link, key, letter).await,
-        // The hub's version, or the hub's delete, came down before the letter was there to prevent that.
-        _ => {
-            let reason = if document.is_some() { OVERWRITTEN } else { GIVEN_UP };
-            set_changes_aside(link, letter, reason, |events| rules::retry::lost(document.as_deref(), events)).await?
-        }
-    };
+    if retry == Retry::GiveUp {
+        return give_up(link, key, letter).await;
+    }
+    // The hub's version, or the hub's delete, came down before the letter was there to prevent that.
+    let reason = if document.is_some() { OVERWRITTEN } else { GIVEN_UP };
+    let aside = set_changes_aside(link, letter, reason, |events| lost(document.as_deref(), events)).await?;
     link.remove_letter(key, letter, aside).await
 }
 

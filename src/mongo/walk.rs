@@ -77,20 +77,20 @@ struct Leading {
 /// A page of the lead side that is read but not compared yet, with its last `_id`.
 pub(crate) struct Ahead(Page, Option<RawBson>);
 
-/// A page of the lead side that may be read while the page before is worked on.
-pub(crate) struct NextLead<'a> {
-    lead: End<'a>,
+/// A page of the lead side to be read, possibly while the page before is worked on.
+pub(crate) struct Lead<'a> {
+    end: End<'a>,
     size: PageSize,
-    after: RawBson,
+    after: Option<RawBson>,
 }
 
-impl NextLead<'_> {
+impl Lead<'_> {
     /// Reads the page at one cluster time, not before `not_before`.
     ///
     /// # Errors
     /// If the server does not answer.
     pub(crate) async fn read(&self, not_before: Timestamp) -> Result<Ahead, Error> {
-        read_ahead(self.lead, self.size, Some(&self.after), not_before).await
+        read_ahead(self.end, self.size, self.after.as_ref(), not_before).await
     }
 }
 
@@ -173,18 +173,15 @@ impl<'a> Walk<'a> {
         self.finished
     }
 
-    /// Reads the next page of the lead side, at one cluster time, not before `not_before`.
-    ///
-    /// # Errors
-    /// If the server does not answer.
-    pub(crate) async fn lead(&self, not_before: Timestamp) -> Result<Ahead, Error> {
-        read_ahead(self.lead, self.sizes[0], self.after.as_ref(), not_before).await
+    /// The page of the lead side after everything compared so far.
+    pub(crate) fn lead(&self) -> Lead<'a> {
+        Lead { end: self.lead, size: self.sizes[0], after: self.after.clone() }
     }
 
     /// The page of the lead side after the present one; `None` if the present one reaches the end of the zone.
-    pub(crate) fn next_lead(&self) -> Option<NextLead<'a>> {
+    pub(crate) fn next_lead(&self) -> Option<Lead<'a>> {
         let after = self.leading.as_ref()?.last.clone()?;
-        Some(NextLead { lead: self.lead, size: self.sizes[0], after })
+        Some(Lead { after: Some(after), ..self.lead() })
     }
 
     /// Begins the comparison of a page of the lead side.

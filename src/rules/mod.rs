@@ -42,6 +42,7 @@ mod interleavings;
 pub(crate) mod key;
 pub(crate) mod ladder;
 pub(crate) mod lookup;
+pub(crate) mod lost;
 pub mod names;
 pub(crate) mod opaque;
 pub(crate) mod order;

@@ -46,7 +46,7 @@ impl Part<'_> {
             // With a link at a standstill, a pending change may explain the difference. Further looks would show the
             // same.
             if waited == Waited::StandsStill && !ids.is_empty() {
-                let under_way: HashSet<Key> = wait::under_way(self, &ids, &look).await?;
+                let under_way: HashSet<Key> = wait::under_way(self, &ids, &look.up, &look.down).await?;
                 persisting.under_way = under_way.len();
                 let rest = look.differing.into_iter().filter(|(key, _)| !under_way.contains(key));
                 persisting.differing.extend(rest);

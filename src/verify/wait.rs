@@ -8,7 +8,7 @@ use bson::Timestamp;
 use futures_util::future::{self, Either};
 use tokio_util::sync::CancellationToken;
 
-use super::examine::{Ids, Look, Moment};
+use super::examine::{Ids, Moment};
 use super::part::Part;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::checkpoints::{self, Reconciling};
@@ -49,7 +49,7 @@ pub(super) async fn pass(part: &Part<'_>, moment: Moment, stop: &CancellationTok
     part.spoke.tick().await?;
     let downlink = wait(part.spoke, part.downlink(), moment.hub, stop);
     let uplink = wait(part.hub, part.uplink(), moment.spoke, stop);
-    Ok(match futures_util::future::try_join(downlink, uplink).await? {
+    Ok(match future::try_join(downlink, uplink).await? {
         (Waited::Stopped, _) | (_, Waited::Stopped) => Waited::Stopped,
         (Waited::StandsStill, _) | (_, Waited::StandsStill) => Waited::StandsStill,
         _ => Waited::Passed,
@@ -80,30 +80,23 @@ pub(super) async fn pass_for(
 /// True if neither link has a change of these documents to carry that was there at the moment, or a decision about one
 /// of them to take. False as well if a link copies or compares, or lags: the look would read too much.
 async fn nothing_waits(part: &Part<'_>, ids: &Ids, moment: Moment) -> Result<bool, Error> {
-    let (uplink, downlink) = (part.uplink(), part.downlink());
-    let (up, down) = (Link { server: part.hub, name: &uplink }, Link { server: part.spoke, name: &downlink });
-    let up = quiet_position(part, up, moment.spoke).await?;
-    let down = quiet_position(part, down, moment.hub).await?;
+    let up = quiet_position(part, Direction::Uplink, moment).await?;
+    let down = quiet_position(part, Direction::Downlink, moment).await?;
     let (Some(up), Some(down)) = (up, down) else { return Ok(false) };
     let wanted = ids.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
-    let unsettled_at = async |server, link| unsettled::among(server, link, &wanted).await;
-    Ok(changed(part.hub, &down, Selection::default(), ids).await?.is_empty()
-        && changed_at_spoke(part, ids, &up).await?.is_empty()
-        && unsettled_at(part.hub, &uplink).await?.is_empty()
-        && unsettled_at(part.spoke, &downlink).await?.is_empty())
-}
-
-/// A link with the server that keeps its checkpoint.
-struct Link<'l> {
-    server: &'l Server,
-    name: &'l LinkName,
+    Ok(under_way(part, ids, &up, &down).await?.is_empty()
+        && unsettled::among(part.hub, &part.uplink(), &wanted).await?.is_empty()
+        && unsettled::among(part.spoke, &part.downlink(), &wanted).await?.is_empty())
 }
 
 /// The position of a link that streams and is close behind the moment.
-async fn quiet_position(part: &Part<'_>, link: Link<'_>, moment: Timestamp) -> Result<Option<Position>, Error> {
-    let checkpoint = checkpoints::peek(link.server, link.name).await?;
+async fn quiet_position(part: &Part<'_>, link: Direction, moment: Moment) -> Result<Option<Position>, Error> {
+    let (checkpoint, moment) = match link {
+        Direction::Uplink => (checkpoints::peek(part.hub, &part.uplink()).await?, moment.spoke),
+        Direction::Downlink => (checkpoints::peek(part.spoke, &part.downlink()).await?, moment.hub),
+    };
     let streams = checkpoint.filter(|checkpoint| {
-        let zone = part.zone.filter(|zone| link.name.direction == Direction::Downlink || *zone == part.own);
+        let zone = part.zone.filter(|zone| link == Direction::Downlink || *zone == part.own);
         let copied = zone.map(|zone| checkpoints::Part::new(part.hub.namespace(part.namespace), zone));
         checkpoint.reconciling == Reconciling::No
             && checkpoint.copying.is_none()
@@ -136,12 +129,16 @@ async fn wait(
     }
 }
 
-/// Finds the documents with changes not carried by a link yet. Fails if a server does not answer, or the changes are no
-/// longer in its oplog.
-pub(super) async fn under_way(part: &Part<'_>, ids: &Ids, look: &Look) -> Result<HashSet<Key>, Error> {
-    let mut found = changed(part.hub, &look.down, Selection::default(), ids).await?;
-    let ours = Tags::load(part.spoke).await?.ours();
-    found.extend(changed(part.spoke, &look.up, Selection { without: ours, ..Selection::default() }, ids).await?);
+/// Finds the documents with changes after the positions of the uplink and the downlink: no link has carried them yet.
+/// Fails if a server does not answer, or the changes are no longer in its oplog.
+pub(super) async fn under_way(
+    part: &Part<'_>,
+    ids: &Ids,
+    up: &Position,
+    down: &Position,
+) -> Result<HashSet<Key>, Error> {
+    let mut found = changed(part.hub, down, Selection::default(), ids).await?;
+    found.extend(changed_at_spoke(part, ids, up).await?);
     Ok(found)
 }
 

@@ -132,6 +132,15 @@ impl Node {
         Ok(Client::with_options(options)?)
     }
 
+    /// Makes the server treat the program's next commands as `data` says (`failCommand`), so many times.
+    ///
+    /// # Errors
+    /// If the command fails.
+    pub async fn fail(&self, times: i32, mut data: Document) -> Result<Document> {
+        data.insert("appName", "spokesync");
+        self.admin(doc! { "configureFailPoint": "failCommand", "mode": { "times": times }, "data": data }).await
+    }
+
     /// Runs an admin command, such as `configureFailPoint`.
     ///
     /// # Errors

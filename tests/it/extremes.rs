@@ -413,10 +413,8 @@ async fn a_stream_goes_on_although_the_search_for_a_large_id_fails() {
     site.arrives_from_houston("before").await;
     let data = doc! {
         "failCommands": ["find"], "namespace": site.at("HOU").namespace().to_string(), "errorCode": MAX_TIME_EXPIRED,
-        "appName": "spokesync",
     };
-    let point = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data };
-    site.nodes["HOU"].admin(point).await.unwrap();
+    site.nodes["HOU"].fail(1, data).await.unwrap();
     insert_raw(&site, "HOU", with_large_id("x", 5, "HOU")).await;
     site.arrives_from_houston("behind it").await;
     assert!(site.log().contains("documents with a large _id are not found"), "{}", site.log());

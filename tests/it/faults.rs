@@ -112,11 +112,7 @@ async fn commands_fail_in_every_way_and_every_change_arrives_once() {
         "findAndModify",
         "ping",
     ];
-    let fail = async |name: &str, mut data: Document| {
-        data.insert("appName", "spokesync");
-        let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": 2 }, "data": data };
-        site.nodes[name].admin(fail).await.unwrap();
-    };
+    let fail = async |name: &str, data: Document| drop(site.nodes[name].fail(2, data).await.unwrap());
     // Every command fails twice with a closed connection, and then several commands with every error code.
     for command in COMMANDS {
         for name in [HUB, "DFW", "HOU"] {

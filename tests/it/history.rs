@@ -223,11 +223,8 @@ async fn a_place_that_is_lost_while_the_stream_is_open_is_reconciled_too() {
     site.assert_converged().await;
     const CAPPED_POSITION_LOST: i32 = 136;
     for name in ["DFW", HUB] {
-        let fail = doc! {
-            "configureFailPoint": "failCommand", "mode": { "times": 1 },
-            "data": { "failCommands": ["getMore"], "errorCode": CAPPED_POSITION_LOST, "appName": "spokesync" },
-        };
-        site.nodes[name].admin(fail).await.unwrap();
+        let data = doc! { "failCommands": ["getMore"], "errorCode": CAPPED_POSITION_LOST };
+        site.nodes[name].fail(1, data).await.unwrap();
         insert(&site, "DFW", &format!("DFW {name}"), "DFW").await;
         insert(&site, HUB, &format!("HOU {name}"), "HOU").await;
         let lost = || site.log().matches("136").count();

@@ -15,14 +15,6 @@ use super::support::{Site, eventually};
 
 const PAIR: Topology<'static> = &[("DFW", &[]), ("HOU", &["DFW"])];
 
-/// Sets what happens to the program's next commands at a server, so many times.
-async fn fail(site: &Site, name: &str, times: i32, how: Document) {
-    let mut data = doc! { "appName": "spokesync" };
-    data.extend(how);
-    let point = doc! { "configureFailPoint": "failCommand", "mode": { "times": times }, "data": data };
-    site.nodes[name].admin(point).await.unwrap();
-}
-
 fn restarts(site: &Site, zone: &str) -> u64 {
     let status = site.spoke_status(zone);
     ["uplink", "downlink"].iter().map(|link| status[link]["restarts"].as_u64().unwrap()).sum()
@@ -73,7 +65,7 @@ async fn a_transaction_that_does_not_fit_the_destination_is_sent_in_halves() {
         site.in_one_batch(async || {
             let documents = (0..100).map(|id| doc! { "_id": id, "_pk": "DFW" });
             site.at("DFW").insert_many(documents).await.unwrap();
-            fail(&site, HUB, 3, doc! { "failCommands": ["insert"], "errorCode": code }).await;
+            site.nodes[HUB].fail(3, doc! { "failCommands": ["insert"], "errorCode": code }).await.unwrap();
         })
         .await;
         eventually("everything is at the hub", async || site.at(HUB).count_documents(doc! {}).await.unwrap() == 100)
@@ -91,7 +83,7 @@ async fn a_page_whose_snapshot_is_too_old_is_read_again() {
     site.at(HUB).insert_many((0..100).map(|id| doc! { "_id": id, "_pk": "DFW" })).await.unwrap();
     let how = doc! { "failCommands": ["find"], "errorCode": SNAPSHOT_TOO_OLD, "namespace": &site.namespaces[0] };
     // Four of them are the links' looks for any document at all.
-    fail(&site, HUB, 7, how).await;
+    site.nodes[HUB].fail(7, how).await.unwrap();
     site.launch();
     eventually("the page is read again", async || site.log().contains("reading the page again")).await;
     site.ready().await;
@@ -149,7 +141,7 @@ async fn a_server_that_is_still_at_work_is_waited_for_and_a_silent_one_is_given_
     let how = doc! {
         "failCommands": ["find"], "blockConnection": true, "blockTimeMS": 40_000, "namespace": &site.namespaces[0],
     };
-    fail(&site, HUB, 1, how).await;
+    site.nodes[HUB].fail(1, how).await.unwrap();
     site.launch();
     eventually("the log says what is waited for", async || site.log().contains("the server is still at work")).await;
     site.ready().await;

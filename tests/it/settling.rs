@@ -501,11 +501,9 @@ async fn a_refused_change_that_its_document_no_longer_has_is_set_aside_when_the_
     site.assert_converged().await;
     // The hub's version comes down while the hub has not refused the changes yet.
     let slow = doc! {
-        "failCommands": ["update"], "blockConnection": true, "blockTimeMS": 6_000, "appName": "spokesync",
-        "namespace": &site.namespaces[0],
+        "failCommands": ["update"], "blockConnection": true, "blockTimeMS": 6_000, "namespace": &site.namespaces[0],
     };
-    let point = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": slow };
-    site.nodes[HUB].admin(point).await.unwrap();
+    site.nodes[HUB].fail(1, slow).await.unwrap();
     set(&site, "DFW", "own", doc! { "key": 1, "precious": true, "again": 1 }).await;
     set(&site, "DFW", "own", doc! { "again": 2 }).await;
     site.at(HUB).replace_one(doc! { "_id": "own" }, doc! { "_pk": "DFW", "n": 1 }).await.unwrap();

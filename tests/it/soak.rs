@@ -162,20 +162,16 @@ async fn make(fault: Fault, site: &mut Site, random: &mut StdRng) {
         Fault::FailCommands => {
             let code = *[10107, 112, 43, 91, 262, 11602].choose(random).unwrap();
             let commands = ["insert", "update", "delete", "find", "aggregate", "getMore", "commitTransaction"];
-            let mut data = doc! { "failCommands": commands.as_slice(), "appName": "spokesync" };
+            let mut data = doc! { "failCommands": commands.as_slice() };
             if random.random_bool(0.5) {
                 data.insert("closeConnection", true);
             } else {
                 data.insert("errorCode", code);
             }
-            let times = random.random_range(1..8);
-            let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": times }, "data": data };
-            drop(site.nodes[name].admin(fail).await);
+            drop(site.nodes[name].fail(random.random_range(1..8), data).await);
         }
         Fault::LoseHistory => {
-            let data = doc! { "failCommands": ["getMore"], "errorCode": 136, "appName": "spokesync" };
-            let fail = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data };
-            drop(site.nodes[name].admin(fail).await);
+            drop(site.nodes[name].fail(1, doc! { "failCommands": ["getMore"], "errorCode": 136 }).await);
         }
         Fault::Watch => {
             let others: Vec<&str> = names[1..].iter().copied().filter(|other| *other != zone).collect();

@@ -259,13 +259,13 @@ impl<S: Source> Link<'_, S> {
     /// because the hub's version, on its way meanwhile, may replace the spoke's.
     fn count_later(&self, work: &Work<'_>, held_back: &HeldBack<'_>) -> Option<RawDocumentBuf> {
         let server = self.destination.server();
-        let later = held_back.counts().into_iter().filter_map(|(key, id, changes)| {
-            self.parked.get(key)?;
-            let is_kept = S::DIRECTION == Direction::Uplink && work.origin.is_live();
+        let is_kept = S::DIRECTION == Direction::Uplink && work.origin.is_live();
+        let counts = held_back.counts().into_iter().filter(|(key, ..)| self.parked.contains(key));
+        let later = counts.map(|(key, id, changes)| {
             let events: Vec<usize> = held_back.events(key).filter(|_| is_kept).collect();
             let newest = &events[events.len().saturating_sub(dead_letters::LATER_EVENTS)..];
             let events = newest.iter().map(|&event| work.origin.event(event).0).collect();
-            Some(Later { namespace: server.namespace(key.namespace()), id, changes, events })
+            Later { namespace: server.namespace(key.namespace()), id, changes, events }
         });
         let later: Vec<Later<'_>> = later.collect();
         (!later.is_empty()).then(|| dead_letters::count_later(self.destination.link(), &later))

@@ -14,6 +14,7 @@ use super::order;
 use super::work::{Expected, Origin, Work};
 use crate::config::Moves;
 use crate::link::collections;
+use crate::link::foreign::Known;
 use crate::link::lifecycle::Link;
 use crate::link::shared::Shared;
 use crate::link::source::Source;
@@ -181,14 +182,7 @@ impl<S: Source> Link<'_, S> {
         };
         let Sent { missed, unchanged, uncertain } = send(&mut open, &server, &commands, &steps).await?;
         let mut written = Written { foreign, skipped, ..Written::of(&steps, |key| attempt.read_at(key)) };
-        let mut uncertain = may_have_found_nothing(&steps, &uncertain);
-        // Of registered documents it must be known: the register ends with the document.
-        let is_doubtful = |step: &&Step<'_>| uncertain.contains(&step.key) && spoke.pair.foreign.may_hold(&step.key);
-        let doubtful: Wanted<'_> = steps.iter().filter(is_doubtful).map(|step| (step.key.clone(), step.id)).collect();
-        if !doubtful.is_empty() {
-            let there: HashSet<Key> = open.zones(&doubtful).await?.into_iter().map(|(key, _)| key).collect();
-            uncertain.retain(|key| !doubtful.contains_key(key) || there.contains(key));
-        }
+        let uncertain = may_have_found_nothing(&mut open, &steps, &uncertain, &spoke.pair.foreign).await?;
         written.edits.iter_mut().for_each(|edit| edit.is_uncertain = uncertain.contains(&edit.key));
 
         // Fill: documents missing at the destination are brought whole from the source. Before the commit, so that no
@@ -342,14 +336,25 @@ async fn send(open: &mut Open<'_>, server: &Server, commands: &[Command], steps:
     Ok(sent)
 }
 
-/// The documents whose last step is a delete that may have found nothing. `deletes`: the numbers of such deletes.
-fn may_have_found_nothing(steps: &[Step<'_>], deletes: &[usize]) -> HashSet<Key> {
+/// The documents whose last step is a delete that may have found nothing. `deletes`: the numbers of such deletes. Of
+/// registered documents it is looked up, because the register ends with the document.
+async fn may_have_found_nothing(
+    open: &mut Open<'_>,
+    steps: &[Step<'_>],
+    deletes: &[usize],
+    foreign: &Known,
+) -> Result<HashSet<Key>, Error> {
     if deletes.is_empty() {
-        return HashSet::new();
+        return Ok(HashSet::new());
     }
     let last: HashMap<&Key, usize> = steps.iter().enumerate().map(|(number, step)| (&step.key, number)).collect();
-    let is_last = |number: &&usize| last.get(&steps[**number].key) == Some(*number);
-    deletes.iter().filter(is_last).map(|number| steps[*number].key.clone()).collect()
+    let deletes = deletes.iter().map(|number| (*number, &steps[*number]));
+    let deletes: Vec<&Step<'_>> =
+        deletes.filter(|(number, step)| last.get(&step.key) == Some(number)).map(|(_, step)| step).collect();
+    let registered: Vec<&Step<'_>> = deletes.iter().filter(|step| foreign.may_hold(&step.key)).copied().collect();
+    let there = if registered.is_empty() { HashMap::new() } else { zones(open, &registered).await? };
+    let may_be = |step: &&&Step<'_>| !foreign.may_hold(&step.key) || there.contains_key(&step.key);
+    Ok(deletes.iter().filter(may_be).map(|step| step.key.clone()).collect())
 }
 
 /// The present documents that the guard or inference must know. The read is in the transaction: no document can change

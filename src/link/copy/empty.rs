@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use futures_util::{StreamExt, TryStreamExt, future, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use crate::link::apply::mark::Mark;
@@ -45,17 +45,21 @@ impl<S: Source> Link<'_, S> {
             return Ok(HashSet::new());
         }
         let (source_from, destination_from) = (source.now().await?, destination.now().await?);
+        // The destination counts only if the source has nothing.
         let looks = parts.into_iter().map(|(number, parts)| {
-            let at_source = scan::is_empty(&source, number, source_from);
-            let at_destination = scan::is_empty(&destination, number, destination_from);
-            async move { Ok((number, parts, future::try_join(at_source, at_destination).await?)) }
+            let (at_source, at_destination) = ((&source, source_from), (&destination, destination_from));
+            let is_empty = async move |(server, from)| scan::is_empty(server, number, from).await;
+            async move {
+                let is_source_empty = is_empty(at_source).await?;
+                Ok((number, parts, is_source_empty, is_source_empty && is_empty(at_destination).await?))
+            }
         });
         let looks = stream::iter(looks.collect::<Vec<_>>()).buffer_unordered(TOGETHER).try_collect::<Vec<_>>();
         // A server may take long, and nothing is lost if the link must stop.
         let looking = self.cell().pulse().while_waiting(looks);
         let Some(looks) = stop.run_until_cancelled(looking).await else { return Ok(HashSet::new()) };
         let (mut empty, mut empty_at_source) = (Vec::new(), HashSet::new());
-        for (number, parts, (is_source_empty, is_destination_empty)) in looks? {
+        for (number, parts, is_source_empty, is_destination_empty) in looks? {
             if is_source_empty {
                 empty_at_source.insert(number);
             }

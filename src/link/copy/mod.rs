@@ -34,7 +34,7 @@ use crate::mongo::error::Error;
 use crate::mongo::metadata::checkpoints::{CopiedUpTo, Part};
 use crate::mongo::scan::{self, Area, Which};
 use crate::mongo::server::Server;
-use crate::mongo::walk::{self, Difference, End, Walk};
+use crate::mongo::walk::{self, Difference, End, Lead, Walk};
 use crate::rules::copy::Policy;
 use crate::rules::names::{Direction, Zone};
 use crate::rules::step::Zones;
@@ -82,6 +82,11 @@ impl<S: Source> Link<'_, S> {
         let mut walk = Walk::new(job.source_end(), job.destination_end(), resumed.map(|up_to| up_to.after));
         let mut copied = Copied { latest: start, documents: 0, differed: 0, unsettled: Unsettled::new() };
         let mut read_ahead = None;
+        // A server may look through a whole collection for the last documents of a zone. `None`: the copy must stop.
+        let read = async |page: Lead<'_>| {
+            let reading = async { page.read(job.source.now().await?.max(start)).await };
+            stop.run_until_cancelled(cell.pulse().while_waiting(reading)).await.transpose()
+        };
         while !walk.is_finished() {
             // Between two pages, so that no change comes between the reads of both sides.
             if self.must_keep_up() {
@@ -94,23 +99,20 @@ impl<S: Source> Link<'_, S> {
             }
             // One page of the source, then the destination's pages over the same range.
             let page = match read_ahead.take() {
-                Some(page) => page,
-                None => {
-                    // A server may look through a whole collection for the last documents of a zone.
-                    let reading = cell.pulse().while_waiting(walk.lead(job.source.now().await?.max(start)));
-                    let Some(page) = stop.run_until_cancelled(reading).await else { return Ok(Ended::Stopped) };
-                    page?
-                }
+                Some(page) => Some(page),
+                None => read(walk.lead()).await?,
             };
+            let Some(page) = page else { return Ok(Ended::Stopped) };
             let source_at = page.at();
             copied.latest = copied.latest.max(source_at);
             walk.begin(page);
             // The next page of the source is read while this one is worked on.
             let next = walk.next_lead();
             let reading = async {
-                let Some(next) = next else { return Ok(None) };
-                let reading = async { next.read(job.source.now().await?.max(start)).await };
-                stop.run_until_cancelled(cell.pulse().while_waiting(reading)).await.transpose()
+                match next {
+                    Some(next) => read(next).await,
+                    None => Ok(None),
+                }
             };
             let page = Page { part: &part, source_at, is_bound, may_delete };
             let working = self.copy_page(job, page, &mut walk, &mut copied, stop);

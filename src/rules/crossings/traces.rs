@@ -11,8 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use super::super::route::Action;
-use super::{Held, Logged, Model, Rule, SPOKES, Write, ZONES, at};
+use super::{Action, Held, Logged, Model, Rule, SPOKES, Write, ZONES, at};
 
 /// The traces that are exported.
 const TRACES: u64 = 400;
