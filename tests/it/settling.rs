@@ -419,6 +419,42 @@ async fn a_document_written_in_another_spokes_zone_stays_although_the_hub_has_an
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_first_copy_sets_aside_what_it_replaces_in_another_zone() {
+    let mut site = Site::shared(&[("DFW", &["HOU", "yard"]), ("HOU", &[])]).await;
+    // Whichever zone is copied first: one of them is the spoke's own.
+    for (id, at_spoke, at_hub) in [("x", "HOU", "DFW"), ("y", "HOU", "yard"), ("z", "yard", "HOU")] {
+        site.at("DFW").insert_one(doc! { "_id": id, "_pk": at_spoke, "from": "spoke" }).await.unwrap();
+        site.at(HUB).insert_one(doc! { "_id": id, "_pk": at_hub, "from": "hub" }).await.unwrap();
+    }
+    site.start().await;
+    site.assert_converged().await;
+    for id in ["x", "y", "z"] {
+        assert_eq!(find(&site, "DFW", id).await.unwrap().get_str("from").unwrap(), "hub", "{id}");
+        let copy = doc! { "document.from": "spoke", "document._id": id };
+        assert_eq!(site.own_collection("DFW", "set_aside").count_documents(copy).await.unwrap(), 1, "{id}");
+    }
+    assert_eq!(site.own_collection("DFW", "foreign").count_documents(doc! {}).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_of_a_newly_watched_zone_that_an_application_has_taken_in_another_zone_is_a_collision() {
+    let mut site = Site::shared(WATCHER).await;
+    site.at(HUB).insert_one(doc! { "_id": "x", "_pk": "YARD", "n": 1 }).await.unwrap();
+    site.start().await;
+    let foreign = doc! { "_id": "x", "_pk": "HOU", "precious": true };
+    site.at("DFW").insert_one(foreign.clone()).await.unwrap();
+    eventually("it is registered", async || {
+        site.own_collection("DFW", "foreign").count_documents(doc! {}).await.unwrap() == 1
+    })
+    .await;
+    site.stop().await;
+    site.watch("DFW", &["HOU", "YARD"]);
+    site.start().await;
+    eventually("the collision is told", async || letters(&site, "DFW").await == 1).await;
+    assert_eq!(find(&site, "DFW", "x").await, Some(foreign));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_document_that_moves_on_reaches_the_hub_in_its_new_zone() {
     let mut site = Site::shared(WATCHER).await;
     site.at(HUB).insert_one(doc! { "_id": "x", "_pk": "YARD" }).await.unwrap();

@@ -19,17 +19,17 @@ use crate::rules::step::{Reads, Step, Zones};
 const OVERTAKEN: &str = "the hub had moved, deleted or changed the document when the change came";
 
 /// The commands that set aside what these steps replace or remove by inference. `present` holds the documents at the
-/// destination.
+/// destination, and `inference` tells by which inference a document is written.
 pub(super) fn replaced(
     server: &Server,
     steps: &[Step<'_>],
     present: &HashMap<Key, RawDocumentBuf>,
-    inferred: &HashMap<Key, Inference>,
+    inference: impl Fn(&Key) -> Option<Inference>,
 ) -> Vec<RawDocumentBuf> {
     let field = server.partition_field().as_str();
     let mut versions = Vec::new();
     for step in steps {
-        let Some((inference, document)) = inferred.get(&step.key).zip(present.get(&step.key)) else { continue };
+        let Some((inference, document)) = inference(&step.key).zip(present.get(&step.key)) else { continue };
         // The step's filter spares a document of another zone.
         let is_in_reach = match (&step.zones, lookup::value(document, field)) {
             (Zones::Value(value), zone) => zone.map_or_else(|| value.as_null().is_some(), |zone| zone == *value),

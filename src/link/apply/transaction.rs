@@ -150,21 +150,23 @@ impl<S: Source> Link<'_, S> {
         }
         // A dead letter, or a foreign document, may have come since the work was made: then the hub's document is
         // another one than the spoke's. None comes until the commit.
-        let is_live_downlink = S::DIRECTION == Direction::Downlink && batch.origin.is_live();
-        let _turn = if is_live_downlink { Some(spoke.pair.foreign.wait().await) } else { None };
-        if is_live_downlink {
-            let may_be_foreign = !spoke.pair.foreign.is_empty();
-            let is_foreign = |step: &Step<'_>| {
-                may_be_foreign && spoke.pair.foreign.holds(&step.key) && !batch.inferred.contains_key(&step.key)
+        let is_guarded = S::DIRECTION == Direction::Downlink && (batch.origin.is_live() || batch.origin.is_copy());
+        let _turn = if is_guarded { Some(spoke.pair.foreign.wait().await) } else { None };
+        if is_guarded {
+            let open_to = steps.iter().filter(|step| !batch.inferred.contains_key(&step.key));
+            let foreign = match spoke.pair.foreign.is_empty() {
+                true => HashSet::new(),
+                false => spoke.pair.foreign.among(&server, &wanted_of(open_to)).await?,
             };
-            let is_another = |step: &Step<'_>| spoke.pair.has_another(&step.key) || is_foreign(step);
+            let has_letter = |step: &Step<'_>| batch.origin.is_live() && spoke.pair.has_another(&step.key);
+            let is_another = |step: &Step<'_>| has_letter(step) || foreign.contains(&step.key);
             if steps.iter().any(is_another) {
                 to_settle.extend(ids_of(&steps, is_another));
                 steps.to_mut().retain(|step| !is_another(step));
             }
         }
         // Then the documents of a comparison: a step for a document changed meanwhile is left out.
-        let present = present(&mut open, &steps, batch).await?;
+        let present = present(&mut open, &steps, batch, attempt.rung).await?;
         let skipped = match batch.expected {
             Some(expected) => unexpected(&steps, &present, expected, field.as_str()),
             None => Vec::new(),
@@ -173,7 +175,8 @@ impl<S: Source> Link<'_, S> {
             steps.to_mut().retain(|step| !skipped.contains(&step.key));
         }
         // What inference replaces or removes is set aside with the write, so that neither exists without the other.
-        let aside = aside::replaced(&server, &steps, &present, batch.inferred);
+        let otherwise = batch.origin.is_copy().then_some(Inference::Copy);
+        let aside = aside::replaced(&server, &steps, &present, |key| batch.inferred.get(key).copied().or(otherwise));
 
         // Write: the steps, in the form of the present rung.
         let commands = match attempt.rung {
@@ -279,6 +282,11 @@ impl<S: Source> Link<'_, S> {
     }
 }
 
+/// The documents of these steps, to be read.
+fn wanted_of<'s, 'a: 's>(steps: impl Iterator<Item = &'s Step<'a>>) -> Wanted<'a> {
+    steps.map(|step| (step.key.clone(), step.id)).collect()
+}
+
 /// The documents of these steps, with their `_id`s.
 fn ids_of(steps: &[Step<'_>], is_such: impl Fn(&Step<'_>) -> bool) -> Vec<(Key, RawBson)> {
     let such = steps.iter().filter(|step| is_such(step));
@@ -363,9 +371,14 @@ async fn present(
     open: &mut Open<'_>,
     steps: &[Step<'_>],
     batch: &Batch<'_, '_>,
+    rung: Rung,
 ) -> Result<HashMap<Key, RawDocumentBuf>, Error> {
-    let is_wanted = |step: &&Step<'_>| batch.expected.is_some() || batch.inferred.contains_key(&step.key);
-    let wanted: Wanted<'_> = steps.iter().filter(is_wanted).map(|step| (step.key.clone(), step.id)).collect();
+    // The `_id` of a document that a copy inserts may be taken in another zone: a plain insert is refused then.
+    let is_plain = |step: &Step<'_>| rung == Rung::FIRST && !statement::insert_would_change(step);
+    let may_replace = |step: &Step<'_>| batch.origin.is_copy() && !is_plain(step);
+    let is_wanted =
+        |step: &&Step<'_>| batch.expected.is_some() || batch.inferred.contains_key(&step.key) || may_replace(step);
+    let wanted = wanted_of(steps.iter().filter(is_wanted));
     if wanted.is_empty() { Ok(HashMap::new()) } else { open.documents(&wanted).await }
 }
 
@@ -438,8 +451,7 @@ async fn moved(open: &mut Open<'_>, movers: &[&Step<'_>], steps: &[Step<'_>]) ->
 }
 
 async fn zones(open: &mut Open<'_>, steps: &[&Step<'_>]) -> Result<HashMap<Key, Option<String>>, Error> {
-    let wanted: Wanted<'_> = steps.iter().map(|step| (step.key.clone(), step.id)).collect();
-    Ok(open.zones(&wanted).await?.into_iter().collect())
+    Ok(open.zones(&wanted_of(steps.iter().copied())).await?.into_iter().collect())
 }
 
 fn is_in_reach(step: &Step<'_>, zone: Option<&str>) -> bool {
@@ -464,7 +476,7 @@ async fn fill<S: Source>(
     missing: &[Step<'_>],
     read_from: Timestamp,
 ) -> Result<(Written, Brought), Error> {
-    let wanted: Wanted<'_> = missing.iter().map(|step| (step.key.clone(), step.id)).collect();
+    let wanted = wanted_of(missing.iter());
     let mut brought = Brought::default();
     let read = source.read(&wanted, &HashSet::new(), read_from).await;
     for snapshot in read.map_err(|error| at_step(error, missing))? {

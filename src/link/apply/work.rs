@@ -116,6 +116,11 @@ pub(in crate::link) trait Origin {
         false
     }
 
+    /// True if the steps are differences found by a copy.
+    fn is_copy(&self) -> bool {
+        false
+    }
+
     /// The event itself, for a dead letter, and its cluster time at the source if it has one.
     fn event(&self, event: usize) -> (RawDocumentBuf, Option<Timestamp>);
 }
