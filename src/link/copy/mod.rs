@@ -79,6 +79,17 @@ impl<S: Source> Link<'_, S> {
         // In the spoke's own zone, only documents that came down are newer at the spoke, and each document is
         // remembered individually. After a restore, the stream brings changes again that all documents contain.
         let is_bound = job.policy != Policy::HubReconciles || spares;
+        // A server that has nothing of the zone says so soonest in the order on disk.
+        if resumed.is_none() {
+            let looking = cell.pulse().while_waiting(is_empty(job, start));
+            let Some(is_empty) = stop.run_until_cancelled(looking).await.transpose()? else {
+                return Ok(Ended::Stopped);
+            };
+            if is_empty {
+                let copied = Copied { latest: start, documents: 0, differed: 0, unsettled: Unsettled::new() };
+                return self.finish(job, copied, is_bound).await;
+            }
+        }
         let mut walk = Walk::new(job.source_end(), job.destination_end(), resumed.map(|up_to| up_to.after));
         let mut copied = Copied { latest: start, documents: 0, differed: 0, unsettled: Unsettled::new() };
         let mut read_ahead = None;
@@ -125,15 +136,21 @@ impl<S: Source> Link<'_, S> {
             }
         }
         // The rest of the collected differences must be settled before the part counts as copied.
-        let Copied { latest, documents, differed, mut unsettled } = copied;
-        if let Some(ended) = unsettled.settle(self, job, may_delete, stop).await? {
+        if let Some(ended) = copied.unsettled.settle(self, job, may_delete, stop).await? {
             return Ok(ended);
         }
+        self.finish(job, copied, is_bound).await
+    }
+
+    /// Saves that the part is copied.
+    async fn finish(&mut self, job: &Job, copied: Copied, is_bound: bool) -> Result<Ended, Error> {
+        let Copied { latest, documents, differed, unsettled } = copied;
+        let part = Part::new(&job.source.namespaces()[usize::from(job.namespace)], &job.zone);
         let until = is_bound.then_some(latest.max(unsettled.latest()));
         tracing::info!(ns = part.namespace, zone = %job.zone, documents, differed, "copied");
         self.save(Some(Mark::Finished { part, until })).await?;
         self.learn_collections(&HashSet::from([job.namespace])).await?;
-        cell.end_copying();
+        self.cell().end_copying();
         Ok(Ended::Done)
     }
 
@@ -237,6 +254,16 @@ enum Paged {
     Followed,
     /// The copy ends.
     Ended(Ended),
+}
+
+/// True if neither side has a document of the zone. The source as of `start` or later: the stream brings what came
+/// since.
+async fn is_empty(job: &Job, start: Timestamp) -> Result<bool, Error> {
+    let source_end = job.source_end();
+    if !scan::is_empty_area(&job.source, source_end.area, job.source.now().await?.max(start)).await? {
+        return Ok(false);
+    }
+    scan::is_empty_area(&job.destination, job.destination_end().area, job.destination.now().await?).await
 }
 
 /// Looks at the documents again after the stream has passed the page: those that the stream has brought may be newer,

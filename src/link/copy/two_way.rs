@@ -11,7 +11,8 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use bson::Timestamp;
-use bson::raw::RawBson;
+use bson::raw::{RawBson, RawDocumentBuf};
+use futures_util::future;
 use tokio_util::sync::CancellationToken;
 
 use super::found::{Found, Mode};
@@ -30,22 +31,32 @@ use crate::rules::key::Key;
 /// about it, and an `_id` that is taken in another zone in every round is a collision.
 const ROUNDS: u32 = 10;
 
-/// Approximate maximum of documents settled together.
-const DOCUMENTS: usize = 5_000;
+/// Approximate maximum of documents settled after one wait.
+const DOCUMENTS: usize = 20_000;
 
-/// Approximate maximum of bytes of both sides held for unsettled differences.
-const BYTES: usize = 4_000_000;
+/// Approximate maximum of bytes of the destination's documents held during the wait.
+const HELD: usize = 4_000_000;
 
-/// Documents per guarded transaction. A concurrent write to any of them aborts it, so larger transactions abort more
-/// often.
-const DOCUMENTS_PER_TRANSACTION: usize = 100;
+/// Approximate maximum of bytes of the source's documents settled after one wait: they bound the bytes of the `_id`s.
+const SETTLED: usize = 20_000_000;
+
+/// Approximate maximum of documents, and of their bytes, read at the source together.
+const GROUP: (usize, usize) = (1_000, 4_000_000);
+
+/// Documents that the destination has, per guarded transaction. A concurrent write to any of them aborts it, so larger
+/// transactions abort more often.
+const CHANGED_PER_TRANSACTION: usize = 100;
 
 /// Time for which finished work may stay unsaved.
 const UNSAVED: Duration = Duration::from_secs(5);
 
 pub(super) struct Unsettled {
-    ids: HashMap<Key, RawBson>,
-    bytes: usize,
+    /// The `_id`s, with the approximate bytes of the source's documents.
+    ids: HashMap<Key, (RawBson, usize)>,
+    /// The bytes of the destination's documents.
+    held: usize,
+    /// The bytes of the source's documents.
+    settled: usize,
     /// The link's mark after the differences are settled.
     mark: Option<Mark>,
     saved: Instant,
@@ -55,7 +66,7 @@ pub(super) struct Unsettled {
 impl Unsettled {
     pub(super) fn new() -> Self {
         let latest = Timestamp { time: 0, increment: 0 };
-        Self { ids: HashMap::new(), bytes: 0, mark: None, saved: Instant::now(), latest }
+        Self { ids: HashMap::new(), held: 0, settled: 0, mark: None, saved: Instant::now(), latest }
     }
 
     /// The newest cluster time of the source in the reads of settled documents.
@@ -65,16 +76,19 @@ impl Unsettled {
 
     /// Adds differences found before the mark.
     pub(super) fn add(&mut self, differences: Vec<Difference>, mark: Option<Mark>) {
-        for difference in differences {
-            let sides = [difference.lead, difference.follow];
-            self.bytes += sides.iter().flatten().map(|document| document.as_bytes().len()).sum::<usize>();
-            self.ids.insert(difference.key, difference.id);
+        let bytes = |document: Option<RawDocumentBuf>| document.map_or(0, |document| document.as_bytes().len());
+        for Difference { key, id, lead, follow } in differences {
+            let (of_source, of_destination) = (bytes(lead), bytes(follow));
+            self.held += of_destination;
+            self.settled += of_source;
+            self.ids.insert(key, (id, of_source));
         }
         self.mark = mark.or(self.mark.take());
     }
 
     pub(super) fn is_due(&self) -> bool {
-        self.ids.len() >= DOCUMENTS || self.bytes >= BYTES || self.saved.elapsed() >= UNSAVED
+        let is_much = self.held >= HELD || self.settled >= SETTLED;
+        is_much || self.ids.len() >= DOCUMENTS || self.saved.elapsed() >= UNSAVED
     }
 
     /// Settles all differences, and saves the link's mark. `may_delete`: a document missing at the source may have been
@@ -91,7 +105,13 @@ impl Unsettled {
                 break;
             }
             // The destination first: the opposite link must bring the documents read here to the source.
-            let (there, at) = walk::these(job.destination_end(), &self.ids, job.destination.now().await?).await?;
+            let groups = self.groups();
+            let (mut there, mut at) = (Vec::new(), job.destination.now().await?);
+            for ids in &groups {
+                let (found, read_at) = walk::these(job.destination_end(), ids, at).await?;
+                there.push(found);
+                at = at.max(read_at);
+            }
             let mut mode = Mode { may_delete, policy: job.policy, leaves_taken: round <= ROUNDS };
             // The wait: afterwards, no difference can be an unseen change of the destination.
             match job.opposite_link_has_carried(link.spoke, at, stop).await? {
@@ -103,27 +123,32 @@ impl Unsettled {
                 }
                 Waited::Stopped => return Ok(Some(Ended::Stopped)),
             }
-            // Then the source: a remaining difference is the source's change.
-            let (here, source_at) = walk::these(job.source_end(), &self.ids, job.source.now().await?).await?;
-            self.latest = self.latest.max(source_at);
-            let mut differences = walk::compare(self.ids.clone(), here, there);
-            let protected = job.protected(mode.policy, &differences).await?;
-            // In small transactions. A document changed at the destination goes into the next round.
+            // Then the source, a group while the one before is written: a remaining difference is the source's change.
+            let from = job.source.now().await?;
+            let read = async |ids: Option<&Ids>| match ids {
+                Some(ids) => walk::these(job.source_end(), ids, from).await.map(Some),
+                None => Ok(None),
+            };
             let mut changed = HashSet::new();
-            while !differences.is_empty() {
-                let rest = differences.split_off(differences.len().min(DOCUMENTS_PER_TRANSACTION));
-                let differences = std::mem::replace(&mut differences, rest);
-                let found = Found { differences, source_at, ahead: None };
-                changed.extend(link.bring(&found, job, mode, &protected, None).await?);
+            let mut here = read(groups.first()).await?;
+            for (number, (ids, there)) in groups.iter().zip(there).enumerate() {
+                let Some((found, source_at)) = here.take() else { break };
+                self.latest = self.latest.max(source_at);
+                let differences = walk::compare(ids.clone(), found, there);
+                let writing = link.bring_in_parts(differences, source_at, job, mode);
+                let (next, written) = future::join(read(groups.get(number + 1)), writing).await;
+                changed.extend(written?);
+                here = next?;
             }
+            // A document changed at the destination goes into the next round.
             self.ids.retain(|key, _| changed.contains(key));
             if round > ROUNDS {
-                let to_settle = self.ids.drain().collect();
+                let to_settle = self.ids.drain().map(|(key, (id, _))| (key, id)).collect();
                 link.apply(Work { to_settle, ..Work::empty(&Nowhere) }).await?;
             }
         }
         // The mark is saved only after all differences before the mark are settled.
-        self.bytes = 0;
+        (self.held, self.settled) = (0, 0);
         if let Some(mut mark) = self.mark.take() {
             // The documents settled here are newer than their pages.
             if let Mark::Copied { until: Some(until), .. } = &mut mark {
@@ -133,6 +158,54 @@ impl Unsettled {
         }
         self.saved = Instant::now();
         Ok(None)
+    }
+
+    /// The documents in groups that can be read together, in the order of their keys.
+    fn groups(&self) -> Vec<Ids> {
+        let mut sorted: Vec<_> = self.ids.iter().collect();
+        sorted.sort_unstable_by_key(|(key, _)| *key);
+        let (mut groups, mut read) = (Vec::<Ids>::new(), 0);
+        for (key, (id, bytes)) in sorted {
+            match groups.last_mut().filter(|group| group.len() < GROUP.0 && read + bytes <= GROUP.1) {
+                Some(group) => drop(group.insert(key.clone(), id.clone())),
+                None => {
+                    groups.push(Ids::from([(key.clone(), id.clone())]));
+                    read = 0;
+                }
+            }
+            read += bytes;
+        }
+        groups
+    }
+}
+
+/// `_id`s, by document.
+type Ids = HashMap<Key, RawBson>;
+
+impl<S: Source> Link<'_, S> {
+    /// Settles the differences of a group: those that the destination lacks in one transaction, all others in small
+    /// ones. Returns the documents left alone because of a change at the destination.
+    async fn bring_in_parts(
+        &mut self,
+        differences: Vec<Difference>,
+        source_at: Timestamp,
+        job: &Job,
+        mode: Mode,
+    ) -> Result<Vec<Key>, Error> {
+        let protected = job.protected(mode.policy, &differences).await?;
+        let (mut present, missing): (Vec<_>, Vec<_>) =
+            differences.into_iter().partition(|difference| difference.follow.is_some());
+        let mut parts = vec![missing];
+        while !present.is_empty() {
+            let rest = present.split_off(present.len().min(CHANGED_PER_TRANSACTION));
+            parts.push(std::mem::replace(&mut present, rest));
+        }
+        let mut changed = Vec::new();
+        for differences in parts {
+            let found = Found { differences, source_at, ahead: None };
+            changed.extend(self.bring(&found, job, mode, &protected, None).await?);
+        }
+        Ok(changed)
     }
 }
 
@@ -154,11 +227,25 @@ mod tests {
         let mut unsettled = Unsettled::new();
         unsettled.add(vec![difference(1, 10)], None);
         assert!(!unsettled.is_due());
-        unsettled.add(vec![difference(2, BYTES)], None);
+        unsettled.add(vec![difference(2, SETTLED)], None);
         assert!(unsettled.is_due());
         let mut many = Unsettled::new();
         many.add((0..i32::try_from(DOCUMENTS).expect("few")).map(|id| difference(id, 1)).collect(), None);
         assert!(many.is_due());
+    }
+
+    #[test]
+    fn documents_are_read_in_groups_of_few_or_small_ones() {
+        let mut unsettled = Unsettled::new();
+        let differences = [10, GROUP.1 - 500, 600, GROUP.1 + 1, 1, 2].into_iter().zip(0..);
+        unsettled.add(differences.map(|(bytes, id)| difference(id, bytes)).collect(), None);
+        let sizes: Vec<_> = unsettled.groups().iter().map(HashMap::len).collect();
+        assert_eq!(sizes, [2, 1, 1, 2]);
+        let many = i32::try_from(GROUP.0).expect("few") + 1;
+        let mut unsettled = Unsettled::new();
+        unsettled.add((0..many).map(|id| difference(id, 1)).collect(), None);
+        let groups = unsettled.groups();
+        assert_eq!(groups.iter().map(HashMap::len).collect::<Vec<_>>(), [GROUP.0, 1]);
     }
 
     #[test]
