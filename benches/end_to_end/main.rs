@@ -9,6 +9,7 @@
 //! - [`throughput`], [`updates`], [`latency`], [`loaded`]: rates and latencies of changes
 //! - [`wire`], [`bytes`]: a long wire to the servers, and the bytes on the wires
 //! - [`copies`]: [`initial`], [`catch_up`], [`reconcile`], [`verify`]: many documents from before the start
+//! - [`refill`]: a spoke that has lost its disk
 //! - [`small`]: a destination with little memory
 //! - [`scale`]: the cost of each spoke; [`reference`]: the way of working that this program replaces
 
@@ -27,6 +28,7 @@ mod parts;
 mod place;
 mod reconcile;
 mod reference;
+mod refill;
 mod running;
 mod scale;
 mod site;
@@ -75,6 +77,9 @@ async fn measure(parts: &Parts, figures: &mut Vec<Figure>) -> Result<()> {
     }
     if parts.have_any(&["initial", "catch-up", "reconcile", "verify"]) {
         add(figures, "copies", copies::measure(parts)).await?;
+    }
+    if parts.have("refill") {
+        add(figures, "refill", refill::measure(parts)).await?;
     }
     if parts.have("small") {
         add(figures, "small", small::measure(parts)).await?;

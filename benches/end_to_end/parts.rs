@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "inserts",
     "updates",
     "deletes",
@@ -18,6 +18,7 @@ const NAMES: [&str; 14] = [
     "catch-up",
     "reconcile",
     "verify",
+    "refill",
     "small",
     "scale",
     "reference",

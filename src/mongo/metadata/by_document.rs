@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use bson::raw::{RawBson, RawBsonRef, RawDocumentBuf, cstr};
 use bson::{Bson, Document, doc, rawdoc};
 
-use super::{all_of, page_of, raw};
+use super::{PAGE, all_of, page_of, raw};
 use crate::mongo::error::Error;
 use crate::mongo::read::Wanted;
 use crate::mongo::server::Server;
@@ -73,7 +73,7 @@ impl<T> Pages<'_, T> {
         while let Some(namespace) = self.server.namespaces().get(usize::from(self.namespace)) {
             let Kind { collection, fields, read } = &self.kind;
             let range = range(self.link, namespace);
-            let saved = page_of(self.server, collection, range, fields.clone(), self.after.take()).await?;
+            let saved = page_of(self.server, collection, range, fields.clone(), self.after.take(), PAGE).await?;
             self.after = saved.last().and_then(|last| last.get("_id")).cloned();
             if self.after.is_some() {
                 return Ok(Some(saved.iter().filter_map(|saved| read(self.namespace, saved)).collect()));
@@ -113,13 +113,22 @@ pub(super) async fn among(
 ) -> Result<HashSet<Key>, Error> {
     let mut found = HashSet::new();
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
-        let here = wanted.iter().filter(|(key, _)| key.namespace() == number);
-        let ids = here.filter_map(|(_, document)| {
-            let query = Document::try_from(id(link, namespace, *document)).ok()?;
-            query.get_document("_id").ok().cloned()
-        });
-        let saved = by_ids(server, collection, ids.collect()).await?;
-        found.extend(saved.iter().filter_map(|saved| named(number, saved)).map(|(key, _)| key));
+        let here: Vec<_> = wanted.iter().filter(|(key, _)| key.namespace() == number).collect();
+        if here.is_empty() {
+            continue;
+        }
+        // Mostly the collection has none at all, or fewer documents than are asked for.
+        let (range, fields) = (range(link, namespace), doc! { "_id": 1 });
+        let mut saved = page_of(server, collection, range, fields, None, here.len().min(PAGE)).await?;
+        if saved.len() >= here.len().min(PAGE) {
+            let ids = here.into_iter().filter_map(|(_, document)| {
+                let query = Document::try_from(id(link, namespace, *document)).ok()?;
+                query.get_document("_id").ok().cloned()
+            });
+            saved = by_ids(server, collection, ids.collect()).await?;
+        }
+        let named = saved.iter().filter_map(|saved| named(number, saved)).map(|(key, _)| key);
+        found.extend(named.filter(|key| wanted.contains_key(key)));
     }
     Ok(found)
 }

@@ -30,6 +30,7 @@ pub(crate) mod ticks;
 pub(crate) mod unsettled;
 pub(crate) mod verifications;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bson::raw::{RawArrayBuf, RawBsonRef, RawDocumentBuf, cstr};
@@ -71,13 +72,28 @@ const ALL: [&str; 11] = [
 /// Creates all missing collections, so that no transaction has to. Fails if a collection is missing and the server does
 /// not create it.
 pub(crate) async fn prepare(server: &Server) -> Result<(), Error> {
-    for collection in ALL {
+    let present = present(server).await?;
+    for collection in ALL.into_iter().filter(|collection| !present.contains(*collection)) {
         match server.run("creating the metadata collections", &server.metadata(), doc! { "create": collection }).await {
             Err(error) if error.code() != Some(codes::NAMESPACE_EXISTS) => return Err(error),
             _ => {}
         }
     }
     Ok(())
+}
+
+/// The names of the present collections: one question instead of a refused `create` for each. It needs no privilege of
+/// its own (the manual's "listCollections", Required Access). Empty if the server refuses the question.
+async fn present(server: &Server) -> Result<HashSet<String>, Error> {
+    let list = doc! {
+        "listCollections": 1, "nameOnly": true, "authorizedCollections": true,
+        "filter": { "name": { "$in": ALL.to_vec() } },
+    };
+    match server.run("looking for the metadata collections", &server.metadata(), list).await {
+        Ok(reply) => Ok(first_batch(&reply).filter_map(|one| one.get_str("name").ok()).map(str::to_owned).collect()),
+        Err(error) if error.code().is_some() => Ok(HashSet::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// All majority-committed documents of a collection that match the filter, in the order of `_id`.
@@ -90,7 +106,7 @@ async fn all_of(
     let mut all: Vec<Document> = Vec::new();
     loop {
         let after = all.last().and_then(|last| last.get("_id")).cloned();
-        let page = page_of(server, collection, filter.clone(), projection.clone(), after).await?;
+        let page = page_of(server, collection, filter.clone(), projection.clone(), after, PAGE).await?;
         if page.is_empty() {
             return Ok(all);
         }
@@ -101,20 +117,22 @@ async fn all_of(
 /// Documents in a page of [`page_of`], at most.
 const PAGE: usize = 5_000;
 
-/// A page of the majority-committed documents of a collection that match the filter, in the order of `_id`. A page
-/// starts after the last `_id` of the page before, so no cursor stays open at the server. An empty page is the end.
+/// A page of at most `most` majority-committed documents of a collection that match the filter, in the order of `_id`.
+/// The page starts after the last `_id` of the page before, so no cursor stays open at the server. An empty page is the
+/// end.
 async fn page_of(
     server: &Server,
     collection: &str,
     filter: Document,
     projection: Document,
     after: Option<Bson>,
+    most: usize,
 ) -> Result<Vec<Document>, Error> {
     let mut conditions = vec![filter];
     conditions.extend(after.map(|after| doc! { "_id": { "$gt": after } }));
     let find = doc! {
         "find": collection, "filter": { "$and": conditions }, "projection": projection, "sort": { "_id": 1 },
-        "hint": { "_id": 1 }, "batchSize": PAGE as i64, "singleBatch": true, "readConcern": { "level": "majority" },
+        "hint": { "_id": 1 }, "batchSize": i64::try_from(most).unwrap_or(1), "singleBatch": true, "readConcern": { "level": "majority" },
     };
     let reply = server.run("reading the metadata collections", &server.metadata(), find).await?;
     Ok(first_batch(&reply).cloned().collect())
