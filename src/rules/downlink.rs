@@ -134,8 +134,6 @@ impl<'r> Downlink<'r> {
             Content::Read(number) => match incoming.documents.get(number as usize)?.as_deref() {
                 // The stream brings the delete, if there was one: a dropped collection has none.
                 None if self.new_zone(event).is_none() => return None,
-                // Of a document that has moved, the link looks again: the link knows dropped collections.
-                None => Write::Read(Read::Whole),
                 document => match self.meaning(document) {
                     Meaning::Write(write) => write,
                     Meaning::Foreign => return None,
@@ -274,22 +272,6 @@ mod tests {
         let leave = decide(&routes, Action::Leave, &reply, &edited).expect("a write");
         assert!(matches!(leave.write, Write::Read(Read::Gone)));
         assert_eq!(leave.zones, Zones::Any(vec!["BOS", "DFW"]), "the hub edit may have replaced the document");
-    }
-
-    #[test]
-    fn a_moved_document_that_was_missing_in_the_common_read_is_looked_for_again() {
-        let (routes, none) = (routes(), Conflicts::new(9));
-        let read = Action::Apply(Content::Read(0), reach(&routes, "HOU"));
-        let write = |set: bson::Document| {
-            let reply = update(set);
-            let downlink = Downlink { routes: &routes, spoke: 0, partition_key: "_pk", precise: false };
-            let incoming = Incoming { action: read, event: reply.event(0), documents: &[None] };
-            let key = reply.event(0).key().expect("valid");
-            let decision = downlink.decide(incoming, &key, |_| Standing::Behind, &none, None);
-            decision.map(|decision| matches!(decision.write, Write::Read(Read::Whole)))
-        };
-        assert_eq!(write(doc! { "_pk": "HOU" }), Some(true));
-        assert_eq!(write(doc! { "a": 1 }), None, "the stream brings its delete");
     }
 
     #[test]

@@ -214,23 +214,15 @@ pub(crate) fn fill_in<'a, 's: 'a>(
         last.insert(&step.key, index);
     }
     let mut chains: HashMap<&Key, Chain<'a>> = HashMap::new();
-    let mut stayed: HashMap<&Key, Zones<'a>> = HashMap::new();
     for (index, step) in steps.iter().enumerate() {
         let read = reads.documents.get(&step.key);
         match (read, &step.write) {
             // A dropped collection deletes nothing: what the events bring by themselves counts.
-            (Some(None), write) if reads.is_lost(&step.key) => {
-                let mut zones = step.zones.clone();
-                // After a move that could not be brought, the document still is where it was before.
-                if let Some(former) = stayed.get(&step.key) {
-                    zones.union(former.names());
-                }
-                match write {
-                    Write::Read(Read::Gone) => filled.push(Step { write: Write::Delete, zones, ..step.clone() }),
-                    Write::Read(_) => drop(stayed.insert(&step.key, zones)),
-                    _ => filled.push(Step { zones, ..step.clone() }),
-                }
-            }
+            (Some(None), write) if reads.is_lost(&step.key) => match write {
+                Write::Read(Read::Gone) => filled.push(Step { write: Write::Delete, ..step.clone() }),
+                Write::Read(_) => {}
+                _ => filled.push(step.clone()),
+            },
             // Needed whole: the chain of the document's steps ends as a single step, in place of the last step.
             (Some(document), _) if reads.whole.contains(&step.key) => {
                 let inserted = reads.inserted.get(&step.key);
@@ -395,17 +387,6 @@ mod tests {
             let dropped = Reads { dropped: [0].into(), ..gone };
             assert_eq!(describe(&fill_in(&steps, &dropped, "_pk", replace).0), expected);
         }
-    }
-
-    #[test]
-    fn a_delete_after_a_move_that_was_lost_with_the_collection_finds_the_document_in_its_former_zone() {
-        let one = rawdoc! { "_id": 1, "_pk": "DFW" };
-        let moved = Step { zones: Zones::Any(vec!["DFW", "HOU"]), ..step(0, &one, Write::Read(Read::Whole)) };
-        let deleted = Step { zones: Zones::One("HOU"), ..step(1, &one, Write::Delete) };
-        let (documents, dropped) = ([(moved.key.clone(), None)].into(), [0].into());
-        let (steps, reads) = ([moved, deleted], Reads { documents, dropped, ..Reads::default() });
-        let (filled, _) = fill_in(&steps, &reads, "_pk", replace);
-        assert_eq!((describe(&filled), &filled[0].zones), (vec![(1, "delete")], &Zones::Any(vec!["DFW", "HOU"])));
     }
 
     #[test]

@@ -216,29 +216,6 @@ async fn a_collection_that_was_dropped_and_made_again_deletes_nothing_elsewhere(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_document_that_moves_while_the_hubs_collection_is_dropped_is_not_deleted_where_it_was_watched() {
-    let mut site = Site::own(TRIANGLE, testbed::node::Options::default()).await;
-    site.start().await;
-    for id in ["a", "b"] {
-        insert(&site, "DFW", id, "DFW").await;
-    }
-    site.assert_converged().await;
-    // The collection is gone before the fan-out has read the moved documents.
-    let data = doc! { "failCommands": ["find"], "blockConnection": true, "blockTimeMS": 1_500 };
-    site.nodes[HUB].fail(3, data).await.unwrap();
-    let hub = site.at(HUB);
-    hub.update_many(doc! {}, doc! { "$set": { "_pk": "HOU" } }).await.unwrap();
-    // A delete by an application counts.
-    delete(&site, HUB, "b").await;
-    hub.drop().await.unwrap();
-    insert(&site, HUB, "new", "HOU").await;
-    let at_watcher = async || site.at("HOU").distinct("_id", doc! {}).await.unwrap();
-    eventually("the stream goes on", async || at_watcher().await.contains(&bson::Bson::from("new"))).await;
-    site.settle().await;
-    assert_eq!(at_watcher().await, ["a", "new"].map(bson::Bson::from));
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_place_that_is_lost_while_the_stream_is_open_is_reconciled_too() {
     let mut site = Site::own(TRIANGLE, testbed::node::Options::default()).await;
     site.start().await;

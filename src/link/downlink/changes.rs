@@ -21,7 +21,7 @@ use crate::rules::position::Position;
 use crate::rules::queue::Weight;
 use crate::rules::reply::{EventRef, Malformed};
 use crate::rules::route::{Action, Content, Reach, SpokeId};
-use crate::rules::step::{Step, Write, Zones};
+use crate::rules::step::{Step, Zones};
 
 /// The weight of a delivery: the events for the spoke, and the bytes of the whole reply.
 pub(super) fn weigh(delivery: &Delivery) -> Weight {
@@ -169,9 +169,7 @@ impl Changes {
                 let fields = earlier.map_or_else(|| fields.clone(), |earlier| earlier.union(fields.clone()));
                 pending.insert(key.clone(), fields);
             }
-            // One that was missing is looked for again, and a later delete counts.
-            if matches!(picked.action, Action::Apply(Content::Read(_), _)) && !matches!(decision.write, Write::Read(_))
-            {
+            if matches!(picked.action, Action::Apply(Content::Read(_), _)) {
                 read_at.insert(key.clone(), picked.routed.read_at);
             }
             let id = event.id()?;
