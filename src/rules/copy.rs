@@ -40,8 +40,6 @@ pub(crate) struct Differing {
     pub(crate) is_protected: bool,
     /// The hub has refused a change of the document by the spoke's application, such as the move into this zone.
     pub(crate) is_refused_at_hub: bool,
-    /// The source has the `_id` in another zone, whose copy is still to come and will replace the document.
-    pub(crate) comes_later: bool,
     /// The link knows the source's collection, so a missing document may have been deleted.
     pub(crate) may_delete: bool,
 }
@@ -125,7 +123,7 @@ impl Policy {
     }
 
     pub(crate) fn decide(self, document: Differing) -> Treatment {
-        let Differing { lead, is_at_destination, is_protected, is_refused_at_hub, comes_later, may_delete } = document;
+        let Differing { lead, is_at_destination, is_protected, is_refused_at_hub, may_delete } = document;
         // The source lacks refused changes of the document: the difference is no change of the source.
         if self.is_two_way() && is_protected {
             return Treatment::Leave;
@@ -140,9 +138,6 @@ impl Policy {
                 Self::OwnerPushes => Treatment::Leave,
                 // A retry may still bring the change to the hub.
                 Self::Watch | Self::WatchAgain if is_refused_at_hub => Treatment::Leave,
-                // A registered document would be kept: two documents of one `_id` for ever.
-                Self::Watch if comes_later => Treatment::Leave,
-                Self::WatchAgain if comes_later && !is_protected && !may_delete => Treatment::Leave,
                 Self::Watch => Treatment::Register,
                 Self::WatchAgain if is_protected || !may_delete => Treatment::Register,
                 Self::WatchAgain => Treatment::ReadAgain,
@@ -177,14 +172,7 @@ mod tests {
     const ALL: [Policy; 5] = [OwnerPushes, OwnerReconciles, HubReconciles, Watch, WatchAgain];
 
     fn decide(policy: Policy, lead: Lead, is_at_destination: bool, is_protected: bool, may_delete: bool) -> Treatment {
-        policy.decide(Differing {
-            lead,
-            is_at_destination,
-            is_protected,
-            is_refused_at_hub: false,
-            comes_later: false,
-            may_delete,
-        })
+        policy.decide(Differing { lead, is_at_destination, is_protected, is_refused_at_hub: false, may_delete })
     }
 
     #[test]
@@ -193,9 +181,7 @@ mod tests {
             [(Watch, false, false), (WatchAgain, false, true), (WatchAgain, true, true), (WatchAgain, false, false)]
         {
             let (lead, is_at_destination, is_refused_at_hub) = (Lead::Missing, true, true);
-            let comes_later = false;
-            let document =
-                Differing { lead, is_at_destination, is_protected, is_refused_at_hub, comes_later, may_delete };
+            let document = Differing { lead, is_at_destination, is_protected, is_refused_at_hub, may_delete };
             assert_eq!(policy.decide(document), Treatment::Leave);
             // What the hub has of the zone is newer than a refused move.
             assert_eq!(policy.decide(Differing { lead: Lead::Present, ..document }), Treatment::Replace);
@@ -239,23 +225,6 @@ mod tests {
                 let decided = decide(policy, Lead::Missing, true, is_protected, may_delete);
                 assert_eq!(decided, treatment, "{policy:?}, protected {is_protected}, may delete {may_delete}");
             }
-        }
-    }
-
-    #[test]
-    fn a_document_that_another_zones_copy_replaces_is_not_registered_unless_an_application_just_wrote_it() {
-        for (policy, is_protected, may_delete, expected) in [
-            (Watch, false, false, Treatment::Leave),
-            (Watch, false, true, Treatment::Leave),
-            (WatchAgain, false, false, Treatment::Leave),
-            (WatchAgain, true, false, Treatment::Register),
-            (WatchAgain, true, true, Treatment::Register),
-            (WatchAgain, false, true, Treatment::ReadAgain),
-        ] {
-            let (lead, is_at_destination, is_refused_at_hub, comes_later) = (Lead::Missing, true, false, true);
-            let document =
-                Differing { lead, is_at_destination, is_protected, is_refused_at_hub, comes_later, may_delete };
-            assert_eq!(policy.decide(document), expected, "{policy:?} {is_protected} {may_delete}");
         }
     }
 

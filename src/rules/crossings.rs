@@ -593,6 +593,7 @@ impl Model {
             is_refused: spoke.collision && !spoke.is_deciding,
             is_same_zone: hub.zip(version).is_some_and(|(hub, spoke)| hub.zone == spoke.zone),
             is_foreign: spoke.is_foreign,
+            is_found: false,
             is_left: false,
         };
         let settlement = settle::settle(document);

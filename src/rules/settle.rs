@@ -33,6 +33,8 @@ pub(crate) struct Document {
     pub(crate) is_same_zone: bool,
     /// The spoke's version is registered as foreign.
     pub(crate) is_foreign: bool,
+    /// The spoke had the registered version before a first copy: no application has written it since.
+    pub(crate) is_found: bool,
     /// The spoke's version is in a zone that the spoke has left, and whose documents stay.
     pub(crate) is_left: bool,
 }
@@ -63,7 +65,7 @@ pub(crate) enum Settlement {
 /// Decides about a document. Pure: the caller reads both versions and the evidence.
 pub(crate) fn settle(document: Document) -> Settlement {
     use Version::{Absent, Elsewhere, Own, Watched};
-    let Document { hub, spoke, is_equal, letter, is_refused, is_same_zone, is_foreign, is_left } = document;
+    let Document { hub, spoke, is_equal, letter, is_refused, is_same_zone, is_foreign, is_found, is_left } = document;
     // Equal versions are right where the spoke holds their zone. If the spoke refuses the hub's version for another
     // reason, a retry of that letter decides.
     if (is_equal && matches!(spoke, Absent | Own | Watched)) || is_refused {
@@ -81,7 +83,7 @@ pub(crate) fn settle(document: Document) -> Settlement {
         (Letter::None, Absent | Elsewhere, Own) => Settlement::Remove,
         (_, Own | Watched, Absent) => Settlement::Write,
         (_, Absent | Elsewhere, Absent) => Settlement::Leave,
-        (_, Own | Watched, Watched | Elsewhere) if is_foreign && !is_same_zone => Settlement::Collide,
+        (_, Own | Watched, Watched | Elsewhere) if is_foreign && !is_found && !is_same_zone => Settlement::Collide,
         (_, Own | Watched, Watched | Elsewhere) => Settlement::Write,
         (_, Absent | Elsewhere, Watched | Elsewhere) if is_foreign || is_left => Settlement::Leave,
         (_, Absent | Elsewhere, Watched | Elsewhere) => Settlement::Remove,
@@ -104,12 +106,13 @@ mod tests {
         is_refused: false,
         is_same_zone: false,
         is_foreign: false,
+        is_found: false,
         is_left: false,
     };
 
     fn all() -> impl Iterator<Item = Document> {
-        let flags = (0..32u8).map(|bits| [1, 2, 4, 8, 16].map(|bit| bits & bit != 0));
-        flags.flat_map(|[is_equal, is_refused, is_same_zone, is_foreign, is_left]| {
+        let flags = (0..64u8).map(|bits| [1, 2, 4, 8, 16, 32].map(|bit| bits & bit != 0));
+        flags.flat_map(|[is_equal, is_refused, is_same_zone, is_foreign, is_found, is_left]| {
             VERSIONS.into_iter().flat_map(move |hub| {
                 VERSIONS.into_iter().flat_map(move |spoke| {
                     LETTERS.into_iter().map(move |letter| Document {
@@ -120,6 +123,7 @@ mod tests {
                         is_refused,
                         is_same_zone,
                         is_foreign,
+                        is_found,
                         is_left,
                     })
                 })
@@ -162,13 +166,15 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_document_of_another_zone_is_never_written_or_removed() {
+    fn a_foreign_document_of_another_zone_is_never_removed_and_written_only_if_a_copy_found_it() {
         let is_foreign = |document: &Document| {
             document.is_foreign && !document.is_same_zone && matches!(document.spoke, Watched | Elsewhere)
         };
         for document in all().filter(is_foreign) {
             let settlement = settle(document);
-            assert!(matches!(settlement, Settlement::Leave | Settlement::Collide), "{document:?}: {settlement:?}");
+            let is_kept = matches!(settlement, Settlement::Leave | Settlement::Collide);
+            let gives_way = document.is_found && settlement == Settlement::Write;
+            assert!(is_kept || gives_way, "{document:?}: {settlement:?}");
         }
     }
 
@@ -187,6 +193,7 @@ mod tests {
         assert_eq!(settle(Document { hub: Elsewhere, ..own }), Settlement::Leave, "the uplink's letter tells");
         let foreign = Document { spoke: Elsewhere, is_foreign: true, ..PLAIN };
         assert_eq!(settle(Document { hub: Own, ..foreign }), Settlement::Collide);
+        assert_eq!(settle(Document { hub: Own, is_found: true, ..foreign }), Settlement::Write);
     }
 
     #[test]

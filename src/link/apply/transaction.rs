@@ -149,7 +149,7 @@ impl<S: Source> Link<'_, S> {
             foreign += moved.strangers.len();
         }
         // A dead letter, or a foreign document, may have come since the work was made: then the hub's document is
-        // another one than the spoke's. None comes until the commit.
+        // another one than the spoke's. No foreign one comes until the commit. A copy looks at letters by its policy.
         let is_guarded = S::DIRECTION == Direction::Downlink && (batch.origin.is_live() || batch.origin.is_copy());
         let _turn = if is_guarded { Some(spoke.pair.foreign.wait().await) } else { None };
         if is_guarded {

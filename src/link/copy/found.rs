@@ -12,7 +12,6 @@ use crate::link::apply::work::{Expected, Origin, Work};
 use crate::link::lifecycle::Link;
 use crate::link::source::Source;
 use crate::mongo::error::Error;
-use crate::mongo::metadata::checkpoints::Part;
 use crate::mongo::metadata::{dead_letters, foreign};
 use crate::mongo::read::{self, Wanted, When};
 use crate::mongo::walk::Difference;
@@ -95,7 +94,6 @@ impl<S: Source> Link<'_, S> {
         }
         let namespace = &job.source.namespaces()[usize::from(job.namespace)];
         let adopted = self.adopted(found, job).await?;
-        let comes_later = self.comes_later(found, job, mode).await?;
         // The policy decides on each difference; steps are written, other documents registered.
         let (mut steps, mut registered, mut inferred) = (Vec::new(), Vec::new(), HashMap::new());
         for (event, difference) in found.differences.iter().enumerate() {
@@ -105,7 +103,6 @@ impl<S: Source> Link<'_, S> {
                 is_at_destination: difference.follow.is_some(),
                 is_protected: protected.contains(&key),
                 is_refused_at_hub: self.spoke.pair.evidence(Direction::Uplink, &key).is_some(),
-                comes_later: comes_later.contains(&key),
                 may_delete: mode.may_delete,
             };
             let treatment = mode.policy.decide(document);
@@ -154,7 +151,7 @@ impl<S: Source> Link<'_, S> {
             // accepted has a dead letter. A first copy, or one after a gap, finds such documents itself.
             leaves_undecided: job.can_wait,
             leaves_taken: mode.leaves_taken,
-            ours: (!registered.is_empty()).then(|| foreign::register(&registered)).into_iter().collect(),
+            ours: (!registered.is_empty()).then(|| foreign::register_found(&registered)).into_iter().collect(),
             ..Work::empty(found)
         })
         .await
@@ -162,32 +159,6 @@ impl<S: Source> Link<'_, S> {
 }
 
 impl<S: Source> Link<'_, S> {
-    /// The documents of the destination alone whose `_id` the source has in another zone that is still to be copied.
-    async fn comes_later(&self, found: &Found, job: &Job, mode: Mode) -> Result<HashSet<Key>, Error> {
-        if !mode.policy.registers(mode.may_delete) {
-            return Ok(HashSet::new());
-        }
-        let extras = found.differences.iter().filter(|difference| difference.lead.is_none());
-        let wanted: Wanted<'_> = extras.map(|one| (one.key.clone(), one.id.as_raw_bson_ref())).collect();
-        if wanted.is_empty() {
-            return Ok(HashSet::new());
-        }
-        let (hub, field) = (&job.source, job.source.partition_field());
-        let zones = read::documents(hub, &wanted, Some(field), When::NotBefore(hub.now().await?)).await?.documents;
-        let namespace = &hub.namespaces()[usize::from(job.namespace)];
-        let copied = &self.checkpoint().copied;
-        let held = self.source.zones();
-        let later = held.iter().filter(|zone| **zone != job.zone && !copied.contains(&Part::new(namespace, zone)));
-        let later: HashSet<&str> = later.map(Zone::as_str).collect();
-        let is_later = |document: &Option<RawDocumentBuf>| {
-            document
-                .as_ref()
-                .and_then(|document| lookup::text(document, field.as_str()))
-                .is_some_and(|zone| later.contains(zone))
-        };
-        Ok(zones.into_iter().filter(|(_, document)| is_later(document)).map(|(key, _)| key).collect())
-    }
-
     /// The documents without partition key that both sides have with the same bytes, as after a load of the spoke from
     /// the hub's dump. They become the spoke's at both sides.
     async fn adopted(&self, found: &Found, job: &Job) -> Result<HashSet<Key>, Error> {

@@ -86,12 +86,11 @@ impl<S: Source> Link<'_, S> {
                 return Ok(Ended::Stopped);
             };
             if is_empty {
-                let copied = Copied { latest: start, documents: 0, differed: 0, unsettled: Unsettled::new() };
-                return self.finish(job, copied, is_bound).await;
+                return self.finish(job, Copied::none(start), is_bound).await;
             }
         }
         let mut walk = Walk::new(job.source_end(), job.destination_end(), resumed.map(|up_to| up_to.after));
-        let mut copied = Copied { latest: start, documents: 0, differed: 0, unsettled: Unsettled::new() };
+        let mut copied = Copied::none(start);
         let mut read_ahead = None;
         // A server may look through a whole collection for the last documents of a zone. `None`: the copy must stop.
         let read = async |page: Lead<'_>| {
@@ -245,6 +244,12 @@ struct Copied {
     differed: usize,
     /// Differences in a zone with writes at both sides.
     unsettled: Unsettled,
+}
+
+impl Copied {
+    fn none(start: Timestamp) -> Self {
+        Self { latest: start, documents: 0, differed: 0, unsettled: Unsettled::new() }
+    }
 }
 
 /// The end of the work on a page.

@@ -132,7 +132,10 @@ impl Unsettled {
             let mut changed = HashSet::new();
             let mut here = read(groups.first()).await?;
             for (number, (ids, there)) in groups.iter().zip(there).enumerate() {
-                let Some((found, source_at)) = here.take() else { break };
+                if stop.is_cancelled() {
+                    return Ok(Some(Ended::Stopped));
+                }
+                let (found, source_at) = here.take().expect("each group is read while the one before is written");
                 self.latest = self.latest.max(source_at);
                 let differences = walk::compare(ids.clone(), found, there);
                 let writing = link.bring_in_parts(differences, source_at, job, mode);

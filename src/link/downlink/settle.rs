@@ -92,6 +92,7 @@ impl Link<'_, HubSource> {
         let ids: Vec<(Key, RawBson)> = due.iter().map(|(key, id, _)| (key.clone(), id.clone())).collect();
         let wanted: Wanted<'_> = ids.iter().map(|(key, id)| (key.clone(), id.as_raw_bson_ref())).collect();
         let foreign = foreign::among(&spoke, &wanted).await?;
+        let found = if foreign.is_empty() { HashSet::new() } else { foreign::found_among(&spoke, &wanted).await? };
         let left: HashSet<Zone> = self.checkpoint().left.iter().map(|part| part.zone.clone()).collect();
         let mut candidates = Vec::new();
         for (key, id, stage) in due {
@@ -112,6 +113,7 @@ impl Link<'_, HubSource> {
                     && !self.retries.is_deciding(&key),
                 is_same_zone: self.zone_of(hub.as_deref()) == self.zone_of(spoke.as_deref()),
                 is_foreign: foreign.contains(&key),
+                is_found: found.contains(&key),
                 is_left: self.zone_of(spoke.as_deref()).is_some_and(|zone| left.contains(&Zone::new(zone))),
             };
             // The refused document is gone from the spoke: first a retry ends the letter, then the decision comes.

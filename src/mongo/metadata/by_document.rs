@@ -101,7 +101,7 @@ fn range(link: Option<&LinkName>, namespace: &Namespace) -> Document {
     doc! { "_id": { "$gt": bound(Bson::MinKey), "$lt": bound(Bson::MaxKey) } }
 }
 
-/// Those of these documents about which the collection has a document.
+/// Those of these documents about which the collection has a document that matches the condition `such`.
 ///
 /// # Errors
 /// If the server does not answer.
@@ -110,6 +110,7 @@ pub(super) async fn among(
     collection: &str,
     link: Option<&LinkName>,
     wanted: &Wanted<'_>,
+    such: &Document,
 ) -> Result<HashSet<Key>, Error> {
     let mut found = HashSet::new();
     for (number, namespace) in (0u16..).zip(server.namespaces()) {
@@ -118,14 +119,17 @@ pub(super) async fn among(
             continue;
         }
         // Mostly the collection has none at all, or fewer documents than are asked for.
-        let (range, fields) = (range(link, namespace), doc! { "_id": 1 });
-        let mut saved = page_of(server, collection, range, fields, None, here.len().min(PAGE)).await?;
-        if saved.len() >= here.len().min(PAGE) {
+        let (mut range, most) = (range(link, namespace), here.len().min(PAGE));
+        range.extend(such.clone());
+        let mut saved = page_of(server, collection, range, doc! { "_id": 1 }, None, most).await?;
+        // A reply of many bytes may end before the range does.
+        let bytes: usize = saved.iter().map(|saved| raw(saved).as_bytes().len()).sum();
+        if saved.len() >= most || bytes >= QUERY_BYTES {
             let ids = here.into_iter().filter_map(|(_, document)| {
                 let query = Document::try_from(id(link, namespace, *document)).ok()?;
                 query.get_document("_id").ok().cloned()
             });
-            saved = by_ids(server, collection, ids.collect()).await?;
+            saved = by_ids(server, collection, ids.collect(), such).await?;
         }
         let named = saved.iter().filter_map(|saved| named(number, saved)).map(|(key, _)| key);
         found.extend(named.filter(|key| wanted.contains_key(key)));
@@ -136,16 +140,22 @@ pub(super) async fn among(
 /// Bytes of `_id`s in one query, at most. A single `_id` may be larger.
 const QUERY_BYTES: usize = 4_000_000;
 
-/// The `_id`s of all majority-committed documents of a collection with one of these `_id`s, in as many queries as their
-/// size needs.
-async fn by_ids(server: &Server, collection: &str, ids: Vec<Document>) -> Result<Vec<Document>, Error> {
+/// The `_id`s of all majority-committed documents of a collection with one of these `_id`s that match the condition
+/// `such`, in as many queries as their size needs.
+async fn by_ids(
+    server: &Server,
+    collection: &str,
+    ids: Vec<Document>,
+    such: &Document,
+) -> Result<Vec<Document>, Error> {
     let (mut found, mut some, mut bytes) = (Vec::new(), Vec::new(), 0);
     let last = ids.len();
     for (number, id) in (1..).zip(ids) {
         bytes += raw(&id).as_bytes().len();
         some.push(id);
         if bytes >= QUERY_BYTES || number == last {
-            let filter = doc! { "_id": { "$in": std::mem::take(&mut some) } };
+            let mut filter = doc! { "_id": { "$in": std::mem::take(&mut some) } };
+            filter.extend(such.clone());
             found.extend(all_of(server, collection, filter, doc! { "_id": 1 }).await?);
             bytes = 0;
         }

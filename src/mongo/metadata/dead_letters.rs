@@ -227,7 +227,7 @@ pub(crate) fn dropped<'s>(server: &'s Server, link: &'s LinkName) -> Pages<'s, K
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn open_among(server: &Server, link: &LinkName, wanted: &Wanted<'_>) -> Result<HashSet<Key>, Error> {
-    among(server, DEAD_LETTERS, Some(link), wanted).await
+    among(server, DEAD_LETTERS, Some(link), wanted, &doc! {}).await
 }
 
 /// Documents with a dropped letter of the link, among these.
@@ -239,7 +239,7 @@ pub(crate) async fn dropped_among(
     link: &LinkName,
     wanted: &Wanted<'_>,
 ) -> Result<HashSet<Key>, Error> {
-    among(server, DROPPED_LETTERS, Some(link), wanted).await
+    among(server, DROPPED_LETTERS, Some(link), wanted, &doc! {}).await
 }
 
 /// Letters without their events.

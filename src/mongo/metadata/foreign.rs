@@ -4,6 +4,7 @@
 //! ```text
 //! _id      document  { ns: string, document: any }: collection as `database.collection`, and `_id` of the document
 //! seen_at  date      time of the registration, by the process's clock
+//! found    bool      true if a first copy found the document, and no application is known to have written it since
 //! ```
 //!
 //! Kept at the spoke.
@@ -30,15 +31,20 @@ use crate::mongo::server::Server;
 use crate::rules::key::Key;
 use crate::rules::names::Namespace;
 
-/// The command that registers documents, given by collection and `_id`.
+/// The command that registers documents that an application has written, given by collection and `_id`.
 pub(crate) fn register(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
+    upsert(documents, &rawdoc! { "$setOnInsert": { "seen_at": DateTime::now() }, "$unset": { "found": "" } })
+}
+
+/// The command that registers documents that a copy has found. What an application has written stays so.
+pub(crate) fn register_found(documents: &[(&Namespace, RawBsonRef<'_>)]) -> RawDocumentBuf {
+    upsert(documents, &rawdoc! { "$setOnInsert": { "seen_at": DateTime::now(), "found": true } })
+}
+
+fn upsert(documents: &[(&Namespace, RawBsonRef<'_>)], update: &RawDocumentBuf) -> RawDocumentBuf {
     let mut updates = RawArrayBuf::new();
     for (namespace, document) in documents {
-        updates.push(rawdoc! {
-            "q": id(None, namespace, *document),
-            "u": { "$setOnInsert": { "seen_at": DateTime::now() } },
-            "upsert": true,
-        });
+        updates.push(rawdoc! { "q": id(None, namespace, *document), "u": update.clone(), "upsert": true });
     }
     rawdoc! { "update": FOREIGN, "updates": updates }
 }
@@ -61,7 +67,15 @@ pub(crate) fn pages(server: &Server) -> Pages<'_, RawBson> {
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn among(server: &Server, wanted: &Wanted<'_>) -> Result<HashSet<Key>, Error> {
-    by_document::among(server, FOREIGN, None, wanted).await
+    by_document::among(server, FOREIGN, None, wanted, &doc! {}).await
+}
+
+/// Those of these documents that are registered, and that a copy has found.
+///
+/// # Errors
+/// If the server does not answer.
+pub(crate) async fn found_among(server: &Server, wanted: &Wanted<'_>) -> Result<HashSet<Key>, Error> {
+    by_document::among(server, FOREIGN, None, wanted, &doc! { "found": true }).await
 }
 
 #[cfg(test)]
@@ -76,6 +90,8 @@ mod tests {
         {
             let documents = [(&namespace, id.as_raw_bson_ref())];
             let saved = upserted(&register(&documents));
+            assert!(!saved.contains_key("found"));
+            assert_eq!(upserted(&register_found(&documents)).get_bool("found").ok(), Some(true));
             assert_eq!(named(3, &saved), Some((Key::new(3, id.as_raw_bson_ref()), id.clone())));
             let condition = first(&forget(&documents), "deletes");
             let condition = condition.get_document("q").and_then(|condition| condition.get_document("_id"));

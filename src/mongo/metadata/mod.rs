@@ -132,7 +132,8 @@ async fn page_of(
     conditions.extend(after.map(|after| doc! { "_id": { "$gt": after } }));
     let find = doc! {
         "find": collection, "filter": { "$and": conditions }, "projection": projection, "sort": { "_id": 1 },
-        "hint": { "_id": 1 }, "batchSize": i64::try_from(most).unwrap_or(1), "singleBatch": true, "readConcern": { "level": "majority" },
+        "hint": { "_id": 1 }, "batchSize": i64::try_from(most).unwrap_or(1), "singleBatch": true,
+        "readConcern": { "level": "majority" },
     };
     let reply = server.run("reading the metadata collections", &server.metadata(), find).await?;
     Ok(first_batch(&reply).cloned().collect())

@@ -69,7 +69,7 @@ pub(crate) async fn load(server: &Server, link: &LinkName) -> Result<Vec<(Key, R
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn among(server: &Server, link: &LinkName, wanted: &Wanted<'_>) -> Result<HashSet<Key>, Error> {
-    by_document::among(server, UNSETTLED, Some(link), wanted).await
+    by_document::among(server, UNSETTLED, Some(link), wanted, &doc! {}).await
 }
 
 #[cfg(test)]
