@@ -109,6 +109,7 @@ async fn a_spoke_keeps_documents_of_a_watched_zone_that_the_hub_does_not_have() 
 async fn ids_of_all_types_are_copied_in_order() {
     let mut site = Site::shared(TRIANGLE).await;
     // More than one page, with `_id`s of five types.
+    let mut documents = Vec::new();
     for (number, kind) in (0..12_000).zip([0, 1, 2, 3, 4].into_iter().cycle()) {
         let id: bson::Bson = match kind {
             0 => number.into(),
@@ -117,18 +118,12 @@ async fn ids_of_all_types_are_copied_in_order() {
             3 => (f64::from(number) + 0.5).into(),
             _ => bson::oid::ObjectId::new().into(),
         };
-        if number < 5 {
-            site.at("DFW").insert_one(doc! { "_id": id, "_pk": "DFW" }).await.unwrap();
-            continue;
-        }
-        let mut batch = vec![doc! { "_id": id, "_pk": "DFW" }];
-        batch.extend((0..3).map(|_| doc! { "_id": bson::oid::ObjectId::new(), "_pk": "BOS" }));
+        documents.push(doc! { "_id": id, "_pk": "DFW" });
         if number % 40 == 5 {
-            site.at("DFW").insert_many(batch).await.unwrap();
-        } else {
-            site.at("DFW").insert_one(batch.remove(0)).await.unwrap();
+            documents.extend((0..3).map(|_| doc! { "_id": bson::oid::ObjectId::new(), "_pk": "BOS" }));
         }
     }
+    site.at("DFW").insert_many(documents).await.unwrap();
     site.start().await;
     site.assert_converged().await;
     assert_eq!(site.zone("HOU", 0, "DFW").await.len(), 12_000);
