@@ -1,7 +1,7 @@
-//! A hub and many spokes. One server plays all spokes, with a separate address for each.
+//! A hub and many spokes. A few servers play all spokes, with a separate address for each.
 //!
-//! The crowd shows the cost of spokes for the hub and the program. One server for all spokes is far busier than a real
-//! spoke, so the crowd does not measure throughput.
+//! The crowd shows the cost of spokes for the hub and the program. A server that plays many spokes is far busier than a
+//! real spoke, so the crowd does not measure throughput.
 
 use std::time::Duration;
 
@@ -16,12 +16,15 @@ use super::running::{Awaited, Running, Spoke};
 use super::site::Route;
 use super::usage::Usage;
 
-/// The hub, the server that plays all spokes, and the program between them.
+/// The hub, the servers that play the spokes, and the program between them.
 pub struct Crowd {
     hub: Place,
-    players: Place,
+    players: Vec<Place>,
     running: Option<Running>,
 }
+
+/// Addresses in one block of the loopback network.
+const ADDRESSES: usize = 250;
 
 /// The zones that the spokes watch.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -64,26 +67,45 @@ pub struct Spent {
 }
 
 impl Crowd {
-    /// Starts both servers.
-    pub async fn prepare() -> Result<Self> {
+    /// Starts the hub, and this number of servers for the spokes.
+    pub async fn prepare(players: usize) -> Result<Self> {
         let options = Options { bind: Some("0.0.0.0".to_owned()), ..Options::default() };
-        let (hub, players) = tokio::try_join!(Place::start("hub", options.clone()), Place::start("spokes", options))?;
+        let starting = (0..players).map(|_| Place::start("spokes", options.clone()));
+        let starting = futures_util::future::try_join_all(starting);
+        let (hub, players) = tokio::try_join!(Place::start("hub", options.clone()), starting)?;
         Ok(Self { hub, players, running: None })
     }
 
     /// Restarts the program with this number of spokes.
     pub async fn start(&mut self, spokes: usize, watch: Watch) -> Result<()> {
-        if let Some(running) = self.running.take() {
-            running.stop().await?;
-        }
-        let spoke = |number| Spoke {
+        self.stop().await?;
+        let spoke = |number: usize| Spoke {
             zone: zone(number),
-            uri: format!("mongodb://127.0.1.{number}:{}/?directConnection=true", self.players.port()),
+            uri: format!(
+                "mongodb://127.0.{}.{}:{}/?directConnection=true",
+                1 + number / ADDRESSES,
+                1 + number % ADDRESSES,
+                self.players[number % self.players.len()].port()
+            ),
             watch: vec![watch.zone(number)],
         };
         let spokes: Vec<Spoke> = (1..=spokes).map(spoke).collect();
         self.running = Some(Running::start(&self.hub.uri(), &spokes).await?);
         Ok(())
+    }
+
+    /// Stops the program if it runs.
+    pub async fn stop(&mut self) -> Result<()> {
+        match self.running.take() {
+            Some(running) => running.stop().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Number of connections open at the hub, with those of the benchmark itself.
+    pub async fn connections(&self) -> Result<i32> {
+        let status = self.hub.admin().run_command(doc! { "serverStatus": 1 }).await?;
+        Ok(status.get_document("connections")?.get_i32("current")?)
     }
 
     /// CPU time of the hub and the program during a time without writes.
@@ -143,7 +165,9 @@ impl Crowd {
     }
 
     fn route(&self) -> Route<'_> {
-        Route { name: "hub → all".to_owned(), zone: "", source: &self.hub, destinations: vec![&self.players] }
+        Route {
+            name: "hub → all".to_owned(), zone: "", source: &self.hub, destinations: self.players.iter().collect()
+        }
     }
 
     async fn spent(&self, doing: impl AsyncFnOnce() -> Result<()>) -> Result<Spent> {

@@ -11,7 +11,7 @@
 //! - [`copies`]: [`initial`], [`catch_up`], [`reconcile`], [`verify`]: many documents from before the start
 //! - [`refill`]: a spoke that has lost its disk
 //! - [`small`]: a destination with little memory
-//! - [`scale`]: the cost of each spoke; [`reference`]: the way of working that this program replaces
+//! - [`scale`]: the cost of each spoke; [`thousand`]: many spokes in one process; [`reference`]: the way of working that this program replaces
 
 mod application;
 mod bytes;
@@ -33,6 +33,7 @@ mod running;
 mod scale;
 mod site;
 mod small;
+mod thousand;
 mod throughput;
 mod updates;
 mod usage;
@@ -86,6 +87,9 @@ async fn measure(parts: &Parts, figures: &mut Vec<Figure>) -> Result<()> {
     }
     if parts.have("scale") {
         add(figures, "scale", scale::measure(parts)).await?;
+    }
+    if parts.have("thousand") {
+        add(figures, "thousand", thousand::measure(parts)).await?;
     }
     if parts.have("reference") {
         add(figures, "reference", reference::measure(parts)).await?;

@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "inserts",
     "updates",
     "deletes",
@@ -21,6 +21,7 @@ const NAMES: [&str; 15] = [
     "refill",
     "small",
     "scale",
+    "thousand",
     "reference",
 ];
 

@@ -44,7 +44,7 @@ pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
     let batches = parts.share_of(BATCHES, 5);
     let pace = Pace { documents: TOGETHER, bytes: BYTES, interval: INTERVAL, batches };
     let changes = (batches * TOGETHER) as f64;
-    let mut crowd = Crowd::prepare().await?;
+    let mut crowd = Crowd::prepare(1).await?;
     let mut costs = Vec::new();
     for spokes in SPOKES {
         costs.push(cost(&mut crowd, spokes, Watch::Same, &pace).await?);
