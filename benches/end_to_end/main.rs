@@ -11,7 +11,8 @@
 //! - [`copies`]: [`initial`], [`catch_up`], [`reconcile`], [`verify`]: many documents from before the start
 //! - [`refill`]: a spoke that has lost its disk
 //! - [`small`]: a destination with little memory
-//! - [`scale`]: the cost of each spoke; [`thousand`]: many spokes in one process; [`reference`]: the way of working that this program replaces
+//! - [`scale`]: the cost of each spoke; [`thousand`]: many spokes in one process
+//! - [`reference`]: the way of working that this program replaces
 
 mod application;
 mod bytes;
