@@ -56,6 +56,11 @@ impl Parts {
         Ok(Self { fan_outs, only, work })
     }
 
+    /// True if the part is requested by its name, and not as one of all.
+    pub fn name(&self, name: &str) -> bool {
+        self.only.iter().any(|only| only == name)
+    }
+
     /// True if the part is requested.
     pub fn have(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| only == name)
