@@ -42,7 +42,8 @@ pub async fn measure(site: &mut Site, load: &Load) -> Result<Vec<Figure>> {
 }
 
 async fn synced(site: &mut Site) -> Result<Duration> {
-    forget(site).await?;
+    site.forget().await?;
+    site.hub.messages().drop().await.context("emptying the hub")?;
     let begun = Instant::now();
     site.start_program().await?;
     site.settle(&site.uplink()).await?;
@@ -54,15 +55,6 @@ async fn restart(site: &mut Site) -> Result<Duration> {
     let begun = Instant::now();
     site.start_program().await?;
     Ok(begun.elapsed())
-}
-
-/// Drops the metadata and the hub's documents, so that the next start of the program is a first start.
-async fn forget(site: &mut Site) -> Result<()> {
-    site.stop_program().await?;
-    for place in std::iter::once(&site.hub).chain(&site.spokes) {
-        place.metadata().drop().await?;
-    }
-    site.hub.messages().drop().await.context("emptying the hub")
 }
 
 async fn directly(site: &Site, load: &Load) -> Result<Duration> {

@@ -63,7 +63,7 @@ impl Parts {
 
     /// True if the part is requested.
     pub fn have(&self, name: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|only| only == name)
+        self.only.is_empty() || self.name(name)
     }
 
     /// True if one of the parts is requested.

@@ -43,9 +43,8 @@ pub async fn measure(parts: &Parts) -> Result<Vec<Figure>> {
 }
 
 async fn filled(site: &mut Site, load: &Load) -> Result<Duration> {
-    site.stop_program().await?;
+    site.forget().await?;
     for place in std::iter::once(&site.hub).chain(&site.spokes) {
-        place.metadata().drop().await?;
         place.messages().drop().await?;
     }
     application::write(&site.hub.messages(), &load.inserts(0)).await?;

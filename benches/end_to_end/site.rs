@@ -112,6 +112,15 @@ impl Site {
         }
     }
 
+    /// Stops the program and drops its metadata, so that the next start is a first start.
+    pub async fn forget(&mut self) -> Result<()> {
+        self.stop_program().await?;
+        for place in std::iter::once(&self.hub).chain(&self.spokes) {
+            place.metadata().drop().await?;
+        }
+        Ok(())
+    }
+
     fn describe(&self, number: usize) -> Spoke {
         let place = &self.spokes[number];
         let mut watch = vec![SHARED.to_owned()];

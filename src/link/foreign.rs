@@ -48,18 +48,27 @@ impl Known {
         Ok(())
     }
 
-    /// Those of these documents that are in the register. Asks the server only beyond the limit.
+    /// Those of these documents that are in the register. Asks the server only beyond the limit, and gathers the
+    /// documents only if any may be there.
     ///
     /// # Errors
     /// If the server does not answer.
-    pub(super) async fn among(&self, spoke: &Server, wanted: &Wanted<'_>) -> Result<HashSet<Key>, Error> {
+    pub(super) async fn among<'w>(
+        &self,
+        spoke: &Server,
+        wanted: impl FnOnce() -> Wanted<'w>,
+    ) -> Result<HashSet<Key>, Error> {
+        if self.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let wanted = wanted();
         let known = {
             let keys = self.keys();
             (!keys.any).then(|| wanted.keys().filter(|key| keys.some.contains(*key)).cloned().collect())
         };
         match known {
             Some(known) => Ok(known),
-            None => foreign::among(spoke, wanted).await,
+            None => foreign::among(spoke, &wanted).await,
         }
     }
 

@@ -57,7 +57,7 @@ pub(super) async fn retry<S: Source>(link: &mut Link<'_, S>, key: &Key, letter: 
         never_accepted: letter.is_fresh,
         is_deleted: letter.is_deleted,
         is_same_zone: zone == hub_zone,
-        is_foreign: !link.spoke.pair.foreign.among(&spoke, &wanted).await?.is_empty(),
+        is_foreign: !link.spoke.pair.foreign.among(&spoke, || wanted).await?.is_empty(),
     });
     let inserted = document.as_deref().map(|document| with_zone(document, field, &own));
     let writes = match (retry, document.as_deref(), inserted.as_deref()) {

@@ -406,12 +406,11 @@ pub(crate) async fn estimate(server: &Server, area: Area<'_>) -> Option<u64> {
     (found > 0).then(|| all.saturating_mul(found) / SAMPLE)
 }
 
-/// A whole number of any numeric type.
+/// A whole number of either type.
 fn whole(document: &bson::Document, field: &str) -> Option<u64> {
     let number = match document.get(field)? {
         bson::Bson::Int32(number) => i64::from(*number),
         bson::Bson::Int64(number) => *number,
-        bson::Bson::Double(number) => format!("{number:.0}").parse().ok()?,
         _ => return None,
     };
     u64::try_from(number).ok()

@@ -397,8 +397,9 @@ async fn what_a_link_removed_is_listed_shown_and_restored() {
 /// DFW watches HOU.
 const WATCHER: Topology<'static> = &[("DFW", &["HOU"]), ("HOU", &[])];
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_document_written_in_another_spokes_zone_stays_although_the_hub_has_another_one_of_the_same_id() {
+/// A site with DFW's document `x` in HOU's zone, registered as foreign, and another one of the same `_id` at the hub in
+/// a zone that nobody watches.
+async fn with_a_foreign_document() -> (Site, Document) {
     let mut site = Site::shared(WATCHER).await;
     site.at(HUB).insert_one(doc! { "_id": "x", "_pk": "YARD", "n": 1 }).await.unwrap();
     site.start().await;
@@ -408,6 +409,12 @@ async fn a_document_written_in_another_spokes_zone_stays_although_the_hub_has_an
         site.own_collection("DFW", "foreign").count_documents(doc! {}).await.unwrap() == 1
     })
     .await;
+    (site, foreign)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_written_in_another_spokes_zone_stays_although_the_hub_has_another_one_of_the_same_id() {
+    let (site, foreign) = with_a_foreign_document().await;
     site.at(HUB).replace_one(doc! { "_id": "x" }, doc! { "_pk": "YARD", "n": 2 }).await.unwrap();
     site.at(HUB).delete_one(doc! { "_id": "x" }).await.unwrap();
     site.settle().await;
@@ -438,15 +445,7 @@ async fn a_first_copy_sets_aside_what_it_replaces_in_another_zone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_of_a_newly_watched_zone_that_an_application_has_taken_in_another_zone_is_a_collision() {
-    let mut site = Site::shared(WATCHER).await;
-    site.at(HUB).insert_one(doc! { "_id": "x", "_pk": "YARD", "n": 1 }).await.unwrap();
-    site.start().await;
-    let foreign = doc! { "_id": "x", "_pk": "HOU", "precious": true };
-    site.at("DFW").insert_one(foreign.clone()).await.unwrap();
-    eventually("it is registered", async || {
-        site.own_collection("DFW", "foreign").count_documents(doc! {}).await.unwrap() == 1
-    })
-    .await;
+    let (mut site, foreign) = with_a_foreign_document().await;
     site.stop().await;
     site.watch("DFW", &["HOU", "YARD"]);
     site.start().await;

@@ -153,11 +153,8 @@ impl<S: Source> Link<'_, S> {
         let is_guarded = S::DIRECTION == Direction::Downlink && (batch.origin.is_live() || batch.origin.is_copy());
         let _turn = if is_guarded { Some(spoke.pair.foreign.wait().await) } else { None };
         if is_guarded {
-            let open_to = steps.iter().filter(|step| !batch.inferred.contains_key(&step.key));
-            let foreign = match spoke.pair.foreign.is_empty() {
-                true => HashSet::new(),
-                false => spoke.pair.foreign.among(&server, &wanted_of(open_to)).await?,
-            };
+            let others = || wanted_of(steps.iter().filter(|step| !batch.inferred.contains_key(&step.key)));
+            let foreign = spoke.pair.foreign.among(&server, others).await?;
             let has_letter = |step: &Step<'_>| batch.origin.is_live() && spoke.pair.has_another(&step.key);
             let is_another = |step: &Step<'_>| has_letter(step) || foreign.contains(&step.key);
             if steps.iter().any(is_another) {

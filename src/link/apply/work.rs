@@ -35,7 +35,8 @@ pub(in crate::link) struct Work<'a> {
     pub(in crate::link) foreign: usize,
     /// A guard: a step runs only if the destination has the expected document.
     pub(in crate::link) expected: Option<Expected>,
-    /// Documents written or removed by inference: what the destination has of them is set aside.
+    /// Documents written or removed by inference: what the destination has of them is set aside. A copy need not name
+    /// those that it does not expect at the destination.
     pub(in crate::link) inferred: HashMap<Key, Inference>,
     /// Documents about which a decision must be taken, noted in the transaction of the last step.
     pub(in crate::link) to_settle: Vec<(Key, RawBson)>,

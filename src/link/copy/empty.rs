@@ -1,10 +1,13 @@
-//! The first copy of parts that have nothing to copy, because their collection is empty.
+//! Parts that have nothing to copy, because their collection is empty, or because neither side has a document of the
+//! zone.
 
 use std::collections::{HashMap, HashSet};
 
+use bson::Timestamp;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
+use super::Job;
 use crate::link::apply::mark::Mark;
 use crate::link::lifecycle::Link;
 use crate::link::source::Source;
@@ -75,4 +78,14 @@ impl<S: Source> Link<'_, S> {
         self.learn_collections(&all).await?;
         Ok(empty_at_source)
     }
+}
+
+/// True if neither side has a document of the zone. The source as of `start` or later: the stream brings what came
+/// since.
+pub(super) async fn is_empty(job: &Job, start: Timestamp) -> Result<bool, Error> {
+    let source_end = job.source_end();
+    if !scan::is_empty_area(&job.source, source_end.area, job.source.now().await?.max(start)).await? {
+        return Ok(false);
+    }
+    scan::is_empty_area(&job.destination, job.destination_end().area, job.destination.now().await?).await
 }

@@ -81,7 +81,7 @@ impl<S: Source> Link<'_, S> {
         let is_bound = job.policy != Policy::HubReconciles || spares;
         // A server that has nothing of the zone says so soonest in the order on disk.
         if resumed.is_none() {
-            let looking = cell.pulse().while_waiting(is_empty(job, start));
+            let looking = cell.pulse().while_waiting(empty::is_empty(job, start));
             let Some(is_empty) = stop.run_until_cancelled(looking).await.transpose()? else {
                 return Ok(Ended::Stopped);
             };
@@ -259,16 +259,6 @@ enum Paged {
     Followed,
     /// The copy ends.
     Ended(Ended),
-}
-
-/// True if neither side has a document of the zone. The source as of `start` or later: the stream brings what came
-/// since.
-async fn is_empty(job: &Job, start: Timestamp) -> Result<bool, Error> {
-    let source_end = job.source_end();
-    if !scan::is_empty_area(&job.source, source_end.area, job.source.now().await?.max(start)).await? {
-        return Ok(false);
-    }
-    scan::is_empty_area(&job.destination, job.destination_end().area, job.destination.now().await?).await
 }
 
 /// Looks at the documents again after the stream has passed the page: those that the stream has brought may be newer,

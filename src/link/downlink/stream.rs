@@ -1,7 +1,6 @@
 //! Follows the hub's change stream for a spoke: deliveries → work → the spoke. Changes come through the fan-out. A link
 //! behind the fan-out first catches up on a separate stream.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -219,10 +218,7 @@ impl Link<'_, HubSource> {
         let server = self.source.server.clone();
         let changes = Changes::new(deliveries, &self.position());
         self.wall_time = changes.events.last().and_then(|picked| picked.event().wall_time());
-        let foreign = match self.spoke.pair.foreign.is_empty() {
-            true => HashSet::new(),
-            false => self.spoke.pair.foreign.among(&self.destination_server(), &changes.documents()).await?,
-        };
+        let foreign = self.spoke.pair.foreign.among(&self.destination_server(), || changes.documents()).await?;
         let reading = Reading { partition_key: server.partition_key(), precise: server.disambiguates_paths() };
         let mut work = {
             let (pair, conflicts) = (&self.spoke.pair, self.spoke.pair.conflicts());
