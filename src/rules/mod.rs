@@ -19,11 +19,12 @@
 //!   commands; [`pressure`]: the size that a struggling destination takes
 //! - [`opaque`]: `_id`s that no link can carry, and events that no document can hold. [`shown_id`]: `_id`s for people
 //! - [`standstill`]: a replica set whose majority confirms nothing
+//! - [`share`]: the spokes that each process of a cluster runs
 //! - [`difference`]: the paths at which two documents differ
 //!
 //! The tests in `interleavings` drive [`ahead`] and [`conflicts`] through random orders of concurrent edits;
 //! `crossings` drives [`route`], [`settle`] and [`retry`] through random orders of moves and of equal `_id`s in two
-//! zones.
+//! zones; `takeovers` drives [`share`] through every order of the steps of a small cluster.
 
 pub(crate) mod ahead;
 pub(crate) mod conflicts;
@@ -55,8 +56,11 @@ pub mod reply;
 pub(crate) mod retry;
 pub(crate) mod route;
 pub(crate) mod settle;
+pub(crate) mod share;
 pub(crate) mod shown_id;
 pub(crate) mod size;
 pub(crate) mod standstill;
 pub(crate) mod step;
+#[cfg(test)]
+mod takeovers;
 pub(crate) mod uplink;
