@@ -12,14 +12,17 @@
 //! - [`mongo`]: all communication with servers
 //! - [`link`]: the loops of the links, from a change stream to a transaction
 //! - [`verify`]: compares all documents of the hub and the spokes; names and repairs differences
+//! - [`cluster`]: shares the spokes among several processes
 //! - [`actors`]: the supervisors: start and restart the loops
 //! - [`observe`]: status, metrics and logs, shown by [`http`] and [`cli`]
 //!
 //! Imports go in a single direction: `rules` imports no other module, `config` imports `rules`, `mongo` and `observe`
-//! import both, `link` and `verify` import all four, `actors` imports all six, and `http` and `cli` come last.
+//! import both, `link` and `verify` import all four, `cluster` imports `link` besides, `actors` imports all seven, and
+//! `http` and `cli` come last.
 
 mod actors;
 pub mod cli;
+mod cluster;
 pub mod config;
 mod http;
 mod link;

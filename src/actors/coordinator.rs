@@ -1,6 +1,6 @@
 //! The root of the actors: starts and stops the fan-out and the spokes, and applies changes of the configuration.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,25 +8,47 @@ use actix::prelude::*;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::handles::{Handles, routes};
+use super::handles::{Handles, card, routes};
 use super::hub_fanout::HubFanout;
+use super::membership::Membership;
 use super::restarts::{Next, Restarts};
 use super::spoke::{self, Action, Spoke, StopChild};
 use super::{Outcome, spawn, verification};
+use crate::cluster::membership::{CarryOut, Hold, Superior};
+use crate::cluster::pace::Pace;
 use crate::config::{self, Config};
 use crate::link;
-use crate::link::letters::Request;
+use crate::link::letters::{LetterAction, Request, Which};
 use crate::mongo::error::Failure;
+use crate::mongo::metadata::wishes::Wish;
 use crate::observe::status::{State, history};
 use crate::rules::names::{Direction, Zone};
 
-/// Time for the spokes to finish their batches under way. Together with `CLOSE_LIMIT`, the process ends within 10 s.
+/// Time for the spokes to finish their batches under way. Together with the two limits below, the process ends within
+/// 10 s.
 const STOP_LIMIT: Duration = Duration::from_secs(7);
+
+/// Time for the membership to tell the other members of the end.
+const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
+/// Time after which the spokes start although the hub has not said which of them this process runs. Their links then
+/// show what is wrong with a server, and wait with everything else.
+const START_ANYWAY: Duration = Duration::from_secs(1);
+
+/// The longest delay before the membership's loop starts again: the other members wait for its heartbeats, and the
+/// links for its word. The second one is for an error that only a person can remove.
+const MEMBERSHIP_DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
+
+/// Time for the hub to keep a pause. The spoke is paused in any case.
+const PAUSE_LIMIT: Duration = Duration::from_secs(2);
+
 /// The fan-out's actor name in log lines, and in the list of actors that did not stop in time.
 const FANOUT: &str = "hub/fanout";
+
+/// The same for the membership.
+const MEMBERSHIP: &str = "hub/membership";
 
 /// The answer to an operator between the two actors of a spoke whose configuration has changed.
 const RELOADING: &str = "it is being started with another configuration: try again";
@@ -35,6 +57,14 @@ const RELOADING: &str = "it is being started with another configuration: try aga
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct FanoutExited {
+    pub(crate) generation: u64,
+    pub(crate) outcome: Outcome,
+}
+
+/// Sent by the membership at the end of the loop.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct MembershipExited {
     pub(crate) generation: u64,
     pub(crate) outcome: Outcome,
 }
@@ -95,12 +125,17 @@ pub(crate) struct Coordinator {
     fanout_waiting: Option<SpawnHandle>,
     generation: u64,
     restarts: Restarts,
+    membership: Option<Addr<Membership>>,
+    membership_generation: u64,
+    membership_restarts: Restarts,
+    /// The zones whose spokes this process runs, each with whether it was paused then; `None` until the hub has said.
+    held: Option<BTreeMap<Zone, bool>>,
     spokes: HashMap<String, Addr<Spoke>>,
-    /// Zones whose spoke is stopping, and starts again with the present configuration as soon as the old actor is gone.
-    replaced: HashSet<String>,
-    /// Zones whose spoke an operator has paused. A pause outlives the spoke's actor.
+    /// Zones whose spoke an operator has paused. A pause outlives the spoke's actor, and the process: the hub keeps it.
     paused: HashSet<String>,
     shutdown: Option<oneshot::Sender<Vec<String>>>,
+    /// The shutdown waits for no spoke any more.
+    is_late: bool,
     /// Stops a running verification when the process ends.
     pub(super) stop: CancellationToken,
 }
@@ -115,10 +150,14 @@ impl Coordinator {
             fanout_waiting: None,
             generation: 0,
             restarts: Restarts::default(),
+            membership: None,
+            membership_generation: 0,
+            membership_restarts: Restarts::default(),
+            held: None,
             spokes: HashMap::new(),
-            replaced: HashSet::new(),
             paused: HashSet::new(),
             shutdown: None,
+            is_late: false,
             stop: CancellationToken::new(),
         };
         let span = tracing::info_span!(parent: None, "coordinator", actor = "coordinator");
@@ -148,6 +187,54 @@ impl Coordinator {
         }));
     }
 
+    fn start_membership(&mut self, context: &mut Context<Self>) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        self.membership_generation += 1;
+        self.membership_restarts.start(Instant::now());
+        let generation = self.membership_generation;
+        let here = context.address();
+        let actor = Membership {
+            desk: self.handles.desk.clone(),
+            hub: self.handles.hub.clone(),
+            board: self.handles.board.clone(),
+            pace: Pace::new(self.config.cluster.lease),
+            superior: Superior { hold: here.clone().recipient(), carry_out: here.clone().recipient() },
+            generation,
+            parent: here.clone().recipient(),
+            stop: CancellationToken::new(),
+        };
+        let span = tracing::info_span!(parent: None, "membership", actor = MEMBERSHIP, generation);
+        self.membership = Some(spawn(span, actor, move |message| {
+            here.do_send(MembershipExited { generation, outcome: Outcome::Panicked(message) });
+        }));
+    }
+
+    /// True if the process runs the spoke, as far as it knows.
+    fn runs(&self, zone: &str) -> bool {
+        self.held.as_ref().is_none_or(|held| held.keys().any(|held| held.as_str() == zone))
+    }
+
+    fn configured(&self, zone: &str) -> Option<&config::Spoke> {
+        self.config.spokes.iter().find(|spoke| spoke.zone.as_str() == zone)
+    }
+
+    /// Starts all spokes, unless the hub has said by now which of them this process runs.
+    fn start_anyway(&mut self, context: &mut Context<Self>) {
+        if self.held.is_some() || !self.spokes.is_empty() || self.shutdown.is_some() {
+            return;
+        }
+        for spoke in self.handles.spokes() {
+            self.start_spoke(spoke, context);
+        }
+    }
+
+    /// Tells the membership for which spokes there is an actor.
+    fn say_running(&self) {
+        self.handles.desk.set_running(self.spokes.keys().map(|zone| Zone::new(zone)).collect());
+    }
+
     fn start_spoke(&mut self, spoke: Arc<link::Shared>, context: &mut Context<Self>) {
         let zone = spoke.zone.to_string();
         let span = tracing::info_span!(parent: None, "spoke", actor = %format!("{zone}/spoke"));
@@ -158,13 +245,20 @@ impl Coordinator {
             parent.do_send(SupervisorGone { name });
         });
         self.spokes.insert(zone, address);
+        self.say_running();
     }
 
-    /// Starts a spoke with its present configuration, if the zone is still configured.
+    /// Starts a spoke with its present configuration, if the process runs it; otherwise another process does.
     fn renew_spoke(&mut self, zone: &str, context: &mut Context<Self>) {
-        let Some(spoke) = self.config.spokes.iter().find(|spoke| spoke.zone.as_str() == zone).cloned() else { return };
+        let Some(spoke) = self.configured(zone).cloned() else { return };
+        let former = self.handles.get(zone);
         let spoke = self.handles.add(&spoke);
-        self.start_spoke(spoke, context);
+        if self.runs(zone) {
+            return self.start_spoke(spoke, context);
+        }
+        spoke.status.stands_by();
+        let closing = async move { former.unwrap_or(spoke).endpoint.shutdown(CLOSE_LIMIT).await };
+        context.spawn(closing.into_actor(self));
     }
 
     /// Removes a spoke without a configuration from status and handles, and closes the connections.
@@ -177,11 +271,24 @@ impl Coordinator {
         context.spawn(closing.into_actor(self));
     }
 
-    /// Finishes the shutdown as soon as all other actors are gone.
+    /// Finishes the shutdown as soon as all other actors are gone. The membership goes last, because it gives up the
+    /// leases of spokes that have stopped.
     fn go_on_stopping(&mut self, context: &mut Context<Self>) {
-        if self.spokes.is_empty() && self.fanout.is_none() {
-            self.finish(context);
+        let is_alone = self.spokes.is_empty() && self.fanout.is_none();
+        if self.shutdown.is_none() || !(is_alone || self.is_late) {
+            return;
         }
+        match &self.membership {
+            Some(membership) => membership.do_send(StopChild),
+            None => self.finish(context),
+        }
+    }
+
+    /// Goes on with the shutdown although actors are still running.
+    fn hurry(&mut self, context: &mut Context<Self>) {
+        self.is_late = true;
+        context.run_later(LEAVE_LIMIT, Self::finish);
+        self.go_on_stopping(context);
     }
 
     /// Closes the connections, reports the actors that are still running, and stops. Only the first call has an effect.
@@ -189,6 +296,7 @@ impl Coordinator {
         let Some(done) = self.shutdown.take() else { return };
         let mut left: Vec<String> = self.spokes.keys().cloned().collect();
         left.extend(self.fanout.as_ref().map(|_| FANOUT.to_owned()));
+        left.extend(self.membership.as_ref().map(|_| MEMBERSHIP.to_owned()));
         left.sort();
         let (hub, spokes) = (self.handles.hub.clone(), self.handles.spokes());
         let closing = async move {
@@ -206,12 +314,11 @@ impl Actor for Coordinator {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Self::Context) {
-        let spokes = self.handles.spokes();
-        tracing::info!(hub = %self.handles.hub.hosts(), spokes = spokes.len(), "starting");
+        tracing::info!(hub = %self.handles.hub.hosts(), spokes = self.config.spokes.len(), "starting");
+        self.handles.board.cluster().expect(self.config.cluster.expected_members);
         self.start_fanout(context);
-        for spoke in spokes {
-            self.start_spoke(spoke, context);
-        }
+        self.start_membership(context);
+        context.run_later(START_ANYWAY, Self::start_anyway);
         context.run_interval(history::INTERVAL, |coordinator, _| coordinator.handles.board.sample());
         verification::schedule(&self.config, context);
     }
@@ -244,6 +351,92 @@ impl Handler<FanoutExited> for Coordinator {
     }
 }
 
+impl Handler<MembershipExited> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, exited: MembershipExited, context: &mut Self::Context) {
+        let MembershipExited { generation, outcome } = exited;
+        if generation != self.membership_generation || self.membership.take().is_none() {
+            return;
+        }
+        let delay = match self.membership_restarts.end(&outcome, Instant::now()) {
+            Next::Nothing => return self.go_on_stopping(context),
+            Next::After(delay) => delay.min(MEMBERSHIP_DELAYS[0]),
+            Next::Halt(_, delay) => delay.min(MEMBERSHIP_DELAYS[1]),
+        };
+        let error = outcome.reason();
+        tracing::warn!(generation, %error, ?delay, "no part in the cluster, starting again");
+        self.start_anyway(context);
+        context.run_later(delay, Self::start_membership);
+        self.go_on_stopping(context);
+    }
+}
+
+impl Handler<Hold> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, Hold(held): Hold, context: &mut Self::Context) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        let is_first = self.held.is_none();
+        let former = self.held.replace(held.clone()).unwrap_or_default();
+        for zone in self.config.spokes.iter().map(|spoke| spoke.zone.clone()).collect::<Vec<_>>() {
+            let is_new = held.contains_key(&zone) && !former.contains_key(&zone);
+            // The hub knows of a pause that this process has not heard of.
+            if is_new
+                && held[&zone]
+                && self.paused.insert(zone.to_string())
+                && let Some(spoke) = self.spokes.get(zone.as_str())
+            {
+                spoke.do_send(spoke::Act(Action::Pause));
+            }
+            match (held.contains_key(&zone), self.spokes.get(zone.as_str())) {
+                (true, None) => {
+                    if !held[&zone] {
+                        self.paused.remove(zone.as_str());
+                    }
+                    self.renew_spoke(zone.as_str(), context);
+                }
+                (false, Some(spoke)) => spoke.do_send(spoke::Stop),
+                (false, None) if is_first || former.contains_key(&zone) => self.renew_spoke(zone.as_str(), context),
+                // A spoke that is still stopping starts again when its actor is gone.
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Handler<CarryOut> for Coordinator {
+    type Result = ResponseActFuture<Self, Result<(), String>>;
+
+    fn handle(&mut self, CarryOut(wish): CarryOut, context: &mut Self::Context) -> Self::Result {
+        let here = context.address();
+        let doing = async move {
+            let zone = wish.zone.clone();
+            let done = match (Action::named(&wish.action), LetterAction::named(&wish.action)) {
+                (Some(action), _) => here.send(ActOn { zone, action }).await,
+                (None, Some(action)) => {
+                    let ids = wish.ids.as_deref().map(serde_json::from_str).transpose();
+                    let which = match ids {
+                        Ok(ids) => ids.map_or(Which::All, Which::Shown),
+                        Err(_) => return Err("the wish cannot be read".to_owned()),
+                    };
+                    here.send(Letters { zone, request: Request { action, which } }).await
+                }
+                (None, None) => return Err(format!("this version knows no {:?}", wish.action)),
+            };
+            match done.unwrap_or(Err(Refused::Stopping)) {
+                Ok(()) => Ok(()),
+                Err(Refused::Senseless(reason)) => Err(reason),
+                Err(Refused::Unknown) => Err("its configuration does not have the spoke".to_owned()),
+                Err(Refused::Stopping) => Err("the process that runs it is stopping: try again".to_owned()),
+            }
+        };
+        Box::pin(doing.into_actor(self))
+    }
+}
+
 /// Sent by the panic hook of a spoke's supervisor.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -255,7 +448,6 @@ impl Handler<SupervisorGone> for Coordinator {
     type Result = ();
 
     fn handle(&mut self, SupervisorGone { name }: SupervisorGone, context: &mut Self::Context) {
-        self.replaced.insert(name.clone());
         context.notify(Gone { name });
     }
 }
@@ -265,11 +457,11 @@ impl Handler<Gone> for Coordinator {
 
     fn handle(&mut self, Gone { name }: Gone, context: &mut Self::Context) {
         self.spokes.remove(&name);
+        self.say_running();
         if self.shutdown.is_none() {
-            if self.replaced.remove(&name) {
-                self.renew_spoke(&name, context);
-            } else {
-                self.remove_spoke(&name, context);
+            match self.configured(&name) {
+                Some(_) => self.renew_spoke(&name, context),
+                None => self.remove_spoke(&name, context),
             }
         }
         self.go_on_stopping(context);
@@ -308,6 +500,8 @@ impl Handler<Reload> for Coordinator {
         // New routes come first, because spokes that start below need routes to attach.
         let (before, after) = (by_zone(&former), by_zone(&self.config));
         self.handles.fanout.set_routes(routes(&self.config));
+        self.handles.desk.set_card(card(&self.config));
+        self.handles.board.cluster().expect(self.config.cluster.expected_members);
         // Former spokes: a removed or changed one stops, an unchanged one retries halted links.
         for (zone, spoke) in &before {
             let changed = match after.get(zone) {
@@ -321,22 +515,17 @@ impl Handler<Reload> for Coordinator {
                 }
             };
             tracing::info!(%zone, changed, "configuration of a spoke");
-            if changed == "changed" {
-                self.replaced.insert(zone.to_string());
-            } else {
-                self.replaced.remove(zone.as_str());
-            }
-            if let Some(running) = self.spokes.get(zone.as_str()) {
-                running.do_send(spoke::Stop);
+            match self.spokes.get(zone.as_str()) {
+                Some(running) => running.do_send(spoke::Stop),
+                None if changed == "changed" => self.renew_spoke(zone.as_str(), context),
+                None => self.remove_spoke(zone.as_str(), context),
             }
         }
         // New spokes.
         for zone in after.keys().filter(|zone| !before.contains_key(*zone)) {
             tracing::info!(%zone, changed = "added", "configuration of a spoke");
-            // An earlier spoke of the zone may still be stopping; the new spoke then waits.
-            if self.spokes.contains_key(zone.as_str()) {
-                self.replaced.insert(zone.to_string());
-            } else {
+            // An earlier spoke of the zone may still be stopping; the new spoke then waits. The hub says who runs it.
+            if !self.spokes.contains_key(zone.as_str()) {
                 self.renew_spoke(zone.as_str(), context);
             }
         }
@@ -348,8 +537,11 @@ impl Handler<ActOn> for Coordinator {
     type Result = ResponseActFuture<Self, Result<(), Refused>>;
 
     fn handle(&mut self, ActOn { zone, action }: ActOn, _: &mut Self::Context) -> Self::Result {
+        if let Some(passing_on) = self.pass_on(&zone, action.name(), None) {
+            return Box::pin(passing_on.into_actor(self));
+        }
         let spoke = self.spokes.get(&zone).cloned();
-        let is_configured = self.config.spokes.iter().any(|spoke| spoke.zone.as_str() == zone);
+        let is_configured = self.configured(&zone).is_some();
         // The future holds only the spoke's address, so the coordinator may handle other messages in the meantime.
         let acting = async move {
             let absent = || if is_configured { Refused::Senseless(RELOADING.to_owned()) } else { Refused::Unknown };
@@ -358,22 +550,74 @@ impl Handler<ActOn> for Coordinator {
                 Err(_) => Err(absent()),
             }
         };
-        Box::pin(acting.into_actor(self).map(move |done, coordinator, _| {
-            match (&done, action) {
-                (Ok(()), Action::Pause) => drop(coordinator.paused.insert(zone)),
-                (Ok(()), Action::Resume) => drop(coordinator.paused.remove(&zone)),
-                _ => {}
-            }
-            done
+        Box::pin(acting.into_actor(self).then(move |done, coordinator, _| {
+            let saved = match (&done, action) {
+                (Ok(()), Action::Pause | Action::Resume) => Some(coordinator.has_paused(&zone, action)),
+                _ => None,
+            };
+            let saving = async move {
+                if let Some(saved) = saved
+                    && tokio::time::timeout(PAUSE_LIMIT, saved).await.is_err()
+                {
+                    tracing::warn!(?action, "the hub does not keep it yet: it is kept as soon as the hub answers");
+                }
+                done
+            };
+            saving.into_actor(coordinator)
         }))
     }
 }
 
+impl Coordinator {
+    /// Remembers a pause or its end, here and at the hub. The receiver hears when the hub has it.
+    fn has_paused(&mut self, zone: &str, action: Action) -> oneshot::Receiver<()> {
+        let is_paused = action == Action::Pause;
+        if is_paused {
+            self.paused.insert(zone.to_owned());
+        } else {
+            self.paused.remove(zone);
+        }
+        self.handles.desk.pause(Zone::new(zone), is_paused)
+    }
+
+    /// Passes an operator's request on to the process that runs the spoke. `None` if this process does, or nobody has
+    /// the spoke.
+    fn pass_on(
+        &self,
+        zone: &str,
+        action: &str,
+        ids: Option<String>,
+    ) -> Option<impl Future<Output = Result<(), Refused>> + use<>> {
+        if self.runs(zone) || self.configured(zone).is_none() {
+            return None;
+        }
+        tracing::info!(zone, action, "passed on to the process that runs the spoke");
+        let wish = Wish { id: bson::Uuid::new().to_string(), zone: zone.to_owned(), action: action.to_owned(), ids };
+        let answer = self.handles.desk.wish(wish);
+        Some(
+            async move { answer.await.unwrap_or(Err("the program is stopping".to_owned())).map_err(Refused::Senseless) },
+        )
+    }
+}
+
 impl Handler<Letters> for Coordinator {
-    type Result = Result<(), Refused>;
+    type Result = ResponseActFuture<Self, Result<(), Refused>>;
 
     fn handle(&mut self, Letters { zone, request }: Letters, _: &mut Self::Context) -> Self::Result {
-        let spoke = self.handles.get(&zone).ok_or(Refused::Unknown)?;
+        let ids = match &request.which {
+            Which::Shown(ids) => serde_json::to_string(ids).ok(),
+            Which::All | Which::One(_) => None,
+        };
+        if let Some(passing_on) = self.pass_on(&zone, request.action.name(), ids) {
+            return Box::pin(passing_on.into_actor(self));
+        }
+        Box::pin(std::future::ready(self.ask_for_letters(&zone, &request)).into_actor(self))
+    }
+}
+
+impl Coordinator {
+    fn ask_for_letters(&self, zone: &str, request: &Request) -> Result<(), Refused> {
+        let spoke = self.handles.get(zone).ok_or(Refused::Unknown)?;
         let asked = Direction::BOTH.map(|link| spoke.pair.letters(link).ask(request.clone()));
         if asked.contains(&true) {
             Ok(())
@@ -390,13 +634,14 @@ impl Handler<Shutdown> for Coordinator {
         tracing::info!("stopping");
         self.stop.cancel();
         self.shutdown = Some(shutdown.done);
+        self.handles.desk.leave();
         for spoke in self.spokes.values() {
             spoke.do_send(spoke::Stop);
         }
         if let Some(fanout) = &self.fanout {
             fanout.do_send(StopChild);
         }
-        context.run_later(STOP_LIMIT, Self::finish);
+        context.run_later(STOP_LIMIT, Self::hurry);
         self.go_on_stopping(context);
     }
 }

@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
 
+use crate::cluster::birth;
+use crate::cluster::desk::Desk;
 use crate::config::{self, Config};
 use crate::link;
 use crate::link::hub::fanout::Fanout;
 use crate::link::servers::ReplicaSets;
 use crate::mongo::endpoint::Endpoint;
+use crate::mongo::metadata::members::Card;
 use crate::observe::status::Board;
 use crate::rules::names::Zone;
 use crate::rules::route::Routes;
@@ -30,6 +33,8 @@ pub(crate) struct Handles {
     pub(crate) board: Arc<Board>,
     pub(super) fanout: Arc<Fanout>,
     pub(crate) hub: Arc<Endpoint>,
+    /// What the coordinator tells the membership.
+    pub(super) desk: Arc<Desk>,
     spokes: Arc<Mutex<HashMap<Zone, Arc<link::Shared>>>>,
     starting: Arc<Semaphore>,
     sets: Arc<ReplicaSets>,
@@ -46,7 +51,8 @@ impl Handles {
         let hub_connections = links.saturating_add(2).saturating_mul(CONNECTIONS_PER_LINK);
         let hub = Arc::new(Endpoint::new("hub", config.hub.clone(), sync, hub_connections));
         let starting = Arc::new(Semaphore::new(STARTING_LINKS));
-        let handles = Self { board, fanout, hub, spokes: Arc::default(), starting, sets: Arc::default() };
+        let desk = Arc::new(Desk::new(card(config)));
+        let handles = Self { board, fanout, hub, desk, spokes: Arc::default(), starting, sets: Arc::default() };
         for spoke in &config.spokes {
             handles.add(spoke);
         }
@@ -75,6 +81,7 @@ impl Handles {
             moves: spoke.moves,
             starting: self.starting.clone(),
             sets: self.sets.clone(),
+            tenure: self.desk.tenure.clone(),
             holder: holder(),
         });
         self.map().insert(spoke.zone.clone(), spoke.clone());
@@ -100,8 +107,24 @@ pub(super) fn routes(config: &Config) -> Routes {
     Routes::new(config.spokes.iter().map(|spoke| (&spoke.zone, spoke.watch.as_slice())))
 }
 
+/// What the process says of itself to the other members of the cluster.
+pub(super) fn card(config: &Config) -> Card {
+    Card {
+        host: host(),
+        pid: i64::from(std::process::id()),
+        birth: birth::own(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        http: config.http.listen.to_string(),
+        config: config.fingerprint(),
+        zones: config.spokes.iter().map(|spoke| spoke.zone.clone()).collect(),
+    }
+}
+
 /// Names the process in checkpoints. A process that lost a link to another process shows the name of the new holder.
 fn holder() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("{} process {}", host.trim(), std::process::id())
+    format!("{} process {}", host(), std::process::id())
+}
+
+fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }

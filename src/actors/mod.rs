@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Coordinator ─┬─ HubFanout                  one change stream of the hub, the spokes' inboxes
+//!              ├─ Membership                 the process's part in the cluster: which spokes it runs
 //!              └─ Spoke (one per zone) ─┬─ SpokeReader   uplink
 //!                                       └─ SpokeWriter   downlink
 //! ```
@@ -14,6 +15,7 @@
 pub(crate) mod coordinator;
 pub(crate) mod handles;
 mod hub_fanout;
+mod membership;
 mod restarts;
 pub(crate) mod spoke;
 mod spoke_reader;

@@ -66,8 +66,9 @@ impl Restarts {
         match outcome {
             Outcome::Stopped => return Next::Nothing,
             Outcome::Failed(Failure::Fatal, reason) => return Next::Halt(reason.clone(), HALTED),
-            // An outage ends without help from a person as soon as the server is back, so it never halts a child.
-            Outcome::Failed(Failure::Unreachable, _) => {}
+            // An outage ends without help from a person as soon as the server is back, so it never halts a child. Nor
+            // does another process that runs the link.
+            Outcome::Failed(Failure::Unreachable | Failure::Displaced, _) => {}
             _ => self.failures += 1,
         }
         if self.failures >= BUDGET {

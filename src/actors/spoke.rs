@@ -12,6 +12,7 @@ use super::spoke_reader::SpokeReader;
 use super::spoke_writer::SpokeWriter;
 use super::{Outcome, spawn};
 use crate::link;
+use crate::mongo::error::Failure;
 use crate::observe::status::State;
 use crate::rules::names::Direction;
 
@@ -54,6 +55,24 @@ pub(crate) enum Action {
     Restart,
     /// Compare all documents of the spoke with the hub's, and apply the differences.
     Resync,
+}
+
+impl Action {
+    const ALL: [Self; 4] = [Self::Pause, Self::Resume, Self::Restart, Self::Resync];
+
+    /// The name in the API, and in wishes at the hub.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Restart => "restart",
+            Self::Resync => "resync",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|action| action.name() == name)
+    }
 }
 
 /// Sent by the coordinator for an operator. The error is the reason for a refusal.
@@ -222,6 +241,11 @@ impl Handler<ChildExited> for Spoke {
             // The loop stopped without a request: the hub's routes no longer contain the spoke, and the coordinator is
             // about to stop it.
             Next::Nothing => return,
+            Next::After(delay) if matches!(outcome, Outcome::Failed(Failure::Displaced, _)) => {
+                tracing::info!(link = name, generation, %error, ?delay, "link waits for its turn");
+                cell.set_state(State::Standby);
+                return self.wait(link, delay, context);
+            }
             Next::After(delay) => {
                 tracing::warn!(link = name, generation, %error, ?delay, "link failed, starting again");
                 (State::Backoff, delay)

@@ -23,6 +23,10 @@ pub(crate) struct Verify(pub(crate) ScopeRequest);
 pub(super) fn schedule(config: &Config, context: &mut Context<Coordinator>) {
     if let Some(interval) = scheduled(config) {
         context.run_interval(interval, |coordinator, context| {
+            // One member is enough, and all agree which.
+            if coordinator.handles.board.cluster().view().members.first().is_some_and(|first| !first.is_this) {
+                return;
+            }
             let scope = Scope::scheduled(&coordinator.config);
             if coordinator.verify(scope, context).is_err() {
                 tracing::warn!("scheduled verification skipped, the previous one is still running");

@@ -89,10 +89,41 @@ fn render(status: &Value, colours: bool) -> String {
         seconds(hub["lag_seconds"].as_f64()),
         seconds(status["uptime_seconds"].as_f64()),
     );
-    for line in copies(status).into_iter().chain(troubles(status)) {
+    for line in members(status).into_iter().chain(copies(status)).chain(troubles(status)) {
         all += &format!("\n{line}");
     }
     all
+}
+
+/// Describes the processes that share the spokes, a line each: what each runs, and the state unless it streams. Nothing
+/// if there is only one process.
+fn members(status: &Value) -> Vec<String> {
+    let all: Vec<&Value> = status["cluster"]["members"].as_array().into_iter().flatten().collect();
+    if all.len() < 2 {
+        return Vec::new();
+    }
+    let describe = |member: &&Value| {
+        let process = format!("{} process {}", text(&member["host"]), text(&member["pid"]));
+        let is_this = member["is_this"] == true;
+        let mut notes = vec![format!("alive {} ago", seconds(member["heartbeat_age_seconds"].as_f64()))];
+        notes.extend(is_this.then(|| "this process".to_owned()));
+        notes.extend((member["is_leaving"] == true).then(|| "leaving".to_owned()));
+        notes.extend((member["has_same_configuration"] == false).then(|| "another configuration".to_owned()));
+        let spokes = status["spokes"].as_array().into_iter().flatten();
+        let runs = |spoke: &&Value| match is_this {
+            true => spoke["state"] != "standby",
+            false => spoke["elsewhere"]["holder"] == *process,
+        };
+        let named = |spoke: &Value| {
+            let state = if is_this { &spoke["state"] } else { &spoke["elsewhere"]["state"] };
+            let zone = shorten(text(&spoke["zone"]), 14);
+            if state == "streaming" { zone } else { format!("{zone} ({})", state.as_str().unwrap_or("unknown")) }
+        };
+        let zones: Vec<String> = spokes.filter(runs).map(named).collect();
+        let zones = if zones.is_empty() { "no spoke".to_owned() } else { zones.join(" ") };
+        shown(&format!("{process}, {}: {zones}", notes.join(", ")))
+    };
+    all.iter().map(describe).collect()
 }
 
 /// Describes the progress of each copy under way, a line per copy.
@@ -124,6 +155,9 @@ fn troubles(status: &Value) -> Vec<String> {
         for link in ["uplink", "downlink"] {
             look(format!("{} {link}", text(&spoke["zone"])), &spoke[link]);
         }
+    }
+    if status["cluster"]["last_error"].is_string() {
+        lines.push(format!("cluster: {}", shown(&shorten(text(&status["cluster"]["last_error"]), ERROR_WIDTH))));
     }
     if status["configuration_error"].is_string() {
         lines.push(format!("configuration: {}", shown_lines(&text(&status["configuration_error"]))));
@@ -195,5 +229,30 @@ mod tests {
             assert!(line.chars().count() <= 80, "{}: {line}", line.chars().count());
         }
         assert!(text.contains("long downlink: xxx") && !text.contains('\x1b'), "{text}");
+    }
+
+    #[test]
+    fn every_process_is_named_with_what_it_runs() {
+        let member = |pid: i32, is_this: bool| {
+            json!({
+                "host": "box", "pid": pid, "is_this": is_this, "is_leaving": false, "has_same_configuration": is_this,
+                "heartbeat_age_seconds": 0.5,
+            })
+        };
+        let spoke = |zone: &str, state: &str, elsewhere: Value| json!({ "zone": zone, "state": state, "elsewhere": elsewhere, "uplink": {}, "downlink": {} });
+        let elsewhere = |state: &str| json!({ "holder": "box process 2", "state": state });
+        let spokes = [
+            spoke("A", "paused", Value::Null),
+            spoke("B", "standby", elsewhere("streaming")),
+            spoke("C", "standby", elsewhere("backoff")),
+        ];
+        let status = |members: Vec<Value>| json!({ "cluster": { "members": members }, "spokes": spokes });
+        let lines = members(&status(vec![member(1, true), member(2, false)]));
+        let wanted = [
+            "box process 1, alive 0.5s ago, this process: A (paused)",
+            "box process 2, alive 0.5s ago, another configuration: B C (backoff)",
+        ];
+        assert_eq!(lines, wanted);
+        assert!(members(&status(vec![member(1, true)])).is_empty(), "one process is nothing to tell");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::uri::Uri;
-use super::{Config, Http, Invalid, Log, Moves, OnUnwatch, Problem, Source, Spoke, Synced, Verify, zone};
+use super::{Cluster, Config, Http, Invalid, Log, Moves, OnUnwatch, Problem, Source, Spoke, Synced, Verify, zone};
 
 /// A copy of the environment variables, made once.
 #[derive(Clone, Default)]
@@ -92,6 +92,7 @@ pub fn read(variables: &Variables) -> Result<Config, Invalid> {
             http: Http::default(),
             log: Log::default(),
             verify: Verify::default(),
+            cluster: Cluster::default(),
             reload_on_change: false,
             source: Source::Environment,
             text: 0,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
@@ -10,7 +11,7 @@ use tracing::level_filters::LevelFilter;
 use super::environment::Variables;
 use super::table::{At, Reader, Table};
 use super::uri::Uri;
-use super::{Config, Http, Invalid, Log, LogFormat, Moves, OnUnwatch, Source, Spoke, Synced, Verify, zone};
+use super::{Cluster, Config, Http, Invalid, Log, LogFormat, Moves, OnUnwatch, Source, Spoke, Synced, Verify, zone};
 use crate::rules::names::{Namespace, Zone};
 
 /// Shortest token for HTTP, in bytes: a shorter one can be guessed.
@@ -46,6 +47,7 @@ fn parse(text: &str, folder: &Path, variables: &Variables) -> Result<Config, Vec
     let http = http(&mut reader, &mut root, folder);
     let log = log(&mut reader, &mut root, folder);
     let verify = verify(&mut reader, &mut root);
+    let cluster = cluster(&mut reader, &mut root);
     let spokes = spokes(&mut reader, &mut root, folder);
     let reload_on_change = reader.boolean(&mut root, "reload_on_change").unwrap_or(false);
     reader.finish(root);
@@ -58,6 +60,7 @@ fn parse(text: &str, folder: &Path, variables: &Variables) -> Result<Config, Vec
             http,
             log,
             verify,
+            cluster,
             reload_on_change,
             source: Source::Environment,
             text: 0,
@@ -297,6 +300,17 @@ fn verify<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>) -> Verify {
     let secondary = reader.boolean(&mut table, "secondary").unwrap_or(false);
     reader.finish(table);
     Verify { every_hours, documents_per_second, secondary }
+}
+
+fn cluster<'t>(reader: &mut Reader<'t>, root: &mut Table<'t>) -> Cluster {
+    let mut table = reader.section(root, "cluster");
+    let mut cluster = Cluster::default();
+    if let Some(seconds) = reader.number(&mut table, "lease_seconds", 3..=300) {
+        cluster.lease = Duration::from_secs(seconds.value as u64);
+    }
+    cluster.expected_members = reader.number(&mut table, "expected_members", 1..=1_000).map(|number| number.value);
+    reader.finish(table);
+    cluster
 }
 
 fn level_filter(name: &str) -> Result<LevelFilter, String> {

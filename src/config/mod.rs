@@ -15,8 +15,10 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
 use tracing::level_filters::LevelFilter;
 
 use crate::rules::names::{Namespace, Zone};
@@ -40,6 +42,8 @@ pub struct Config {
     pub log: Log,
     /// Settings of verifications.
     pub verify: Verify,
+    /// Settings of several processes that share the spokes.
+    pub cluster: Cluster,
     /// True to reload after every change of the file, not only on SIGHUP.
     pub reload_on_change: bool,
     /// Origin of the configuration, for reloads.
@@ -52,6 +56,16 @@ impl Config {
     /// The files with credentials that connection strings come from or name.
     pub fn credentials_files(&self) -> impl Iterator<Item = &Path> {
         self.spokes.iter().map(|spoke| &spoke.uri).chain([&self.hub]).flat_map(Uri::files)
+    }
+
+    /// Identifies what the sync depends on: hub, collections, spokes and their zones, but no address of this machine,
+    /// no log and no credentials. Two members of a cluster should have the same.
+    pub fn fingerprint(&self) -> String {
+        let mut text = format!("{} {:?}", self.hub.hosts(), self.sync);
+        for Spoke { zone, uri, watch, on_unwatch, moves } in &self.spokes {
+            text += &format!("\n{} {} {watch:?} {on_unwatch:?} {moves:?}", zone.as_str(), uri.hosts());
+        }
+        Sha256::digest(text).iter().take(8).fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
     }
 
     /// True if both were read from the same text, so that only credentials may differ.
@@ -68,6 +82,7 @@ impl Config {
             ("http", self.http.listen != other.http.listen || token(self) != token(other)),
             ("log", self.log != other.log),
             ("verify", self.verify.every_hours != other.verify.every_hours),
+            ("cluster", self.cluster.lease != other.cluster.lease),
             ("reload_on_change", self.reload_on_change != other.reload_on_change),
         ];
         sections.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
@@ -154,6 +169,21 @@ pub struct Verify {
     pub documents_per_second: u32,
     /// True to allow reads from secondaries.
     pub secondary: bool,
+}
+
+/// Settings of several processes that share the spokes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Time within which the spokes of a dead process stream elsewhere.
+    pub lease: Duration,
+    /// Number of processes that should be alive, for an alert.
+    pub expected_members: Option<usize>,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self { lease: Duration::from_secs(10), expected_members: None }
+    }
 }
 
 /// The HTTP interface.

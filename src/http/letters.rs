@@ -49,10 +49,8 @@ pub(super) async fn attend(
     sources: web::Data<Sources>,
 ) -> HttpResponse {
     let (zone, action) = path.into_inner();
-    let action = match action.as_str() {
-        "retry" => LetterAction::Retry,
-        "drop" => LetterAction::Drop,
-        other => return error(&mut HttpResponse::NotFound(), &format!("{other:?} is neither retry nor drop")),
+    let Some(action) = LetterAction::named(&action) else {
+        return error(&mut HttpResponse::NotFound(), &format!("{action:?} is neither retry nor drop"));
     };
     let which = match selection::<Chosen>(&body) {
         Ok(Chosen { ids: Some(ids) }) if ids.len() > MOST_IDS => {

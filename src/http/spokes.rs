@@ -8,15 +8,9 @@ use crate::actors::spoke::Action;
 
 pub(super) async fn act(path: web::Path<(String, String)>, sources: web::Data<Sources>) -> HttpResponse {
     let (zone, action) = path.into_inner();
-    let action = match action.as_str() {
-        "pause" => Action::Pause,
-        "resume" => Action::Resume,
-        "restart" => Action::Restart,
-        "resync" => Action::Resync,
-        other => {
-            let message = format!("{other:?} is none of pause, resume, restart, resync");
-            return error(&mut HttpResponse::NotFound(), &message);
-        }
+    let Some(action) = Action::named(&action) else {
+        let message = format!("{action:?} is none of pause, resume, restart, resync");
+        return error(&mut HttpResponse::NotFound(), &message);
     };
     answer(
         &zone,

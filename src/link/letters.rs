@@ -27,6 +27,20 @@ pub(crate) enum LetterAction {
     Drop,
 }
 
+impl LetterAction {
+    /// The name in the API, and in wishes at the hub.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Drop => "drop",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        [Self::Retry, Self::Drop].into_iter().find(|action| action.name() == name)
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) action: LetterAction,

@@ -129,6 +129,15 @@ impl<'s, S: Source> Link<'s, S> {
         let cell = spoke.status.link(S::DIRECTION);
         cell.set_state(State::Connecting);
         let edge = spoke.endpoint.connect().await?;
+        let link = match S::DIRECTION {
+            Direction::Uplink => LinkName::uplink(&spoke.zone),
+            Direction::Downlink => LinkName::downlink(&spoke.zone),
+        };
+        // While the hub says nothing of leases, the link says what is wrong with the hub.
+        if !spoke.tenure.is_known() {
+            spoke.hub.connect().await?;
+        }
+        spoke.patiently(S::DIRECTION, spoke.tenure.wait(&link)).await?;
         let starting = spoke.starting(S::DIRECTION).await;
         let hub = spoke.hub.connect().await?;
         metadata::prepare(&edge).await?;
@@ -136,9 +145,9 @@ impl<'s, S: Source> Link<'s, S> {
         // A stream that opens from now on may be one of a restored hub.
         let streams = spoke.fanout.streams();
         let found = cell.pulse().while_waiting(servers::look(spoke, S::DIRECTION, &hub, &edge)).await?;
-        let (link, source, destination) = match S::DIRECTION {
-            Direction::Uplink => (LinkName::uplink(&spoke.zone), edge, hub),
-            Direction::Downlink => (LinkName::downlink(&spoke.zone), hub, edge),
+        let (source, destination) = match S::DIRECTION {
+            Direction::Uplink => (edge, hub),
+            Direction::Downlink => (hub, edge),
         };
         let (usual, moves) = S::sessions(spoke);
         let mut destination = Destination::claim(&destination, &link, usual, moves, &spoke.holder).await?;

@@ -22,6 +22,7 @@
 //!   spoke
 //! - [`unsettled`]: documents that were not found as expected, until the decision about each is taken
 //! - [`letters`]: an operator's requests about dead letters; [`retry`]: the retry of one
+//! - [`tenure`]: whether the process may run a spoke
 //! - [`slow`]: showing that a destination takes long to write
 //! - [`watch_oplog`]: the oplog window, for the status; [`watch_majority`]: a majority that confirms nothing
 //!
@@ -44,6 +45,7 @@ pub(crate) mod servers;
 pub(crate) mod shared;
 mod slow;
 mod source;
+pub(crate) mod tenure;
 mod unsettled;
 pub(crate) mod uplink;
 mod watch_majority;

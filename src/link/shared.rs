@@ -7,6 +7,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::hub::fanout::Fanout;
 use super::pair::Pair;
 use super::servers::ReplicaSets;
+use super::tenure::Tenure;
 use crate::config::{Moves, OnUnwatch};
 use crate::mongo::endpoint::Endpoint;
 use crate::observe::status::SpokeCell;
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) starting: Arc<Semaphore>,
     /// The replica sets of all spokes.
     pub(crate) sets: Arc<ReplicaSets>,
+    /// The leases that the process holds.
+    pub(crate) tenure: Arc<Tenure>,
     /// The name of the process in checkpoints.
     pub(crate) holder: String,
 }

@@ -24,6 +24,8 @@ pub enum Failure {
     HistoryLost,
     /// The link halts with the reason, because only an operator can remove the cause.
     Fatal,
+    /// Another process runs the link. The link waits until it knows that it may run.
+    Displaced,
 }
 
 /// The server's answer to a failed command.
@@ -104,8 +106,14 @@ pub enum Error {
         /// The reason, and the refused change.
         refusal: Refusal,
     },
+    /// The process does not hold the spoke's lease.
+    #[error("{link}: another process of the cluster runs this spoke")]
+    Standby {
+        /// The link's name, such as `uplink:DFW`.
+        link: String,
+    },
     /// Another process applies this link.
-    #[error("{link}: another process has taken this link over ({by}); run one spokesync per configuration")]
+    #[error("{link}: another process has taken this link over ({by})")]
     Fenced {
         /// The link's name, such as `uplink:DFW`.
         link: String,
@@ -119,9 +127,8 @@ impl Error {
     pub(crate) fn failure(&self) -> Failure {
         match self {
             Self::Command { failure, .. } => *failure,
-            Self::Malformed { .. } | Self::Fenced { .. } | Self::Refused { .. } | Self::TooMuch { .. } => {
-                Failure::Transient
-            }
+            Self::Malformed { .. } | Self::Refused { .. } | Self::TooMuch { .. } => Failure::Transient,
+            Self::Fenced { .. } | Self::Standby { .. } => Failure::Displaced,
             Self::Timeout { .. } => Failure::Unreachable,
             Self::Unsuitable { .. } => Failure::Fatal,
         }

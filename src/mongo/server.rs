@@ -153,6 +153,11 @@ impl Server {
         self.version >= (6, 0)
     }
 
+    /// The error of a call that took too long.
+    pub(crate) fn timed_out(&self, doing: &'static str, after: Duration) -> Error {
+        Error::Timeout { server: self.name.clone(), doing, after }
+    }
+
     /// Runs a command. `doing` says in error messages what the command is for. Fails if the command fails, takes longer
     /// than [`CALL_LIMIT`], or reports a write error or write concern error in its reply.
     pub(crate) async fn run(

@@ -82,6 +82,7 @@ impl Collector for Metrics {
         )?;
         hub(&mut out, &view)?;
         verification(&mut out, &view)?;
+        cluster(&mut out, &view)?;
         for metric in LINK_METRICS {
             metric.write(&mut out, &view)?;
         }
@@ -219,6 +220,57 @@ fn verification(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
     Ok(())
 }
 
+fn cluster(out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
+    let (cluster, held) = (&view.cluster, view.own_spokes().count());
+    let gauges = [
+        (
+            "spokesync_cluster_members",
+            "Number of living processes that share the spokes, as this process sees it.",
+            Some(cluster.members.len() as f64),
+        ),
+        (
+            "spokesync_cluster_expected_members",
+            "Number of processes that should be alive, by cluster.expected_members.",
+            cluster.expected_members.map(|expected| expected as f64),
+        ),
+        (
+            "spokesync_cluster_different_configurations",
+            "Number of living processes whose configuration differs from this process's.",
+            Some(cluster.members.iter().filter(|member| !member.has_same_configuration).count() as f64),
+        ),
+        (
+            "spokesync_cluster_spokes_configured",
+            "Number of spokes in this process's configuration.",
+            Some(view.spokes.len() as f64),
+        ),
+        ("spokesync_cluster_spokes_held", "Number of spokes that this process runs.", Some(held as f64)),
+        (
+            "spokesync_cluster_last_takeover_seconds",
+            "Seconds from a dead process's last sign of life to the newest takeover by this process.",
+            cluster.last_takeover_seconds,
+        ),
+    ];
+    for (name, help, value) in gauges {
+        out.single(name, help, MetricKind::Gauge, value)?;
+    }
+    let counters = [
+        (
+            "spokesync_cluster_takeovers",
+            "Number of spokes that this process took over from dead ones.",
+            cluster.takeovers_total,
+        ),
+        (
+            "spokesync_cluster_leases_lost",
+            "Number of spokes that this process lost because the others took it for dead.",
+            cluster.leases_lost_total,
+        ),
+    ];
+    for (name, help, value) in counters {
+        out.single(name, help, MetricKind::Counter, Some(value as f64))?;
+    }
+    Ok(())
+}
+
 struct LinkMetric {
     name: &'static str,
     help: &'static str,
@@ -303,7 +355,7 @@ const LINK_METRICS: [LinkMetric; 12] = [
 
 impl LinkMetric {
     fn write(&self, out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
-        let links = view.spokes.iter().flat_map(|spoke| {
+        let links = view.own_spokes().flat_map(|spoke| {
             [(Direction::Uplink, &spoke.uplink), (Direction::Downlink, &spoke.downlink)]
                 .map(|(direction, link)| (labels(&spoke.zone, direction), (self.value)(link)))
         });
@@ -347,7 +399,7 @@ const SPOKE_METRICS: [SpokeMetric; 5] = [
 
 impl SpokeMetric {
     fn write(&self, out: &mut Output<'_>, view: &StatusView) -> Result<(), Error> {
-        let spokes = view.spokes.iter().map(|spoke| (vec![("zone", spoke.zone.as_str())], Some((self.value)(spoke))));
+        let spokes = view.own_spokes().map(|spoke| (vec![("zone", spoke.zone.as_str())], Some((self.value)(spoke))));
         out.family((self.name, self.help, MetricKind::Gauge), spokes)
     }
 }

@@ -62,6 +62,8 @@ fn what_a_file_says_is_read() {
     assert_eq!(config.spokes[1].uri.hosts(), "hou1.example:27017,hou2.example:27018");
     assert!(config.spokes[1].uri.expose().contains("operator:${not a variable@"));
     assert_eq!(config.verify, config::Verify { every_hours: 24, documents_per_second: 5_000, secondary: true });
+    let lease = std::time::Duration::from_secs(30);
+    assert_eq!(config.cluster, config::Cluster { lease, expected_members: Some(3) });
     let shown = format!("{config:?}");
     assert!(!shown.contains("operator") && !shown.contains("a token"), "{shown}");
 }

@@ -9,13 +9,14 @@ use futures_util::TryStreamExt;
 use mongodb::{Client, Collection};
 use nix::sys::signal::Signal;
 use testbed::node::Options;
+use testbed::program::Program;
 use testbed::proxy::{Proxy, Wire};
 use testbed::set::Set;
 use tokio::task::JoinHandle;
 
 use super::support::events::Events;
 use super::support::site::{HUB, TRIANGLE};
-use super::support::{Site, eventually};
+use super::support::{LIMIT, Site, eventually};
 
 /// An application that writes numbered documents one by one, and repeats unacknowledged writes.
 struct Application {
@@ -279,19 +280,27 @@ async fn commands_and_replies_over_a_long_and_narrow_wire_stay_within_their_time
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_processes_with_one_configuration_apply_nothing_twice_and_the_loser_says_why() {
+async fn two_processes_with_one_configuration_share_the_spokes_and_apply_nothing_twice() {
     let mut site = Site::shared(TRIANGLE).await;
     site.start().await;
     let mut events = Events::watch(site.at(HUB)).await;
     let application = Application::start(site.at("DFW"), "DFW");
-    let second = site.second_program();
+    let mut second = site.member("second");
     application.go_on(300).await;
-    eventually("one process has lost a link", async || {
-        let logs = site.log() + &second.log();
-        logs.contains("another process has taken this link over")
+    second.ready(LIMIT).await.unwrap();
+    let held = |program: &Program| {
+        let status = program.status().unwrap();
+        let spokes = status["spokes"].as_array().unwrap().iter();
+        spokes.filter(|spoke| spoke["state"] == "streaming").count()
+    };
+    eventually("each process runs its share", async || {
+        let counts = [held(site.program.as_ref().unwrap()), held(&second)];
+        counts.iter().sum::<usize>() == 3 && counts.iter().all(|count| (1..=2).contains(count))
     })
     .await;
+    application.go_on(300).await;
     drop(second);
+    eventually("the other process runs all spokes", async || held(site.program.as_ref().unwrap()) == 3).await;
     let changes = application.end().await;
     site.ready().await;
     assert_exactly_once(&site, Some(&mut events), "DFW", changes).await;

@@ -12,7 +12,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("mongo", &["rules", "config"]),
         ("link", &["rules", "mongo", "observe", "config"]),
         ("verify", &["rules", "mongo", "observe", "config"]),
-        ("actors", &["rules", "mongo", "link", "observe", "config", "verify"]),
+        ("cluster", &["rules", "mongo", "observe", "config", "link"]),
+        ("actors", &["rules", "mongo", "link", "observe", "config", "verify", "cluster"]),
         ("http", &["observe", "config", "actors", "link", "verify"]),
         ("cli", &["rules", "mongo", "link", "observe", "config", "actors", "http", "verify"]),
     ])

@@ -4,6 +4,7 @@
 
 mod anything;
 mod bursts;
+mod cluster;
 mod commands;
 mod concurrent;
 mod config;

@@ -8,6 +8,7 @@ const CIRCLE = "M8 1.5a6.5 6.5 0 1 1 0 13a6.5 6.5 0 1 1 0-13z";
 const SIGNS = {
   streaming: [CIRCLE, ""],
   paused: [CIRCLE, "M6 5v6M10 5v6"],
+  standby: [CIRCLE, "M5 8h6"],
   halted: ["M2 2h12v12h-12z", "M5 5l6 6M11 5l-6 6"],
   backoff: ["M8 1l7.5 13.5h-15z", "M8 6v4M8 12.2v.2"],
   connecting: [CIRCLE, "M4.7 8v.01M8 8v.01M11.3 8v.01"],

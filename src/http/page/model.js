@@ -2,7 +2,7 @@
 
 /** All states, the most urgent first. */
 export const STATES = [
-  "halted", "backoff", "connecting", "reconciling", "initial_sync", "catching_up", "paused", "streaming",
+  "halted", "backoff", "connecting", "reconciling", "initial_sync", "catching_up", "paused", "standby", "streaming",
 ];
 
 export const LAG_WARN = 2;
@@ -10,7 +10,7 @@ export const LAG_BAD = 60;
 
 const TONE_OF_STATE = {
   halted: "bad", backoff: "bad", connecting: "warn",
-  reconciling: "busy", initial_sync: "busy", catching_up: "busy", paused: "idle",
+  reconciling: "busy", initial_sync: "busy", catching_up: "busy", paused: "idle", standby: "idle",
 };
 
 export const toneOfState = (state) => TONE_OF_STATE[state] ?? "good";
@@ -32,8 +32,9 @@ export function toneOfSpoke(spoke) {
   return WORST_TONE.find((tone) => tones.includes(tone));
 }
 
-/** The spoke's state, with "up" or "down" if only one link has the state. */
+/** The spoke's state, with "up" or "down" if only one link has the state, or with the process that runs the spoke. */
 export function describeState(spoke) {
+  if (spoke.elsewhere) return `${spoke.elsewhere.state ?? "unknown"} at ${spoke.elsewhere.holder}`;
   const [up, down] = [spoke.uplink.state === spoke.state, spoke.downlink.state === spoke.state];
   return up === down ? spoke.state : `${spoke.state} ${up ? "up" : "down"}`;
 }
@@ -78,24 +79,30 @@ function troubleOf(spoke, clock) {
 
 const magnitude = (value) => Math.floor(Math.log2(Math.max(value, 1)));
 
-/** Describes the links that are not streaming. Paused links do not count, because an operator paused them. */
+/** Describes the links that are not streaming. Paused links do not count, because an operator paused them; nor do spokes
+ * that another process runs. */
 export function describeReadiness(status) {
   const missing = status.hub.state === "streaming" ? [] : [`hub: ${status.hub.state}`];
   const worstFirst = [...status.spokes].sort((one, other) => STATES.indexOf(one.state) - STATES.indexOf(other.state));
   for (const spoke of worstFirst) missing.push(...missingOf(spoke));
   const paused = status.spokes.filter((spoke) => spoke.state === "paused").length;
-  const well = status.spokes.length - paused;
+  const elsewhere = status.spokes.filter((spoke) => spoke.state === "standby").length;
+  const well = status.spokes.length - paused - elsewhere;
   const count = (number) => `${number} ${number === 1 ? "spoke" : "spokes"}`;
   const verb = well === 1 ? "streams" : "stream";
   if (missing.length > 0) return { isReady: false, text: `not streaming: ${shorten(missing, 2)}`, all: missing };
   if (status.spokes.length === 0) return { isReady: true, text: "no spokes are configured", all: [] };
+  if (elsewhere > 0) {
+    const more = paused > 0 ? `, ${paused} paused` : "";
+    return { isReady: true, text: `${count(well)} ${verb} here${more}, ${elsewhere} elsewhere`, all: [] };
+  }
   if (paused > 0) return { isReady: true, text: `${count(well)} ${verb} both ways, ${paused} paused`, all: [] };
   return { isReady: true, text: `${well === 1 ? "the one spoke streams" : `all ${count(well)} stream`} both ways`, all: [] };
 }
 
 function missingOf(spoke) {
   const ways = { uplink: spoke.uplink.state, downlink: spoke.downlink.state };
-  const missing = Object.entries(ways).filter(([, state]) => state !== "streaming" && state !== "paused");
+  const missing = Object.entries(ways).filter(([, state]) => !["streaming", "paused", "standby"].includes(state));
   if (missing.length === 2 && ways.uplink === ways.downlink) return [`${spoke.zone}: ${ways.uplink}`];
   return missing.map(([way, state]) => `${spoke.zone} ${way}: ${state}`);
 }

@@ -299,6 +299,9 @@ impl<S: Source> Link<'_, S> {
     ) -> Result<Committed, Error> {
         let mut delays = delays();
         loop {
+            // A process that was frozen finds out here that others run its spokes by now.
+            let tenure = self.spoke.tenure.wait(self.destination.link());
+            self.spoke.patiently(S::DIRECTION, tenure).await?;
             let error = match self.transact(batch, attempt).await {
                 Ok(committed) => return Ok(committed),
                 Err(error) if error.is_again() || error.is_rolled_back() || matches!(error, Error::Refused { .. }) => {
@@ -307,6 +310,7 @@ impl<S: Source> Link<'_, S> {
                 // The transaction would lock its documents for a minute, if nobody else knows its session.
                 Err(error @ Error::Fenced { .. }) => {
                     self.destination.abort().await;
+                    self.spoke.tenure.doubt();
                     return Err(error);
                 }
                 Err(error) => return Err(error),

@@ -10,8 +10,11 @@
 //! | [`foreign`] | spokes | document that an application wrote in a zone of another spoke |
 //! | [`set_aside`] | hub, spokes | version of a document that a link deleted or replaced |
 //! | [`unsettled`] | hub, spokes | document that a link did not find as expected |
-//! | [`identity`] | hub, spokes | replica set: always one |
+//! | [`identity`], [`format`] | hub, spokes | replica set: its identity, and at the hub the metadata's version |
 //! | [`verifications`] | hub | part of an unfinished verification |
+//! | [`members`] | hub | process of the cluster |
+//! | [`leases`] | hub | spoke: the process that runs it |
+//! | [`wishes`] | hub | operator's request to the process that runs a spoke |
 //! | [`ticks`] | hub, spokes | counter that advances the cluster time |
 //!
 //! Each module shows the fields of a document as `field type meaning`. Field names are saved data: a renamed field
@@ -22,13 +25,17 @@ pub(crate) mod by_document;
 pub(crate) mod checkpoints;
 pub(crate) mod dead_letters;
 pub(crate) mod foreign;
+pub(crate) mod format;
 pub(crate) mod hub_edits;
 pub(crate) mod identity;
+pub(crate) mod leases;
+pub(crate) mod members;
 pub(crate) mod sessions;
 pub(crate) mod set_aside;
 pub(crate) mod ticks;
 pub(crate) mod unsettled;
 pub(crate) mod verifications;
+pub(crate) mod wishes;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -47,15 +54,18 @@ const DROPPED_LETTERS: &str = "dropped_letters";
 const HUB_EDITS: &str = "hub_edits";
 const FOREIGN: &str = "foreign";
 const IDENTITY: &str = "identity";
+const LEASES: &str = "leases";
+const MEMBERS: &str = "members";
 const SET_ASIDE: &str = "set_aside";
 const TICKS: &str = "ticks";
 const UNSETTLED: &str = "unsettled";
 const VERIFICATIONS: &str = "verifications";
+const WISHES: &str = "wishes";
 
 /// The collection in which `check` tries what a link writes.
 pub(crate) const TRIED: &str = TICKS;
 
-const ALL: [&str; 11] = [
+const ALL: [&str; 14] = [
     CHECKPOINTS,
     SESSIONS,
     DEAD_LETTERS,
@@ -63,10 +73,13 @@ const ALL: [&str; 11] = [
     HUB_EDITS,
     FOREIGN,
     IDENTITY,
+    LEASES,
+    MEMBERS,
     SET_ASIDE,
     TICKS,
     UNSETTLED,
     VERIFICATIONS,
+    WISHES,
 ];
 
 /// Creates all missing collections, so that no transaction has to. Fails if a collection is missing and the server does

@@ -8,10 +8,12 @@ use std::time::Instant;
 use dashmap::DashMap;
 
 use super::cell::Cell;
+use super::cluster::ClusterCell;
 use super::history::{self, BoardHistoryView};
 use super::spoke::{SpokeCell, Window};
+use super::state::State;
 use super::verification::VerificationCell;
-use super::view::{HubView, LetterView, StatusView};
+use super::view::{HubView, LetterView, SpokeView, StatusView};
 use crate::rules::names::{Direction, Zone};
 
 /// Counts things that exist for a while, such as open change streams.
@@ -47,6 +49,7 @@ pub(crate) struct Board {
     hub_window: Window,
     configuration_error: Mutex<Option<String>>,
     verification: VerificationCell,
+    cluster: ClusterCell,
     spokes: DashMap<Zone, Arc<SpokeCell>>,
 }
 
@@ -59,6 +62,7 @@ impl Default for Board {
             hub_window: Window::default(),
             configuration_error: Mutex::default(),
             verification: VerificationCell::default(),
+            cluster: ClusterCell::default(),
             spokes: DashMap::new(),
         }
     }
@@ -106,6 +110,10 @@ impl Board {
         &self.verification
     }
 
+    pub(crate) fn cluster(&self) -> &ClusterCell {
+        &self.cluster
+    }
+
     /// Adds a sample of all cells to the history. Call it every [`history::INTERVAL`].
     pub(crate) fn sample(&self) {
         self.hub.sample();
@@ -139,6 +147,14 @@ impl Board {
         self.spokes.remove(zone);
     }
 
+    /// The view of a spoke, with what is known of it elsewhere if another process runs it.
+    fn with_holder(&self, mut view: SpokeView) -> SpokeView {
+        if view.state == State::Standby {
+            view.elsewhere = self.cluster.elsewhere(&view.zone);
+        }
+        view
+    }
+
     /// The whole status: the answer of `/api/v1/status`.
     pub(crate) fn view(&self) -> StatusView {
         let spokes = self.spokes();
@@ -148,7 +164,8 @@ impl Board {
             configuration_error: self.configuration_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             hub: HubView { open_streams: self.hub_streams.count(), ..self.hub.hub_view() },
             verification: self.verification.view(),
-            spokes: spokes.values().map(|cell| cell.view()).collect(),
+            cluster: self.cluster.view(),
+            spokes: spokes.values().map(|cell| self.with_holder(cell.view())).collect(),
         }
     }
 }

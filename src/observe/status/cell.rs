@@ -125,6 +125,15 @@ impl Cell {
         &self.pulse
     }
 
+    /// Another process runs the link from now on: what was known of it is of no use any more, except its totals.
+    pub(super) fn stands_by(&self) {
+        self.set_state(State::Standby);
+        let mut facts = self.facts();
+        let (history, state) = (std::mem::take(&mut facts.history), facts.state);
+        let (applied, foreign, restarts) = (facts.applied, facts.foreign, facts.restarts);
+        *facts = Facts { state, applied, foreign, restarts, history, ..Facts::default() };
+    }
+
     /// Records the receipt of changes from the source.
     pub(crate) fn received(&self) {
         self.pulse.beat();

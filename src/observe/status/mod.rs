@@ -4,12 +4,14 @@
 //! - [`cell`]: the status of one link
 //! - [`spoke`]: the status of one spoke with both links
 //! - [`board`]: all cells of the process
+//! - [`cluster`]: the processes that share the spokes
 //! - [`view`]: the answers of the API
 //! - [`history`]: rate and lag of the last ten minutes
 //! - [`verification`]: the last verification
 
 pub(crate) mod board;
 pub(crate) mod cell;
+pub(crate) mod cluster;
 pub(crate) mod history;
 pub(crate) mod spoke;
 pub(crate) mod state;

@@ -59,6 +59,12 @@ impl SpokeCell {
         &self.zone
     }
 
+    /// Another process runs the spoke from now on.
+    pub(crate) fn stands_by(&self) {
+        self.uplink.stands_by();
+        self.downlink.stands_by();
+    }
+
     /// Adds a sample of both links to the history.
     pub(super) fn sample(&self) {
         self.uplink.sample();
@@ -98,6 +104,7 @@ impl SpokeCell {
             downlink,
             dead_letters: letters,
             queue: self.queue.view(),
+            elsewhere: None,
         }
     }
 }

@@ -19,6 +19,8 @@ pub(crate) enum State {
     /// Waits before the next start.
     Backoff,
     Paused,
+    /// Another process of the cluster runs the spoke.
+    Standby,
     /// Cannot work until an operator acts, or has failed repeatedly. Tries once a minute.
     Halted,
 }
@@ -34,6 +36,7 @@ impl State {
             Self::Reconciling => "reconciling",
             Self::Backoff => "backoff",
             Self::Paused => "paused",
+            Self::Standby => "standby",
             Self::Halted => "halted",
         }
     }
@@ -49,7 +52,8 @@ pub(super) fn worse(one: State, other: State) -> State {
         State::Connecting => 4,
         State::Backoff => 5,
         State::Paused => 6,
-        State::Halted => 7,
+        State::Standby => 7,
+        State::Halted => 8,
     };
     if rank(one) >= rank(other) { one } else { other }
 }

@@ -4,6 +4,7 @@ use bson::Timestamp;
 use serde::Serialize;
 
 use super::cell::Letter;
+use super::cluster::{ClusterView, ElsewhereView};
 use super::state::State;
 use super::verification::VerificationView;
 
@@ -26,10 +27,16 @@ pub(crate) struct StatusView {
     pub(crate) hub: HubView,
     /// The last verification since the start of the process.
     pub(crate) verification: Option<VerificationView>,
+    pub(crate) cluster: ClusterView,
     pub(crate) spokes: Vec<SpokeView>,
 }
 
 impl StatusView {
+    /// The spokes that this process runs, or is about to run.
+    pub(crate) fn own_spokes(&self) -> impl Iterator<Item = &SpokeView> {
+        self.spokes.iter().filter(|spoke| spoke.state != State::Standby)
+    }
+
     /// The hub and the links that are not ready, with their state, such as `DFW downlink: initial_sync`.
     pub(crate) fn not_ready(&self) -> Vec<String> {
         let name = State::as_str;
@@ -39,8 +46,9 @@ impl StatusView {
         }
         for spoke in &self.spokes {
             for (link, state) in [("uplink", spoke.uplink.state), ("downlink", spoke.downlink.state)] {
-                // A paused link is ready, because an operator paused the spoke on purpose.
-                if state != State::Streaming && state != State::Paused {
+                // A paused link is ready, because an operator paused the spoke on purpose. Another process runs a spoke
+                // on standby.
+                if !matches!(state, State::Streaming | State::Paused | State::Standby) {
                     waiting.push(format!("{} {link}: {}", spoke.zone, name(state)));
                 }
             }
@@ -72,6 +80,8 @@ pub(crate) struct SpokeView {
     pub(crate) downlink: LinkView,
     pub(crate) dead_letters: u64,
     pub(crate) queue: QueueView,
+    /// The process that runs the spoke, and what it reports; absent if this process does.
+    pub(crate) elsewhere: Option<ElsewhereView>,
 }
 
 #[derive(Clone, Debug, Serialize)]

@@ -116,15 +116,22 @@ impl Site {
         self.uris.insert(name.to_owned(), uri.to_owned());
     }
 
-    /// Starts a second program with the same configuration except for the port.
-    pub fn second_program(&self) -> Program {
+    /// Starts another program with the same configuration except for the port, with a log of its own.
+    pub fn member(&self, name: &str) -> Program {
+        self.member_by(name, &self.uris[HUB])
+    }
+
+    /// The same, with another connection string of the hub.
+    pub fn member_by(&self, name: &str, hub: &str) -> Program {
         let port = free_port().unwrap();
         let text = std::fs::read_to_string(self.write_config()).unwrap();
-        let path = self.folder.path().join("second.toml");
-        std::fs::write(&path, text.replace(&format!(":{}\"", self.port), &format!(":{port}\""))).unwrap();
+        let text = text.replace(&format!(":{}\"", self.port), &format!(":{port}\""));
+        let path = self.folder.path().join(format!("{name}.toml"));
+        std::fs::write(&path, text.replace(&self.uris[HUB], hub)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_spokesync"));
         command.arg("run").arg("--config").arg(path);
-        Program::start(&command, &format!("127.0.0.1:{port}"), &self.folder.path().join("second.log")).unwrap()
+        let log = self.folder.path().join(format!("{name}.log"));
+        Program::start(&command, &format!("127.0.0.1:{port}"), &log).unwrap()
     }
 
     /// Runs a command of the program. Returns true if the command succeeded, and the output with the errors.

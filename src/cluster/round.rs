@@ -1,0 +1,312 @@
+//! One round of the membership: beat, look, share, give up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use bson::Uuid;
+
+use super::birth;
+use super::desk::Desk;
+use super::membership::{Hold, Member, Superior};
+use super::pace::Pace;
+use super::wishes::Asked;
+use crate::mongo::error::Error;
+use crate::mongo::metadata::leases::{self, Lease};
+use crate::mongo::metadata::members::{self, Beat, Saved};
+use crate::mongo::metadata::wishes;
+use crate::mongo::server::Server;
+use crate::observe::status::Board;
+use crate::rules::names::Zone;
+use crate::rules::share::{self, MemberId, Plan};
+
+/// One round of the loop.
+pub(super) struct Round<'r> {
+    pub(super) member: &'r mut Member,
+    pub(super) hub: &'r Server,
+    pub(super) desk: &'r Desk,
+    pub(super) board: &'r Board,
+    pub(super) pace: Pace,
+    pub(super) superior: &'r Superior,
+}
+
+impl Round<'_> {
+    pub(super) async fn run(&mut self) -> Result<(), Error> {
+        self.take_up_news().await?;
+        let has_beaten = self.beat_if_due().await?;
+        let members = self.look(has_beaten).await?;
+        let has_news = self.share(&members, has_beaten).await?;
+        self.give_up_stopped().await?;
+        self.hear_answers().await?;
+        if has_news && !self.member.others.is_empty() {
+            self.carry_out_wishes().await?;
+        }
+        self.show(&members);
+        Ok(())
+    }
+
+    /// Waits until the next look, for news, or for a doubt of a link.
+    pub(super) async fn rest(&mut self) {
+        let pause = match self.member.asked.is_empty() {
+            true => self.pace.look(!self.member.others.is_empty(), self.member.missing),
+            false => super::wishes::ANSWER_INTERVAL,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.desk.news() => {}
+            // A link has met another process: only the hub knows whose turn it is.
+            () = self.desk.tenure.doubted() => self.member.must_beat = true,
+        }
+    }
+
+    /// Takes up what the coordinator has said: another configuration, pauses to save, wishes to pass on.
+    async fn take_up_news(&mut self) -> Result<(), Error> {
+        let (card, pauses, asked) = {
+            let mut said = self.desk.said();
+            (said.card.take(), std::mem::take(&mut said.pauses), std::mem::take(&mut said.wishes))
+        };
+        if let Some(card) = card {
+            self.member.card = card;
+            self.member.must_beat = true;
+        }
+        if self.desk.is_leaving() && !std::mem::replace(&mut self.member.is_leaving, true) {
+            self.member.must_beat = true;
+        }
+        for (zone, is_paused, done) in pauses {
+            leases::set_paused(self.hub, &zone, is_paused).await?;
+            self.has_changed();
+            // The lease is read again before the coordinator is told anything.
+            self.member.leases.entry(zone).or_default().is_paused = is_paused;
+            if done.send(()).is_err() {
+                tracing::debug!(paused = is_paused, "the pause is kept, and nobody waits for it any more");
+            }
+        }
+        for (wish, done) in asked {
+            wishes::make(self.hub, &wish).await?;
+            self.has_changed();
+            self.member.asked.push(Asked { wish, since: Instant::now(), done });
+        }
+        Ok(())
+    }
+
+    /// Makes the other members look at leases and wishes.
+    fn has_changed(&mut self) {
+        self.member.changes += 1;
+        self.member.must_beat = true;
+    }
+
+    /// Joins, or beats if it is time. True if the hub has confirmed a sign of life.
+    async fn beat_if_due(&mut self) -> Result<bool, Error> {
+        let began = Instant::now();
+        let is_due = |at: Instant| began.duration_since(at) >= self.pace.beat();
+        if !self.member.must_beat && !self.member.beaten_at.is_none_or(is_due) {
+            return Ok(false);
+        }
+        // After a gap, the others' heartbeats may be as late as the own one.
+        if self.member.beaten_at.is_none_or(|at| began.duration_since(at) >= self.pace.beat() * 2) {
+            self.member.steady_since = began;
+        }
+        if let Some(id) = &self.member.id {
+            let spokes = (!self.member.others.is_empty()).then(|| self.reports());
+            let beat = Beat { leaving: self.desk.is_leaving(), changes: self.member.changes, spokes };
+            let card = self.member.must_beat.then_some(&self.member.card);
+            if !members::beat(self.hub, id, &beat, card).await? {
+                self.was_declared_dead();
+            }
+        }
+        if self.member.id.is_none() {
+            let id = Uuid::new().to_string();
+            members::join(self.hub, &id, &self.member.card).await?;
+            tracing::info!(member = id, "joined the cluster");
+            (self.member.id, self.member.steady_since) = (Some(id), began);
+        }
+        self.member.beaten_at = Some(began);
+        self.member.must_beat = false;
+        Ok(true)
+    }
+
+    /// Gives everything up: other processes run the spokes by now. The process joins again as a newcomer.
+    fn was_declared_dead(&mut self) {
+        let member = &mut *self.member;
+        tracing::warn!(
+            leases = member.held.len(),
+            "the other members took this process for dead, and run its spokes: joining again"
+        );
+        self.board.cluster().has_lost(member.held.len());
+        (member.id, member.changes) = (None, 0);
+        member.held.clear();
+        member.giving.clear();
+        self.desk.tenure.set(BTreeSet::new(), Instant::now());
+        self.tell(Hold::default());
+    }
+
+    /// Reads the members, and removes those that have ended. The result contains this process.
+    async fn look(&mut self, has_beaten: bool) -> Result<Vec<Saved>, Error> {
+        let me = self.me();
+        let is_known = |seen: &Saved| {
+            let known = self.member.others.get(&seen.id);
+            seen.id == me || known.is_some_and(|known| known.card.config == seen.card.config)
+        };
+        let mut seen = members::all(self.hub, has_beaten).await?;
+        if !has_beaten && !seen.iter().all(is_known) {
+            seen = members::all(self.hub, true).await?;
+        }
+        // Zones and reports come with whole looks only.
+        let is_whole = seen.iter().any(|one| !one.card.zones.is_empty());
+        for one in seen.iter_mut().filter(|_| !is_whole) {
+            if let Some(known) = self.member.others.get(&one.id) {
+                (one.card.zones, one.spokes) = (known.card.zones.clone(), known.spokes.clone());
+            }
+        }
+        let mut living = Vec::new();
+        for one in seen {
+            if one.id == me || !self.has_ended(&one).await? {
+                living.push(one);
+            }
+        }
+        Ok(living)
+    }
+
+    /// Removes a member that has ended, as far as anybody can know.
+    async fn has_ended(&mut self, one: &Saved) -> Result<bool, Error> {
+        let (limit, is_steady) = (self.pace.dead_after(), self.member.steady_since.elapsed() >= self.pace.steady());
+        let process = format!("{} process {}", one.card.host, one.card.pid);
+        if birth::has_ended(&one.card.birth, &self.member.birth) {
+            tracing::info!(process, "a former process of this machine has ended");
+            members::leave(self.hub, &one.id).await?;
+        } else if one.age >= limit && is_steady {
+            // Another member may be quicker, or it has beaten in the last moment: the next look shows which.
+            self.member.dead.insert(one.id.clone(), (one.age, Instant::now()));
+            if !members::remove_dead(self.hub, &one.id, limit).await? {
+                return Ok(false);
+            }
+            tracing::warn!(process, silent_seconds = one.age.as_secs_f64(), "declared a silent member dead");
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Takes and gives up leases as the rule says, if anything has changed.
+    /// True if it looked at the leases.
+    async fn share(&mut self, members: &[Saved], has_beaten: bool) -> Result<bool, Error> {
+        let me = self.me();
+        let others: BTreeMap<MemberId, Saved> =
+            members.iter().filter(|one| one.id != me).map(|one| (one.id.clone(), one.clone())).collect();
+        let sign = |one: &Saved| (one.id.clone(), one.changes, one.leaving, one.card.config.clone());
+        let is_same = others.values().map(sign).eq(self.member.others.values().map(sign));
+        self.member.others = others;
+        if is_same && !has_beaten {
+            return Ok(false);
+        }
+        self.say_differing();
+        self.member.leases = leases::all(self.hub).await?;
+        let plan = self.plan(members);
+        self.member.missing = plan.missing;
+        if !plan.take.is_empty() {
+            let former = self.member.leases.clone();
+            leases::take(self.hub, &me, &plan.take, &former).await?;
+            self.member.leases = leases::all(self.hub).await?;
+            self.has_taken(&plan.take, &former);
+            // The others show who runs a spoke.
+            self.member.changes += 1;
+        }
+        self.member.giving.extend(plan.give);
+        self.hold_what_is_held();
+        Ok(true)
+    }
+
+    fn plan(&self, members: &[Saved]) -> Plan {
+        let me = self.me();
+        let holders = self.member.leases.iter().filter_map(|(zone, lease)| Some((zone.clone(), lease.holder.clone()?)));
+        let holders: BTreeMap<Zone, MemberId> =
+            holders.filter(|(_, holder)| members.iter().any(|one| one.id == *holder)).collect();
+        let is_leaving = |one: &&Saved| if one.id == me { self.desk.is_leaving() } else { one.leaving };
+        let living: Vec<share::Member> = members
+            .iter()
+            .filter(|one| !is_leaving(one))
+            .map(|one| {
+                let zones = if one.id == me { &self.member.card.zones } else { &one.card.zones };
+                share::Member { id: one.id.clone(), zones: zones.clone() }
+            })
+            .collect();
+        let mut plan = share::plan(&me, &living, &holders);
+        if self.desk.is_leaving() {
+            let mine = holders.into_iter().filter(|(_, holder)| *holder == me).map(|(zone, _)| zone);
+            // Alone, nobody waits for the leases: the end of the process frees all of them.
+            plan.give = if living.is_empty() { BTreeSet::new() } else { mine.collect() };
+        }
+        plan
+    }
+
+    /// Says which leases were taken from dead members.
+    fn has_taken(&mut self, taken: &BTreeSet<Zone>, former: &BTreeMap<Zone, Lease>) {
+        let me = self.me();
+        let is_mine = |zone: &&Zone| self.member.leases.get(*zone).is_some_and(|now| now.holder.as_ref() == Some(&me));
+        let dead = |zone: &Zone| former.get(zone)?.holder.as_ref().and_then(|holder| self.member.dead.get(holder));
+        let silent: Vec<Duration> =
+            taken.iter().filter(is_mine).filter_map(dead).map(|(age, at)| *age + at.elapsed()).collect();
+        if let Some(longest) = silent.iter().max() {
+            tracing::info!(spokes = silent.len(), after_seconds = longest.as_secs_f64(), "took spokes over");
+            self.board.cluster().took_over(silent.len(), *longest);
+        }
+    }
+
+    /// Tells the links and the coordinator what the process holds.
+    fn hold_what_is_held(&mut self) {
+        let me = self.me();
+        let member = &mut *self.member;
+        let held = member.leases.iter().filter(|(_, lease)| lease.holder.as_ref() == Some(&me));
+        member.held = held.map(|(zone, _)| zone.clone()).collect();
+        member.giving.retain(|zone| member.held.contains(zone));
+        let kept = member.held.difference(&member.giving);
+        let is_paused = |zone: &Zone| member.leases.get(zone).is_some_and(|lease| lease.is_paused);
+        let hold = Hold(kept.map(|zone| (zone.clone(), is_paused(zone))).collect());
+        // A spoke that is given up finishes its batch under way.
+        self.confirm();
+        self.tell(hold);
+    }
+
+    /// Tells the links up to when nobody takes the process for dead.
+    fn confirm(&mut self) {
+        if let Some(at) = self.member.beaten_at {
+            self.desk.tenure.set(self.member.held.clone(), at + self.pace.dead_after());
+        }
+    }
+
+    fn tell(&mut self, hold: Hold) {
+        if self.member.told.as_ref() != Some(&hold) {
+            self.superior.hold.do_send(hold.clone());
+            self.member.told = Some(hold);
+        }
+    }
+
+    /// Gives up the leases of spokes that have stopped.
+    async fn give_up_stopped(&mut self) -> Result<(), Error> {
+        let stopped: BTreeSet<Zone> =
+            self.member.giving.iter().filter(|zone| !self.desk.is_running(zone)).cloned().collect();
+        if stopped.is_empty() {
+            return Ok(());
+        }
+        let me = self.me();
+        let is_configured = |zone: &Zone| {
+            let others = self.member.others.values().map(|one| &one.card.zones);
+            others.chain([&self.member.card.zones]).any(|zones| zones.contains(zone))
+        };
+        let (configured, gone): (BTreeSet<Zone>, BTreeSet<Zone>) = stopped.into_iter().partition(is_configured);
+        leases::give(self.hub, &me, &configured, false).await?;
+        leases::give(self.hub, &me, &gone, true).await?;
+        for zone in configured.iter().chain(&gone) {
+            self.member.giving.remove(zone);
+            self.member.held.remove(zone);
+            self.member.leases.entry(zone.clone()).or_default().holder = None;
+        }
+        self.confirm();
+        self.has_changed();
+        // The others wait for the spokes.
+        self.beat_if_due().await.map(drop)
+    }
+
+    pub(super) fn me(&self) -> MemberId {
+        self.member.id.clone().unwrap_or_default()
+    }
+}

@@ -1,0 +1,74 @@
+//! What a process reports of its spokes, and what it shows of the others.
+
+use std::collections::BTreeMap;
+
+use super::round::Round;
+use crate::mongo::metadata::members::{Report, Saved};
+use crate::observe::status::cluster::{ElsewhereView, MemberView};
+use crate::observe::status::view::SpokeView;
+
+impl Round<'_> {
+    /// The state of each spoke that this process runs.
+    pub(super) fn reports(&self) -> Vec<Report> {
+        let report = |spoke: &SpokeView| {
+            let lags = [spoke.uplink.lag_seconds, spoke.downlink.lag_seconds];
+            let lag = lags.into_iter().flatten().reduce(f64::max);
+            Report { zone: spoke.zone.clone(), state: spoke.state.as_str().to_owned(), lag }
+        };
+        self.board.view().own_spokes().map(report).collect()
+    }
+
+    /// Names members with another configuration, once each. Members without a common spoke are none of our business.
+    pub(super) fn say_differing(&mut self) {
+        let mine = &self.member.card;
+        let differs = |other: &&Saved| other.card.config != mine.config && !other.card.zones.is_disjoint(&mine.zones);
+        let differing: Vec<&Saved> = self.member.others.values().filter(differs).collect();
+        for other in differing.iter().filter(|other| !self.member.differing.contains(&other.id)) {
+            let (process, card) = (format!("{} process {}", other.card.host, other.card.pid), &other.card);
+            let only_here = mine.zones.difference(&card.zones).count();
+            let only_there = card.zones.difference(&mine.zones).count();
+            tracing::warn!(
+                process,
+                only_here,
+                only_there,
+                "the configurations of two members differ: give every member the same file. Spokes that only one \
+                 member knows run there alone"
+            );
+        }
+        self.member.differing = differing.into_iter().map(|other| other.id.clone()).collect();
+    }
+
+    /// Shows the cluster on the status board.
+    pub(super) fn show(&self, members: &[Saved]) {
+        let me = self.me();
+        let holds = |id: &str| {
+            let held = self.member.leases.values().filter(|lease| lease.holder.as_deref() == Some(id));
+            held.count()
+        };
+        let view = |one: &Saved| MemberView {
+            id: one.id.clone(),
+            host: one.card.host.clone(),
+            pid: one.card.pid,
+            version: one.card.version.clone(),
+            http: one.card.http.clone(),
+            is_this: one.id == me,
+            is_leaving: one.leaving,
+            has_same_configuration: one.card.config == self.member.card.config,
+            up_seconds: one.since.as_secs_f64(),
+            heartbeat_age_seconds: one.age.as_secs_f64(),
+            spokes: holds(&one.id),
+        };
+        let mut elsewhere = BTreeMap::new();
+        for (zone, lease) in &self.member.leases {
+            let Some(other) = lease.holder.as_ref().and_then(|holder| self.member.others.get(holder)) else { continue };
+            let report = other.spokes.iter().find(|report| report.zone == zone.as_str());
+            let view = ElsewhereView {
+                holder: format!("{} process {}", other.card.host, other.card.pid),
+                state: report.map(|report| report.state.clone()),
+                lag_seconds: report.and_then(|report| report.lag),
+            };
+            elsewhere.insert(zone.to_string(), view);
+        }
+        self.board.cluster().show(members.iter().map(view).collect(), elsewhere);
+    }
+}
