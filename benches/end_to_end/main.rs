@@ -12,12 +12,14 @@
 //! - [`refill`]: a spoke that has lost its disk
 //! - [`small`]: a destination with little memory
 //! - [`scale`]: the cost of each spoke; [`thousand`]: many spokes in one process
+//! - [`cluster`]: several processes that share the spokes
 //! - [`reference`]: the way of working that this program replaces
 
 mod application;
 mod bytes;
 mod catch_up;
 mod check;
+mod cluster;
 mod copies;
 mod crowd;
 mod figures;
@@ -92,6 +94,10 @@ async fn measure(parts: &Parts, figures: &mut Vec<Figure>) -> Result<()> {
     // Needs more than a small machine has, so it runs only by its name.
     if parts.name("thousand") {
         add(figures, "thousand", thousand::measure(parts)).await?;
+    }
+    // Takes a quarter of an hour, most of which it waits for leases to run out.
+    if parts.name("cluster") {
+        add(figures, "cluster", cluster::measure(parts)).await?;
     }
     if parts.have("reference") {
         add(figures, "reference", reference::measure(parts)).await?;

@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 17] = [
     "inserts",
     "updates",
     "deletes",
@@ -22,6 +22,7 @@ const NAMES: [&str; 16] = [
     "small",
     "scale",
     "thousand",
+    "cluster",
     "reference",
 ];
 
