@@ -14,7 +14,7 @@ use super::membership::Membership;
 use super::restarts::{Next, Restarts};
 use super::spoke::{self, Action, Spoke, StopChild};
 use super::{Outcome, spawn, verification};
-use crate::cluster::membership::{CarryOut, Hold, Superior};
+use crate::cluster::membership::{self, CarryOut, Hold, Superior};
 use crate::cluster::pace::Pace;
 use crate::config::{self, Config};
 use crate::link;
@@ -125,6 +125,8 @@ pub(crate) struct Coordinator {
     fanout_waiting: Option<SpawnHandle>,
     generation: u64,
     restarts: Restarts,
+    /// The times of the cluster, as configured at the start of the process.
+    pace: Pace,
     membership: Option<Addr<Membership>>,
     membership_generation: u64,
     membership_restarts: Restarts,
@@ -143,6 +145,7 @@ pub(crate) struct Coordinator {
 impl Coordinator {
     /// Starts the coordinator, which starts all other actors.
     pub(crate) fn start(handles: Handles, config: Config) -> Addr<Self> {
+        let pace = Pace::new(config.cluster.lease);
         let coordinator = Self {
             handles,
             config,
@@ -150,6 +153,7 @@ impl Coordinator {
             fanout_waiting: None,
             generation: 0,
             restarts: Restarts::default(),
+            pace,
             membership: None,
             membership_generation: 0,
             membership_restarts: Restarts::default(),
@@ -199,7 +203,7 @@ impl Coordinator {
             desk: self.handles.desk.clone(),
             hub: self.handles.hub.clone(),
             board: self.handles.board.clone(),
-            pace: Pace::new(self.config.cluster.lease),
+            pace: self.pace,
             superior: Superior { hold: here.clone().recipient(), carry_out: here.clone().recipient() },
             generation,
             parent: here.clone().recipient(),
@@ -222,11 +226,13 @@ impl Coordinator {
 
     /// Starts all spokes, unless the hub has said by now which of them this process runs.
     fn start_anyway(&mut self, context: &mut Context<Self>) {
-        if self.held.is_some() || !self.spokes.is_empty() || self.shutdown.is_some() {
+        if self.held.is_some() || self.shutdown.is_some() {
             return;
         }
         for spoke in self.handles.spokes() {
-            self.start_spoke(spoke, context);
+            if !self.spokes.contains_key(spoke.zone.as_str()) {
+                self.start_spoke(spoke, context);
+            }
         }
     }
 
@@ -298,8 +304,10 @@ impl Coordinator {
         left.extend(self.fanout.as_ref().map(|_| FANOUT.to_owned()));
         left.extend(self.membership.as_ref().map(|_| MEMBERSHIP.to_owned()));
         left.sort();
-        let (hub, spokes) = (self.handles.hub.clone(), self.handles.spokes());
+        let (hub, spokes, desk) = (self.handles.hub.clone(), self.handles.spokes(), self.handles.desk.clone());
         let closing = async move {
+            // In case the membership's loop has failed in the last moment.
+            membership::leave(&desk, &hub).await;
             let spokes = spokes.iter().map(|spoke| spoke.endpoint.shutdown(CLOSE_LIMIT));
             futures_util::future::join(hub.shutdown(CLOSE_LIMIT), futures_util::future::join_all(spokes)).await;
             if done.send(left).is_err() {
@@ -391,13 +399,12 @@ impl Handler<Hold> for Coordinator {
             {
                 spoke.do_send(spoke::Act(Action::Pause));
             }
+            // An earlier pause, from before another process had the spoke, has ended there.
+            if is_new && !is_first && !held[&zone] {
+                self.paused.remove(zone.as_str());
+            }
             match (held.contains_key(&zone), self.spokes.get(zone.as_str())) {
-                (true, None) => {
-                    if !held[&zone] {
-                        self.paused.remove(zone.as_str());
-                    }
-                    self.renew_spoke(zone.as_str(), context);
-                }
+                (true, None) => self.renew_spoke(zone.as_str(), context),
                 (false, Some(spoke)) => spoke.do_send(spoke::Stop),
                 (false, None) if is_first || former.contains_key(&zone) => self.renew_spoke(zone.as_str(), context),
                 // A spoke that is still stopping starts again when its actor is gone.
@@ -557,7 +564,7 @@ impl Handler<ActOn> for Coordinator {
             };
             let saving = async move {
                 if let Some(saved) = saved
-                    && tokio::time::timeout(PAUSE_LIMIT, saved).await.is_err()
+                    && !matches!(tokio::time::timeout(PAUSE_LIMIT, saved).await, Ok(Ok(())))
                 {
                     tracing::warn!(?action, "the hub does not keep it yet: it is kept as soon as the hub answers");
                 }

@@ -117,6 +117,7 @@ pub(super) fn card(config: &Config) -> Card {
         http: config.http.listen.to_string(),
         config: config.fingerprint(),
         zones: config.spokes.iter().map(|spoke| spoke.zone.clone()).collect(),
+        lease: config.cluster.lease,
     }
 }
 

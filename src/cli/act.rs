@@ -30,7 +30,12 @@ pub(super) fn wait_for_resync(config: &Config, zone: &str) -> Result<()> {
             .find(|spoke| spoke["zone"] == zone)
             .with_context(|| format!("there is no spoke {zone}"))?;
         let links = ["uplink", "downlink"].map(|name| (name, &spoke[name]));
-        if links.iter().all(|(_, link)| link["comparing"] == false) {
+        // The process that runs the spoke reports with its heartbeats.
+        let is_comparing = match &spoke["elsewhere"]["comparing"] {
+            Value::Bool(is_comparing) => *is_comparing,
+            _ => links.iter().any(|(_, link)| link["comparing"] == true),
+        };
+        if !is_comparing {
             progress.end();
             println!("spoke {zone}: resync finished");
             return Ok(());

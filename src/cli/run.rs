@@ -1,6 +1,7 @@
 //! `spokesync run`: starts the actors and the HTTP interface, reloads on SIGHUP, and stops on SIGTERM or SIGINT.
 
 use std::collections::BTreeSet;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,10 +47,13 @@ pub(super) fn run(config: &Config) -> Exit {
 
 async fn serve(config: &Config, logs: Logs) -> anyhow::Result<Exit> {
     let mut signals = Signals::listen(config)?;
+    // Before anything starts: the address may be taken.
+    let listener = TcpListener::bind(config.http.listen)
+        .with_context(|| format!("http.listen: cannot listen on {}", config.http.listen))?;
     let handles = Handles::new(config);
     let coordinator = Coordinator::start(handles.clone(), config.clone());
-    let server = http::start(&config.http, handles.board.clone(), coordinator.clone(), logs)
-        .with_context(|| format!("http.listen: cannot listen on {}", config.http.listen))?;
+    let server = http::start(&config.http, listener, handles.board.clone(), coordinator.clone(), logs)
+        .context("the HTTP interface does not start")?;
     // From here on the process serves requests and signals.
     let http = server.handle();
     let serving = actix::spawn(server);

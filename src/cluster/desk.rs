@@ -1,11 +1,12 @@
 //! What the coordinator tells the membership, which takes it up at its next round.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 
 use super::membership::Member;
+use super::wishes::Asked;
 use crate::link::tenure::Tenure;
 use crate::mongo::metadata::members::Card;
 use crate::mongo::metadata::wishes::Wish;
@@ -32,10 +33,10 @@ pub(super) struct Said {
     /// The zones of the spokes that have an actor.
     running: BTreeSet<Zone>,
     is_leaving: bool,
-    /// Pauses to save, and whom to tell.
-    pub(super) pauses: Vec<(Zone, bool, oneshot::Sender<()>)>,
+    /// Pauses to save, in the order of the operator's commands, and whom to tell.
+    pub(super) pauses: VecDeque<(Zone, bool, oneshot::Sender<()>)>,
     /// Wishes for spokes of other members, and whom to answer.
-    pub(super) wishes: Vec<(Wish, oneshot::Sender<Answer>)>,
+    pub(super) wishes: Vec<Asked>,
 }
 
 impl Desk {
@@ -67,14 +68,14 @@ impl Desk {
     /// Saves that an operator has paused or resumed a spoke. The receiver hears when the hub has it.
     pub(crate) fn pause(&self, zone: Zone, is_paused: bool) -> oneshot::Receiver<()> {
         let (done, saved) = oneshot::channel();
-        self.say(|said| said.pauses.push((zone, is_paused, done)));
+        self.say(|said| said.pauses.push_back((zone, is_paused, done)));
         saved
     }
 
     /// Passes a wish on to the member that runs the spoke.
     pub(crate) fn wish(&self, wish: Wish) -> oneshot::Receiver<Answer> {
         let (done, answer) = oneshot::channel();
-        self.say(|said| said.wishes.push((wish, done)));
+        self.say(|said| said.wishes.push(Asked::new(wish, done)));
         answer
     }
 

@@ -53,6 +53,8 @@ pub(crate) struct Member {
     pub(super) card: Card,
     /// The identity at the hub; `None` before it has joined.
     pub(super) id: Option<MemberId>,
+    /// The identity with which it tries to join: an attempt without an answer may have succeeded.
+    pub(super) joining: Option<MemberId>,
     /// The birth of this process.
     pub(super) birth: String,
     /// Start of the newest heartbeat that the hub has confirmed.
@@ -74,8 +76,11 @@ pub(crate) struct Member {
     pub(super) giving: BTreeSet<Zone>,
     /// What the coordinator was told last.
     pub(super) told: Option<Hold>,
-    /// The other members, with their zones and reports at the newest whole look.
+    /// The other members that have a spoke in common with this one, with their zones and reports at the newest whole
+    /// look.
     pub(super) others: BTreeMap<MemberId, Saved>,
+    /// Members without a common spoke, with their configuration: none of our business.
+    pub(super) strangers: BTreeMap<MemberId, String>,
     /// Holders that were removed as dead, with the age of their last heartbeat.
     pub(super) dead: BTreeMap<MemberId, (Duration, Instant)>,
     /// Members with another configuration that the log has named.
@@ -91,6 +96,7 @@ impl Member {
             birth: card.birth.clone(),
             card,
             id: None,
+            joining: None,
             beaten_at: None,
             steady_since: Instant::now(),
             must_beat: false,
@@ -102,6 +108,7 @@ impl Member {
             giving: BTreeSet::new(),
             told: None,
             others: BTreeMap::new(),
+            strangers: BTreeMap::new(),
             dead: BTreeMap::new(),
             differing: BTreeSet::new(),
             asked: Vec::new(),
@@ -146,16 +153,21 @@ pub(crate) async fn run(
             Err(error)
         }
         Ok(Stopped) => {
-            // The last word frees whatever is still held. Without it, the others wait until the lease runs out.
-            if let Some(id) = member.id.take() {
-                let leaving = async { members::leave(&endpoint.connect().await?, &id).await };
-                match tokio::time::timeout(LEAVE_LIMIT, leaving).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!(%error, "the other members were not told of the end"),
-                    Err(_) => tracing::warn!("the hub does not answer: the other members were not told of the end"),
-                }
-            }
+            drop(member);
+            leave(desk, endpoint).await;
             Ok(Stopped)
         }
+    }
+}
+
+/// Tells the other members of the end, unless they know. This frees whatever is still held; otherwise the others wait
+/// until the lease runs out.
+pub(crate) async fn leave(desk: &Desk, endpoint: &Endpoint) {
+    let Some(id) = desk.member.try_lock().ok().and_then(|mut member| member.id.take()) else { return };
+    let leaving = async { members::leave(&endpoint.connect().await?, &id).await };
+    match tokio::time::timeout(LEAVE_LIMIT, leaving).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the other members were not told of the end"),
+        Err(_) => tracing::warn!("the hub does not answer: the other members were not told of the end"),
     }
 }

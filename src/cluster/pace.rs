@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-/// Interval at which a member with others looks at the hub.
+/// Interval at which a member with others looks at the hub. Members without a common spoke are no others.
 const LOOK: Duration = Duration::from_millis(300);
+
+/// The same for a member alone, at most: another one may join.
+const LONE_LOOK: Duration = Duration::from_secs(5);
 
 /// The same while the member waits for a lease that another gives up: the spoke stands still meanwhile.
 const EAGER_LOOK: Duration = Duration::from_millis(50);
@@ -33,13 +36,13 @@ impl Pace {
     /// Time for which a member must have beaten regularly before it declares others dead: after an outage of the hub
     /// every heartbeat is old, and each living member beats within this time.
     pub(crate) fn steady(self) -> Duration {
-        self.beat() * 3 / 2
+        self.beat() * 2
     }
 
     /// Interval between two looks at the hub. `missing`: the number of leases that the member waits for.
     pub(crate) fn look(self, has_others: bool, missing: usize) -> Duration {
         match (has_others, missing) {
-            (false, _) => self.beat(),
+            (false, _) => self.beat().min(LONE_LOOK),
             (true, 0) => LOOK,
             (true, _) => EAGER_LOOK,
         }

@@ -9,15 +9,19 @@ use super::birth;
 use super::desk::Desk;
 use super::membership::{Hold, Member, Superior};
 use super::pace::Pace;
-use super::wishes::Asked;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::leases::{self, Lease};
 use crate::mongo::metadata::members::{self, Beat, Saved};
-use crate::mongo::metadata::wishes;
 use crate::mongo::server::Server;
 use crate::observe::status::Board;
 use crate::rules::names::Zone;
 use crate::rules::share::{self, MemberId, Plan};
+
+/// Shortest lease of another member, whatever its document says.
+const SHORTEST_LEASE: Duration = Duration::from_secs(3);
+
+/// Time after which it is forgotten when a dead member was heard last.
+const FORGOTTEN: Duration = Duration::from_secs(600);
 
 /// One round of the loop.
 pub(super) struct Round<'r> {
@@ -35,9 +39,11 @@ impl Round<'_> {
         let has_beaten = self.beat_if_due().await?;
         let members = self.look(has_beaten).await?;
         let has_news = self.share(&members, has_beaten).await?;
+        self.save_pauses().await?;
         self.give_up_stopped().await?;
         self.hear_answers().await?;
-        if has_news && !self.member.others.is_empty() {
+        // The spoke of a wish may have come here meanwhile.
+        if (has_news && !self.member.others.is_empty()) || !self.member.asked.is_empty() {
             self.carry_out_wishes().await?;
         }
         self.show(&members);
@@ -46,6 +52,9 @@ impl Round<'_> {
 
     /// Waits until the next look, for news, or for a doubt of a link.
     pub(super) async fn rest(&mut self) {
+        if self.member.must_beat {
+            return;
+        }
         let pause = match self.member.asked.is_empty() {
             true => self.pace.look(!self.member.others.is_empty(), self.member.missing),
             false => super::wishes::ANSWER_INTERVAL,
@@ -60,10 +69,11 @@ impl Round<'_> {
 
     /// Takes up what the coordinator has said: another configuration, pauses to save, wishes to pass on.
     async fn take_up_news(&mut self) -> Result<(), Error> {
-        let (card, pauses, asked) = {
+        let (card, asked) = {
             let mut said = self.desk.said();
-            (said.card.take(), std::mem::take(&mut said.pauses), std::mem::take(&mut said.wishes))
+            (said.card.take(), std::mem::take(&mut said.wishes))
         };
+        self.member.asked.extend(asked);
         if let Some(card) = card {
             self.member.card = card;
             self.member.must_beat = true;
@@ -71,21 +81,30 @@ impl Round<'_> {
         if self.desk.is_leaving() && !std::mem::replace(&mut self.member.is_leaving, true) {
             self.member.must_beat = true;
         }
-        for (zone, is_paused, done) in pauses {
-            leases::set_paused(self.hub, &zone, is_paused).await?;
+        if self.make_wishes().await? {
             self.has_changed();
-            // The lease is read again before the coordinator is told anything.
-            self.member.leases.entry(zone).or_default().is_paused = is_paused;
-            if done.send(()).is_err() {
-                tracing::debug!(paused = is_paused, "the pause is kept, and nobody waits for it any more");
-            }
-        }
-        for (wish, done) in asked {
-            wishes::make(self.hub, &wish).await?;
-            self.has_changed();
-            self.member.asked.push(Asked { wish, since: Instant::now(), done });
         }
         Ok(())
+    }
+
+    /// Saves what operators have paused and resumed here, in the order of their commands. A failure leaves the rest for
+    /// the next round.
+    async fn save_pauses(&mut self) -> Result<(), Error> {
+        loop {
+            let next = self.desk.said().pauses.front().map(|(zone, is_paused, _)| (zone.clone(), *is_paused));
+            let Some((zone, is_paused)) = next else { return Ok(()) };
+            // Only the holder knows: another process may have the spoke by now, with an operator of its own.
+            if self.member.held.contains(&zone) && leases::set_paused(self.hub, &self.me(), &zone, is_paused).await? {
+                self.has_changed();
+                self.member.leases.entry(zone).or_default().is_paused = is_paused;
+            } else {
+                tracing::warn!(%zone, paused = is_paused, "another process runs the spoke by now: the command is void");
+            }
+            let done = self.desk.said().pauses.pop_front();
+            if done.is_some_and(|(.., done)| done.send(()).is_err()) {
+                tracing::debug!(paused = is_paused, "the command is kept, and nobody waits for it any more");
+            }
+        }
     }
 
     /// Makes the other members look at leases and wishes.
@@ -101,10 +120,6 @@ impl Round<'_> {
         if !self.member.must_beat && !self.member.beaten_at.is_none_or(is_due) {
             return Ok(false);
         }
-        // After a gap, the others' heartbeats may be as late as the own one.
-        if self.member.beaten_at.is_none_or(|at| began.duration_since(at) >= self.pace.beat() * 2) {
-            self.member.steady_since = began;
-        }
         if let Some(id) = &self.member.id {
             let spokes = (!self.member.others.is_empty()).then(|| self.reports());
             let beat = Beat { leaving: self.desk.is_leaving(), changes: self.member.changes, spokes };
@@ -114,10 +129,15 @@ impl Round<'_> {
             }
         }
         if self.member.id.is_none() {
-            let id = Uuid::new().to_string();
+            let id = self.member.joining.get_or_insert_with(|| Uuid::new().to_string()).clone();
             members::join(self.hub, &id, &self.member.card).await?;
             tracing::info!(member = id, "joined the cluster");
-            (self.member.id, self.member.steady_since) = (Some(id), began);
+            (self.member.id, self.member.joining) = (Some(id), None);
+            self.member.steady_since = Instant::now();
+        }
+        // After a gap, the others' heartbeats may be as late as the own one. A long wait for the answer is a gap, too.
+        if self.member.beaten_at.is_some_and(|at| at.elapsed() >= self.pace.beat() * 2) {
+            self.member.steady_since = Instant::now();
         }
         self.member.beaten_at = Some(began);
         self.member.must_beat = false;
@@ -139,12 +159,13 @@ impl Round<'_> {
         self.tell(Hold::default());
     }
 
-    /// Reads the members, and removes those that have ended. The result contains this process.
+    /// Reads the members, and removes those that have ended. The result contains this process, and the members with a
+    /// common spoke.
     async fn look(&mut self, has_beaten: bool) -> Result<Vec<Saved>, Error> {
         let me = self.me();
         let is_known = |seen: &Saved| {
-            let known = self.member.others.get(&seen.id);
-            seen.id == me || known.is_some_and(|known| known.card.config == seen.card.config)
+            let other = self.member.others.get(&seen.id).map(|other| &other.card.config);
+            seen.id == me || other.or(self.member.strangers.get(&seen.id)) == Some(&seen.card.config)
         };
         let mut seen = members::all(self.hub, has_beaten).await?;
         if !has_beaten && !seen.iter().all(is_known) {
@@ -163,12 +184,21 @@ impl Round<'_> {
                 living.push(one);
             }
         }
-        Ok(living)
+        // Other deployments may use the same hub.
+        let zones = &self.member.card.zones;
+        let is_stranger = |one: &Saved| one.id != me && one.card.zones.is_disjoint(zones);
+        let (strangers, ours): (Vec<Saved>, Vec<Saved>) = living.into_iter().partition(is_stranger);
+        self.member.strangers = strangers.into_iter().map(|one| (one.id, one.card.config)).collect();
+        Ok(ours)
     }
 
     /// Removes a member that has ended, as far as anybody can know.
     async fn has_ended(&mut self, one: &Saved) -> Result<bool, Error> {
-        let (limit, is_steady) = (self.pace.dead_after(), self.member.steady_since.elapsed() >= self.pace.steady());
+        // By its own lease, which may be another one. This process must have beaten long enough for either.
+        let pace = Pace::new(one.card.lease.max(SHORTEST_LEASE));
+        let (limit, steady) = (pace.dead_after(), pace.steady().max(self.pace.steady()));
+        let is_steady = self.member.steady_since.elapsed() >= steady;
+        self.member.dead.retain(|_, (_, at)| at.elapsed() < FORGOTTEN);
         let process = format!("{} process {}", one.card.host, one.card.pid);
         if birth::has_ended(&one.card.birth, &self.member.birth) {
             tracing::info!(process, "a former process of this machine has ended");
@@ -207,8 +237,8 @@ impl Round<'_> {
             leases::take(self.hub, &me, &plan.take, &former).await?;
             self.member.leases = leases::all(self.hub).await?;
             self.has_taken(&plan.take, &former);
-            // The others show who runs a spoke.
-            self.member.changes += 1;
+            // What is left may be another member's share now, and that member may believe that it has enough.
+            self.has_changed();
         }
         self.member.giving.extend(plan.give);
         self.hold_what_is_held();

@@ -13,7 +13,8 @@ impl Round<'_> {
         let report = |spoke: &SpokeView| {
             let lags = [spoke.uplink.lag_seconds, spoke.downlink.lag_seconds];
             let lag = lags.into_iter().flatten().reduce(f64::max);
-            Report { zone: spoke.zone.clone(), state: spoke.state.as_str().to_owned(), lag }
+            let comparing = spoke.uplink.comparing || spoke.downlink.comparing;
+            Report { zone: spoke.zone.clone(), state: spoke.state.as_str().to_owned(), lag, comparing }
         };
         self.board.view().own_spokes().map(report).collect()
     }
@@ -21,7 +22,7 @@ impl Round<'_> {
     /// Names members with another configuration, once each. Members without a common spoke are none of our business.
     pub(super) fn say_differing(&mut self) {
         let mine = &self.member.card;
-        let differs = |other: &&Saved| other.card.config != mine.config && !other.card.zones.is_disjoint(&mine.zones);
+        let differs = |other: &&Saved| other.card.config != mine.config;
         let differing: Vec<&Saved> = self.member.others.values().filter(differs).collect();
         for other in differing.iter().filter(|other| !self.member.differing.contains(&other.id)) {
             let (process, card) = (format!("{} process {}", other.card.host, other.card.pid), &other.card);
@@ -66,6 +67,7 @@ impl Round<'_> {
                 holder: format!("{} process {}", other.card.host, other.card.pid),
                 state: report.map(|report| report.state.clone()),
                 lag_seconds: report.and_then(|report| report.lag),
+                comparing: report.is_none_or(|report| report.comparing),
             };
             elsewhere.insert(zone.to_string(), view);
         }

@@ -14,20 +14,40 @@ use crate::mongo::metadata::wishes::{self, Wish};
 use crate::mongo::server::Server;
 use crate::rules::names::Zone;
 
-/// Time that the holder of a spoke has to answer a wish.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Time that the holder of a spoke has to answer a wish, less than the time that the commands wait.
+const ANSWER_LIMIT: Duration = Duration::from_secs(8);
 
 /// Interval of the looks for an answer.
 pub(super) const ANSWER_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A wish that another member has not answered yet.
 pub(super) struct Asked {
-    pub(super) wish: Wish,
-    pub(super) since: Instant,
-    pub(super) done: oneshot::Sender<Answer>,
+    wish: Wish,
+    /// The hub has the wish.
+    is_made: bool,
+    since: Instant,
+    done: oneshot::Sender<Answer>,
+}
+
+impl Asked {
+    pub(super) fn new(wish: Wish, done: oneshot::Sender<Answer>) -> Self {
+        Self { wish, is_made: false, since: Instant::now(), done }
+    }
 }
 
 impl Round<'_> {
+    /// Passes new wishes on. True if there were any.
+    pub(super) async fn make_wishes(&mut self) -> Result<bool, Error> {
+        let mut has_new = false;
+        // Nobody waits for an old one any more.
+        let is_new = |asked: &&mut Asked| !asked.is_made && asked.since.elapsed() < ANSWER_LIMIT;
+        for asked in self.member.asked.iter_mut().filter(is_new) {
+            wishes::make(self.hub, &asked.wish).await?;
+            (asked.is_made, has_new) = (true, true);
+        }
+        Ok(has_new)
+    }
+
     /// Carries out what other members were asked for.
     pub(super) async fn carry_out_wishes(&mut self) -> Result<(), Error> {
         let open = wishes::open(self.hub).await?;
@@ -46,19 +66,19 @@ impl Round<'_> {
 
     /// Hears what other members have answered.
     pub(super) async fn hear_answers(&mut self) -> Result<(), Error> {
-        for asked in std::mem::take(&mut self.member.asked) {
-            let answer = wishes::answered(self.hub, &asked.wish.id).await?;
-            let answer = match answer {
+        let mut place = 0;
+        while let Some(asked) = self.member.asked.get(place) {
+            let answer = match wishes::answered(self.hub, &asked.wish.id).await? {
                 Some(done) if done.is_empty() => Ok(()),
                 Some(reason) => Err(reason),
                 None if asked.since.elapsed() < ANSWER_LIMIT => {
-                    self.member.asked.push(asked);
+                    place += 1;
                     continue;
                 }
                 None => Err("the process that runs it does not answer: try again".to_owned()),
             };
             wishes::forget(self.hub, &asked.wish.id).await?;
-            if asked.done.send(answer).is_err() {
+            if self.member.asked.remove(place).done.send(answer).is_err() {
                 tracing::debug!("a wish is answered, and nobody waits for the answer any more");
             }
         }

@@ -16,6 +16,7 @@ mod page;
 mod spokes;
 mod verify;
 
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -40,9 +41,6 @@ const MOST_BODY_BYTES: usize = 262_144;
 /// Connections served at the same time. Further ones wait, so that requests take no descriptors from the links.
 const MOST_CONNECTIONS: usize = 256;
 
-/// Connections that wait to be served, before the operating system refuses more.
-const BACKLOG: u32 = 128;
-
 #[derive(Clone)]
 struct Sources {
     board: Arc<Board>,
@@ -50,9 +48,10 @@ struct Sources {
     logs: Logs,
 }
 
-/// Starts the HTTP server. Fails if the address is not available.
+/// Starts the HTTP server on a listener.
 pub(crate) fn start(
     http: &Http,
+    listener: TcpListener,
     board: Arc<Board>,
     coordinator: Addr<Coordinator>,
     logs: Logs,
@@ -95,10 +94,10 @@ pub(crate) fn start(
             .route("/readyz", web::get().to(readyz))
             .service(guarded)
     };
-    let server = HttpServer::new(app).workers(1).max_connections(MOST_CONNECTIONS).backlog(BACKLOG);
+    let server = HttpServer::new(app).workers(1).max_connections(MOST_CONNECTIONS);
     // One request a connection: the time limits hold for a connection's first request only.
     let server = server.keep_alive(KeepAlive::Disabled);
-    let server = server.disable_signals().shutdown_timeout(1).bind(http.listen)?;
+    let server = server.disable_signals().shutdown_timeout(1).listen(listener)?;
     Ok(server.run())
 }
 

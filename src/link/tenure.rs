@@ -6,12 +6,15 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
 use crate::mongo::error::Error;
 use crate::rules::names::{LinkName, Zone};
+
+/// Time for which a link waits for a word of the hub.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The leases that the process holds, shared by all links.
 #[derive(Debug)]
@@ -47,16 +50,28 @@ impl Tenure {
         self.known.send_replace(Known::Leases { held: Arc::new(held), until });
     }
 
-    /// True as soon as the hub has said which leases the process holds.
+    /// True if the hub has said lately which leases the process holds.
     pub(crate) fn is_known(&self) -> bool {
-        matches!(*self.known.borrow(), Known::Leases { .. })
+        matches!(*self.known.borrow(), Known::Leases { until, .. } if Instant::now() < until)
     }
 
-    /// Waits until the process knows that it holds the spoke's lease, and that nobody takes it for dead.
+    /// Waits until the process knows that it holds the spoke's lease, and that nobody takes it for dead, for at most
+    /// [`PATIENCE`]: a link that waits must be able to stop, and to say what is wrong with the hub.
     ///
     /// # Errors
-    /// [`Error::Standby`] if another process may run the spoke.
+    /// [`Error::Standby`] if another process may run the spoke, [`Error::Unconfirmed`] if the hub does not say.
     pub(crate) async fn wait(&self, link: &LinkName) -> Result<(), Error> {
+        self.wait_for(link, PATIENCE).await
+    }
+
+    async fn wait_for(&self, link: &LinkName, patience: Duration) -> Result<(), Error> {
+        match tokio::time::timeout(patience, self.wait_for_word(link)).await {
+            Ok(known) => known,
+            Err(_) => Err(Error::Unconfirmed { link: link.to_string(), after: patience }),
+        }
+    }
+
+    async fn wait_for_word(&self, link: &LinkName) -> Result<(), Error> {
         let mut known = self.known.subscribe();
         loop {
             match &*known.borrow_and_update() {
@@ -98,7 +113,6 @@ impl Tenure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     const SOON: Duration = Duration::from_millis(20);
     const HOUR: Duration = Duration::from_secs(3_600);
@@ -122,6 +136,7 @@ mod tests {
         tenure.set(BTreeSet::new(), Instant::now() + HOUR);
         assert!(matches!(tenure.wait(&link).await, Err(Error::Standby { .. })));
         tenure.set(held(), Instant::now());
+        assert!(matches!(tenure.wait_for(&link, SOON).await, Err(Error::Unconfirmed { .. })), "the hub says nothing");
         tenure.end();
         assert!(matches!(tenure.wait(&link).await, Err(Error::Standby { .. })), "the process ends");
     }

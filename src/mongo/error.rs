@@ -112,6 +112,14 @@ pub enum Error {
         /// The link's name, such as `uplink:DFW`.
         link: String,
     },
+    /// The hub has not confirmed that the process runs the spoke: the other processes may take it for dead.
+    #[error("{link}: the hub has not said for {} s that this process runs the spoke", after.as_secs())]
+    Unconfirmed {
+        /// The link's name, such as `uplink:DFW`.
+        link: String,
+        /// The time for which the link has waited.
+        after: Duration,
+    },
     /// Another process applies this link.
     #[error("{link}: another process has taken this link over ({by})")]
     Fenced {
@@ -129,7 +137,7 @@ impl Error {
             Self::Command { failure, .. } => *failure,
             Self::Malformed { .. } | Self::Refused { .. } | Self::TooMuch { .. } => Failure::Transient,
             Self::Fenced { .. } | Self::Standby { .. } => Failure::Displaced,
-            Self::Timeout { .. } => Failure::Unreachable,
+            Self::Timeout { .. } | Self::Unconfirmed { .. } => Failure::Unreachable,
             Self::Unsuitable { .. } => Failure::Fatal,
         }
     }

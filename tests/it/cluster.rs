@@ -9,6 +9,9 @@ use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
 use nix::sys::signal::Signal;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use testbed::program::Program;
 use testbed::proxy::{Proxy, Wire};
@@ -219,52 +222,132 @@ async fn each_once(site: &Site, events: &mut Events, documents: u64) {
     assert_eq!((seen.len() as u64, ids.len() as u64), (documents, documents));
 }
 
+/// What happens to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accident {
+    /// It is killed, and another one is started later.
+    Kill,
+    /// It is frozen, and wakes up later.
+    Freeze,
+    /// It cannot reach the hub for a while.
+    Cut,
+    /// An operator stops it, and starts another one later.
+    Stop,
+}
+
+/// Three processes that share the spokes, each with a separate wire to the hub.
+struct Team {
+    site: Site,
+    members: Vec<(Program, Proxy)>,
+    /// Numbers the processes.
+    started: usize,
+}
+
+impl Team {
+    async fn start(site: Site) -> Self {
+        let mut team = Self { site, members: Vec::new(), started: 0 };
+        for _ in 0..3 {
+            team.add().await;
+        }
+        team.share().await;
+        team
+    }
+
+    async fn add(&mut self) {
+        self.started += 1;
+        let proxy = Proxy::to(self.site.nodes[HUB].port()).await.unwrap();
+        let program = self.site.member_by(&format!("member{}", self.started), &proxy.uri());
+        self.members.push((program, proxy));
+    }
+
+    /// Waits until each process runs its share.
+    async fn share(&self) {
+        self.share_without(None).await;
+    }
+
+    /// Waits until each process except one runs its share.
+    async fn share_without(&self, away: Option<usize>) {
+        let present = self.members.iter().enumerate().filter(|(place, _)| Some(*place) != away);
+        let programs: Vec<&Program> = present.map(|(_, (program, _))| program).collect();
+        shared_among(&self.site, &programs).await;
+    }
+
+    /// Lets the accident happen to a process. Waits until the others run its spokes, and then until all share again.
+    async fn suffer(&mut self, accident: Accident, place: usize) {
+        println!("{accident:?} of process {place}");
+        match accident {
+            Accident::Kill => {
+                drop(self.members.remove(place));
+                self.share().await;
+                self.add().await;
+            }
+            Accident::Stop => {
+                let (mut program, _proxy) = self.members.remove(place);
+                assert_eq!(program.stop(Signal::SIGTERM, LIMIT).await.unwrap(), Some(0), "{}", program.log());
+                self.share().await;
+                self.add().await;
+            }
+            Accident::Freeze => self.freeze(place).await,
+            Accident::Cut => {
+                self.members[place].1.set(Wire::Cut);
+                self.share_without(Some(place)).await;
+                self.members[place].1.set(Wire::Open);
+            }
+        }
+        self.share().await;
+    }
+
+    /// Freezes a process until the others run its spokes, and checks that it commits nothing when it wakes up.
+    async fn freeze(&self, place: usize) {
+        let program = &self.members[place].0;
+        let own = sessions(&self.site, &held(program)).await;
+        let deaths = || program.log().matches("took this process for dead").count();
+        let former = deaths();
+        program.process().signal(Signal::SIGSTOP).unwrap();
+        self.share_without(Some(place)).await;
+        let before = committed(&self.site, &own).await;
+        assert!(before.iter().any(Option::is_some), "{own:?}");
+        program.process().signal(Signal::SIGCONT).unwrap();
+        eventually("the woken process joins again as a newcomer", async || {
+            deaths() > former && members(&program.status().unwrap()) == 3
+        })
+        .await;
+        assert_eq!(before, committed(&self.site, &own).await, "it committed after the others had taken over");
+    }
+}
+
+/// `make soak` goes on for `SOAK_MINUTES`; `SOAK_SEED` repeats the accidents of an earlier run.
 #[tokio::test(flavor = "multi_thread")]
-async fn processes_are_killed_frozen_and_cut_off_and_their_spokes_go_on_elsewhere() {
+async fn a_soak_of_accidents_loses_and_repeats_nothing_and_every_spoke_goes_on() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let seed = number("SOAK_SEED").unwrap_or_else(rand::random);
+    println!("SOAK_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let end = Instant::now() + Duration::from_secs(60 * number("SOAK_MINUTES").unwrap_or(0));
     let mut site = Site::crowd(NINE).await;
     LEASE.clone_into(&mut site.more_config);
-    let proxy = Proxy::to(site.nodes[HUB].port()).await.unwrap();
-    let first = site.member("first");
-    let second = site.member("second");
-    let third = site.member_by("third", &proxy.uri());
-    shared_among(&site, &[&first, &second, &third]).await;
-    let mut events = Events::watch(site.at(HUB)).await;
-    let (application, gaps) = (Application::start(&site), Gaps::watch(&site));
-
-    // Frozen: the others run its spokes, and it commits nothing when it wakes up.
-    let own = sessions(&site, &held(&second)).await;
-    second.process().signal(Signal::SIGSTOP).unwrap();
-    shared_among(&site, &[&first, &third]).await;
-    let before = committed(&site, &own).await;
-    assert!(before.iter().any(Option::is_some), "{own:?}");
-    second.process().signal(Signal::SIGCONT).unwrap();
-    eventually("the woken process joins again as a newcomer", async || {
-        second.log().contains("took this process for dead") && members(&second.status().unwrap()) == 3
-    })
-    .await;
-    assert_eq!(before, committed(&site, &own).await, "it committed after the others had taken over");
-    shared_among(&site, &[&first, &second, &third]).await;
-
-    // Cut off from the hub.
-    proxy.set(Wire::Cut);
-    shared_among(&site, &[&first, &second]).await;
-    proxy.set(Wire::Open);
-    shared_among(&site, &[&first, &second, &third]).await;
-
-    // Killed, and not started again.
-    drop(first);
-    shared_among(&site, &[&second, &third]).await;
-
-    // Stopped by an operator: the other takes over at once.
-    let mut second = second;
-    assert_eq!(second.stop(Signal::SIGTERM, LIMIT).await.unwrap(), Some(0), "{}", second.log());
-    shared_among(&site, &[&third]).await;
-
+    let mut team = Team::start(site).await;
+    let mut events = Events::watch(team.site.at(HUB)).await;
+    let (application, gaps) = (Application::start(&team.site), Gaps::watch(&team.site));
+    loop {
+        let mut accidents = [Accident::Kill, Accident::Freeze, Accident::Cut, Accident::Stop];
+        accidents.shuffle(&mut random);
+        for accident in accidents {
+            team.suffer(accident, random.random_range(0..3)).await;
+        }
+        if Instant::now() >= end {
+            break;
+        }
+    }
     gaps.end().await;
     let documents = application.end().await;
-    site.program = Some(third);
-    each_once(&site, &mut events, documents).await;
-    site.assert_converged().await;
+    // One process alone runs everything, and shows the positions of all links.
+    team.members.truncate(1);
+    team.share().await;
+    let (program, _proxy) = team.members.remove(0);
+    team.site.program = Some(program);
+    each_once(&team.site, &mut events, documents).await;
+    team.site.assert_converged().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -376,4 +459,40 @@ async fn a_program_that_is_too_old_for_the_metadata_says_so_and_carries_nothing(
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(site.at(HUB).count_documents(doc! {}).await.unwrap(), 0);
     assert_eq!(site.program.as_ref().unwrap().get("/readyz").unwrap().0, 503);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_without_a_spoke_is_ready_to_run_one() {
+    let mut site = Site::shared(&[("DFW", &[])]).await;
+    LEASE.clone_into(&mut site.more_config);
+    let first = site.member("first");
+    shared_among(&site, &[&first]).await;
+    let mut second = site.member("second");
+    second.ready(LIMIT).await.unwrap();
+    assert!(held(&second).is_empty());
+    drop(first);
+    shared_among(&site, &[&second]).await;
+    everything_streams(&site, "after").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deployments_without_a_common_spoke_do_not_disturb_each_other() {
+    let mut site = Site::shared(&[("DFW", &[]), ("HOU", &[])]).await;
+    LEASE.clone_into(&mut site.more_config);
+    site.remove("HOU");
+    let first = site.member("first");
+    site.remove("DFW");
+    site.add("HOU", &[]);
+    // Its heartbeats are farther apart than the other's lease is long.
+    "[cluster]\nlease_seconds = 40".clone_into(&mut site.more_config);
+    let second = site.member("second");
+    site.add("DFW", &[]);
+    eventually("each runs its own", async || held(&first).contains("DFW") && held(&second).contains("HOU")).await;
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    for program in [&first, &second] {
+        let status = program.status().unwrap();
+        assert_eq!((members(&status), &status["cluster"]["leases_lost_total"]), (1, &json!(0)), "{status:#}");
+        assert!(!program.log().contains("differ") && !program.log().contains("dead"), "{}", program.log());
+    }
+    everything_streams(&site, "apart").await;
 }

@@ -160,3 +160,14 @@ async fn a_spoke_that_is_down_at_the_start_keeps_nobody_else_from_starting() {
     site.ready().await;
     site.assert_converged().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_taken_ends_the_program_at_once_with_the_reason() {
+    let site = Site::shared(TRIANGLE).await;
+    let taken = std::net::TcpListener::bind(site.address()).unwrap();
+    let (code, _) = site.command_code(&["run"]);
+    assert_eq!(code, 1);
+    let (_, output) = site.command(&["run"]);
+    assert!(output.contains("http.listen: cannot listen on") && !output.contains("panicked"), "{output}");
+    drop(taken);
+}

@@ -237,17 +237,17 @@ fn traffic(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_minute_of_steady_writes_raises_no_false_alarm_and_hides_nothing() {
+async fn steady_writes_raise_no_false_alarm_and_hide_nothing() {
     let mut site = Site::own(&[("DFW", &[]), ("HOU", &["DFW"])], Options::default()).await;
     site.start().await;
-    for start in (0..200_000).step_by(10_000) {
+    for start in (0..60_000).step_by(10_000) {
         let documents = (start..start + 10_000).map(|id| whole(&format!("DFW {id:06}"), "DFW"));
         site.at("DFW").insert_many(documents).await.unwrap();
     }
     site.settle().await;
     let done = Arc::new(AtomicBool::new(false));
     let writers = [traffic(site.at("DFW"), "DFW", 1, done.clone()), traffic(site.at(HUB), "DFW", 2, done.clone())];
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_secs(20);
     let mut rounds = 0;
     while Instant::now() < until {
         let quick = if rounds % 3 == 2 { ["--quick"].as_slice() } else { &[] };

@@ -177,6 +177,10 @@ impl Link<'_, SpokeSource> {
                 }
             }
         }
+        // The register has no compare-and-swap of its own.
+        if !(new.is_empty() && gone.is_empty()) {
+            self.spoke.tenure.wait(self.destination.link()).await?;
+        }
         foreign::register(known, &server, &hub, &new).await?;
         known.end(&server, &gone.into_values().collect::<Vec<_>>()).await
     }

@@ -69,7 +69,7 @@ pub(crate) async fn take(
     };
     match update(hub, "taking leases", zones.iter().map(statement).collect()).await {
         Err(error) if error.code() == Some(codes::DUPLICATE_KEY) => Ok(()),
-        done => done,
+        done => done.map(drop),
     }
 }
 
@@ -86,23 +86,25 @@ pub(crate) async fn give(hub: &Server, me: &str, zones: &BTreeSet<Zone>, with_pa
         let give = doc! { "$unset": unset, "$inc": { "term": 1_i64 }, "$currentDate": { "taken_at": true } };
         doc! { "q": { "_id": zone.as_str(), "holder": me }, "u": give }
     };
-    update(hub, "giving up leases", zones.iter().map(statement).collect()).await
+    update(hub, "giving up leases", zones.iter().map(statement).collect()).await.map(drop)
 }
 
-/// Saves that an operator has paused or resumed the spoke.
+/// Saves that an operator has paused or resumed the spoke. False if the member does not hold the lease.
 ///
 /// # Errors
 /// If the server does not answer.
-pub(crate) async fn set_paused(hub: &Server, zone: &Zone, is_paused: bool) -> Result<(), Error> {
-    let set = doc! { "$set": { "paused": is_paused }, "$setOnInsert": { "term": 0_i64 } };
-    let statement = doc! { "q": { "_id": zone.as_str() }, "u": set, "upsert": true };
-    update(hub, "saving a pause", vec![statement]).await
+pub(crate) async fn set_paused(hub: &Server, me: &str, zone: &Zone, is_paused: bool) -> Result<bool, Error> {
+    let set = doc! { "$set": { "paused": is_paused } };
+    let statement = doc! { "q": { "_id": zone.as_str(), "holder": me }, "u": set };
+    Ok(update(hub, "saving a pause", vec![statement]).await? > 0)
 }
 
-async fn update(hub: &Server, doing: &'static str, statements: Vec<Document>) -> Result<(), Error> {
+/// Runs the statements in no order, and returns the number of leases that they found or made.
+async fn update(hub: &Server, doing: &'static str, statements: Vec<Document>) -> Result<i32, Error> {
     if statements.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
     let command = doc! { "update": LEASES, "updates": statements, "ordered": false, "writeConcern": majority() };
-    hub.run(doing, &hub.metadata(), command).await.map(drop)
+    let reply = hub.run(doing, &hub.metadata(), command).await?;
+    Ok(reply.get_i32("n").unwrap_or(0))
 }

@@ -10,11 +10,12 @@
 //! http        string  address of the HTTP interface
 //! config      string  hash of the configuration, as far as the sync depends on it
 //! zones       array   the zones of the spokes in its configuration
+//! lease       int64   its `cluster.lease_seconds` in milliseconds: how old its heartbeat may become
 //! started_at  date    time at which it joined
 //! heartbeat   date    time of its newest sign of life
 //! leaving     bool    true while it gives up its spokes before an end
 //! changes     int64   grows with each change of leases and wishes that it makes, so that the others look
-//! spokes      array   { zone, state, lag } of each spoke that it runs
+//! spokes      array   { zone, state, lag, comparing } of each spoke that it runs
 //! ```
 //!
 //! Kept at the hub. All times are the hub's (`$$NOW`), so the clocks of the processes do not matter.
@@ -48,6 +49,8 @@ pub(crate) struct Card {
     pub(crate) http: String,
     pub(crate) config: String,
     pub(crate) zones: BTreeSet<Zone>,
+    /// The time of a lease. Members may be configured with different ones.
+    pub(crate) lease: Duration,
 }
 
 /// A member as read at the hub.
@@ -72,6 +75,8 @@ pub(crate) struct Report {
     pub(crate) state: String,
     /// The larger lag of the two links in seconds, if known.
     pub(crate) lag: Option<f64>,
+    /// True if a comparison requested by an operator is due or in progress.
+    pub(crate) comparing: bool,
 }
 
 /// What a heartbeat says.
@@ -104,8 +109,12 @@ fn said(card: &Card) -> Document {
     doc! {
         "host": literal(&card.host), "pid": card.pid, "birth": literal(&card.birth),
         "version": literal(&card.version), "http": literal(&card.http), "config": literal(&card.config),
-        "zones": { "$literal": zones },
+        "zones": { "$literal": zones }, "lease": milliseconds(card.lease),
     }
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Beats. False if the member was declared dead. `card`: what has changed since the member joined.
@@ -116,7 +125,11 @@ pub(crate) async fn beat(hub: &Server, id: &str, beat: &Beat, card: Option<&Card
     let mut set = card.map(said).unwrap_or_default();
     set.extend(doc! { "heartbeat": "$$NOW", "leaving": beat.leaving, "changes": beat.changes });
     if let Some(spokes) = &beat.spokes {
-        let report = |report: &Report| doc! { "zone": &report.zone, "state": &report.state, "lag": report.lag };
+        let report = |report: &Report| {
+            doc! {
+                "zone": &report.zone, "state": &report.state, "lag": report.lag, "comparing": report.comparing,
+            }
+        };
         set.insert("spokes", doc! { "$literal": spokes.iter().map(report).collect::<Vec<_>>() });
     }
     let command = doc! {
@@ -156,6 +169,7 @@ fn read(saved: &Document) -> Option<Saved> {
         zone: report.get_str("zone").unwrap_or_default().to_owned(),
         state: report.get_str("state").unwrap_or_default().to_owned(),
         lag: report.get_f64("lag").ok(),
+        comparing: report.get_bool("comparing").unwrap_or(false),
     };
     Some(Saved {
         id: saved.get_str("_id").ok()?.to_owned(),
@@ -167,6 +181,7 @@ fn read(saved: &Document) -> Option<Saved> {
             http: text("http"),
             config: text("config"),
             zones: list("zones").filter_map(Bson::as_str).map(Zone::new).collect(),
+            lease: time("lease"),
         },
         age: time("age"),
         since: time("since"),
@@ -182,8 +197,7 @@ fn read(saved: &Document) -> Option<Saved> {
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn remove_dead(hub: &Server, id: &str, older_than: Duration) -> Result<bool, Error> {
-    let milliseconds = i64::try_from(older_than.as_millis()).unwrap_or(i64::MAX);
-    let is_old = doc! { "$lt": ["$heartbeat", { "$subtract": ["$$NOW", milliseconds] }] };
+    let is_old = doc! { "$lt": ["$heartbeat", { "$subtract": ["$$NOW", milliseconds(older_than)] }] };
     remove(hub, doc! { "_id": id, "$expr": is_old }).await
 }
 
@@ -209,12 +223,20 @@ mod tests {
     fn a_member_is_read_as_the_hub_keeps_it() {
         let saved = doc! {
             "_id": "a", "host": "box", "pid": 7_i64, "birth": "b", "version": "1", "http": "h", "config": "c",
-            "zones": ["DFW"], "leaving": true, "changes": 3_i64, "age": 1_500_i64, "since": 2_000_i64,
-            "spokes": [{ "zone": "DFW", "state": "streaming", "lag": 0.5 }, { "zone": "HOU", "state": "paused" }],
+            "zones": ["DFW"], "lease": 10_000_i64, "leaving": true, "changes": 3_i64, "age": 1_500_i64, "since": 2_000_i64,
+            "spokes": [
+                { "zone": "DFW", "state": "streaming", "lag": 0.5, "comparing": true }, { "zone": "HOU", "state": "paused" },
+            ],
         };
-        let report = |zone: &str, state: &str, lag| Report { zone: zone.to_owned(), state: state.to_owned(), lag };
+        let report = |zone: &str, state: &str, lag| Report {
+            zone: zone.to_owned(),
+            state: state.to_owned(),
+            lag,
+            comparing: lag.is_some(),
+        };
         let [host, birth, version, http, config] = ["box", "b", "1", "h", "c"].map(str::to_owned);
-        let card = Card { host, pid: 7, birth, version, http, config, zones: BTreeSet::from([Zone::new("DFW")]) };
+        let (zones, lease) = (BTreeSet::from([Zone::new("DFW")]), Duration::from_secs(10));
+        let card = Card { host, pid: 7, birth, version, http, config, zones, lease };
         let wanted = Saved {
             id: "a".to_owned(),
             card,

@@ -20,6 +20,9 @@ use super::{WISHES, all_of, delete_all, majority};
 use crate::mongo::error::Error;
 use crate::mongo::server::{Server, first_batch};
 
+/// Time for which somebody waits for an answer, in milliseconds.
+const FRESH_MILLISECONDS: i64 = 10_000;
+
 /// Time after which a wish without an answer is of no use any more, in milliseconds.
 const STALE_MILLISECONDS: i64 = 60_000;
 
@@ -55,7 +58,10 @@ pub(crate) async fn make(hub: &Server, wish: &Wish) -> Result<(), Error> {
 /// # Errors
 /// If the server does not answer.
 pub(crate) async fn open(hub: &Server) -> Result<Vec<Wish>, Error> {
-    let open = all_of(hub, WISHES, doc! { "answer": { "$exists": false } }, doc! {}).await?;
+    // Whoever has made an older one does not wait any more.
+    let is_fresh = doc! { "$gt": ["$made_at", { "$subtract": ["$$NOW", FRESH_MILLISECONDS] }] };
+    let open = doc! { "answer": { "$exists": false }, "$expr": is_fresh };
+    let open = all_of(hub, WISHES, open, doc! {}).await?;
     Ok(open.iter().filter_map(read).collect())
 }
 

@@ -50,6 +50,8 @@ pub(crate) struct ElsewhereView {
     /// Its state there, at the process's newest heartbeat.
     pub(crate) state: Option<String>,
     pub(crate) lag_seconds: Option<f64>,
+    /// True if a comparison requested by an operator is due or in progress there.
+    pub(crate) comparing: bool,
 }
 
 /// The part of the status board about the cluster.

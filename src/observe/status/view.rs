@@ -41,7 +41,9 @@ impl StatusView {
     pub(crate) fn not_ready(&self) -> Vec<String> {
         let name = State::as_str;
         let mut waiting = Vec::new();
-        if self.hub.state != State::Streaming {
+        // A process without a spoke opens no stream at the hub, and is ready to run one.
+        let is_idle = !self.cluster.members.is_empty() && self.own_spokes().next().is_none();
+        if self.hub.state != State::Streaming && !is_idle {
             waiting.push(format!("hub: {}", name(self.hub.state)));
         }
         for spoke in &self.spokes {
