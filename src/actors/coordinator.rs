@@ -41,6 +41,9 @@ const START_ANYWAY: Duration = Duration::from_secs(1);
 /// links for its word. The second one is for an error that only a person can remove.
 const MEMBERSHIP_DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 
+/// Time for the process that runs a spoke to answer a command, less than the time that the commands wait.
+const WISH_LIMIT: Duration = Duration::from_secs(9);
+
 /// Time for the hub to keep a pause. The spoke is paused in any case.
 const PAUSE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -492,6 +495,8 @@ impl Handler<Reload> for Coordinator {
             self.handles.hub.set_uri(self.config.hub.clone());
         }
         self.config.sync = former.sync.clone();
+        // The other members judge this process by the lease that it says, so it must be the one that it beats by.
+        self.config.cluster.lease = former.cluster.lease;
         let by_zone = |config: &Config| -> HashMap<Zone, config::Spoke> {
             config.spokes.iter().map(|spoke| (spoke.zone.clone(), spoke.clone())).collect()
         };
@@ -563,12 +568,17 @@ impl Handler<ActOn> for Coordinator {
                 _ => None,
             };
             let saving = async move {
-                if let Some(saved) = saved
-                    && !matches!(tokio::time::timeout(PAUSE_LIMIT, saved).await, Ok(Ok(())))
-                {
-                    tracing::warn!(?action, "the hub does not keep it yet: it is kept as soon as the hub answers");
+                let Some(saved) = saved else { return done };
+                match tokio::time::timeout(PAUSE_LIMIT, saved).await {
+                    Ok(Ok(true)) => done,
+                    Ok(Ok(false)) => {
+                        Err(Refused::Senseless("another process has taken the spoke over: try again".to_owned()))
+                    }
+                    _ => {
+                        tracing::warn!(?action, "the hub does not keep it yet: it is kept as soon as the hub answers");
+                        done
+                    }
                 }
-                done
             };
             saving.into_actor(coordinator)
         }))
@@ -576,8 +586,9 @@ impl Handler<ActOn> for Coordinator {
 }
 
 impl Coordinator {
-    /// Remembers a pause or its end, here and at the hub. The receiver hears when the hub has it.
-    fn has_paused(&mut self, zone: &str, action: Action) -> oneshot::Receiver<()> {
+    /// Remembers a pause or its end, here and at the hub. The receiver hears when the hub has it, or false if another
+    /// process runs the spoke by now.
+    fn has_paused(&mut self, zone: &str, action: Action) -> oneshot::Receiver<bool> {
         let is_paused = action == Action::Pause;
         if is_paused {
             self.paused.insert(zone.to_owned());
@@ -601,9 +612,13 @@ impl Coordinator {
         tracing::info!(zone, action, "passed on to the process that runs the spoke");
         let wish = Wish { id: bson::Uuid::new().to_string(), zone: zone.to_owned(), action: action.to_owned(), ids };
         let answer = self.handles.desk.wish(wish);
-        Some(
-            async move { answer.await.unwrap_or(Err("the program is stopping".to_owned())).map_err(Refused::Senseless) },
-        )
+        Some(async move {
+            match tokio::time::timeout(WISH_LIMIT, answer).await {
+                Ok(Ok(answer)) => answer.map_err(Refused::Senseless),
+                Ok(Err(_)) => Err(Refused::Stopping),
+                Err(_) => Err(Refused::Senseless("another process runs it, and the hub does not answer".to_owned())),
+            }
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! `spokesync pause|resume|restart|resync ZONE`: sends a command for one spoke to the running process.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -12,6 +12,9 @@ use crate::config::Config;
 /// Interval of the requests for the progress of a resync.
 const INTERVAL: Duration = Duration::from_millis(500);
 
+/// Time after which another process has reported a resync that it was asked for, with the default lease.
+const REPORTED: Duration = Duration::from_secs(6);
+
 pub(super) fn run(config: &Config, action: &str, zone: &str) -> Result<()> {
     Client::of(config).post(&format!("/api/v1/spokes/{}/{action}", encode(zone)), &json!({}))?;
     println!("spoke {zone}: {action} accepted");
@@ -22,6 +25,7 @@ pub(super) fn run(config: &Config, action: &str, zone: &str) -> Result<()> {
 pub(super) fn wait_for_resync(config: &Config, zone: &str) -> Result<()> {
     let client = Client::of(config);
     let mut progress = Progress::new();
+    let asked = Instant::now();
     loop {
         let status = client.get("/api/v1/status")?;
         let spokes = status["spokes"].as_array().into_iter().flatten();
@@ -30,10 +34,11 @@ pub(super) fn wait_for_resync(config: &Config, zone: &str) -> Result<()> {
             .find(|spoke| spoke["zone"] == zone)
             .with_context(|| format!("there is no spoke {zone}"))?;
         let links = ["uplink", "downlink"].map(|name| (name, &spoke[name]));
-        // The process that runs the spoke reports with its heartbeats.
-        let is_comparing = match &spoke["elsewhere"]["comparing"] {
-            Value::Bool(is_comparing) => *is_comparing,
-            _ => links.iter().any(|(_, link)| link["comparing"] == true),
+        // Another process that runs the spoke reports with its heartbeats, and nobody does while the spoke moves.
+        let is_comparing = match (spoke["state"] == "standby", &spoke["elsewhere"]["comparing"]) {
+            (true, Value::Bool(false)) => asked.elapsed() < REPORTED,
+            (true, _) => true,
+            (false, _) => links.iter().any(|(_, link)| link["comparing"] == true),
         };
         if !is_comparing {
             progress.end();

@@ -34,7 +34,7 @@ pub(super) struct Said {
     running: BTreeSet<Zone>,
     is_leaving: bool,
     /// Pauses to save, in the order of the operator's commands, and whom to tell.
-    pub(super) pauses: VecDeque<(Zone, bool, oneshot::Sender<()>)>,
+    pub(super) pauses: VecDeque<(Zone, bool, oneshot::Sender<bool>)>,
     /// Wishes for spokes of other members, and whom to answer.
     pub(super) wishes: Vec<Asked>,
 }
@@ -65,8 +65,9 @@ impl Desk {
         self.tenure.end();
     }
 
-    /// Saves that an operator has paused or resumed a spoke. The receiver hears when the hub has it.
-    pub(crate) fn pause(&self, zone: Zone, is_paused: bool) -> oneshot::Receiver<()> {
+    /// Saves that an operator has paused or resumed a spoke. The receiver hears when the hub has it, or false if another
+    /// process runs the spoke by now.
+    pub(crate) fn pause(&self, zone: Zone, is_paused: bool) -> oneshot::Receiver<bool> {
         let (done, saved) = oneshot::channel();
         self.say(|said| said.pauses.push_back((zone, is_paused, done)));
         saved

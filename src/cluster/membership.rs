@@ -79,8 +79,8 @@ pub(crate) struct Member {
     /// The other members that have a spoke in common with this one, with their zones and reports at the newest whole
     /// look.
     pub(super) others: BTreeMap<MemberId, Saved>,
-    /// Members without a common spoke, with their configuration: none of our business.
-    pub(super) strangers: BTreeMap<MemberId, String>,
+    /// Members without a common spoke: none of our business.
+    pub(super) strangers: BTreeMap<MemberId, Saved>,
     /// Holders that were removed as dead, with the age of their last heartbeat.
     pub(super) dead: BTreeMap<MemberId, (Duration, Instant)>,
     /// Members with another configuration that the log has named.
@@ -148,6 +148,8 @@ pub(crate) async fn run(
     };
     match failed {
         Err(error) => {
+            // The next round does what this one may have left.
+            member.must_beat = true;
             board.cluster().failed(&error.to_string());
             endpoint.renew_after(&error);
             Err(error)
@@ -163,7 +165,9 @@ pub(crate) async fn run(
 /// Tells the other members of the end, unless they know. This frees whatever is still held; otherwise the others wait
 /// until the lease runs out.
 pub(crate) async fn leave(desk: &Desk, endpoint: &Endpoint) {
-    let Some(id) = desk.member.try_lock().ok().and_then(|mut member| member.id.take()) else { return };
+    // A join without an answer may have succeeded.
+    let id = desk.member.try_lock().ok().and_then(|mut member| member.id.take().or(member.joining.take()));
+    let Some(id) = id else { return };
     let leaving = async { members::leave(&endpoint.connect().await?, &id).await };
     match tokio::time::timeout(LEAVE_LIMIT, leaving).await {
         Ok(Ok(())) => {}

@@ -48,6 +48,11 @@ impl Pace {
         }
     }
 
+    /// Time for the hub to answer a heartbeat.
+    pub(crate) fn answer(self) -> Duration {
+        self.dead_after() / 2
+    }
+
     /// Time for one round of the loop. A hub that does not answer on one connection may answer on another, before the
     /// others take the process for dead.
     pub(crate) fn round(self) -> Duration {
@@ -67,6 +72,10 @@ mod tests {
             assert!(pace.dead_after() + pace.look(true, 0) < lease);
             assert!(pace.beat() * 2 < pace.dead_after(), "a single late heartbeat is no death");
             assert!(pace.steady() > pace.beat() && pace.steady() < pace.dead_after());
+            assert!(
+                pace.beat() + pace.look(true, 0) + pace.answer() < pace.dead_after(),
+                "there is time for another try"
+            );
         }
     }
 }

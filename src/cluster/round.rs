@@ -20,7 +20,8 @@ use crate::rules::share::{self, MemberId, Plan};
 /// Shortest lease of another member, whatever its document says.
 const SHORTEST_LEASE: Duration = Duration::from_secs(3);
 
-/// Time after which it is forgotten when a dead member was heard last.
+/// Time after which it is forgotten when a dead member was heard last, and after which a silent member without a common
+/// spoke is removed.
 const FORGOTTEN: Duration = Duration::from_secs(600);
 
 /// One round of the loop.
@@ -35,6 +36,10 @@ pub(super) struct Round<'r> {
 
 impl Round<'_> {
     pub(super) async fn run(&mut self) -> Result<(), Error> {
+        // A process that ends does not join any more.
+        if self.member.id.is_none() && self.desk.is_leaving() {
+            return Ok(());
+        }
         self.take_up_news().await?;
         let has_beaten = self.beat_if_due().await?;
         let members = self.look(has_beaten).await?;
@@ -94,14 +99,16 @@ impl Round<'_> {
             let next = self.desk.said().pauses.front().map(|(zone, is_paused, _)| (zone.clone(), *is_paused));
             let Some((zone, is_paused)) = next else { return Ok(()) };
             // Only the holder knows: another process may have the spoke by now, with an operator of its own.
-            if self.member.held.contains(&zone) && leases::set_paused(self.hub, &self.me(), &zone, is_paused).await? {
+            let is_held =
+                self.member.held.contains(&zone) && leases::set_paused(self.hub, &self.me(), &zone, is_paused).await?;
+            if is_held {
                 self.has_changed();
                 self.member.leases.entry(zone).or_default().is_paused = is_paused;
             } else {
                 tracing::warn!(%zone, paused = is_paused, "another process runs the spoke by now: the command is void");
             }
             let done = self.desk.said().pauses.pop_front();
-            if done.is_some_and(|(.., done)| done.send(()).is_err()) {
+            if done.is_some_and(|(.., done)| done.send(is_held).is_err()) {
                 tracing::debug!(paused = is_paused, "the command is kept, and nobody waits for it any more");
             }
         }
@@ -124,7 +131,10 @@ impl Round<'_> {
             let spokes = (!self.member.others.is_empty()).then(|| self.reports());
             let beat = Beat { leaving: self.desk.is_leaving(), changes: self.member.changes, spokes };
             let card = self.member.must_beat.then_some(&self.member.card);
-            if !members::beat(self.hub, id, &beat, card).await? {
+            // In time for another try on another connection, before the others take the process for dead.
+            let limit = self.pace.answer();
+            let beating = tokio::time::timeout(limit, members::beat(self.hub, id, &beat, card)).await;
+            if !beating.unwrap_or_else(|_| Err(self.hub.timed_out("beating", limit)))? {
                 self.was_declared_dead();
             }
         }
@@ -136,7 +146,7 @@ impl Round<'_> {
             self.member.steady_since = Instant::now();
         }
         // After a gap, the others' heartbeats may be as late as the own one. A long wait for the answer is a gap, too.
-        if self.member.beaten_at.is_some_and(|at| at.elapsed() >= self.pace.beat() * 2) {
+        if self.member.beaten_at.is_some_and(|at| at.elapsed() >= self.pace.beat() * 3 / 2) {
             self.member.steady_since = Instant::now();
         }
         self.member.beaten_at = Some(began);
@@ -165,7 +175,8 @@ impl Round<'_> {
         let me = self.me();
         let is_known = |seen: &Saved| {
             let other = self.member.others.get(&seen.id).map(|other| &other.card.config);
-            seen.id == me || other.or(self.member.strangers.get(&seen.id)) == Some(&seen.card.config)
+            let stranger = self.member.strangers.get(&seen.id).map(|stranger| &stranger.card.config);
+            seen.id == me || other.or(stranger) == Some(&seen.card.config)
         };
         let mut seen = members::all(self.hub, has_beaten).await?;
         if !has_beaten && !seen.iter().all(is_known) {
@@ -174,21 +185,24 @@ impl Round<'_> {
         // Zones and reports come with whole looks only.
         let is_whole = seen.iter().any(|one| !one.card.zones.is_empty());
         for one in seen.iter_mut().filter(|_| !is_whole) {
-            if let Some(known) = self.member.others.get(&one.id) {
+            if let Some(known) = self.member.others.get(&one.id).or(self.member.strangers.get(&one.id)) {
                 (one.card.zones, one.spokes) = (known.card.zones.clone(), known.spokes.clone());
-            }
-        }
-        let mut living = Vec::new();
-        for one in seen {
-            if one.id == me || !self.has_ended(&one).await? {
-                living.push(one);
             }
         }
         // Other deployments may use the same hub.
         let zones = &self.member.card.zones;
         let is_stranger = |one: &Saved| one.id != me && one.card.zones.is_disjoint(zones);
-        let (strangers, ours): (Vec<Saved>, Vec<Saved>) = living.into_iter().partition(is_stranger);
-        self.member.strangers = strangers.into_iter().map(|one| (one.id, one.card.config)).collect();
+        let (strangers, seen): (Vec<Saved>, Vec<Saved>) = seen.into_iter().partition(is_stranger);
+        for silent in strangers.iter().filter(|one| one.age >= FORGOTTEN) {
+            members::remove_dead(self.hub, &silent.id, FORGOTTEN).await?;
+        }
+        self.member.strangers = strangers.into_iter().map(|one| (one.id.clone(), one)).collect();
+        let mut ours = Vec::new();
+        for one in seen {
+            if one.id == me || !self.has_ended(&one).await? {
+                ours.push(one);
+            }
+        }
         Ok(ours)
     }
 
@@ -289,7 +303,13 @@ impl Round<'_> {
         member.held = held.map(|(zone, _)| zone.clone()).collect();
         member.giving.retain(|zone| member.held.contains(zone));
         let kept = member.held.difference(&member.giving);
-        let is_paused = |zone: &Zone| member.leases.get(zone).is_some_and(|lease| lease.is_paused);
+        // An operator's newest word may not be at the hub yet.
+        let said: BTreeMap<Zone, bool> =
+            self.desk.said().pauses.iter().map(|(zone, is_paused, _)| (zone.clone(), *is_paused)).collect();
+        let is_paused = |zone: &Zone| {
+            let saved = member.leases.get(zone).is_some_and(|lease| lease.is_paused);
+            said.get(zone).copied().unwrap_or(saved)
+        };
         let hold = Hold(kept.map(|zone| (zone.clone(), is_paused(zone))).collect());
         // A spoke that is given up finishes its batch under way.
         self.confirm();
@@ -319,8 +339,8 @@ impl Round<'_> {
         }
         let me = self.me();
         let is_configured = |zone: &Zone| {
-            let others = self.member.others.values().map(|one| &one.card.zones);
-            others.chain([&self.member.card.zones]).any(|zones| zones.contains(zone))
+            let members = self.member.others.values().chain(self.member.strangers.values());
+            members.map(|one| &one.card.zones).chain([&self.member.card.zones]).any(|zones| zones.contains(zone))
         };
         let (configured, gone): (BTreeSet<Zone>, BTreeSet<Zone>) = stopped.into_iter().partition(is_configured);
         leases::give(self.hub, &me, &configured, false).await?;
@@ -331,9 +351,9 @@ impl Round<'_> {
             self.member.leases.entry(zone.clone()).or_default().holder = None;
         }
         self.confirm();
+        // The others wait for the spokes: the next round begins at once, with a beat.
         self.has_changed();
-        // The others wait for the spokes.
-        self.beat_if_due().await.map(drop)
+        Ok(())
     }
 
     pub(super) fn me(&self) -> MemberId {

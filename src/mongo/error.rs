@@ -135,8 +135,10 @@ impl Error {
     pub(crate) fn failure(&self) -> Failure {
         match self {
             Self::Command { failure, .. } => *failure,
-            Self::Malformed { .. } | Self::Refused { .. } | Self::TooMuch { .. } => Failure::Transient,
-            Self::Fenced { .. } | Self::Standby { .. } => Failure::Displaced,
+            Self::Malformed { .. } | Self::Fenced { .. } | Self::Refused { .. } | Self::TooMuch { .. } => {
+                Failure::Transient
+            }
+            Self::Standby { .. } => Failure::Displaced,
             Self::Timeout { .. } | Self::Unconfirmed { .. } => Failure::Unreachable,
             Self::Unsuitable { .. } => Failure::Fatal,
         }

@@ -98,6 +98,12 @@ async fn each_process_runs_its_share_and_only_the_surplus_moves() {
     for program in [&first, &second, &third] {
         let status = program.status().unwrap();
         assert_eq!(members(&status), 3, "{status:#}");
+        let metrics = program.get("/metrics").unwrap().1.to_string();
+        for metric in
+            ["spokesync_cluster_members 3", "spokesync_cluster_spokes_held 3", "spokesync_cluster_spokes_configured 9"]
+        {
+            assert!(metrics.contains(metric), "{metric}: {metrics}");
+        }
         eventually("what the others run is shown", async || {
             let status = program.status().unwrap();
             let spokes = status["spokes"].as_array().unwrap();

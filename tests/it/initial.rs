@@ -164,10 +164,10 @@ async fn write(
 async fn an_initial_sync_that_is_interrupted_repeatedly_while_both_sides_write_ends_with_equal_sides() {
     let mut site = Site::shared(TRIANGLE).await;
     for zone in ["DFW", "HOU"] {
-        fill(&site.at(zone), zone, 0..20_000, "owner").await;
-        fill(&site.at(HUB), zone, 19_000..21_000, "hub").await;
+        fill(&site.at(zone), zone, 0..30_000, "owner").await;
+        fill(&site.at(HUB), zone, 29_000..31_000, "hub").await;
     }
-    fill(&site.at(HUB), "DFW", 40_000..50_000, "hub").await;
+    fill(&site.at(HUB), "DFW", 40_000..60_000, "hub").await;
     let stop = Arc::new(AtomicBool::new(false));
     let mut writers = Vec::new();
     for (seed, (place, zone, from)) in
@@ -178,7 +178,7 @@ async fn an_initial_sync_that_is_interrupted_repeatedly_while_both_sides_write_e
     // Kill the program shortly after each begin of a copy.
     let mut rng = StdRng::seed_from_u64(5);
     let copies = |site: &Site| site.log().matches(": copying").count();
-    for round in 0..8 {
+    for round in 0..12 {
         let before = copies(&site);
         site.launch();
         super::support::eventually(&format!("a copy begins after the {before}th"), async || {
