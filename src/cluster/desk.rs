@@ -65,8 +65,8 @@ impl Desk {
         self.tenure.end();
     }
 
-    /// Saves that an operator has paused or resumed a spoke. The receiver hears when the hub has it, or false if another
-    /// process runs the spoke by now.
+    /// Saves that an operator has paused or resumed a spoke. The receiver hears when the hub has it, or false if
+    /// another process runs the spoke by now.
     pub(crate) fn pause(&self, zone: Zone, is_paused: bool) -> oneshot::Receiver<bool> {
         let (done, saved) = oneshot::channel();
         self.say(|said| said.pauses.push_back((zone, is_paused, done)));
