@@ -476,6 +476,7 @@ mod tests {
         cell.link(Direction::Uplink).begin_copying("a.b", &Zone::new("DFW"), Some(7));
         assert!(board.verification().begin());
         board.verification().end(0, None);
+        board.cluster().expect(Some(2));
         let text = render(&board, 0).expect("a text");
         let known: Vec<&str> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();

@@ -83,7 +83,6 @@ fn members(status: &Value) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_process_runs_its_share_and_only_the_surplus_moves() {
     let mut site = Site::crowd(NINE).await;
-    LEASE.clone_into(&mut site.more_config);
     site.start().await;
     let first = site.program.take().unwrap();
     let second = site.member("second");
@@ -359,7 +358,6 @@ async fn a_soak_of_accidents_loses_and_repeats_nothing_and_every_spoke_goes_on()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_outlives_its_process_and_every_member_takes_every_command() {
     let mut site = Site::shared(TRIANGLE).await;
-    LEASE.clone_into(&mut site.more_config);
     let (mut first, second) = (site.member("first"), site.member("second"));
     let shares = shared_among(&site, &[&first, &second]).await;
     let (of_first, of_second) = (shares[0].first().unwrap(), shares[1].first().unwrap());
@@ -407,7 +405,6 @@ async fn a_pause_outlives_its_process_and_every_member_takes_every_command() {
 async fn a_takeover_in_the_first_copy_goes_on_where_it_was() {
     const DOCUMENTS: i32 = 60_000;
     let mut site = Site::shared(TRIANGLE).await;
-    LEASE.clone_into(&mut site.more_config);
     let all = (0..DOCUMENTS).map(|number| doc! { "_id": format!("{number:06}"), "_pk": "DFW" });
     site.at("DFW").insert_many(all).await.unwrap();
     let mut events = Events::watch(site.at(HUB)).await;
@@ -428,7 +425,6 @@ async fn a_takeover_in_the_first_copy_goes_on_where_it_was() {
 #[tokio::test(flavor = "multi_thread")]
 async fn different_files_are_told_and_what_only_one_member_knows_runs_there() {
     let mut site = Site::shared(TRIANGLE).await;
-    LEASE.clone_into(&mut site.more_config);
     let first = site.member("first");
     shared_among(&site, &[&first]).await;
     site.remove("BOS");
@@ -469,8 +465,7 @@ async fn a_program_that_is_too_old_for_the_metadata_says_so_and_carries_nothing(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_without_a_spoke_is_ready_to_run_one() {
-    let mut site = Site::shared(&[("DFW", &[])]).await;
-    LEASE.clone_into(&mut site.more_config);
+    let site = Site::shared(&[("DFW", &[])]).await;
     let first = site.member("first");
     shared_among(&site, &[&first]).await;
     let mut second = site.member("second");
