@@ -154,19 +154,16 @@ impl Round<'_> {
         Ok(true)
     }
 
-    /// Gives everything up: other processes run the spokes by now. The process joins again as a newcomer.
+    /// The process joins again as a newcomer. The leases, which are read next, say which spokes other processes run by
+    /// now. Until then no link commits.
     fn was_declared_dead(&mut self) {
-        let member = &mut *self.member;
         tracing::warn!(
-            leases = member.held.len(),
-            "the other members took this process for dead, and run its spokes: joining again"
+            "no member any more: the others took this process for dead, or the hub has lost its metadata. Joining again"
         );
-        self.board.cluster().has_lost(member.held.len());
+        let member = &mut *self.member;
         (member.id, member.changes) = (None, 0);
-        member.held.clear();
         member.giving.clear();
-        self.desk.tenure.set(BTreeSet::new(), Instant::now());
-        self.tell(Hold::default());
+        self.desk.tenure.set(member.held.clone(), Instant::now());
     }
 
     /// Reads the members, and removes those that have ended. The result contains this process, and the members with a
@@ -300,7 +297,9 @@ impl Round<'_> {
         let me = self.me();
         let member = &mut *self.member;
         let held = member.leases.iter().filter(|(_, lease)| lease.holder.as_ref() == Some(&me));
-        member.held = held.map(|(zone, _)| zone.clone()).collect();
+        let held: BTreeSet<Zone> = held.map(|(zone, _)| zone.clone()).collect();
+        self.board.cluster().has_lost(member.held.difference(&held).count());
+        member.held = held;
         member.giving.retain(|zone| member.held.contains(zone));
         let kept = member.held.difference(&member.giving);
         // An operator's newest word may not be at the hub yet.
