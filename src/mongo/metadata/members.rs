@@ -9,13 +9,13 @@
 //! version     string  version of the program
 //! http        string  address of the HTTP interface
 //! config      string  hash of the configuration, as far as the sync depends on it
-//! zones       array   the zones of the spokes in its configuration
-//! lease       int64   its `cluster.lease_seconds` in milliseconds: how old its heartbeat may become
-//! started_at  date    time at which it joined
-//! heartbeat   date    time of its newest sign of life
-//! leaving     bool    true while it gives up its spokes before an end
-//! changes     int64   grows with each change of leases and wishes that it makes, so that the others look
-//! spokes      array   { zone, state, lag, comparing } of each spoke that it runs
+//! zones       array   zones of the spokes in the process's configuration
+//! lease       int64   `cluster.lease_seconds` in milliseconds; the heartbeat may be three quarters as old
+//! started_at  date    time of joining
+//! heartbeat   date    time of the newest sign of life
+//! leaving     bool    true while the process gives up all spokes before an end
+//! changes     int64   grows with each change of leases and wishes by the process, so that the others look
+//! spokes      array   { zone, state, lag, comparing } of each spoke of the process
 //! ```
 //!
 //! Kept at the hub. All times are the hub's (`$$NOW`), so the clocks of the processes do not matter.
@@ -51,6 +51,13 @@ pub(crate) struct Card {
     pub(crate) zones: BTreeSet<Zone>,
     /// The time of a lease. Members may be configured with different ones.
     pub(crate) lease: Duration,
+}
+
+impl Card {
+    /// Names the process for people and in checkpoints.
+    pub(crate) fn process(&self) -> String {
+        format!("{} process {}", self.host, self.pid)
+    }
 }
 
 /// A member as read at the hub.
