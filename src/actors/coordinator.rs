@@ -14,22 +14,17 @@ use super::membership::Membership;
 use super::restarts::{Next, Restarts};
 use super::spoke::{self, Action, Spoke, StopChild};
 use super::{Outcome, spawn, verification};
-use crate::cluster::membership::{self, CarryOut, Hold, Superior};
+use crate::cluster::membership::{self, Hold, Superior};
 use crate::cluster::pace::Pace;
 use crate::config::{self, Config};
 use crate::link;
-use crate::link::letters::{LetterAction, Request, Which};
 use crate::mongo::error::Failure;
-use crate::mongo::metadata::wishes::Wish;
 use crate::observe::status::{State, history};
-use crate::rules::names::{Direction, Zone};
+use crate::rules::names::Zone;
 
-/// Time for the spokes to finish their batches under way. Together with the two limits below, the process ends within
-/// 10 s.
+/// Time for the spokes to finish their batches under way. Together with [`membership::LEAVE_LIMIT`] and `CLOSE_LIMIT`,
+/// the process ends within 10 s.
 const STOP_LIMIT: Duration = Duration::from_secs(7);
-
-/// Time for the membership to tell the other members of the end.
-const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -41,20 +36,11 @@ const START_ANYWAY: Duration = Duration::from_secs(1);
 /// links for its word. The second one is for an error that only a person can remove.
 const MEMBERSHIP_DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 
-/// Time for the process that runs a spoke to answer a command, less than the time that the commands wait.
-const WISH_LIMIT: Duration = Duration::from_secs(9);
-
-/// Time for the hub to keep a pause. The spoke is paused in any case.
-const PAUSE_LIMIT: Duration = Duration::from_secs(2);
-
 /// The fan-out's actor name in log lines, and in the list of actors that did not stop in time.
 const FANOUT: &str = "hub/fanout";
 
 /// The same for the membership.
 const MEMBERSHIP: &str = "hub/membership";
-
-/// The answer to an operator between the two actors of a spoke whose configuration has changed.
-const RELOADING: &str = "it is being started with another configuration: try again";
 
 /// Sent by the fan-out at the end of the loop.
 #[derive(Message)]
@@ -92,33 +78,6 @@ pub(crate) struct Shutdown {
 #[rtype(result = "()")]
 pub(crate) struct Reload(pub(crate) Box<Config>);
 
-/// Sent by the HTTP interface when an operator pauses, resumes, restarts or resyncs a spoke.
-#[derive(Message)]
-#[rtype(result = "Result<(), Refused>")]
-pub(crate) struct ActOn {
-    pub(crate) zone: String,
-    pub(crate) action: Action,
-}
-
-/// Sent by the HTTP interface when an operator retries or drops dead letters.
-#[derive(Message)]
-#[rtype(result = "Result<(), Refused>")]
-pub(crate) struct Letters {
-    pub(crate) zone: String,
-    pub(crate) request: Request,
-}
-
-/// The reason why the coordinator refuses an operator's request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// No spoke has the zone.
-    Unknown,
-    /// The present state or configuration does not allow the request; the text says why.
-    Senseless(String),
-    /// The coordinator is gone: the program stops.
-    Stopping,
-}
-
 /// The root of the actors.
 pub(crate) struct Coordinator {
     pub(super) handles: Handles,
@@ -135,9 +94,9 @@ pub(crate) struct Coordinator {
     membership_restarts: Restarts,
     /// The zones whose spokes this process runs, each with whether it was paused then; `None` until the hub has said.
     held: Option<BTreeMap<Zone, bool>>,
-    spokes: HashMap<String, Addr<Spoke>>,
+    pub(super) spokes: HashMap<String, Addr<Spoke>>,
     /// Zones whose spoke an operator has paused. A pause outlives the spoke's actor, and the process: the hub keeps it.
-    paused: HashSet<String>,
+    pub(super) paused: HashSet<String>,
     shutdown: Option<oneshot::Sender<Vec<String>>>,
     /// The shutdown waits for no spoke any more.
     is_late: bool,
@@ -219,11 +178,11 @@ impl Coordinator {
     }
 
     /// True if the process runs the spoke, as far as it knows.
-    fn runs(&self, zone: &str) -> bool {
-        self.held.as_ref().is_none_or(|held| held.keys().any(|held| held.as_str() == zone))
+    pub(super) fn runs(&self, zone: &str) -> bool {
+        self.held.as_ref().is_none_or(|held| held.contains_key(zone))
     }
 
-    fn configured(&self, zone: &str) -> Option<&config::Spoke> {
+    pub(super) fn configured(&self, zone: &str) -> Option<&config::Spoke> {
         self.config.spokes.iter().find(|spoke| spoke.zone.as_str() == zone)
     }
 
@@ -239,12 +198,8 @@ impl Coordinator {
         }
     }
 
-    /// Tells the membership for which spokes there is an actor.
-    fn say_running(&self) {
-        self.handles.desk.set_running(self.spokes.keys().map(|zone| Zone::new(zone)).collect());
-    }
-
     fn start_spoke(&mut self, spoke: Arc<link::Shared>, context: &mut Context<Self>) {
+        self.handles.desk.has_started(spoke.zone.clone());
         let zone = spoke.zone.to_string();
         let span = tracing::info_span!(parent: None, "spoke", actor = %format!("{zone}/spoke"));
         let actor = Spoke::new(spoke, context.address().recipient(), self.paused.contains(&zone));
@@ -254,7 +209,6 @@ impl Coordinator {
             parent.do_send(SupervisorGone { name });
         });
         self.spokes.insert(zone, address);
-        self.say_running();
     }
 
     /// Starts a spoke with its present configuration, if the process runs it; otherwise another process does.
@@ -296,7 +250,7 @@ impl Coordinator {
     /// Goes on with the shutdown although actors are still running.
     fn hurry(&mut self, context: &mut Context<Self>) {
         self.is_late = true;
-        context.run_later(LEAVE_LIMIT, Self::finish);
+        context.run_later(membership::LEAVE_LIMIT, Self::finish);
         self.go_on_stopping(context);
     }
 
@@ -417,36 +371,6 @@ impl Handler<Hold> for Coordinator {
     }
 }
 
-impl Handler<CarryOut> for Coordinator {
-    type Result = ResponseActFuture<Self, Result<(), String>>;
-
-    fn handle(&mut self, CarryOut(wish): CarryOut, context: &mut Self::Context) -> Self::Result {
-        let here = context.address();
-        let doing = async move {
-            let zone = wish.zone.clone();
-            let done = match (Action::named(&wish.action), LetterAction::named(&wish.action)) {
-                (Some(action), _) => here.send(ActOn { zone, action }).await,
-                (None, Some(action)) => {
-                    let ids = wish.ids.as_deref().map(serde_json::from_str).transpose();
-                    let which = match ids {
-                        Ok(ids) => ids.map_or(Which::All, Which::Shown),
-                        Err(_) => return Err("the wish cannot be read".to_owned()),
-                    };
-                    here.send(Letters { zone, request: Request { action, which } }).await
-                }
-                (None, None) => return Err(format!("this version knows no {:?}", wish.action)),
-            };
-            match done.unwrap_or(Err(Refused::Stopping)) {
-                Ok(()) => Ok(()),
-                Err(Refused::Senseless(reason)) => Err(reason),
-                Err(Refused::Unknown) => Err("its configuration does not have the spoke".to_owned()),
-                Err(Refused::Stopping) => Err("the process that runs it is stopping: try again".to_owned()),
-            }
-        };
-        Box::pin(doing.into_actor(self))
-    }
-}
-
 /// Sent by the panic hook of a spoke's supervisor.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -467,7 +391,7 @@ impl Handler<Gone> for Coordinator {
 
     fn handle(&mut self, Gone { name }: Gone, context: &mut Self::Context) {
         self.spokes.remove(&name);
-        self.say_running();
+        self.handles.desk.has_stopped(&name);
         if self.shutdown.is_none() {
             match self.configured(&name) {
                 Some(_) => self.renew_spoke(&name, context),
@@ -542,110 +466,6 @@ impl Handler<Reload> for Coordinator {
             }
         }
         tracing::info!(spokes = self.config.spokes.len(), "configuration read again");
-    }
-}
-
-impl Handler<ActOn> for Coordinator {
-    type Result = ResponseActFuture<Self, Result<(), Refused>>;
-
-    fn handle(&mut self, ActOn { zone, action }: ActOn, _: &mut Self::Context) -> Self::Result {
-        if let Some(passing_on) = self.pass_on(&zone, action.name(), None) {
-            return Box::pin(passing_on.into_actor(self));
-        }
-        let spoke = self.spokes.get(&zone).cloned();
-        let is_configured = self.configured(&zone).is_some();
-        // The future holds only the spoke's address, so the coordinator may handle other messages in the meantime.
-        let acting = async move {
-            let absent = || if is_configured { Refused::Senseless(RELOADING.to_owned()) } else { Refused::Unknown };
-            match spoke.ok_or_else(absent)?.send(spoke::Act(action)).await {
-                Ok(done) => done.map_err(Refused::Senseless),
-                Err(_) => Err(absent()),
-            }
-        };
-        Box::pin(acting.into_actor(self).then(move |done, coordinator, _| {
-            let saved = match (&done, action) {
-                (Ok(()), Action::Pause | Action::Resume) => Some(coordinator.has_paused(&zone, action)),
-                _ => None,
-            };
-            let saving = async move {
-                let Some(saved) = saved else { return done };
-                match tokio::time::timeout(PAUSE_LIMIT, saved).await {
-                    Ok(Ok(true)) => done,
-                    Ok(Ok(false)) => {
-                        Err(Refused::Senseless("another process has taken the spoke over: try again".to_owned()))
-                    }
-                    _ => {
-                        tracing::warn!(?action, "the hub does not keep it yet: it is kept as soon as the hub answers");
-                        done
-                    }
-                }
-            };
-            saving.into_actor(coordinator)
-        }))
-    }
-}
-
-impl Coordinator {
-    /// Remembers a pause or its end, here and at the hub. The receiver hears when the hub has it, or false if another
-    /// process runs the spoke by now.
-    fn has_paused(&mut self, zone: &str, action: Action) -> oneshot::Receiver<bool> {
-        let is_paused = action == Action::Pause;
-        if is_paused {
-            self.paused.insert(zone.to_owned());
-        } else {
-            self.paused.remove(zone);
-        }
-        self.handles.desk.pause(Zone::new(zone), is_paused)
-    }
-
-    /// Passes an operator's request on to the process that runs the spoke. `None` if this process does, or nobody has
-    /// the spoke.
-    fn pass_on(
-        &self,
-        zone: &str,
-        action: &str,
-        ids: Option<String>,
-    ) -> Option<impl Future<Output = Result<(), Refused>> + use<>> {
-        if self.runs(zone) || self.configured(zone).is_none() {
-            return None;
-        }
-        tracing::info!(zone, action, "passed on to the process that runs the spoke");
-        let wish = Wish { id: bson::Uuid::new().to_string(), zone: zone.to_owned(), action: action.to_owned(), ids };
-        let answer = self.handles.desk.wish(wish);
-        Some(async move {
-            match tokio::time::timeout(WISH_LIMIT, answer).await {
-                Ok(Ok(answer)) => answer.map_err(Refused::Senseless),
-                Ok(Err(_)) => Err(Refused::Stopping),
-                Err(_) => Err(Refused::Senseless("another process runs it, and the hub does not answer".to_owned())),
-            }
-        })
-    }
-}
-
-impl Handler<Letters> for Coordinator {
-    type Result = ResponseActFuture<Self, Result<(), Refused>>;
-
-    fn handle(&mut self, Letters { zone, request }: Letters, _: &mut Self::Context) -> Self::Result {
-        let ids = match &request.which {
-            Which::Shown(ids) => serde_json::to_string(ids).ok(),
-            Which::All | Which::One(_) => None,
-        };
-        if let Some(passing_on) = self.pass_on(&zone, request.action.name(), ids) {
-            return Box::pin(passing_on.into_actor(self));
-        }
-        Box::pin(std::future::ready(self.ask_for_letters(&zone, &request)).into_actor(self))
-    }
-}
-
-impl Coordinator {
-    fn ask_for_letters(&self, zone: &str, request: &Request) -> Result<(), Refused> {
-        let spoke = self.handles.get(zone).ok_or(Refused::Unknown)?;
-        let asked = Direction::BOTH.map(|link| spoke.pair.letters(link).ask(request.clone()));
-        if asked.contains(&true) {
-            Ok(())
-        } else {
-            Err(Refused::Senseless("too many requests wait for the spoke's links already: they go on first".to_owned()))
-        }
     }
 }
 

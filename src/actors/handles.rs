@@ -38,6 +38,8 @@ pub(crate) struct Handles {
     spokes: Arc<Mutex<HashMap<Zone, Arc<link::Shared>>>>,
     starting: Arc<Semaphore>,
     sets: Arc<ReplicaSets>,
+    /// The name of the process in checkpoints. A process that lost a link shows the name of the new holder.
+    holder: String,
 }
 
 impl Handles {
@@ -51,8 +53,10 @@ impl Handles {
         let hub_connections = links.saturating_add(2).saturating_mul(CONNECTIONS_PER_LINK);
         let hub = Arc::new(Endpoint::new("hub", config.hub.clone(), sync, hub_connections));
         let starting = Arc::new(Semaphore::new(STARTING_LINKS));
-        let desk = Arc::new(Desk::new(card(config)));
-        let handles = Self { board, fanout, hub, desk, spokes: Arc::default(), starting, sets: Arc::default() };
+        let card = card(config);
+        let holder = card.process();
+        let desk = Arc::new(Desk::new(card));
+        let handles = Self { board, fanout, hub, desk, spokes: Arc::default(), starting, sets: Arc::default(), holder };
         for spoke in &config.spokes {
             handles.add(spoke);
         }
@@ -82,7 +86,7 @@ impl Handles {
             starting: self.starting.clone(),
             sets: self.sets.clone(),
             tenure: self.desk.tenure.clone(),
-            holder: holder(),
+            holder: self.holder.clone(),
         });
         self.map().insert(spoke.zone.clone(), spoke.clone());
         spoke
@@ -110,7 +114,7 @@ pub(super) fn routes(config: &Config) -> Routes {
 /// What the process says of itself to the other members of the cluster.
 pub(super) fn card(config: &Config) -> Card {
     Card {
-        host: host(),
+        host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
         pid: i64::from(std::process::id()),
         birth: birth::own(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -119,13 +123,4 @@ pub(super) fn card(config: &Config) -> Card {
         zones: config.spokes.iter().map(|spoke| spoke.zone.clone()).collect(),
         lease: config.cluster.lease,
     }
-}
-
-/// Names the process in checkpoints. A process that lost a link to another process shows the name of the new holder.
-fn holder() -> String {
-    format!("{} process {}", host(), std::process::id())
-}
-
-fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }

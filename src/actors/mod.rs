@@ -12,6 +12,7 @@
 //! Handlers await nothing, so every actor answers immediately. Data never passes through a mailbox, because actix does
 //! not bound mailboxes (actix/actix#515).
 
+pub(crate) mod commands;
 pub(crate) mod coordinator;
 pub(crate) mod handles;
 mod hub_fanout;

@@ -6,7 +6,8 @@ use actix::prelude::*;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-use super::coordinator::{Coordinator, Refused};
+use super::commands::Refused;
+use super::coordinator::Coordinator;
 use super::panic_message;
 use crate::config::Config;
 use crate::verify::report::{Report, Verdict};

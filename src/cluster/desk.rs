@@ -54,9 +54,16 @@ impl Desk {
         self.say(|said| said.card = Some(card));
     }
 
-    /// The process has an actor for each of these zones.
-    pub(crate) fn set_running(&self, zones: BTreeSet<Zone>) {
-        self.say(|said| said.running = zones);
+    /// A spoke has an actor from now on. Nothing waits for that.
+    pub(crate) fn has_started(&self, zone: Zone) {
+        self.said().running.insert(zone);
+    }
+
+    /// A spoke has no actor any more: its lease can be given up.
+    pub(crate) fn has_stopped(&self, zone: &str) {
+        self.say(|said| {
+            said.running.remove(zone);
+        });
     }
 
     /// The process ends: every lease is given up as soon as its spoke has stopped.

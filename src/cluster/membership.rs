@@ -29,7 +29,7 @@ use crate::rules::names::Zone;
 use crate::rules::share::MemberId;
 
 /// Time for the last words of a process that ends.
-const LEAVE_LIMIT: Duration = Duration::from_secs(1);
+pub(crate) const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Sent to the coordinator: the zones whose spokes the process runs from now on, each with whether it is paused.
 #[derive(Clone, Debug, Default, Message, PartialEq, Eq)]
@@ -55,8 +55,6 @@ pub(crate) struct Member {
     pub(super) id: Option<MemberId>,
     /// The identity with which it tries to join: an attempt without an answer may have succeeded.
     pub(super) joining: Option<MemberId>,
-    /// The birth of this process.
-    pub(super) birth: String,
     /// Start of the newest heartbeat that the hub has confirmed.
     pub(super) beaten_at: Option<Instant>,
     /// Since when the process has beaten without a gap.
@@ -93,7 +91,6 @@ pub(crate) struct Member {
 impl Member {
     pub(super) fn new(card: Card) -> Self {
         Self {
-            birth: card.birth.clone(),
             card,
             id: None,
             joining: None,

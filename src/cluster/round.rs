@@ -36,8 +36,9 @@ pub(super) struct Round<'r> {
 
 impl Round<'_> {
     pub(super) async fn run(&mut self) -> Result<(), Error> {
-        // A process that ends does not join any more.
+        // A process that ends does not join any more, and has nothing to say.
         if self.member.id.is_none() && self.desk.is_leaving() {
+            self.member.must_beat = false;
             return Ok(());
         }
         self.take_up_news().await?;
@@ -51,7 +52,10 @@ impl Round<'_> {
         if (has_news && !self.member.others.is_empty()) || !self.member.asked.is_empty() {
             self.carry_out_wishes().await?;
         }
-        self.show(&members);
+        self.show_members(&members);
+        if has_news {
+            self.show_elsewhere();
+        }
         Ok(())
     }
 
@@ -181,8 +185,13 @@ impl Round<'_> {
         }
         // Zones and reports come with whole looks only.
         let is_whole = seen.iter().any(|one| !one.card.zones.is_empty());
-        for one in seen.iter_mut().filter(|_| !is_whole) {
-            if let Some(known) = self.member.others.get(&one.id).or(self.member.strangers.get(&one.id)) {
+        for one in &mut seen {
+            // The hub may not have this process's newest word.
+            if one.id == me {
+                (one.card, one.leaving) = (self.member.card.clone(), self.desk.is_leaving());
+            } else if !is_whole
+                && let Some(known) = self.member.others.get(&one.id).or(self.member.strangers.get(&one.id))
+            {
                 (one.card.zones, one.spokes) = (known.card.zones.clone(), known.spokes.clone());
             }
         }
@@ -194,6 +203,7 @@ impl Round<'_> {
             members::remove_dead(self.hub, &silent.id, FORGOTTEN).await?;
         }
         self.member.strangers = strangers.into_iter().map(|one| (one.id.clone(), one)).collect();
+        self.member.dead.retain(|_, (_, at)| at.elapsed() < FORGOTTEN);
         let mut ours = Vec::new();
         for one in seen {
             if one.id == me || !self.has_ended(&one).await? {
@@ -209,9 +219,8 @@ impl Round<'_> {
         let pace = Pace::new(one.card.lease.max(SHORTEST_LEASE));
         let (limit, steady) = (pace.dead_after(), pace.steady().max(self.pace.steady()));
         let is_steady = self.member.steady_since.elapsed() >= steady;
-        self.member.dead.retain(|_, (_, at)| at.elapsed() < FORGOTTEN);
-        let process = format!("{} process {}", one.card.host, one.card.pid);
-        if birth::has_ended(&one.card.birth, &self.member.birth) {
+        let process = one.card.process();
+        if birth::has_ended(&one.card.birth, &self.member.card.birth) {
             tracing::info!(process, "a former process of this machine has ended");
             members::leave(self.hub, &one.id).await?;
         } else if one.age >= limit && is_steady {
@@ -227,8 +236,7 @@ impl Round<'_> {
         Ok(true)
     }
 
-    /// Takes and gives up leases as the rule says, if anything has changed.
-    /// True if it looked at the leases.
+    /// Takes and gives up leases as the rule says, if anything has changed. True if it looked at the leases.
     async fn share(&mut self, members: &[Saved], has_beaten: bool) -> Result<bool, Error> {
         let me = self.me();
         let others: BTreeMap<MemberId, Saved> =
@@ -261,15 +269,8 @@ impl Round<'_> {
         let holders = self.member.leases.iter().filter_map(|(zone, lease)| Some((zone.clone(), lease.holder.clone()?)));
         let holders: BTreeMap<Zone, MemberId> =
             holders.filter(|(_, holder)| members.iter().any(|one| one.id == *holder)).collect();
-        let is_leaving = |one: &&Saved| if one.id == me { self.desk.is_leaving() } else { one.leaving };
-        let living: Vec<share::Member> = members
-            .iter()
-            .filter(|one| !is_leaving(one))
-            .map(|one| {
-                let zones = if one.id == me { &self.member.card.zones } else { &one.card.zones };
-                share::Member { id: one.id.clone(), zones: zones.clone() }
-            })
-            .collect();
+        let member = |one: &Saved| share::Member { id: one.id.clone(), zones: one.card.zones.clone() };
+        let living: Vec<share::Member> = members.iter().filter(|one| !one.leaving).map(member).collect();
         let mut plan = share::plan(&me, &living, &holders);
         if self.desk.is_leaving() {
             let mine = holders.into_iter().filter(|(_, holder)| *holder == me).map(|(zone, _)| zone);

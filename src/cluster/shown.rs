@@ -1,6 +1,6 @@
 //! What a process reports of its spokes, and what it shows of the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::round::Round;
 use crate::mongo::metadata::members::{Report, Saved};
@@ -25,7 +25,7 @@ impl Round<'_> {
         let differs = |other: &&Saved| other.card.config != mine.config;
         let differing: Vec<&Saved> = self.member.others.values().filter(differs).collect();
         for other in differing.iter().filter(|other| !self.member.differing.contains(&other.id)) {
-            let (process, card) = (format!("{} process {}", other.card.host, other.card.pid), &other.card);
+            let (process, card) = (other.card.process(), &other.card);
             let only_here = mine.zones.difference(&card.zones).count();
             let only_there = card.zones.difference(&mine.zones).count();
             tracing::warn!(
@@ -39,13 +39,13 @@ impl Round<'_> {
         self.member.differing = differing.into_iter().map(|other| other.id.clone()).collect();
     }
 
-    /// Shows the cluster on the status board.
-    pub(super) fn show(&self, members: &[Saved]) {
+    /// Shows the members on the status board.
+    pub(super) fn show_members(&self, members: &[Saved]) {
         let me = self.me();
-        let holds = |id: &str| {
-            let held = self.member.leases.values().filter(|lease| lease.holder.as_deref() == Some(id));
-            held.count()
-        };
+        let mut held: BTreeMap<&str, usize> = BTreeMap::new();
+        for holder in self.member.leases.values().filter_map(|lease| lease.holder.as_deref()) {
+            *held.entry(holder).or_default() += 1;
+        }
         let view = |one: &Saved| MemberView {
             id: one.id.clone(),
             host: one.card.host.clone(),
@@ -57,20 +57,29 @@ impl Round<'_> {
             has_same_configuration: one.card.config == self.member.card.config,
             up_seconds: one.since.as_secs_f64(),
             heartbeat_age_seconds: one.age.as_secs_f64(),
-            spokes: holds(&one.id),
+            spokes: held.get(one.id.as_str()).copied().unwrap_or(0),
         };
+        self.board.cluster().show_members(members.iter().map(view).collect());
+    }
+
+    /// Shows what the other members report of their spokes.
+    pub(super) fn show_elsewhere(&self) {
         let mut elsewhere = BTreeMap::new();
-        for (zone, lease) in &self.member.leases {
-            let Some(other) = lease.holder.as_ref().and_then(|holder| self.member.others.get(holder)) else { continue };
-            let report = other.spokes.iter().find(|report| report.zone == zone.as_str());
-            let view = ElsewhereView {
-                holder: format!("{} process {}", other.card.host, other.card.pid),
-                state: report.map(|report| report.state.clone()),
-                lag_seconds: report.and_then(|report| report.lag),
-                comparing: report.is_none_or(|report| report.comparing),
-            };
-            elsewhere.insert(zone.to_string(), view);
+        for other in self.member.others.values() {
+            let reports: HashMap<&str, &Report> =
+                other.spokes.iter().map(|report| (report.zone.as_str(), report)).collect();
+            let leases = self.member.leases.iter();
+            for (zone, _) in leases.filter(|(_, lease)| lease.holder.as_ref() == Some(&other.id)) {
+                let report = reports.get(zone.as_str());
+                let view = ElsewhereView {
+                    holder: other.card.process(),
+                    state: report.map(|report| report.state.clone()),
+                    lag_seconds: report.and_then(|report| report.lag),
+                    comparing: report.is_none_or(|report| report.comparing),
+                };
+                elsewhere.insert(zone.to_string(), view);
+            }
         }
-        self.board.cluster().show(members.iter().map(view).collect(), elsewhere);
+        self.board.cluster().show_elsewhere(elsewhere);
     }
 }

@@ -12,7 +12,6 @@ use super::round::Round;
 use crate::mongo::error::Error;
 use crate::mongo::metadata::wishes::{self, Wish};
 use crate::mongo::server::Server;
-use crate::rules::names::Zone;
 
 /// Time that the holder of a spoke has to answer a wish, less than the time that the commands wait.
 const ANSWER_LIMIT: Duration = Duration::from_secs(8);
@@ -53,8 +52,9 @@ impl Round<'_> {
         let open = wishes::open(self.hub).await?;
         self.member.carrying.retain(|id| open.iter().any(|wish| wish.id == *id));
         for wish in open {
-            let is_mine = |zone: &Zone| zone.as_str() == wish.zone && !self.member.giving.contains(zone);
-            if !self.member.held.iter().any(is_mine) || !self.member.carrying.insert(wish.id.clone()) {
+            let zone = wish.zone.as_str();
+            let is_mine = self.member.held.contains(zone) && !self.member.giving.contains(zone);
+            if !is_mine || !self.member.carrying.insert(wish.id.clone()) {
                 continue;
             }
             // A pause is carried out only when this loop has saved it, so the loop does not wait here.

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Sources, answer, error, selection};
-use crate::actors::coordinator::{Letters, Refused};
+use crate::actors::commands::{Letters, Refused};
 use crate::link::letters::{LetterAction, Request, Which};
 
 /// Dead letters named in one request, at most.

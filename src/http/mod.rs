@@ -29,7 +29,8 @@ use actix_web::middleware::{DefaultHeaders, Next, from_fn};
 use actix_web::{App, Error, HttpRequest, HttpResponse, HttpServer, web};
 use serde::de::DeserializeOwned;
 
-use crate::actors::coordinator::{Coordinator, Refused};
+use crate::actors::commands::Refused;
+use crate::actors::coordinator::Coordinator;
 use crate::config::Http;
 use crate::observe::logs::Logs;
 use crate::observe::metrics;

@@ -3,7 +3,7 @@
 use actix_web::{HttpResponse, web};
 
 use super::{Sources, answer, error};
-use crate::actors::coordinator::{ActOn, Refused};
+use crate::actors::commands::{ActOn, Refused};
 use crate::actors::spoke::Action;
 
 pub(super) async fn act(path: web::Path<(String, String)>, sources: web::Data<Sources>) -> HttpResponse {

@@ -3,7 +3,7 @@
 use actix_web::{HttpResponse, web};
 
 use super::{Sources, error, selection};
-use crate::actors::coordinator::Refused;
+use crate::actors::commands::Refused;
 use crate::actors::verification::Verify;
 use crate::verify::scope::ScopeRequest;
 

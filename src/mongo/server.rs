@@ -228,7 +228,7 @@ impl Server {
                 is_same = self.is_same_primary() => is_same,
             };
             if !is_alive {
-                return Err(Error::Timeout { server: self.name.clone(), doing, after: begun.elapsed() });
+                return Err(self.timed_out(doing, begun.elapsed()));
             }
             let seconds = begun.elapsed().as_secs();
             tracing::warn!(server = %self.name, doing, seconds, "the server is still at work");

@@ -72,10 +72,15 @@ struct Seen {
 }
 
 impl ClusterCell {
-    /// Shows what a look at the hub has found.
-    pub(crate) fn show(&self, members: Vec<MemberView>, elsewhere: BTreeMap<String, ElsewhereView>) {
+    /// Shows the members that a look at the hub has found.
+    pub(crate) fn show_members(&self, members: Vec<MemberView>) {
         let mut seen = self.seen();
-        (seen.members, seen.elsewhere, seen.last_error) = (members, elsewhere, None);
+        (seen.members, seen.last_error) = (members, None);
+    }
+
+    /// Shows what is known of the spokes that other processes run.
+    pub(crate) fn show_elsewhere(&self, elsewhere: BTreeMap<String, ElsewhereView>) {
+        self.seen().elsewhere = elsewhere;
     }
 
     pub(crate) fn expect(&self, members: Option<usize>) {
